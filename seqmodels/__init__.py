@@ -1,0 +1,1 @@
+"""seqmodels: which sequence architecture is better, by how much, and at what cost."""
