@@ -1,0 +1,235 @@
+"""Decoding from a language model: one prefill call, then one-token calls compiled once.
+
+The model that decodes is the model that was trained: the same `__call__`, with a state. Prompts of unequal
+length share a batch by left padding, with `reset` at each prompt's first token, so that nothing a row was padded
+with reaches it.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from seqmodels.errors import UserError
+from seqmodels.layers import dense
+
+Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
+
+
+def generate(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    key: Key[Array, ""],
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    end_of_text: int | None = None,
+) -> list[list[int]]:
+    """Continue each prompt by up to `max_tokens` tokens; a continuation ends before its `end_of_text`.
+
+    Args:
+        prompts: token ids, at least one per prompt; lengths may differ.
+        temperature: divides the logits before sampling; 0 takes the likeliest token.
+        top_k: sample among the k likeliest tokens only.
+        top_p: sample among the fewest likeliest tokens whose probability reaches p (Holtzman et al. 2020,
+            section 3.1).
+        key: a row's sample depends on the key, its place in the batch and nothing of the other rows.
+
+    Compiles once per (batch size, padded prompt length, max_tokens): prompts are padded to a power of two. The
+    state's capacity is sized here, so that no length is too long for it.
+
+    Raises:
+        UserError: no prompt, an empty prompt, or a sampling option out of range.
+    """
+    sampling = _sampling(temperature, top_k, top_p)
+    tokens, reset = pad_prompts(prompts)
+    if max_tokens < 0:
+        raise UserError(f"max_tokens is {max_tokens}; give 0 or more")
+    if max_tokens == 0:
+        return [[] for _ in prompts]
+    logits, state = _prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
+    stop = -1 if end_of_text is None else end_of_text
+    new_tokens, lengths = _decode(graphdef, params, logits, state, key, stop, max_tokens=max_tokens, **sampling)
+    return [row[:length].tolist() for row, length in zip(np.asarray(new_tokens), np.asarray(lengths))]
+
+
+def stream(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    key: Key[Array, ""],
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    end_of_text: int | None = None,
+) -> Iterator[int]:
+    """The tokens that `generate` would return for this one prompt, each as soon as it is known.
+
+    Every token costs a call from the host. Arguments and errors are those of `generate`.
+    """
+    sampling = _sampling(temperature, top_k, top_p)
+    tokens, reset = pad_prompts([prompt])
+    logits, state = _prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
+    for index in range(max_tokens):
+        token = _sample_row_keys(logits, key, index, **sampling)
+        # The next call is dispatched before this token is read, so that host and device overlap.
+        if index + 1 < max_tokens:
+            logits, state = _step(graphdef, params, token, state)
+        token_id = int(token[0])
+        if token_id == end_of_text:
+            return
+        yield token_id
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    """Left-pad prompts to one power-of-two length; `reset` marks each prompt's first token.
+
+    Raises:
+        UserError: there is no prompt, or one has no token.
+    """
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise UserError("there is nothing to continue: give at least one prompt, of at least one token each")
+    longest = max(len(prompt) for prompt in prompts)
+    padded = 1 << (longest - 1).bit_length()
+    tokens = np.zeros((len(prompts), padded), np.int32)
+    reset = np.zeros((len(prompts), padded), bool)
+    for row, prompt in enumerate(prompts):
+        first = padded - len(prompt)
+        tokens[row, first:] = prompt
+        reset[row, first] = True
+    return tokens, reset
+
+
+def sample(
+    logits: Float[Array, "B L"],
+    keys: Key[Array, "B"],
+    *,
+    greedy: bool,
+    temperature: Float[Array, ""] | float = 1.0,
+    top_k: int | None = None,
+    top_p: Float[Array, ""] | float | None = None,
+) -> Int[Array, "B"]:
+    """One token per row, with a key per row. Temperature first, then top-k, then top-p of what is left."""
+    if greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits.astype(jnp.float32) / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        kth_largest = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < kth_largest, -jnp.inf, logits)
+    if top_p is not None:
+        descending = -jnp.sort(-logits, axis=-1)
+        probability = jax.nn.softmax(descending, axis=-1)
+        likelier = jnp.cumsum(probability, axis=-1) - probability
+        # The likeliest token always stays: nothing is likelier than it.
+        smallest_kept = jnp.min(jnp.where(likelier < top_p, descending, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < smallest_kept, -jnp.inf, logits)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+class IncrementalText:
+    """Turns a stream of tokens into text, never splitting a character that takes several tokens.
+
+    `push` returns what the new token adds. Text is decoded in a window that starts one finished piece earlier,
+    for tokenizers that write a token differently at the start of a text.
+    """
+
+    def __init__(self, tokenizer, context: Sequence[int] = ()):
+        """`context`: the prompt's tokens; they are not returned as text."""
+        self._tokenizer = tokenizer
+        self._tokens = list(context)[-16:]
+        self._window = 0
+        self._finished = len(self._tokens)
+
+    def push(self, token: int) -> str:
+        self._tokens.append(token)
+        return self._advance(final=False)
+
+    def flush(self) -> str:
+        """What is left at the end: an unfinished character comes out as U+FFFD."""
+        return self._advance(final=True)
+
+    def _advance(self, final: bool) -> str:
+        before = self._tokenizer.decode(self._tokens[self._window : self._finished])
+        now = self._tokenizer.decode(self._tokens[self._window :])
+        if not final and (now.endswith("\ufffd") or len(now) <= len(before)):
+            return ""
+        self._window, self._finished = self._finished, len(self._tokens)
+        return now[len(before) :]
+
+
+def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
+    """Arguments of `sample`: `greedy` and `top_k` are compiled in, temperature and top_p are not."""
+    if not temperature >= 0:
+        raise UserError(f"temperature is {temperature}; give 0 (the likeliest token) or more")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k is {top_k}; give 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; give a probability above 0, at most 1")
+    if temperature == 0:
+        return dict(greedy=True, temperature=1.0, top_k=None, top_p=None)
+    return dict(greedy=False, temperature=float(temperature), top_k=top_k, top_p=top_p)
+
+
+def _row_keys(key, batch_size, index):
+    """A key per row for the token at `index`; row b's key does not depend on the batch size."""
+    key = jax.random.fold_in(key, index)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+
+
+@functools.partial(jax.jit, static_argnames=("greedy", "top_k"))
+def _sample_row_keys(logits, key, index, *, greedy, temperature, top_k, top_p):
+    keys = _row_keys(key, logits.shape[0], index)
+    return sample(logits, keys, greedy=greedy, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
+def _prefill(graphdef, params, tokens, reset, *, capacity):
+    """Logits after the last prompt token [B, L], and the state in the form that one-token calls like."""
+    model = nnx.merge(graphdef, params)
+    hidden, state = model.features(tokens, model.init_state(tokens.shape[0], capacity), reset=reset)
+    logits = dense(hidden[:, -1], model.head_kernel()).astype(jnp.float32)  # of T positions, one is wanted
+    return logits, model.unstack_state(state)
+
+
+def _next_logits(graphdef, params, token, state):
+    logits, state = nnx.merge(graphdef, params)(token[:, None], state)
+    return logits[:, 0], state
+
+
+_step = jax.jit(_next_logits, static_argnums=0, donate_argnums=3)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("max_tokens", "greedy", "top_k"))
+def _decode(graphdef, params, logits, state, key, stop, *, max_tokens, greedy, temperature, top_k, top_p):
+    """Sample until every row has met `stop` or `max_tokens`: (tokens [B, max_tokens], lengths [B])."""
+    batch_size = logits.shape[0]
+
+    def unfinished(carry):
+        index, _, _, _, lengths = carry
+        return (index < max_tokens) & jnp.any(lengths == index)
+
+    def one_token(carry):
+        index, logits, state, tokens, lengths = carry
+        keys = _row_keys(key, batch_size, index)
+        token = sample(logits, keys, greedy=greedy, temperature=temperature, top_k=top_k, top_p=top_p)
+        # A row is alive while its length is the number of steps so far.
+        lengths = lengths + ((lengths == index) & (token != stop))
+        tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, index, axis=1)
+        logits, state = _next_logits(graphdef, params, token, state)
+        return index + 1, logits, state, tokens, lengths
+
+    tokens = jnp.zeros((batch_size, max_tokens), jnp.int32)
+    lengths = jnp.zeros(batch_size, jnp.int32)
+    carry = (jnp.int32(0), logits, state, tokens, lengths)
+    _, _, _, tokens, lengths = jax.lax.while_loop(unfinished, one_token, carry)
+    return tokens, lengths
