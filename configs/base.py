@@ -1,0 +1,87 @@
+"""The one complete config: every field with its meaning and unit. Other configs state only differences.
+
+    python train.py --config=configs/tinystories.py:attention --workdir=runs/attention --config.train.steps=2000
+"""
+
+import dataclasses
+import types
+import typing
+
+from ml_collections import config_dict
+from ml_collections.config_dict import ConfigDict
+
+from seqmodels import mixers
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # decides initialisation, data order and dropout
+
+    config.data = ConfigDict()
+    config.data.source = "roneneldan/TinyStories"  # a hub id, a local folder or file (parquet, txt, jsonl), or "toy"
+    config.data.revision = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"  # of the hub id; ignored for local data and toy
+    config.data.tokenizer = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
+    config.data.vocab_size = 4096  # pieces of the bpe tokenizer; ignored by the others
+    config.data.seq_len = 256  # T, tokens the model reads at once
+    config.data.batch_size = 16  # B, sequences per optimizer step (over all devices and accumulation steps)
+    config.data.packing = "windows"  # "windows" (contiguous, no padding) or "documents" (whole, with reset marks)
+    config.data.cache_dir = "~/.cache/seqmodels/data"  # where tokens are kept, written once per source and tokenizer
+    config.data.max_train_documents = 0  # use only the first so many documents of the train split; 0: all
+    config.data.toy_documents = 4000  # stories that the "toy" source generates for training
+
+    config.model = ConfigDict()
+    config.model.d_model = 128  # D, width of the residual stream
+    config.model.pattern = "attention mlp"  # layers in order: mixers (see config.model.mixers) and "mlp"
+    config.model.repeats = 4  # R, how often the pattern is repeated
+    config.model.mlp_hidden = config_dict.placeholder(int)  # hidden width of "mlp"; None: 8/3 d_model
+    config.model.mlp_activation = "silu"  # silu, gelu or relu
+    config.model.tie_embeddings = True  # the head is the embedding's transpose
+    config.model.norm_eps = 1e-5  # epsilon of the RMSNorms between layers
+    config.model.dropout = 0.0  # on what a layer adds to the residual stream
+    config.model.remat = False  # recompute each repeat in the backward pass: less memory, more time
+    config.model.compute_dtype = "float32"  # of activations (float32, bfloat16, float16); parameters stay float32
+    config.model.mixers = ConfigDict({name: _options(mixers.load(name).Config) for name in mixers.names()})
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 2e-3  # peak
+    config.optim.schedule = "cosine"  # after warm-up: cosine, linear or constant
+    config.optim.warmup_steps = 50  # linear from 0 to the peak, in optimizer steps
+    config.optim.decay_steps = config_dict.placeholder(int)  # step at which the decay ends; None: train.steps
+    config.optim.final_fraction = 0.1  # of the peak, where the decay ends
+    config.optim.weight_decay = 0.1  # AdamW's, on kernels and embeddings; never on norms, biases, gates, SSM parameters
+    config.optim.beta1 = 0.9  # decay of the gradient's mean
+    config.optim.beta2 = 0.95  # decay of the gradient's square
+    config.optim.eps = 1e-8  # AdamW's epsilon
+    config.optim.clip_norm = 1.0  # global gradient norm above which gradients are scaled down
+    config.optim.accumulation_steps = 1  # micro-batches per optimizer step; data.batch_size is their sum
+
+    config.train = ConfigDict()
+    config.train.steps = 1000  # optimizer steps
+    config.train.log_every_steps = 10  # a row of metrics.jsonl and TensorBoard
+    config.train.eval_every_steps = 100  # loss on the validation split
+    config.train.eval_tokens = 131072  # validation tokens scored during training; eval.py scores them all
+    config.train.checkpoint_every_steps = 100  # between two saves
+    config.train.keep_checkpoints = 2  # newest ones kept, beside the best
+    config.train.sample_every_steps = 250  # a story written by the model; 0: never
+    config.train.sample_prompt = "Once upon a time"  # what the story begins with
+    config.train.compilation_cache_dir = "~/.cache/seqmodels/xla"  # compiled programs; "" keeps none
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along the batch; -1: all that the other axes leave
+    config.mesh.fsdp = 1  # devices that share parameters and optimizer state, and split the batch too
+    config.mesh.tensor = 1  # devices that split the layers' widths
+    config.mesh.sequence = 1  # devices that split time; only 1 is built yet
+    return config
+
+
+def _options(options: type) -> ConfigDict:
+    """A mixer's Config as a ConfigDict; an optional field becomes a typed placeholder."""
+    hints = typing.get_type_hints(options)
+    values = ConfigDict()
+    for field in dataclasses.fields(options):
+        value = field.default
+        if value is None:
+            kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not types.NoneType]
+            value = config_dict.placeholder(kinds[0])
+        values[field.name] = value
+    return values

@@ -1,0 +1,21 @@
+"""Small language models on TinyStories, one per mixer: ``configs/tinystories.py:<name>``.
+
+    python train.py --config=configs/tinystories.py:attention --workdir=runs/attention
+
+Every name trains the same network (4 layers of width 128, 4,096 BPE pieces) for 2 million tokens; only the
+sequence mixer differs. README has the results. A local copy of the data: --config.data.source=PATH; without
+any network: --config.data.source=toy.
+"""
+
+from configs import base
+from seqmodels import mixers
+
+
+def get_config(name: str = "attention"):
+    mixers.load(name)  # an unknown name is an error that lists the known ones
+    config = base.get_config()
+    config.model.pattern = f"{name} mlp"
+    config.train.steps = 490  # x 16 x 256 = 2.007 million tokens
+    config.train.eval_every_steps = 70
+    config.train.checkpoint_every_steps = 70
+    return config

@@ -1,0 +1,143 @@
+"""From an ml_collections config to frozen dataclasses, once, at the boundary; and to JSON and back.
+
+``configs/base.py`` is where defaults live. The dataclasses (beside the code that reads them) have none,
+so a field that is missing, misspelt or of another type is an error here and never a silent default.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from seqmodels import mixers
+from seqmodels.data import DataConfig
+from seqmodels.errors import UserError
+from seqmodels.model import ModelConfig, mixers_in_pattern
+from seqmodels.training.optimizer import OptimConfig
+from seqmodels.training.sharding import MeshConfig
+from seqmodels.training.state import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    seed: int
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    mesh: MeshConfig
+
+
+def from_config_dict(config: Mapping[str, Any]) -> RunConfig:
+    """A ConfigDict (or the nested dict of a config.json) as frozen dataclasses.
+
+    Options of mixers that the pattern does not use are dropped.
+
+    Raises:
+      UserError: an unknown or missing field, a wrong type, or values that cannot work together.
+    """
+    if hasattr(config, "copy_and_resolve_references"):
+        config = config.copy_and_resolve_references().to_dict()
+    values = dict(config)
+    if isinstance(values.get("model"), Mapping) and isinstance(values["model"].get("mixers"), Mapping):
+        model = dict(values["model"])
+        model["mixers"] = _mixer_configs(model.get("pattern", ""), model["mixers"])
+        values["model"] = model
+    return _build(RunConfig, values, "config")
+
+
+def to_dict(config: RunConfig) -> dict:
+    """The nested plain dict of a RunConfig: what config.json holds."""
+    values = dataclasses.asdict(config)
+    values["model"]["mixers"] = {name: dataclasses.asdict(options) for name, options in config.model.mixers}
+    return values
+
+
+def save(config: RunConfig, path: str) -> None:
+    """Write config.json, whole or not at all."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(to_dict(config), file, indent=2)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def load(path: str) -> RunConfig:
+    """Read config.json. Raises UserError when it is missing or not the config of a run."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: is this the folder of a run?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not the config of a run")
+    return from_config_dict(values)
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the fields in which two configs differ, with the value in each (None: absent)."""
+    flat_old, flat_new = _flatten(to_dict(old)), _flatten(to_dict(new))
+    return {
+        name: (flat_old.get(name), flat_new.get(name))
+        for name in sorted(flat_old.keys() | flat_new.keys())
+        if name not in flat_old or name not in flat_new or flat_old[name] != flat_new[name]
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _mixer_configs(pattern: str, options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    for name in options:
+        mixers.load(name)
+    return tuple(
+        (name, _build(mixers.load(name).Config, options[name], f"config.model.mixers.{name}"))
+        for name in mixers_in_pattern(pattern)
+        if name in options
+    )
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} must be a group of fields, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {path}.{near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"{path}.{name} is not a field; {hint}")
+    missing = [name for name in known if name not in values]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; start from configs/base.py")
+    return cls(**{name: _convert(hints[name], values[name], f"{path}.{name}") for name in known})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        origin = typing.get_origin(hint)
+    if origin is tuple:
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path}={value!r} must be {hint.__name__}, not {type(value).__name__}")
+    return value

@@ -1,0 +1,88 @@
+"""The parts every architecture shares: dense projections, RMSNorm, the gated MLP."""
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from seqmodels.errors import UserError
+
+
+def normal_init(key: Array, shape: tuple[int, ...], stddev: float | None = None) -> Float[Array, "..."]:
+    """Normal initialisation in float32; ``stddev=None`` means 1/sqrt(fan in), fan in = ``shape[-2]``."""
+    stddev = shape[-2] ** -0.5 if stddev is None else stddev
+    return stddev * jax.random.normal(key, shape, jnp.float32)
+
+
+def matmul_precision(dtype) -> jax.lax.Precision:
+    """float32 operands mean float32 products (not TF32 or bfloat16 passes); narrower dtypes are exact anyway."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def dense(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
+    """``x @ kernel`` in the dtype of ``x`` (parameters are float32 and are cast here)."""
+    return jnp.einsum("...i,io->...o", x, kernel.astype(x.dtype), precision=matmul_precision(x.dtype))
+
+
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"] | None = None, *, eps: float) -> Float[Array, "... D"]:
+    """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv 1910.07467, eq. 4)."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    if scale is not None:
+        wide = wide * scale.astype(jnp.float32)
+    return wide.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """RMSNorm over the last axis with a learned scale, initialised to 1."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return rms_norm(x, self.scale[...], eps=self.eps)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
+
+
+def default_mlp_hidden(d_model: int) -> int:
+    """8/3 d_model, up to a multiple of 32: as many parameters as an ungated MLP of 4 d_model (arXiv 2002.05202)."""
+    return -(-8 * d_model // 3 // 32) * 32
+
+
+class GatedMLP(nnx.Module):
+    """y = (act(x W_gate) * (x W_up)) W_output, the GLU family of arXiv 2002.05202.
+
+    A channel layer of the pattern: it has the interface of a mixer and an empty state.
+    """
+
+    def __init__(self, d_model: int, hidden: int, activation: str, *, rngs: nnx.Rngs):
+        if activation not in ACTIVATIONS:
+            raise UserError(f"model.mlp_activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        self.gate_kernel = nnx.Param(normal_init(rngs.params(), (d_model, hidden)))
+        self.up_kernel = nnx.Param(normal_init(rngs.params(), (d_model, hidden)))
+        self.output_kernel = nnx.Param(normal_init(rngs.params(), (hidden, d_model)))
+        self.activation = activation
+
+    def init_state(self, batch_size: int, max_len: int) -> tuple[()]:
+        return ()
+
+    def __call__(self, x: Float[Array, "B T D"], state=None, *, reset=None) -> tuple[Float[Array, "B T D"], tuple[()]]:
+        gate = ACTIVATIONS[self.activation](dense(x, self.gate_kernel[...]))
+        return dense(gate * dense(x, self.up_kernel[...]), self.output_kernel[...]), ()
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
+    """Inverted dropout; the identity when ``rate`` is 0 or no key is given (evaluation)."""
+    if rate == 0.0 or key is None:
+        return x
+    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype))

@@ -1,0 +1,27 @@
+"""The registry of sequence mixers is this folder: ``<name>.py`` holds ``Config`` and ``Mixer``.
+
+Adding an architecture is adding one file. The file holds a header docstring (equation, paper, state
+size, numerical trap), a frozen dataclass ``Config`` whose every field has a default, and
+``Mixer(config, d_model, *, rngs)`` with ``init_state`` and ``__call__`` (DESIGN in the README).
+"""
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from seqmodels.errors import UserError
+
+
+def names() -> tuple[str, ...]:
+    """The mixers in this folder, sorted."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> ModuleType:
+    """The module of one mixer, with its ``Config`` and ``Mixer``. Raises UserError for an unknown name."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"there is no mixer {name!r}; {hint}known: {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")

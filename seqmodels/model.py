@@ -1,0 +1,274 @@
+"""The language model: embedding -> a repeated pattern of residual layers -> norm -> head.
+
+A pattern is a line of words, each a mixer of ``seqmodels/mixers`` or the channel layer ``mlp``:
+``"attention mlp"`` is a Transformer, ``"mamba"`` a pure Mamba, ``"gla mlp gla mlp attention mlp"`` a hybrid.
+The pattern is repeated ``repeats`` times; parameters of one pattern position are stacked over the repeats
+and the stack is run by one ``jax.lax.scan``, so compile time does not grow with depth.
+
+One call serves training, prefill, chunked prefill and decoding: ``model(tokens, state)`` returns the logits
+and the state after the last token.
+"""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from seqmodels import mixers
+from seqmodels.errors import UserError
+from seqmodels.layers import GatedMLP, RMSNorm, default_mlp_hidden, dense, dropout, normal_init
+
+MLP = "mlp"
+COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+State = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What the network is; the vocabulary size comes from the tokenizer. Defaults live in configs/base.py."""
+
+    d_model: int
+    pattern: str
+    repeats: int
+    mixers: tuple[tuple[str, Any], ...]  # (name, its Config) for every mixer in the pattern
+    mlp_hidden: int | None  # None: 8/3 d_model
+    mlp_activation: str
+    tie_embeddings: bool
+    norm_eps: float
+    dropout: float
+    remat: bool
+    compute_dtype: str
+
+    def __post_init__(self):
+        if self.d_model < 1 or self.repeats < 1:
+            raise UserError(
+                f"model.d_model and model.repeats must be at least 1, not {self.d_model} and {self.repeats}"
+            )
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise UserError(f"model.compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model.dropout={self.dropout} must be at least 0 and below 1")
+        if self.mlp_hidden is not None and self.mlp_hidden < 1:
+            raise UserError(f"model.mlp_hidden={self.mlp_hidden} must be at least 1 (None: 8/3 d_model)")
+        configured = dict(self.mixers)
+        for name in mixers_in_pattern(self.pattern):
+            if name not in configured:
+                raise UserError(f"model.pattern uses {name!r}, but model.mixers has no options for it")
+
+
+def pattern_words(pattern: str) -> tuple[str, ...]:
+    """The layers of a pattern, in order. Raises UserError for an empty pattern or an unknown word."""
+    words = tuple(pattern.split())
+    if not words:
+        raise UserError('model.pattern is empty; write layers in order, like "attention mlp"')
+    for word in words:
+        if word != MLP and word not in mixers.names():
+            mixers.load(word)  # raises, naming the nearest
+    return words
+
+
+def mixers_in_pattern(pattern: str) -> tuple[str, ...]:
+    """The distinct mixers of a pattern, in order of appearance."""
+    return tuple(dict.fromkeys(word for word in pattern_words(pattern) if word != MLP))
+
+
+class UnstackedState(NamedTuple):
+    """A state for one-token steps: ``layers[r][p]`` is the state of pattern position p in repeat r.
+
+    Scanning a step over stacked states copies every KV cache once a token; unstacked, a step writes in place.
+    """
+
+    layers: tuple[tuple[State, ...], ...]
+
+
+class ResidualLayer(nnx.Module):
+    """x + dropout(layer(norm(x))): one position of the pattern."""
+
+    def __init__(self, word: str, config: ModelConfig, layer_index: Array, *, rngs: nnx.Rngs):
+        num_layers = config.repeats * len(pattern_words(config.pattern))
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
+        if word == MLP:
+            hidden = config.mlp_hidden or default_mlp_hidden(config.d_model)
+            self.layer = GatedMLP(config.d_model, hidden, config.mlp_activation, rngs=rngs)
+        else:
+            mixer = mixers.load(word).Mixer
+            offered = {
+                "layer_index": layer_index,
+                "num_layers": num_layers,
+                "compute_dtype": COMPUTE_DTYPES[config.compute_dtype],
+            }
+            wanted = inspect.signature(mixer.__init__).parameters
+            optional = {name: value for name, value in offered.items() if name in wanted}
+            self.layer = mixer(dict(config.mixers)[word], config.d_model, rngs=rngs, **optional)
+        # Every layer ends in a projection of this name. Scaled so, the residual stream keeps its variance
+        # whatever the depth (GPT-2's initialisation), for every architecture alike.
+        self.layer.output_kernel[...] = self.layer.output_kernel[...] * num_layers**-0.5
+        self.dropout_rate = config.dropout
+
+    def __call__(self, x, state, *, reset, dropout_key):
+        y, state = self.layer(self.norm(x), state, reset=reset)
+        return x + dropout(y, self.dropout_rate, dropout_key), state
+
+
+class LanguageModel(nnx.Module):
+    """tokens -> logits, with state in and state out.
+
+    Args:
+      config: the network.
+      vocab_size: L, the number of tokens the tokenizer knows.
+      rngs: initialisation keys; ``rngs.params`` is used.
+
+    Raises:
+      UserError: sizes that do not fit together.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        words = pattern_words(config.pattern)
+        self.config = config
+        self.vocab_size = vocab_size
+        self.embedding = nnx.Param(normal_init(rngs.params(), (vocab_size, config.d_model), stddev=0.02))
+        # Named, not listed: list entries become integer keys, which checkpoints and JSON do not keep.
+        self.layers = nnx.Dict()
+        for position, word in enumerate(words):
+            keys = jax.random.split(rngs.params(), config.repeats)
+            indices = position + len(words) * jnp.arange(config.repeats, dtype=jnp.int32)
+
+            def build(key, index, word=word):
+                return ResidualLayer(word, config, index, rngs=nnx.Rngs(params=key))
+
+            self.layers[f"{position}_{word}"] = jax.vmap(build)(keys, indices)
+        self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
+        if not config.tie_embeddings:
+            self.output_kernel = nnx.Param(normal_init(rngs.params(), (config.d_model, vocab_size), stddev=0.02))
+
+    def init_state(self, batch_size: int, max_len: int) -> tuple[State, ...]:
+        """The state of "nothing read yet": one entry per pattern position, leaves stacked [R, B, ...].
+
+        Args:
+          batch_size: B.
+          max_len: how many live tokens the state must hold (a reset frees the older ones).
+        """
+        def stacked(layer):
+            single = layer.layer.init_state(batch_size, max_len)
+            return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], self.config.repeats, axis=0), single)
+
+        return tuple(stacked(layer) for layer in self._layers())
+
+    def unstack_state(self, state: tuple[State, ...]) -> UnstackedState:
+        """The same state for one-token steps (see UnstackedState)."""
+        return UnstackedState(
+            tuple(jax.tree.map(lambda leaf: leaf[r], state) for r in range(self.config.repeats))
+        )
+
+    def stack_state(self, state: UnstackedState) -> tuple[State, ...]:
+        """The inverse of ``unstack_state``."""
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *state.layers)
+
+    def _layers(self) -> tuple[ResidualLayer, ...]:
+        words = pattern_words(self.config.pattern)
+        return tuple(self.layers[f"{position}_{word}"] for position, word in enumerate(words))
+
+    def head_kernel(self) -> Float[Array, "D L"]:
+        """The output projection: the embedding's transpose when tied."""
+        return self.embedding[...].T if self.config.tie_embeddings else self.output_kernel[...]
+
+    def features(
+        self,
+        tokens: Int[Array, "B T"],
+        state: tuple[State, ...] | UnstackedState | None = None,
+        *,
+        reset: Bool[Array, "B T"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[State, ...] | UnstackedState]:
+        """Everything but the head: the normalised hidden states, and the state after the last token."""
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(COMPUTE_DTYPES[self.config.compute_dtype])
+        if isinstance(state, UnstackedState):
+            x, state = self._run_unrolled(x, state, reset)
+        else:
+            x, state = self._run_scanned(x, state, reset, dropout_key)
+        return self.final_norm(x), state
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        state: tuple[State, ...] | UnstackedState | None = None,
+        *,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T L"], tuple[State, ...] | UnstackedState]:
+        """Next-token logits in float32 for each position, and the state after the last token.
+
+        Args:
+          tokens: ids; any T >= 1.
+          state: from ``init_state`` or an earlier call; None means "nothing read yet" with room for T tokens.
+          reset: True where a new document starts.
+        """
+        hidden, state = self.features(tokens, state, reset=reset)
+        return self.logits(hidden), state
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... L"]:
+        """The head alone, in float32: next-token logits of hidden states from ``features``."""
+        return dense(hidden, self.head_kernel()).astype(jnp.float32)
+
+    def _run_scanned(self, x, state, reset, dropout_key):
+        def repeat(x, inputs):
+            layers, states, index = inputs
+            new_states = []
+            for position, layer in enumerate(layers):
+                key = None
+                if dropout_key is not None:
+                    key = jax.random.fold_in(jax.random.fold_in(dropout_key, index), position)
+                x, new_state = layer(
+                    x, None if states is None else states[position], reset=reset, dropout_key=key
+                )
+                new_states.append(new_state)
+            return x, tuple(new_states)
+
+        if self.config.remat:
+            repeat = jax.checkpoint(repeat, prevent_cse=False)
+        indices = jnp.arange(self.config.repeats, dtype=jnp.int32)
+        return jax.lax.scan(repeat, x, (self._layers(), state, indices))
+
+    def _run_unrolled(self, x, state, reset):
+        new_layers = []
+        for repeat in range(self.config.repeats):
+            layers = jax.tree.map(lambda leaf: leaf[repeat], self._layers())
+            new_states = []
+            for layer, old in zip(layers, state.layers[repeat]):
+                x, new = layer(x, old, reset=reset, dropout_key=None)
+                new_states.append(new)
+            new_layers.append(tuple(new_states))
+        return x, UnstackedState(tuple(new_layers))
+
+
+def graphdef(config: ModelConfig, vocab_size: int) -> nnx.GraphDef:
+    """The model's structure without its arrays; ``nnx.merge(graphdef, params)`` gives the model back.
+
+    Raises:
+      UserError: the config's sizes do not fit together.
+    """
+    model = nnx.eval_shape(functools.partial(_build, config, vocab_size, jax.random.key(0)))
+    definition, params, rest = nnx.split(model, nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        raise ValueError(f"a module holds arrays that are not nnx.Param: {nnx.to_pure_dict(rest)}")
+    del params
+    return definition
+
+
+def init_params(config: ModelConfig, vocab_size: int, key: Array) -> dict:
+    """Freshly initialised parameters, a nested dict of float32 arrays (jit me)."""
+    return nnx.to_pure_dict(nnx.state(_build(config, vocab_size, key), nnx.Param))
+
+
+def merge(definition: nnx.GraphDef, params: dict) -> LanguageModel:
+    """The model of a structure and its parameters (inside a jitted function)."""
+    return nnx.merge(definition, params)
+
+
+def _build(config, vocab_size, key):
+    return LanguageModel(config, vocab_size, rngs=nnx.Rngs(params=key))

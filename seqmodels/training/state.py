@@ -1,0 +1,145 @@
+"""What a run is made of before its first step: mesh, structure, optimizer, jitted steps, a train state.
+
+The train state is a plain dict of arrays ``{"params", "optimizer", "step"}``: it is what a checkpoint holds.
+The keys of dropout and of the data order derive from the seed and the step, so there is nothing else to save.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from seqmodels import model
+from seqmodels.errors import UserError
+from seqmodels.training import flops, optimizer, sharding, step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long a run goes and what it reports. Defaults live in configs/base.py."""
+
+    steps: int
+    log_every_steps: int
+    eval_every_steps: int
+    eval_tokens: int
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+    sample_every_steps: int
+    sample_prompt: str
+    compilation_cache_dir: str
+
+    def __post_init__(self):
+        for name in ("steps", "log_every_steps", "eval_every_steps", "eval_tokens", "checkpoint_every_steps",
+                     "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.sample_every_steps < 0:
+            raise UserError(f"train.sample_every_steps={self.sample_every_steps} must be at least 0 (0: never)")
+
+
+class Setup:
+    """The compiled parts of a run.
+
+    Args:
+      config: a ``seqmodels.config.RunConfig``.
+      vocab_size: L of the tokenizer.
+      devices: which devices to use; default all.
+
+    Attributes:
+      mesh: the device mesh.
+      graphdef: the model's structure; ``nnx.merge(graphdef, params)`` is the model.
+      schedule: step -> learning rate.
+      train_step: ``(train_state, batch) -> (train_state, metrics)``; donates the train state. Metrics are
+        device scalars: loss (nats per token), gradient_norm, learning_rate.
+      eval_step: ``(params, batch) -> {"loss": [T], "weight": [T]}``, sums over the batch by position.
+
+    Raises:
+      UserError: sizes that do not fit together, or a mesh that does not fit the devices.
+    """
+
+    def __init__(self, config, vocab_size: int, devices: list[jax.Device] | None = None):
+        self.config = config
+        self.vocab_size = vocab_size
+        self.mesh = sharding.make_mesh(config.mesh, devices)
+        self._check_batch()
+        self.graphdef = model.graphdef(config.model, vocab_size)
+        self.schedule = optimizer.learning_rate_schedule(config.optim, config.train.steps)
+        self._optimizer = optimizer.make_optimizer(config.optim, config.train.steps)
+        shapes = jax.eval_shape(self._init, jax.random.key(config.seed))
+        self._shardings = sharding.tree_shardings(shapes, self.mesh)
+        self._shapes = shapes
+        self._whole = NamedSharding(self.mesh, PartitionSpec())
+        self._batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
+        self.train_step = jax.jit(
+            functools.partial(
+                step.train_step, self.graphdef, self._optimizer, self.schedule,
+                accumulation_steps=config.optim.accumulation_steps,
+                dropout_seed=config.seed if config.model.dropout > 0 else None,
+            ),
+            in_shardings=(self._shardings, self._batch_sharding),
+            out_shardings=(self._shardings, self._whole),
+            donate_argnums=0,
+        )
+        self.eval_step = jax.jit(
+            functools.partial(step.eval_step, self.graphdef),
+            in_shardings=(self._shardings["params"], self._batch_sharding),
+            out_shardings=self._whole,
+        )
+
+    def init(self) -> dict:
+        """A fresh train state from the config's seed, placed on the mesh."""
+        return jax.jit(self._init, out_shardings=self._shardings)(jax.random.key(self.config.seed))
+
+    def abstract_state(self) -> dict:
+        """Shapes, dtypes and shardings of the train state: what a checkpoint is restored into."""
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            self._shapes, self._shardings,
+        )
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A numpy batch (the same on every process) as arrays split over data and fsdp."""
+        return {
+            name: jax.make_array_from_callback(array.shape, self._batch_sharding, array.__getitem__)
+            for name, array in batch.items()
+        }
+
+    @functools.cached_property
+    def num_parameters(self) -> int:
+        """How many numbers are trained (a tied head counts once)."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self._shapes["params"]))
+
+    @functools.cached_property
+    def flops_per_token(self) -> float:
+        """Floating point operations of the matrix products of one training step, per token.
+
+        Counted over the traced forward pass at the config's length (attention's products included), times 3
+        for forward and backward.
+        """
+        data = self.config.data
+        tokens = jax.ShapeDtypeStruct((1, data.seq_len), jnp.int32)
+
+        def forward(params, tokens):
+            return model.merge(self.graphdef, params)(tokens)[0]
+
+        return 3.0 * flops.count_matmul_flops(forward, self._shapes["params"], tokens) / data.seq_len
+
+    def _init(self, key):
+        params = model.init_params(self.config.model, self.vocab_size, key)
+        return {"params": params, "optimizer": self._optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+
+    def _check_batch(self):
+        data, accumulation = self.config.data, self.config.optim.accumulation_steps
+        if data.batch_size % accumulation:
+            raise UserError(
+                f"data.batch_size={data.batch_size} is not a multiple of optim.accumulation_steps={accumulation}"
+            )
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        if (data.batch_size // accumulation) % parts:
+            raise UserError(
+                f"data.batch_size={data.batch_size} in {accumulation} accumulation step(s) does not divide over "
+                f"the {parts} devices of mesh.data x mesh.fsdp"
+            )

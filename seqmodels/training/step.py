@@ -1,0 +1,79 @@
+"""The pure step functions: one optimizer step, and the loss of one validation batch."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seqmodels import model
+from seqmodels.training.loss import cross_entropy, token_losses
+
+
+def train_step(graphdef, optimizer, schedule, state, batch, *, accumulation_steps: int, dropout_seed: int | None):
+    """One optimizer step on the mean loss of the batch's weighted targets.
+
+    Args:
+      graphdef: the model's structure.
+      optimizer: an optax transformation.
+      schedule: step -> learning rate, reported with the metrics.
+      state: ``{"params", "optimizer", "step"}``.
+      batch: inputs, targets [B, T] int32; optionally reset [B, T] bool, weights [B, T] float32.
+      accumulation_steps: micro-batches, each B / accumulation_steps rows.
+      dropout_seed: None means no dropout.
+
+    Returns:
+      the next state, and loss (nats per token), gradient_norm (before clipping) and learning_rate.
+    """
+    params = state["params"]
+
+    def loss_sum(params, batch, key):
+        network = model.merge(graphdef, params)
+        hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"), dropout_key=key)
+        total, weight = cross_entropy(hidden, network.head_kernel(), batch["targets"], batch.get("weights"))
+        return total, weight
+
+    value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
+    key = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), state["step"])
+
+    if accumulation_steps == 1:
+        (total, weight), gradients = value_and_grad(params, batch, key)
+    else:
+        # Rows are dealt out in turn, so that each micro-batch stays spread over the devices as the batch was.
+        micro_batches = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, accumulation_steps, *leaf.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def accumulate(sums, inputs):
+            index, micro_batch = inputs
+            micro_key = None if key is None else jax.random.fold_in(key, index)
+            (total, weight), gradients = value_and_grad(params, micro_batch, micro_key)
+            return jax.tree.map(jnp.add, sums, (total, weight, gradients)), None
+
+        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        indices = jnp.arange(accumulation_steps)
+        (total, weight, gradients), _ = jax.lax.scan(accumulate, zeros, (indices, micro_batches))
+
+    weight = jnp.maximum(weight, 1.0)  # a batch of padding alone moves nothing
+    gradients = jax.tree.map(lambda leaf: leaf / weight, gradients)
+    updates, optimizer_state = optimizer.update(gradients, state["optimizer"], params)
+    metrics = {
+        "loss": total / weight,
+        "gradient_norm": optax.global_norm(gradients),
+        "learning_rate": schedule(state["step"]),
+    }
+    new_state = {
+        "params": optax.apply_updates(params, updates),
+        "optimizer": optimizer_state,
+        "step": state["step"] + 1,
+    }
+    return new_state, metrics
+
+
+def eval_step(graphdef, params, batch):
+    """Weighted sums over the batch, by position: ``{"loss": [T] nats, "weight": [T]}``."""
+    network = model.merge(graphdef, params)
+    hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"))
+    losses = token_losses(hidden, network.head_kernel(), batch["targets"])
+    return {
+        "loss": jnp.sum(jnp.where(batch["weights"] > 0, losses * batch["weights"], 0.0), axis=0),
+        "weight": jnp.sum(batch["weights"], axis=0),
+    }
