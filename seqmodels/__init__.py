@@ -1,1 +1,10 @@
 """seqmodels: which sequence architecture is better, by how much, and at what cost."""
+
+
+def __getattr__(name: str):
+    # Imported on first use, so that `import seqmodels.ops` costs no more than it needs.
+    if name == "load_run":
+        from seqmodels.run import load_run
+
+        return load_run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """What every entry point does alike: one-line errors, exit codes, the compilation cache."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -32,12 +33,21 @@ def run(main: Callable[[], None]) -> NoReturn:
         # The reader of a pipe (`| head`) has left; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as mistake:
+        sys.exit(f"error: {mistake.strerror}: {mistake.filename}")
+    except OSError as failure:
+        if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        sys.exit(f"error: {failure.strerror}: {failure.filename}")
     sys.exit(0)
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled programs between processes, in $JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "seqmodels" / "jax"))
+def use_compilation_cache(directory: str) -> None:
+    """Keep compiled programs between processes in `directory`; "" keeps none.
+
+    A folder that the environment names ($JAX_COMPILATION_CACHE_DIR) wins. Programs of any compile time are kept:
+    a small model's are small, and they are many.
+    """
+    if jax.config.jax_compilation_cache_dir is None and directory:
+        jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from seqmodels import model
 from seqmodels.errors import UserError
 from seqmodels.layers import dense
 
@@ -195,14 +196,14 @@ def _sample_row_keys(logits, key, index, *, greedy, temperature, top_k, top_p):
 @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
 def _prefill(graphdef, params, tokens, reset, *, capacity):
     """Logits after the last prompt token [B, L], and the state in the form that one-token calls like."""
-    model = nnx.merge(graphdef, params)
-    hidden, state = model.features(tokens, model.init_state(tokens.shape[0], capacity), reset=reset)
-    logits = dense(hidden[:, -1], model.head_kernel()).astype(jnp.float32)  # of T positions, one is wanted
-    return logits, model.unstack_state(state)
+    network = model.merge(graphdef, params)
+    hidden, state = network.features(tokens, network.init_state(tokens.shape[0], capacity), reset=reset)
+    logits = dense(hidden[:, -1], network.head_kernel()).astype(jnp.float32)  # of T positions, one is wanted
+    return logits, network.unstack_state(state)
 
 
 def _next_logits(graphdef, params, token, state):
-    logits, state = nnx.merge(graphdef, params)(token[:, None], state)
+    logits, state = model.merge(graphdef, params)(token[:, None], state)
     return logits[:, 0], state
 
 

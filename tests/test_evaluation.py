@@ -32,7 +32,7 @@ class FakeValidation:
 @jax.jit
 def read_losses(scale, batch):
     weighted = scale * batch["inputs"] * batch["weights"]
-    return {"loss_sum": weighted.sum(axis=0), "weight_sum": batch["weights"].sum(axis=0)}
+    return {"loss": weighted.sum(axis=0), "weight": batch["weights"].sum(axis=0)}
 
 
 @pytest.mark.parametrize("batch_size, max_tokens", [(1, None), (3, None), (3, 50), (64, None), (1, 5)])

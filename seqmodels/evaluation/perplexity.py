@@ -19,6 +19,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seqmodels import model
+
 Batch = Mapping[str, np.ndarray]
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
 
@@ -55,7 +57,7 @@ def evaluate(
     """Score `params` on every window of `validation`, or on its first `max_tokens` targets.
 
     Args:
-        eval_step: maps (params, batch) to `loss_sum` and `weight_sum`, each [T] and summed over the batch.
+        eval_step: maps (params, batch) to `loss` (nats) and `weight`, each [T] and summed over the batch.
         put: moves a host batch to the devices, sharded as `eval_step` wants it.
         progress: called after each batch with the number of targets scored so far.
 
@@ -74,8 +76,8 @@ def evaluate(
 
     def collect(sums):
         nonlocal loss_sum, weight_sum
-        loss_sum += np.asarray(sums["loss_sum"], np.float64)
-        weight_sum += np.asarray(sums["weight_sum"], np.float64)
+        loss_sum += np.asarray(sums["loss"], np.float64)
+        weight_sum += np.asarray(sums["weight"], np.float64)
         if progress is not None:
             progress(int(weight_sum.sum()))
 
@@ -112,6 +114,19 @@ def evaluate(
     )
 
 
+def by_context_length(loss_by_position: Float[np.ndarray, "T"]) -> dict[str, float]:
+    """Mean loss after 1, 2, 3-4, 5-8, ... tokens of context: the curve in a few numbers. Empty ranges are left out."""
+    means = {}
+    first, last = 1, 1
+    while first <= len(loss_by_position):
+        last = min(last, len(loss_by_position))
+        losses = loss_by_position[first - 1 : last]
+        if np.isfinite(losses).any():
+            means[str(first) if first == last else f"{first}-{last}"] = float(np.nanmean(losses))
+        first, last = last + 1, 2 * last
+    return means
+
+
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where float64 has no such number."""
     return math.exp(loss) if loss < 709 else loss if math.isnan(loss) else math.inf
@@ -124,5 +139,5 @@ def state_bytes(graphdef: nnx.GraphDef, params: Params, max_len: int) -> int:
     is allocated; `params` may be arrays or `jax.ShapeDtypeStruct`s. A KV cache has the compute dtype of the
     model's config.
     """
-    state = jax.eval_shape(lambda p: nnx.merge(graphdef, p).init_state(1, max_len), params)
+    state = jax.eval_shape(lambda p: model.merge(graphdef, p).init_state(1, max_len), params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -1,0 +1,19 @@
+"""`make demo`: small enough for two CPU cores and five minutes, on the embedded toy stories. No network.
+
+    python train.py --config=configs/demo.py:attention --workdir=runs/demo/attention
+"""
+
+from configs import base
+from seqmodels import mixers
+
+
+def get_config(name: str = "attention"):
+    mixers.load(name)  # an unknown name is an error that lists the known ones
+    config = base.get_config()
+    config.data.source = "toy"
+    config.data.vocab_size = 1024
+    config.model.pattern = f"{name} mlp"
+    config.model.repeats = 2
+    config.train.steps = 300
+    config.train.eval_every_steps = 50
+    return config

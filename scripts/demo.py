@@ -1,0 +1,97 @@
+"""`make demo`: softmax attention and linear attention learn the same toy stories; which is better, by how much?
+
+    python scripts/demo.py [--workdir=runs/demo] [--fresh] [--config.any.field=value]
+
+Two ordinary runs of train.py with configs/demo.py, one after the other, then one table, two pictures and a story by
+each. What was trained before is found again: a stopped demo goes on, a finished one is shown; --fresh begins anew.
+"""
+
+import dataclasses
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any directory
+
+from seqmodels import command_line
+from seqmodels.evaluation import plots
+from seqmodels.evaluation.perplexity import Evaluation
+from seqmodels.run import Run, load_run
+
+MIXERS = ("attention", "linear_attention")
+PROMPT = "Once upon a time"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one of the runs came to."""
+
+    run: Run
+    rows: list[dict]  # of its metrics.jsonl
+    evaluation: Evaluation
+    story: str
+
+
+def main() -> None:
+    parser = command_line.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "demo", help="default: runs/demo of the clone")
+    parser.add_argument("--fresh", action="store_true", help="delete what an earlier demo trained")
+    options, overrides = parser.parse_known_args()
+    start = time.perf_counter()
+    workdirs = {mixer: options.workdir.absolute() / mixer for mixer in MIXERS}
+    for number, (mixer, workdir) in enumerate(workdirs.items(), 1):
+        if options.fresh:
+            shutil.rmtree(workdir, ignore_errors=True)
+        print(f"\n[{number}/{len(MIXERS)}] {mixer}", file=sys.stderr)
+        train(mixer, workdir, overrides)
+    results = {mixer: look_at(workdir) for mixer, workdir in workdirs.items()}
+    curves, positions = options.workdir / "learning_curves.png", options.workdir / "loss_by_position.png"
+    plots.learning_curves({mixer: result.rows for mixer, result in results.items()}, curves)
+    plots.loss_by_position({mixer: result.evaluation.loss_by_position for mixer, result in results.items()}, positions)
+    show(results)
+    print(f"\npictures: {curves}\n          {positions}")
+    print(f"the whole demo took {time.perf_counter() - start:.0f} s")
+
+
+def train(mixer: str, workdir: Path, overrides: list[str]) -> None:
+    """One run of train.py; its progress goes to the terminal. A run that stops or fails ends the demo alike."""
+    command = [sys.executable, ROOT / "train.py", f"--config={ROOT / 'configs' / 'demo.py'}:{mixer}", f"--workdir={workdir}"]
+    status = subprocess.run([*command, *overrides], stdout=subprocess.DEVNULL).returncode
+    if status:
+        print("the demo stopped here; `python scripts/demo.py --fresh` begins anew", file=sys.stderr)
+        sys.exit(status)
+
+
+def look_at(workdir: Path) -> Result:
+    run = load_run(workdir)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return Result(run, rows, run.evaluate(), run.generate(PROMPT, max_tokens=100, temperature=0.7))
+
+
+def show(results: dict[str, Result]) -> None:
+    console = Console()
+    table = Table(title="validation, after the same tokens")
+    for column in ("mixer", "perplexity", "bits per byte", "parameters", "state bytes", "trained at tokens/s"):
+        table.add_column(column, justify="left" if column == "mixer" else "right")
+    for mixer, result in results.items():
+        speed = statistics.median(row["tokens_per_second"] for row in result.rows if row["split"] == "train")
+        table.add_row(
+            mixer, f"{result.evaluation.perplexity:.3f}", f"{result.evaluation.bits_per_byte:.3f}",
+            f"{result.run.setup.num_parameters:,}", f"{result.run.state_bytes():,}", f"{speed:,.0f}",
+        )  # fmt: skip
+    console.print(table)
+    for mixer, result in results.items():
+        console.print(f"\n[bold]{mixer}[/bold] writes:")
+        console.print(PROMPT + result.story, markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,68 @@
+"""Pictures of runs: learning curves, and the loss by position in the window."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, float]]  # rows of a metrics.jsonl
+
+
+def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
+    """Training loss (thin) and validation loss (dots) of each run, against tokens and against seconds.
+
+    Args:
+        runs: a run's name to its rows of metrics.jsonl.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    by_tokens, by_seconds = figure.subplots(1, 2, sharey=True)
+    for axes, unit in ((by_tokens, "tokens"), (by_seconds, "seconds")):
+        for index, (name, rows) in enumerate(runs.items()):
+            for split, style in (("train", dict(lw=0.8, alpha=0.5)), ("validation", dict(marker="o", ms=4, lw=1.8))):
+                chosen = [row for row in rows if row["split"] == split]
+                label = name if split == "validation" else None
+                axes.plot(
+                    [row[unit] for row in chosen], [row["loss"] for row in chosen],
+                    color=f"C{index}", label=label, **style,
+                )  # fmt: skip
+        axes.set_xlabel(f"{unit} of training")
+        _finish(axes)
+    by_tokens.set_ylabel("loss (nats per token)")
+    by_tokens.legend(title="dots: validation, thin: training", frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.PathLike) -> None:
+    """Each run's loss against how many tokens of context the model had.
+
+    Args:
+        runs: a run's name to its `Evaluation.loss_by_position`.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, losses in runs.items():
+        axes.plot(np.arange(1, len(losses) + 1), losses, label=name, lw=1.2)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("tokens of context")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.legend(frameon=False)
+    _finish(axes)
+    figure.savefig(path, dpi=120)
+
+
+def sparkline(values: Float[np.ndarray, "N"]) -> str:
+    """A row of bars for the terminal, one per value; a value that is not a number leaves a gap."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    height = np.zeros(len(values)) if high == low else (values - low) / (high - low)
+    return "".join(" " if np.isnan(h) else "▁▂▃▄▅▆▇█"[round(h * 7)] for h in height)
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

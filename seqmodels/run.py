@@ -1,0 +1,165 @@
+"""A finished or running run, opened from its folder alone: scores, logits, text."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from seqmodels import config as config_lib
+from seqmodels import data, generate, model
+from seqmodels.config import RunConfig
+from seqmodels.errors import UserError
+from seqmodels.evaluation.perplexity import Evaluation, evaluate, state_bytes
+from seqmodels.training.checkpoint import Checkpoints
+from seqmodels.training.sharding import MeshConfig
+from seqmodels.training.state import Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A model out of a run folder, at the step of one checkpoint.
+
+    `config` is the run's own; `setup` holds the same model on one device of this machine.
+    """
+
+    workdir: Path
+    config: RunConfig
+    tokenizer: Any
+    step: int
+    params: dict
+    setup: Setup
+
+    def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T L"]:
+        """Next-token logits after each token, float32, each row read from an empty state.
+
+        Raises:
+            ValueError: tokens are not [B, T] integers of the vocabulary.
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"tokens must be integers of shape [B, T], not {tokens.dtype} of shape {tokens.shape}")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.tokenizer.vocab_size:
+            raise ValueError(f"tokens must be in 0..{self.tokenizer.vocab_size - 1}, the tokenizer's vocabulary")
+        return _logits(self.setup.graphdef, self.params, tokens.astype(np.int32))
+
+    def generate(self, prompt: str, *, seed: int = 0, **options: Any) -> str:
+        """The model's continuation of `prompt`, up to the end of the text.
+
+        Args:
+            seed: the same seed gives the same text.
+            options: `max_tokens`, `temperature`, `top_k`, `top_p`, as `stream` takes them.
+        """
+        return "".join(self.stream(prompt, seed=seed, **options))
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        on_token: Callable[[], None] = lambda: None,
+    ) -> Iterator[str]:
+        """Pieces of the continuation as they come; `seqmodels.generate.generate` says what the options mean.
+
+        `on_token` is called after each token, of which a piece of text may take several.
+        """
+        prompt_tokens = self.prompt_tokens(prompt)
+        tokens = generate.stream(
+            self.setup.graphdef, self.params, prompt_tokens, max_tokens=max_tokens, key=jax.random.key(seed),
+            temperature=temperature, top_k=top_k, top_p=top_p, end_of_text=self.tokenizer.end_of_text,
+        )  # fmt: skip
+        text = generate.IncrementalText(self.tokenizer, context=prompt_tokens)
+        for token in tokens:
+            on_token()
+            if piece := text.push(token):
+                yield piece
+        yield text.flush()
+
+    def generate_batch(self, prompts: list[str], *, seed: int = 0, **options: Any) -> list[str]:
+        """The continuation of every prompt, decoded together; `options` as in `generate.generate`."""
+        continuations = generate.generate(
+            self.setup.graphdef, self.params, [self.prompt_tokens(prompt) for prompt in prompts],
+            key=jax.random.key(seed), end_of_text=self.tokenizer.end_of_text, **options,
+        )  # fmt: skip
+        return [self.tokenizer.decode(tokens) for tokens in continuations]
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """A prompt as the model reads it; an empty one is the end of the text before."""
+        return self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
+
+    def evaluate(
+        self,
+        source: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Evaluation:
+        """Score the run's own validation tokens, or the validation split of another `source` (config.data.source).
+
+        Another source is tokenized with the run's tokenizer.
+
+        Raises:
+            UserError: the source cannot be read, or the run folder has lost its validation tokens.
+        """
+        return evaluate(
+            self.setup.eval_step, self.params, self.validation(source), batch_size=self.config.data.batch_size,
+            seq_len=self.config.data.seq_len, max_tokens=max_tokens, put=self.setup.put, progress=progress,
+        )  # fmt: skip
+
+    def validation(self, source: str | None = None):
+        """The validation set that `evaluate` scores."""
+        if source is None:
+            return data.load_validation(self.workdir)
+        tokenizer = str(self.workdir / "tokenizer.json")
+        other = dataclasses.replace(self.config.data, source=source, tokenizer=tokenizer)
+        return data.prepare(other, seed=self.config.seed).validation
+
+    def state_bytes(self, max_len: int | None = None) -> int:
+        """Bytes of one sequence's decoding state at a capacity of `max_len` tokens (default: the training length)."""
+        return state_bytes(self.setup.graphdef, self.params, max_len or self.config.data.seq_len)
+
+
+def load_run(workdir: str | Path, step: int | None = None) -> Run:
+    """Open the run folder `workdir` at its newest checkpoint, or at the one of `step`.
+
+    Needs nothing but the folder: neither the training data nor the devices it was trained on.
+
+    Raises:
+        UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
+    one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
+    setup = Setup(one_device, tokenizer.vocab_size, devices=jax.devices()[:1])
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore({"params": setup.abstract_state()["params"]}, step=step)
+    if restored is None:
+        raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
+    return Run(workdir, config, tokenizer, restored.step, restored.state["params"], setup)
+
+
+def read_config(workdir: str | Path) -> RunConfig:
+    """The config of the run folder `workdir`.
+
+    Raises:
+        UserError: `workdir` is not a run folder.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        reason = "it has no config.json" if path.parent.is_dir() else "there is no such folder"
+        raise UserError(f"{workdir} is not a run folder ({reason}); train one with train.py --workdir={workdir}")
+    return config_lib.load(path)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graphdef, params, tokens):
+    return model.merge(graphdef, params)(tokens)[0]
