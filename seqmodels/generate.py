@@ -50,10 +50,8 @@ def generate(
     Raises:
         UserError: no prompt, an empty prompt, or a sampling option out of range.
     """
-    sampling = _sampling(temperature, top_k, top_p)
+    sampling = _sampling(max_tokens, temperature, top_k, top_p)
     tokens, reset = pad_prompts(prompts)
-    if max_tokens < 0:
-        raise UserError(f"max_tokens is {max_tokens}; give 0 or more")
     if max_tokens == 0:
         return [[] for _ in prompts]
     logits, state = _prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
@@ -78,7 +76,7 @@ def stream(
 
     Every token costs a call from the host. Arguments and errors are those of `generate`.
     """
-    sampling = _sampling(temperature, top_k, top_p)
+    sampling = _sampling(max_tokens, temperature, top_k, top_p)
     tokens, reset = pad_prompts([prompt])
     logits, state = _prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
     for index in range(max_tokens):
@@ -168,8 +166,10 @@ class IncrementalText:
         return now[len(before) :]
 
 
-def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
-    """Arguments of `sample`: `greedy` and `top_k` are compiled in, temperature and top_p are not."""
+def _sampling(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
+    """Arguments of `sample`, checked: `greedy` and `top_k` are compiled in, temperature and top_p are not."""
+    if max_tokens < 0:
+        raise UserError(f"max_tokens is {max_tokens}; give 0 or more")
     if not temperature >= 0:
         raise UserError(f"temperature is {temperature}; give 0 (the likeliest token) or more")
     if top_k is not None and top_k < 1:

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqmodels import mixers, model
 from seqmodels.errors import UserError
-from seqmodels.generate import IncrementalText, pad_prompts, sample
+from seqmodels.generate import IncrementalText, generate, pad_prompts, sample, stream
 
 
 def test_prompts_are_padded_on_the_left_and_reset_at_their_first_token():
@@ -76,3 +77,88 @@ def test_streamed_text_shows_what_broke_off():
 def test_streamed_text_keeps_the_spaces_between_tokens():
     stream = IncrementalText(WordTokenizer(), context=[0])
     assert [stream.push(token) for token in (1, 2, 3)] == [" upon", " a", " time"]
+
+
+# A kind of mixer each, and a hybrid of two repeats.
+PATTERNS = ("attention mlp", "linear_attention mlp", "linear_attention mlp attention mlp")
+PROMPTS = ([5], [1, 2, 3, 4, 5, 6, 7], [int(n) for n in np.random.default_rng(0).integers(0, 50, 63)])
+VOCABULARY = 50
+
+
+@pytest.fixture(scope="module", params=PATTERNS)
+def network(request):
+    """(graphdef, params) of a small model whose next token depends on what it read."""
+    options = {name: mixers.load(name).Config() for name in model.mixers_in_pattern(request.param)}
+    config = model.ModelConfig(
+        d_model=32, pattern=request.param, repeats=2, mixers=tuple(options.items()), mlp_hidden=None,
+        mlp_activation="silu", tie_embeddings=False, norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype="float32",
+    )  # fmt: skip
+    params = model.init_params(config, VOCABULARY, jax.random.key(1))
+    params = jax.tree.map(lambda kernel: 3 * kernel, params)  # decided logits: no near-ties
+    return model.graphdef(config, VOCABULARY), params
+
+
+def greedy_by_full_passes(network, prompt, count):
+    """Argmax of one full forward pass over everything so far, `count` times."""
+    graphdef, params = network
+    length = len(prompt) + count
+    tokens = np.zeros((1, length), np.int32)
+    tokens[0, : len(prompt)] = prompt
+    forward = jax.jit(lambda params, tokens: model.merge(graphdef, params)(tokens)[0])
+    for position in range(len(prompt), length):
+        tokens[0, position] = np.argmax(forward(params, tokens)[0, position - 1])
+    return tokens[0, len(prompt) :].tolist()
+
+
+def test_greedy_stepping_is_the_argmax_of_full_forward_passes(network):
+    expected = [greedy_by_full_passes(network, prompt, 12) for prompt in PROMPTS]
+    assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)  # the prompt matters
+    for prompt, continuation in zip(PROMPTS, expected):
+        options = dict(max_tokens=12, temperature=0, key=jax.random.key(0))
+        assert generate(*network, [prompt], **options) == [continuation]
+        assert list(stream(*network, prompt, **options)) == continuation
+
+
+def test_a_padded_batch_is_its_prompts_alone(network):
+    options = dict(max_tokens=12, temperature=0, key=jax.random.key(0))
+    alone = [generate(*network, [prompt], **options)[0] for prompt in PROMPTS]
+    assert generate(*network, PROMPTS, **options) == alone
+
+
+def test_end_of_text_ends_a_row_and_no_other(network):
+    options = dict(max_tokens=12, temperature=0, key=jax.random.key(0))
+    whole = generate(*network, PROMPTS, **options)
+    stop = whole[1][4]
+    cut = [row[: row.index(stop)] if stop in row else row for row in whole]
+    assert len(cut[1]) <= 4
+    assert generate(*network, PROMPTS, end_of_text=stop, **options) == cut
+    assert list(stream(*network, PROMPTS[1], end_of_text=stop, **options)) == cut[1]
+
+
+def test_the_seed_decides_and_streaming_agrees(network):
+    options = dict(max_tokens=20, temperature=1.0, top_k=20, top_p=0.95)
+    first = generate(*network, PROMPTS, key=jax.random.key(0), **options)
+    assert first == generate(*network, PROMPTS, key=jax.random.key(0), **options)
+    assert first != generate(*network, PROMPTS, key=jax.random.key(1), **options)
+    assert list(stream(*network, PROMPTS[0], key=jax.random.key(0), **options)) == first[0]
+
+
+def test_one_compilation_serves_every_prompt_of_a_length_class_and_every_temperature(network):
+    def run(prompt, temperature):
+        generate(*network, [prompt], max_tokens=3, temperature=temperature, key=jax.random.key(0))
+
+    run([1, 2, 3], 0.5)
+    with jax.no_tracing():
+        run([4, 3, 2, 1], 2.0)
+
+
+@pytest.mark.parametrize(
+    "mistake", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(max_tokens=-1)]
+)
+def test_options_out_of_range_are_named(mistake):
+    (name,) = mistake
+    options = dict(max_tokens=3, key=jax.random.key(0)) | mistake
+    with pytest.raises(UserError, match=name):
+        generate(None, None, [[1]], **options)
+    with pytest.raises(UserError, match=name):
+        next(stream(None, None, [1], **options))
