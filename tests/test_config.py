@@ -1,0 +1,100 @@
+"""A config is a tree of frozen dataclasses; a mistake in it is one line that says what to do."""
+
+import dataclasses
+
+import pytest
+
+from configs import base
+from seqmodels import config, mixers
+from seqmodels.errors import UserError
+from tests.configs import tiny
+
+
+def test_json_round_trip(tmp_path):
+    original = tiny(**{"model.pattern": "attention mlp linear_attention mlp", "model.mixers.attention.window": 8})
+    path = str(tmp_path / "config.json")
+    config.save(original, path)
+    assert config.load(path) == original
+    assert dict(original.model.mixers)["attention"].window == 8
+
+
+def test_hashable_throughout():
+    assert hash(tiny()) == hash(tiny())
+
+
+def test_only_mixers_in_the_pattern_are_kept():
+    kept = [name for name, _ in tiny(**{"model.pattern": "linear_attention mlp"}).model.mixers]
+    assert kept == ["linear_attention"]
+
+
+def test_base_holds_every_option_of_every_mixer():
+    options = base.get_config().model.mixers
+    for name in mixers.names():
+        fields = {field.name: field.default for field in dataclasses.fields(mixers.load(name).Config)}
+        assert {key: options[name][key] for key in options[name]} == fields
+
+
+def test_differences_name_the_fields():
+    changed = config.differences(tiny(), tiny(**{"optim.learning_rate": 0.5, "model.mixers.attention.window": 4}))
+    assert changed == {
+        "optim.learning_rate": (tiny().optim.learning_rate, 0.5),
+        "model.mixers.attention.window": (None, 4),
+    }
+
+
+def values(**changes):
+    """config.json's dict with dotted fields changed; None removes one."""
+    tree = config.to_dict(tiny())
+    for dotted, value in changes.items():
+        *groups, name = dotted.split(".")
+        group = tree
+        for part in groups:
+            group = group[part]
+        if value is None:
+            del group[name]
+        else:
+            group[name] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"optim.learning_rat": 1.0}, "did you mean config.optim.learning_rate"),
+        ({"optim.learning_rate": None}, "config.optim lacks learning_rate"),
+        ({"optim.learning_rate": "fast"}, "config.optim.learning_rate='fast' must be float"),
+        ({"data.seq_len": 1.5}, "config.data.seq_len=1.5 must be int"),
+        ({"model.remat": 1}, "config.model.remat=1 must be bool"),
+        ({"optim": 3}, "config.optim must be a group of fields"),
+        ({"model.pattern": "atention mlp"}, "did you mean 'attention'"),
+        ({"model.pattern": " "}, "model.pattern is empty"),
+        ({"model.mixers.attention.num_head": 2}, "did you mean config.model.mixers.attention.num_heads"),
+        ({"model.compute_dtype": "float64"}, "model.compute_dtype='float64' is not one of"),
+        ({"model.dropout": 1.0}, "model.dropout=1.0"),
+        ({"model.repeats": 0}, "must be at least 1"),
+        ({"optim.schedule": "cosin"}, "optim.schedule='cosin' is not one of"),
+        ({"train.steps": 0}, "train.steps=0 must be at least 1"),
+    ],
+)
+def test_mistakes(changes, message):
+    with pytest.raises(UserError) as error:
+        config.from_config_dict(values(**changes))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_int_is_accepted_for_float():
+    assert config.from_config_dict(values(**{"optim.learning_rate": 1})).optim.learning_rate == 1.0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff\xfe"])
+def test_damaged_config_json(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError):
+        config.load(str(path))
+
+
+def test_missing_config_json(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        config.load(str(tmp_path / "config.json"))

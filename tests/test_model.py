@@ -1,0 +1,110 @@
+"""The language model around the mixers: stacking, patterns, heads, dropout, remat, precision."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqmodels import model
+from seqmodels.errors import UserError
+from tests.configs import tiny
+
+VOCAB = 50
+
+
+def build(**overrides):
+    config = tiny(**{f"model.{name}": value for name, value in overrides.items()}).model
+    params = jax.jit(lambda key: model.init_params(config, VOCAB, key))(jax.random.key(0))
+    return config, params, model.merge(model.graphdef(config, VOCAB), params)
+
+
+def tokens(batch=2, time=9):
+    return jax.random.randint(jax.random.key(1), (batch, time), 0, VOCAB)
+
+
+def test_repeats_are_independent_layers():
+    _, params, _ = build(pattern="attention mlp", repeats=3)
+    kernel = params["layers"]["0_attention"]["layer"]["query_kernel"]
+    assert kernel.shape == (3, 32, 32)
+    assert not np.allclose(kernel[0], kernel[1])
+
+
+def test_scan_over_repeats_equals_the_layers_written_out():
+    """Two repeats of "attention mlp" are one repeat of "attention mlp attention mlp"."""
+    _, stacked, network = build(pattern="attention mlp", repeats=2)
+    config, unstacked, _ = build(pattern="attention mlp attention mlp", repeats=1)
+    for position, name in enumerate(("0_attention", "1_mlp", "2_attention", "3_mlp")):
+        source = stacked["layers"][("0_attention", "1_mlp")[position % 2]]
+        unstacked["layers"][name] = jax.tree.map(lambda leaf: leaf[position // 2][None], source)
+    unstacked |= {"embedding": stacked["embedding"], "final_norm": stacked["final_norm"]}
+    written_out = model.merge(model.graphdef(config, VOCAB), unstacked)
+    np.testing.assert_allclose(network(tokens())[0], written_out(tokens())[0], rtol=0, atol=1e-5)
+
+
+def test_unstacked_state_is_the_same_step():
+    _, _, network = build(pattern="attention mlp linear_attention mlp", repeats=2)
+    state = network.init_state(2, 12)
+    _, state = network(tokens(), state)
+    step = tokens(time=1)
+    logits, after = network(step, state)
+    unstacked_logits, unstacked = network(step, network.unstack_state(state))
+    np.testing.assert_allclose(logits, unstacked_logits, rtol=0, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), after, network.stack_state(unstacked)
+    )
+
+
+def test_remat_changes_memory_not_mathematics():
+    config, params, _ = build()
+
+    def loss(params, remat):
+        definition = model.graphdef(dataclasses.replace(config, remat=remat), VOCAB)
+        return jnp.sum(jnp.square(model.merge(definition, params)(tokens())[0]))
+
+    plain, remat = (jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, flag) for flag in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, remat)
+
+
+def test_dropout_masks_differ_by_key_and_layer_and_vanish_in_evaluation():
+    _, _, network = build(pattern="mlp", repeats=2, dropout=0.5)
+    x = tokens()
+    first, second = (network.features(x, dropout_key=jax.random.key(seed))[0] for seed in (0, 1))
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(first, network.features(x, dropout_key=jax.random.key(0))[0])
+    np.testing.assert_array_equal(network.features(x)[0], network.features(x)[0])
+
+
+def test_tied_head_is_the_embedding():
+    _, params, network = build(tie_embeddings=True)
+    np.testing.assert_array_equal(network.head_kernel(), params["embedding"].T)
+    _, params, network = build(tie_embeddings=False)
+    np.testing.assert_array_equal(network.head_kernel(), params["output_kernel"])
+
+
+def test_bfloat16_computes_narrow_and_keeps_parameters_and_logits_wide():
+    _, params, network = build(compute_dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert network.features(tokens())[0].dtype == jnp.bfloat16
+    logits, _ = network(tokens())
+    assert logits.dtype == jnp.float32
+    _, _, wide = build(compute_dtype="float32")
+    np.testing.assert_allclose(logits, wide(tokens())[0], atol=0.05)
+
+
+def test_depth_scales_what_layers_add():
+    """The residual stream's variance must not grow with depth: output kernels start at 1/sqrt(layers)."""
+    _, shallow, _ = build(pattern="mlp", repeats=1)
+    _, deep, _ = build(pattern="mlp", repeats=16)
+    ratio = np.std(shallow["layers"]["0_mlp"]["layer"]["output_kernel"]) / np.std(
+        deep["layers"]["0_mlp"]["layer"]["output_kernel"]
+    )
+    assert abs(ratio - 4.0) < 0.2
+
+
+def test_sizes_that_do_not_fit():
+    with pytest.raises(UserError, match="num_heads"):
+        build(**{"mixers.attention.num_heads": 5})
+    with pytest.raises(UserError, match="mlp_activation"):
+        build(pattern="mlp", mlp_activation="swish")
