@@ -1,0 +1,576 @@
+"""The contract of a sequence mixer, as measurements.
+
+Every law takes a `Case` (a mixer, an implementation, options) and returns its worst relative error over all that
+the law compares; `Law.bound` is what a correct mixer stays under. What can only be right or wrong (a dtype, a
+tree structure, a silent non-finite value) counts as an infinite error or raises `ContractBroken`. The tests
+assert the bounds; a script can print the figures.
+
+Laws are frugal with compilation, which is all they cost: every forward law runs the same five compiled calls,
+one for each of `LENGTHS`, because the partitions below use those lengths and no others.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+BATCH = 3
+CHUNK = 16  # given to every Config with a `chunk_size`, so that short sequences cross chunk boundaries
+LENGTHS = (1, 7, CHUNK, CHUNK + 1, 63)
+GRADIENT_LENGTHS = (1, CHUNK + 1, 63)
+LONGEST = 63
+CONTINUATION = 7  # tokens that compare two states by what they make of the same future
+PREFIX = 7  # tokens that make an initial state worth carrying
+CAPACITY = PREFIX + LONGEST + CONTINUATION
+# 63 tokens cut at a chunk boundary, at 1, at odd places, and into single tokens between longer pieces
+PARTITIONS = ((16, 16, 17, 7, 7), (1, 16, 7, 16, 16, 7), (7, 17, 16, 16, 7), (17, 1, 16, 7, 7, 7, 7, 1))
+RESET_MARKS = ((), (5, 16, 40), (0, 17, 62))  # per row of the batch
+
+Pytree = Any
+
+
+class ContractBroken(AssertionError):
+    """A mixer does what no mixer may, whatever the numbers."""
+
+
+def demand(condition: bool, message: str) -> None:
+    if not condition:
+        raise ContractBroken(message)
+
+
+# -- errors -----------------------------------------------------------------------------------------------------
+
+
+def is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def magnitude(leaves: list[np.ndarray]) -> float:
+    """Largest absolute finite value among the leaves."""
+    return max((float(np.abs(leaf[np.isfinite(leaf)]).max(initial=0.0)) for leaf in leaves), default=0.0)
+
+
+def error(actual: Pytree, expected: Pytree) -> float:
+    """Largest difference, relative to the largest expected value of the same leaf.
+
+    A leaf that is small beside the others (a gradient that should vanish) is measured against 1% of the largest
+    leaf, because the rounding it carries comes from the larger ones. Integers and marks are equal or infinitely
+    wrong; so is every place where only one side is finite.
+    """
+    demand(jax.tree.structure(actual) == jax.tree.structure(expected), "the trees compared differ in structure")
+    pairs = [
+        (np.asarray(got), np.asarray(want)) for got, want in zip(jax.tree.leaves(actual), jax.tree.leaves(expected))
+    ]
+    demand(all(got.shape == want.shape for got, want in pairs), "the arrays compared differ in shape")
+    floats = [(got.astype(np.float64), want.astype(np.float64)) for got, want in pairs if is_float(want)]
+    if any(not np.array_equal(got, want) for got, want in pairs if not is_float(want)):
+        return math.inf
+    floor = 0.01 * magnitude([want for _, want in floats])
+    worst = 0.0
+    for got, want in floats:
+        finite = np.isfinite(want)
+        if not np.array_equal(np.isfinite(got), finite):
+            return math.inf
+        difference = float(np.abs(got[finite] - want[finite]).max(initial=0.0))
+        if difference > 0.0:
+            worst = max(worst, difference / max(magnitude([want]), floor, np.finfo(np.float64).tiny))
+    return worst
+
+
+def finite(tree: Pytree) -> bool:
+    return all(np.isfinite(np.asarray(leaf, np.float64)).all() for leaf in jax.tree.leaves(tree) if is_float(leaf))
+
+
+# -- what the laws are applied to -------------------------------------------------------------------------------
+
+
+class Subject:
+    """A built mixer (or language model) with its parameters, and its compiled calls.
+
+    Args:
+        module: the mixer. Its parameters are moved off their initial values, where gates may be closed.
+        sample: (key, length) -> inputs [BATCH, length, ...].
+        batch_axis: of the state's leaves; 0 for a mixer, 1 under a model's stacked repeats.
+        context: entered around every call, e.g. `seqmodels.ops.interpret`.
+    """
+
+    def __init__(
+        self,
+        module: nnx.Module,
+        sample: Callable[[jax.Array, int], jax.Array],
+        *,
+        batch_axis: int = 0,
+        context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):
+        self.graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+        demand(not jax.tree.leaves(rest), "a module holds arrays that are not nnx.Param")
+        self.params = jax.tree.map(_perturb, nnx.to_pure_dict(params), _keys_like(nnx.to_pure_dict(params)))
+        demand(all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(self.params)), "parameters must be float32")
+        self.module = module
+        self.sample = sample
+        self.batch_axis = batch_axis
+        self.context = context
+        self._call = jax.jit(self._apply)
+        self._steps = jax.jit(self._scan_steps)
+        self._pullback = jax.jit(self._differentiate)
+
+    def _apply(self, params, inputs, state, reset):
+        return nnx.merge(self.graphdef, params)(inputs, state, reset=reset)
+
+    def _scan_steps(self, params, inputs, state, reset):
+        def step(state, token):
+            output, state = self._apply(params, token[0][:, None], state, token[1][:, None])
+            return state, (output[:, 0], self.fixed(state))
+
+        time_first = (jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(reset, 1, 0))
+        state, (outputs, states) = jax.lax.scan(step, state, time_first)
+        return jnp.moveaxis(outputs, 0, 1), states, state
+
+    def _differentiate(self, params, inputs, state, reset, output_cotangent, state_cotangent):
+        leaves, treedef = jax.tree.flatten(state)
+        moving = {"params": params, "state": [leaf for leaf in leaves if is_float(leaf)]}
+        if is_float(inputs):
+            moving["inputs"] = inputs
+
+        def forward(moving):
+            floats = iter(moving["state"])
+            carried = jax.tree.unflatten(treedef, [next(floats) if is_float(leaf) else leaf for leaf in leaves])
+            output, carried = self._apply(moving["params"], moving.get("inputs", inputs), carried, reset)
+            return output, ([] if state is None else [leaf for leaf in self.fixed(carried) if is_float(leaf)])
+
+        _, pullback = jax.vjp(forward, moving)
+        (gradients,) = pullback((output_cotangent, state_cotangent))
+        return gradients
+
+    def __call__(self, inputs, state, reset):
+        """One call: `(outputs, state)`; checks that the state returned can be a scan carry."""
+        with self.context():
+            output, after = self._call(self.params, inputs, state, reset)
+        demand(output.shape[:2] == inputs.shape[:2], f"outputs {output.shape} for inputs {inputs.shape}")
+        if state is not None:
+            before, returned = specification(state), specification(after)
+            demand(returned == before, f"the state returned, {returned}, is not like the one passed in, {before}")
+        return output, after
+
+    def steps(self, inputs, state, reset):
+        """One token at a time: `(outputs, fixed-size state leaves after every step, final state)`."""
+        with self.context():
+            return self._steps(self.params, inputs, state, reset)
+
+    def gradients(self, inputs, state, reset, output_cotangent, state_cotangent):
+        """Gradients of <outputs, cotangent> + <final state, cotangent>: params, inputs, float leaves of `state`."""
+        with self.context():
+            return self._pullback(self.params, inputs, state, reset, output_cotangent, state_cotangent)
+
+    def empty(self, capacity: int = CAPACITY) -> Pytree:
+        return self.module.init_state(BATCH, capacity)
+
+    def inputs(self, length: int, seed: int = 0) -> jax.Array:
+        return self.sample(jax.random.key(seed), length)
+
+    @functools.cached_property
+    def _fixed(self) -> list[bool]:
+        shortest, longest = (jax.eval_shape(lambda: self.module.init_state(BATCH, n)) for n in (1, CAPACITY))
+        return [a.shape == b.shape for a, b in zip(jax.tree.leaves(shortest), jax.tree.leaves(longest))]
+
+    def fixed(self, state: Pytree) -> list[jax.Array]:
+        """The leaves whose size does not depend on `max_len`: recurrent states and tails, not a cache.
+
+        How a cache is laid out is the mixer's own business; caches are compared by their `continuation`.
+        """
+        return [leaf for leaf, is_fixed in zip(jax.tree.leaves(state), self._fixed) if is_fixed]
+
+    def continuation(self, state: Pytree) -> jax.Array:
+        """Outputs of a fixed future from `state`."""
+        return self(self.inputs(CONTINUATION, seed=99), state, no_marks(CONTINUATION))[0]
+
+    def row(self, state: Pytree, row: int) -> list[jax.Array]:
+        """One row of the fixed-size leaves."""
+        return [leaf.take(row, axis=self.batch_axis) for leaf in self.fixed(state)]
+
+    def poison(self, state: Pytree, rows: Any = slice(None)) -> Pytree:
+        """The state with every float NaN in the given rows of the batch."""
+        index = (slice(None),) * self.batch_axis + (rows,)
+        return jax.tree.map(lambda leaf: leaf.at[index].set(jnp.nan) if is_float(leaf) else leaf, state)
+
+
+def _keys_like(tree: Pytree) -> Pytree:
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, list(jax.random.split(jax.random.key(1), max(len(leaves), 1)))[: len(leaves)])
+
+
+def _perturb(leaf: jax.Array, key: jax.Array) -> jax.Array:
+    return leaf + 0.05 * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A way to build one implementation of one mixer, and the same mixer as its definition.
+
+    Attributes:
+        name: of the mixer and its variant; cases of one name share their reference.
+        build: (implementation, compute dtype) -> Subject. Raises NotImplementedError, or its calls do, if the
+            mixer has no such implementation.
+        implementation: the one under test; None is the mixer's own choice.
+    """
+
+    name: str
+    build: Callable[[str | None, Any], Subject]
+    implementation: str | None
+
+    @property
+    def subject(self) -> Subject:
+        return built(self.build, self.implementation, "float32")
+
+    @property
+    def reference(self) -> Subject:
+        return built(self.build, "recurrent", "float32")
+
+    @property
+    def narrow(self) -> Subject:
+        return built(self.build, self.implementation, "bfloat16")
+
+
+@functools.lru_cache(maxsize=8)
+def built(build: Callable, implementation: str | None, dtype: str) -> Subject:
+    """Subjects in use; bounded, so that compiled programs of finished cases are freed."""
+    return build(implementation, jnp.dtype(dtype))
+
+
+def refusal(case: Case) -> str | None:
+    """What the mixer says when it has no such implementation; None if it has one (tried on a plain call)."""
+    try:
+        subject = case.subject
+        subject(subject.inputs(PREFIX), None, None)
+    except NotImplementedError as refused:
+        demand(bool(str(refused).strip()), "NotImplementedError does not say what is missing")
+        return str(refused)
+    return None
+
+
+def specification(state: Pytree) -> Pytree:
+    """Structure, shapes, dtypes and weak types: what a scan carry must keep."""
+    leaves, treedef = jax.tree.flatten(state)
+    return treedef, tuple((leaf.shape, str(leaf.dtype), leaf.weak_type) for leaf in leaves)
+
+
+def no_marks(length: int) -> jax.Array:
+    return jnp.zeros((BATCH, length), bool)
+
+
+def marks(length: int) -> jax.Array:
+    """Resets at RESET_MARKS: none in row 0, different ones in the other rows."""
+    starts = np.zeros((BATCH, length), bool)
+    for row, positions in enumerate(RESET_MARKS):
+        starts[row, [position for position in positions if position < length]] = True
+    return jnp.asarray(starts)
+
+
+def cotangents(seed: int, tree: Pytree) -> Pytree:
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(generator.standard_normal(leaf.shape), leaf.dtype), tree)
+
+
+def cut(lengths: tuple[int, ...]) -> list[slice]:
+    ends = np.cumsum(lengths)
+    return [slice(int(end - length), int(end)) for end, length in zip(ends, lengths)]
+
+
+def concatenate(pieces: list[jax.Array]) -> np.ndarray:
+    return np.concatenate([np.asarray(piece) for piece in pieces], axis=1)
+
+
+def state_error(subject: Subject, actual: Pytree, expected: Pytree) -> float:
+    """Fixed-size leaves compared one by one, the whole by its continuation."""
+    return max(
+        error(subject.fixed(actual), subject.fixed(expected)),
+        error(subject.continuation(actual), subject.continuation(expected)),
+    )
+
+
+def prefixed(subject: Subject) -> Pytree:
+    """A state that has read something."""
+    return subject(subject.inputs(PREFIX, seed=7), subject.empty(), no_marks(PREFIX))[1]
+
+
+def row_state_error(subject: Subject, actual: Pytree, expected: Pytree, row: int) -> float:
+    """`state_error` of one row of the batch."""
+    return max(
+        error(subject.row(actual, row), subject.row(expected, row)),
+        error(subject.continuation(actual)[row], subject.continuation(expected)[row]),
+    )
+
+
+# -- the laws ---------------------------------------------------------------------------------------------------
+
+
+def split(case: Case) -> float:
+    """Calls with a carried state = one call; no state = the empty state; no `reset` = no marks."""
+    subject = case.subject
+    inputs, reset = subject.inputs(LONGEST), marks(LONGEST)
+    whole, end = subject(inputs, subject.empty(), reset)
+    worst = 0.0
+    for partition in PARTITIONS:
+        state, pieces = subject.empty(), []
+        for piece in cut(partition):
+            output, state = subject(inputs[:, piece], state, reset[:, piece])
+            pieces.append(output)
+        worst = max(worst, error(concatenate(pieces), whole), state_error(subject, state, end))
+    stateless, _ = subject(inputs, None, reset)
+    unmarked, _ = subject(inputs, subject.empty(), no_marks(LONGEST))
+    plain, _ = subject(inputs, None, None)
+    continued, _ = subject(inputs, subject.empty(), None)
+    return max(worst, error(stateless, whole), error(plain, unmarked), error(continued, unmarked))
+
+
+def stepwise(case: Case) -> float:
+    """Token by token, the state as a scan's carry = one call, at every length."""
+    subject = case.subject
+    inputs, reset = subject.inputs(LONGEST), marks(LONGEST)
+    steps, states, end = subject.steps(inputs, subject.empty(), reset)
+    worst = 0.0
+    for length in LENGTHS:
+        output, state = subject(inputs[:, :length], subject.empty(), reset[:, :length])
+        after = [leaf[length - 1] for leaf in states]
+        worst = max(worst, error(steps[:, :length], output), error(after, subject.fixed(state)))
+    return max(worst, state_error(subject, end, state))  # LENGTHS ends with the longest
+
+
+def implementations(case: Case) -> float:
+    """Every implementation = "recurrent": outputs and final states, from a state that has read something."""
+    subject, reference = case.subject, case.reference
+    start, worst = prefixed(reference), 0.0
+    for length in LENGTHS:
+        call = (reference.inputs(length), start, marks(length))
+        output, state = subject(*call)
+        expected_output, expected_state = reference(*call)
+        worst = max(worst, error(output, expected_output), state_error(reference, state, expected_state))
+    return worst
+
+
+def gradients(case: Case) -> float:
+    """Every implementation = "recurrent": gradients for inputs, parameters and the initial state."""
+    subject, reference = case.subject, case.reference
+    start, worst = prefixed(reference), 0.0
+    calls = [(reference.inputs(length), start, marks(length)) for length in GRADIENT_LENGTHS]
+    calls.append((reference.inputs(LONGEST), None, marks(LONGEST)))  # as in training: nothing carried in or out
+    for inputs, state, reset in calls:
+        output, after = reference(inputs, state, reset)
+        leaves = [] if state is None else [leaf for leaf in reference.fixed(after) if is_float(leaf)]
+        call = (inputs, state, reset, *cotangents(3, (output, leaves)))
+        expected = reference.gradients(*call)
+        demand(magnitude([np.asarray(leaf) for leaf in jax.tree.leaves(expected)]) > 0.0, "all gradients are zero")
+        worst = max(worst, error(subject.gradients(*call), expected))
+    return worst
+
+
+def causality(case: Case) -> float:
+    """No gradient from an output to a later input, or to an input of another document.
+
+    Token ids have no gradient: there, later tokens are changed and earlier outputs must not be.
+    """
+    subject = case.subject
+    inputs, reset = subject.inputs(LONGEST), marks(LONGEST)
+    start = prefixed(subject)
+    output, after = subject(inputs, start, reset)
+    if not is_float(inputs):
+        changed = jnp.concatenate([inputs[:, :40], subject.inputs(LONGEST, seed=1)[:, 40:]], axis=1)
+        demand(not bool((changed == inputs).all()), "the changed tokens are the same tokens")
+        return error(subject(changed, start, reset)[0][:, :40], output[:, :40])
+    silent = [jnp.zeros_like(leaf) for leaf in subject.fixed(after) if is_float(leaf)]
+    documents = np.cumsum(np.asarray(reset), axis=1)
+    heard, leaked = np.zeros((BATCH, LONGEST)), 0.0
+    for position in range(LONGEST):
+        cotangent = jnp.zeros_like(output).at[:, position].set(cotangents(position, output)[:, position])
+        gradient = np.abs(np.asarray(subject.gradients(inputs, start, reset, cotangent, silent)["inputs"])).max(axis=-1)
+        demand(finite(gradient), "a gradient is not finite")
+        forbidden = documents != documents[:, position : position + 1]
+        forbidden[:, position + 1 :] = True
+        leaked = max(leaked, float(gradient[forbidden].max(initial=0.0)))
+        heard = np.maximum(heard, np.where(forbidden, 0.0, gradient))
+    demand(bool((heard > 0.0).all()), "an input changes no output at all")
+    return leaked / heard.max()
+
+
+def reset(case: Case) -> float:
+    """A marked token starts afresh: packed documents = separate documents; a NaN stays in its document."""
+    subject = case.subject
+    inputs = subject.inputs(LONGEST)
+    packings = ((16, 17, 7, 16, 7), (7, 16, 7, 17, 16), (17, 16, 16, 7, 7))  # one per row
+    starts = np.zeros((BATCH, LONGEST), bool)
+    for row, packing in enumerate(packings):
+        starts[row, [piece.start for piece in cut(packing)]] = True
+    packed, end = subject(inputs, subject.empty(), jnp.asarray(starts))
+    worst = 0.0
+    for row, packing in enumerate(packings):
+        for piece in cut(packing):
+            length = piece.stop - piece.start
+            alone, state = subject(inputs[:, piece], subject.empty(), no_marks(length))
+            worst = max(worst, error(packed[row, piece], alone[row]))
+        worst = max(worst, row_state_error(subject, end, state, row))
+    # What was there before a document, in the state or in the row, cannot touch it, not even as NaN.
+    poisoned, after = subject(inputs, subject.poison(prefixed(subject)), jnp.asarray(starts))
+    worst = max(worst, error(poisoned, packed), state_error(subject, after, end))
+    if is_float(inputs):
+        middle = cut(packings[0])[2]
+        sick = inputs.at[0, middle.start + 2].set(jnp.nan)
+        output, after = subject(sick, subject.empty(), jnp.asarray(starts))
+        demand(not bool(jnp.isfinite(output[0, middle.start + 2]).all()), "a NaN was made to look like a number")
+        healthy = np.ones((BATCH, LONGEST), bool)
+        healthy[0, middle] = False
+        worst = max(worst, error(output[healthy], packed[healthy]), state_error(subject, after, end))
+    return worst
+
+
+def rows(case: Case) -> float:
+    """A row's outputs, final state and gradients depend on that row alone; NaN in another row does not touch it."""
+    subject = case.subject
+    inputs, reset_marks = subject.inputs(LONGEST), marks(LONGEST)
+    start = prefixed(subject)
+    output, end = subject(inputs, start, reset_marks)
+    worst = 0.0
+    for row in range(BATCH):
+        others = np.arange(BATCH) != row
+        changed = subject.inputs(LONGEST, seed=1)
+        changed = jnp.full_like(changed, jnp.nan) if is_float(changed) else changed
+        changed = changed.at[row].set(inputs[row])
+        other_marks = jnp.asarray(np.where(others[:, None], ~np.asarray(reset_marks), np.asarray(reset_marks)))
+        alone, after = subject(changed, subject.poison(start, others), other_marks)
+        worst = max(worst, error(alone[row], output[row]), row_state_error(subject, after, end, row))
+    if is_float(inputs):
+        cotangent = jnp.zeros_like(output).at[1].set(cotangents(0, output)[1])
+        silent = [jnp.zeros_like(leaf) for leaf in subject.fixed(end) if is_float(leaf)]
+        touched = subject.gradients(inputs, start, reset_marks, cotangent, silent)
+        others = np.asarray(touched["inputs"])[[0, 2]]
+        worst = max(worst, magnitude([others, *(np.take(leaf, [0, 2], subject.batch_axis) for leaf in touched["state"])]))
+    return worst
+
+
+def left_padding(case: Case) -> float:
+    """Padding before a reset = no padding, whatever is in it."""
+    subject = case.subject
+    real = (CHUNK + 1, CHUNK, 7)  # tokens of each row; the rest of 63 is padding
+    inputs = subject.inputs(LONGEST)
+    padded, starts = inputs, np.zeros((BATCH, LONGEST), bool)
+    for row, length in enumerate(real):
+        starts[row, LONGEST - length] = True
+        if is_float(inputs):
+            padded = padded.at[row, : LONGEST - length].set(jnp.nan)
+    output, end = subject(padded, subject.empty(), jnp.asarray(starts))
+    worst = 0.0
+    for row, length in enumerate(real):
+        alone, state = subject(inputs[:, LONGEST - length :], subject.empty(), no_marks(length))
+        worst = max(worst, error(output[row, LONGEST - length :], alone[row]), row_state_error(subject, end, state, row))
+    return worst
+
+
+def bfloat16(case: Case) -> float:
+    """bfloat16 inputs: bfloat16 outputs, float32 recurrent state that really accumulates in float32.
+
+    A cache may have the compute dtype. The error is that of outputs and states against float32, in the Euclidean norm
+    because single bfloat16 roundings are large, over 8 * 63 equal tokens: a sum kept in bfloat16 would stop growing.
+    """
+    narrow, wide = case.narrow, case.subject
+    inputs = narrow.inputs(LONGEST)
+    rounded = inputs.astype(jnp.bfloat16) if is_float(inputs) else inputs
+    output, _ = narrow(rounded, narrow.empty(), marks(LONGEST))
+    if is_float(inputs):
+        demand(output.dtype == jnp.bfloat16, f"bfloat16 inputs gave {output.dtype} outputs")
+    for leaf in narrow.fixed(narrow.empty()):
+        demand(not is_float(leaf) or leaf.dtype == jnp.float32, f"a recurrent state is {leaf.dtype}, not float32")
+    expected, _ = wide(rounded.astype(inputs.dtype), wide.empty(), marks(LONGEST))
+    worst = euclidean_error(output, expected)
+
+    repeats = 8
+    constant = jnp.broadcast_to(rounded[:, :1], rounded.shape)
+    states = narrow.empty(repeats * LONGEST), wide.empty(repeats * LONGEST)
+    for _ in range(repeats):
+        narrow_output, narrow_state = narrow(constant, states[0], no_marks(LONGEST))
+        wide_output, wide_state = wide(constant.astype(inputs.dtype), states[1], no_marks(LONGEST))
+        states = narrow_state, wide_state
+    worst = max(worst, euclidean_error(narrow_output, wide_output))
+    for got, want in zip(narrow.fixed(narrow_state), wide.fixed(wide_state)):
+        if is_float(want):
+            worst = max(worst, euclidean_error(got, want))
+    return worst
+
+
+def euclidean_error(actual: jax.Array, expected: jax.Array) -> float:
+    got, want = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return math.inf
+    return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), np.finfo(np.float64).tiny))
+
+
+def strong(case: Case) -> float:
+    """Inputs 30 times as large, which close every gate: finite values and gradients, and still = "recurrent"."""
+    subject, reference, narrow = case.subject, case.reference, case.narrow
+    inputs = reference.inputs(LONGEST)
+    large = 30 * inputs if is_float(inputs) else inputs
+    call = (large, reference.empty(), marks(LONGEST))
+    expected, after = reference(*call)
+    output, state = subject(*call)
+    demand(finite((expected, after)), "a value of the reference is not finite")
+    worst = max(error(output, expected), error(subject.fixed(state), reference.fixed(after)))
+    for one, values in ((subject, large), (narrow, large.astype(jnp.bfloat16) if is_float(large) else large)):
+        output, state = one(values, one.empty(), marks(LONGEST))
+        demand(finite((output, state)), "a value is not finite")
+        leaves = [leaf for leaf in one.fixed(state) if is_float(leaf)]
+        pulled = one.gradients(values, one.empty(), marks(LONGEST), *cotangents(3, (output, leaves)))
+        demand(finite(pulled), "a gradient is not finite")
+    return worst
+
+
+def state_size(case: Case) -> float:
+    """The state's bytes, counted without allocating it, are its bytes; batch comes first in every leaf."""
+    module = case.subject.module
+    state = module.init_state(BATCH, CAPACITY)
+    counted = jax.eval_shape(lambda: module.init_state(BATCH, CAPACITY))
+    doubled = jax.eval_shape(lambda: module.init_state(2 * BATCH, CAPACITY))
+    demand(jax.tree.structure(counted) == jax.tree.structure(state), "init_state differs under eval_shape")
+    case.subject(case.subject.inputs(1), state, None)
+    allocated, promised, twice = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) for tree in (state, counted, doubled)
+    )
+    axis = case.subject.batch_axis
+    batched = all(leaf.ndim > axis and leaf.shape[axis] == BATCH for leaf in jax.tree.leaves(state))
+    demand(batched, "a leaf of the state lacks its batch axis")
+    return float(abs(allocated - promised) + abs(twice - 2 * allocated))
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """A law and the worst relative error a correct mixer may show in it."""
+
+    measure: Callable[[Case], float]
+    bound: float
+
+    @property
+    def name(self) -> str:
+        return self.measure.__name__
+
+    @property
+    def statement(self) -> str:
+        return self.measure.__doc__.splitlines()[0]
+
+
+LAWS = (
+    Law(split, 5e-5),
+    Law(stepwise, 5e-5),
+    Law(implementations, 5e-5),
+    Law(gradients, 2e-4),
+    Law(causality, 0.0),
+    Law(reset, 5e-5),
+    Law(rows, 0.0),
+    Law(left_padding, 5e-5),
+    Law(bfloat16, 0.05),
+    Law(strong, 1e-3),
+    Law(state_size, 0.0),
+)
