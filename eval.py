@@ -76,7 +76,7 @@ def report(run: Run, evaluation: Evaluation) -> None:
     }
     for name, text in lines.items():
         print(f"{name:>14}  {text}", file=sys.stderr)
-    print("\nloss by tokens of context (nats)", plots.sparkline(evaluation.loss_by_position[:64]), file=sys.stderr)
+    print(f"\nloss by tokens of context (nats)\n{plots.sparkline(evaluation.loss_by_position)}", file=sys.stderr)
     for span, loss in by_context_length(evaluation.loss_by_position).items():
         print(f"{span:>14}  {loss:.3f}", file=sys.stderr)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from seqmodels import data, generate, model
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
 from seqmodels.evaluation.perplexity import Evaluation, evaluate, state_bytes
-from seqmodels.training.checkpoint import Checkpoints
+from seqmodels.model import LanguageModel
+from seqmodels.training import checkpoint
 from seqmodels.training.sharding import MeshConfig
 from seqmodels.training.state import Setup
 
@@ -46,6 +48,10 @@ class Run:
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.tokenizer.vocab_size:
             raise ValueError(f"tokens must be in 0..{self.tokenizer.vocab_size - 1}, the tokenizer's vocabulary")
         return _logits(self.setup.graphdef, self.params, tokens.astype(np.int32))
+
+    def model(self) -> LanguageModel:
+        """The model with its parameters, to call and look into."""
+        return model.merge(self.setup.graphdef, self.params)
 
     def generate(self, prompt: str, *, seed: int = 0, **options: Any) -> str:
         """The model's continuation of `prompt`, up to the end of the text.
@@ -127,10 +133,18 @@ class Run:
         return state_bytes(self.setup.graphdef, self.params, max_len or self.config.data.seq_len)
 
 
-def load_run(workdir: str | Path, step: int | None = None) -> Run:
+def load_run(
+    workdir: str | Path,
+    step: int | None = None,
+    *,
+    report: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> Run:
     """Open the run folder `workdir` at its newest checkpoint, or at the one of `step`.
 
-    Needs nothing but the folder: neither the training data nor the devices it was trained on.
+    Needs nothing but the folder, changes nothing in it, and runs on one device, whatever the run was trained on.
+
+    Args:
+        report: called with one line for each thing a person should know, such as a damaged checkpoint.
 
     Raises:
         UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`.
@@ -140,8 +154,9 @@ def load_run(workdir: str | Path, step: int | None = None) -> Run:
     tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
     setup = Setup(one_device, tokenizer.vocab_size, devices=jax.devices()[:1])
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore({"params": setup.abstract_state()["params"]}, step=step)
+    restored = checkpoint.restore(
+        workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report
+    )
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
     return Run(workdir, config, tokenizer, restored.step, restored.state["params"], setup)

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from seqmodels.evaluation.perplexity import evaluate, perplexity
+from seqmodels.evaluation import plots
+from seqmodels.evaluation.perplexity import by_context_length, evaluate, perplexity
 
 SEQ_LEN = 8
 
@@ -82,3 +83,15 @@ def test_perplexity_of_a_huge_or_missing_loss():
     assert perplexity(0.0) == 1.0
     assert perplexity(1e4) == math.inf
     assert math.isnan(perplexity(math.nan))
+
+
+def test_ranges_of_context_are_powers_of_two():
+    losses = np.array([9.0, 7.0, 5.0, 3.0, 2.0, np.nan, 1.0])
+    assert by_context_length(losses) == {"1": 9.0, "2": 7.0, "3-4": 4.0, "5-7": 1.5}
+    assert by_context_length(np.array([4.0, np.nan])) == {"1": 4.0}
+
+
+def test_a_sparkline_falls_with_the_loss():
+    assert plots.sparkline(np.array([7.0, 5.0, np.nan, 0.0])) == "█▆▁"
+    assert plots.sparkline(np.linspace(1, 0, 1000), width=8) == "█▇▆▅▄▃▂▁"
+    assert plots.sparkline(np.ones(3)) == "▁▁▁"

@@ -56,11 +56,13 @@ def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.
     figure.savefig(path, dpi=120)
 
 
-def sparkline(values: Float[np.ndarray, "N"]) -> str:
-    """A row of bars for the terminal, one per value; a value that is not a number leaves a gap."""
-    low, high = np.nanmin(values), np.nanmax(values)
-    height = np.zeros(len(values)) if high == low else (values - low) / (high - low)
-    return "".join(" " if np.isnan(h) else "▁▂▃▄▅▆▇█"[round(h * 7)] for h in height)
+def sparkline(values: Float[np.ndarray, "N"], width: int = 64) -> str:
+    """A row of at most `width` bars for the terminal; a longer series is averaged over neighbours, nans left out."""
+    blocks = np.array_split(values, min(width, len(values)))
+    means = np.array([np.mean(block[np.isfinite(block)]) for block in blocks if np.isfinite(block).any()])
+    low, high = means.min(), means.max()
+    heights = (means - low) / (high - low) if high > low else np.zeros(len(means))
+    return "".join("▁▂▃▄▅▆▇█"[round(height * 7)] for height in heights)
 
 
 def _finish(axes: Axes) -> None:

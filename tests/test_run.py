@@ -1,0 +1,202 @@
+"""A run folder alone is enough: load_run, eval.py and scripts/generate.py on a run of a few steps."""
+
+import json
+import math
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import seqmodels
+from seqmodels.errors import UserError
+from seqmodels.evaluation.perplexity import by_context_length
+from seqmodels.training import loop
+from tests.configs import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(workdir, summary of the training loop) of a hybrid trained for 6 steps, checkpoints at 3 and 6."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny(**{
+        "model.pattern": "linear_attention mlp attention mlp", "model.repeats": 1, "data.cache_dir": str(folder / "cache"),
+        "train.steps": 6, "train.checkpoint_every_steps": 3, "train.eval_every_steps": 3, "train.eval_tokens": 10**9,
+        "train.sample_every_steps": 0, "train.compilation_cache_dir": "",
+    })  # fmt: skip
+    summary = loop.train(config, folder / "workdir")
+    shutil.rmtree(folder / "cache")  # nothing but the run folder may be needed from here on
+    return folder / "workdir", summary
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return seqmodels.load_run(trained[0])
+
+
+def command(script, *arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, ROOT / script, *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def naive_evaluation(run):
+    """Losses in float64 from the logits, one window at a time: (nats [windows, T], bytes of text)."""
+    losses, num_bytes = [], 0.0
+    seq_len = run.config.data.seq_len
+    for batch in run.validation().batches(1, seq_len):
+        logits = np.asarray(run.logits(batch["inputs"]), np.float64)
+        log_total = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+        nats = log_total - np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+        losses.append(np.where(batch["weights"][0] > 0, nats[0], np.nan))
+        num_bytes += batch["bytes"][batch["weights"] > 0].sum()
+    return np.stack(losses), num_bytes
+
+
+def test_evaluate_is_a_naive_float64_loop_over_the_logits(run):
+    nats, num_bytes = naive_evaluation(run)
+    got = run.evaluate()
+    assert got.tokens == np.isfinite(nats).sum()
+    assert got.loss == pytest.approx(np.nanmean(nats), rel=1e-5)
+    assert got.perplexity == pytest.approx(np.exp(np.nanmean(nats)), rel=1e-5)
+    assert got.bits_per_byte == pytest.approx(np.nansum(nats) / math.log(2) / num_bytes, rel=1e-5)
+    np.testing.assert_allclose(got.loss_by_position, np.nanmean(nats, axis=0), rtol=1e-5)
+
+
+def test_bits_per_byte_count_the_bytes_of_the_stories(run):
+    """All targets but the first token's: with bytes as tokens, every byte of text but the very first one."""
+    validation = run.validation()
+    targets = [batch["targets"][batch["weights"] > 0] for batch in validation.batches(4, 32)]
+    text_bytes = sum(int((target != run.tokenizer.end_of_text).sum()) for target in targets)
+    counted = sum(batch["bytes"][batch["weights"] > 0].sum() for batch in validation.batches(4, 32))
+    assert counted == text_bytes > 10_000
+
+
+def test_the_loop_and_load_run_agree(trained, run):
+    summary = trained[1]
+    got = run.evaluate()
+    assert run.step == summary["step"] == 6
+    assert got.loss == pytest.approx(summary["validation_loss"], rel=1e-6)
+    assert got.bits_per_byte == pytest.approx(summary["bits_per_byte"], rel=1e-6)
+    assert run.setup.num_parameters == summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(run.params))
+    assert run.state_bytes() == summary["state_bytes"]
+
+
+def test_state_bytes_are_those_of_a_real_state(run):
+    state = jax.tree.leaves(run.model().init_state(1, 40))
+    assert run.state_bytes(40) == sum(leaf.nbytes for leaf in state) > run.state_bytes(20)
+
+
+def test_an_earlier_step_can_be_loaded(trained, run):
+    earlier = seqmodels.load_run(trained[0], step=3)
+    assert earlier.step == 3
+    assert earlier.evaluate(max_tokens=2000).loss > run.evaluate(max_tokens=2000).loss
+
+
+def test_another_source_is_scored_with_the_runs_tokenizer(run, tmp_path):
+    text = "Anna had a cat.<|endoftext|>Ben had a dog.<|endoftext|>" * 50
+    (tmp_path / "stories.txt").write_text(text)
+    got = run.evaluate(str(tmp_path / "stories.txt"))
+    assert 0 < got.tokens < len(text) and math.isfinite(got.bits_per_byte)
+
+
+def test_logits_are_float32_and_row_by_row(run):
+    tokens = np.random.default_rng(0).integers(0, run.tokenizer.vocab_size, (3, 20))
+    logits = run.logits(tokens)
+    assert logits.shape == (3, 20, run.tokenizer.vocab_size) and logits.dtype == np.float32
+    np.testing.assert_allclose(run.logits(tokens[1:2, :9])[0], logits[1, :9], atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [np.zeros(4, np.int32), np.zeros((1, 4)), np.full((1, 4), 10**6), np.full((1, 4), -1)])
+def test_tokens_that_are_none_are_refused(run, tokens):
+    with pytest.raises(ValueError, match="tokens must be"):
+        run.logits(tokens)
+
+
+def test_greedy_text_is_the_argmax_of_the_logits(run):
+    prompt = "Once upon"
+    tokens = run.tokenizer.encode(prompt)
+    for _ in range(10):
+        tokens.append(int(np.argmax(run.logits([tokens])[0, -1])))
+    expected = run.tokenizer.decode(tokens[len(prompt) :])
+    assert run.generate(prompt, max_tokens=10, temperature=0) == expected
+    assert run.generate_batch([prompt, "A"], max_tokens=10, temperature=0)[0] == expected
+
+
+def test_an_empty_prompt_begins_a_new_text(run):
+    assert run.prompt_tokens("") == [run.tokenizer.end_of_text]
+    assert isinstance(run.generate("", max_tokens=5), str)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, trained):
+    with pytest.raises(UserError, match="no such folder"):
+        seqmodels.load_run(tmp_path / "nothing")
+    with pytest.raises(UserError, match="no config.json"):
+        seqmodels.load_run(tmp_path)
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(trained[0] / name, tmp_path / name)
+    with pytest.raises(UserError, match="no checkpoint"):
+        seqmodels.load_run(tmp_path)
+
+
+def test_a_step_that_is_not_there_lists_those_that_are(trained):
+    with pytest.raises(UserError, match=r"step 5 .*3, 6"):
+        seqmodels.load_run(trained[0], step=5)
+
+
+def test_eval_ends_with_one_json_line(trained, run, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "moved")  # a run folder may be copied anywhere
+    done = command("eval.py", "--workdir=moved", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout.splitlines()[-1])
+    expected = run.evaluate()
+    assert row["step"] == 6 and row["tokenizer"] == "bytes"
+    assert row["validation_loss"] == pytest.approx(expected.loss, rel=1e-6)
+    assert row["perplexity"] == pytest.approx(math.exp(row["validation_loss"]))
+    assert row["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-6)
+    assert row["loss_by_position"] == pytest.approx(by_context_length(expected.loss_by_position), rel=1e-5)
+    assert row["parameters"] == run.setup.num_parameters and row["state_bytes"] == run.state_bytes()
+    assert row["tokens_per_second"] > 0
+    assert (tmp_path / "moved" / "loss_by_position.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_generate_streams_and_writes_batches(trained, run, tmp_path):
+    options = (f"--workdir={trained[0]}", "--max_tokens=12", "--seed=3")
+    done = command("scripts/generate.py", *options, "--prompt=Once upon a time", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "Once upon a time" + run.generate("Once upon a time", max_tokens=12, seed=3) + "\n"
+    assert "tokens/s" in done.stderr
+    (tmp_path / "prompts.yaml").write_text("- Once upon\n- One day\n")
+    done = command("scripts/generate.py", *options, "--prompts_file=prompts.yaml", "--output=out.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["Once upon", "One day"]
+    continuations = run.generate_batch(["Once upon", "One day"], max_tokens=12, temperature=0.8, seed=3)
+    assert [row["continuation"] for row in rows] == continuations
+
+
+@pytest.mark.parametrize(
+    "script, arguments, message",
+    [
+        ("eval.py", (), "--workdir"),
+        ("eval.py", ("--workdir=/nowhere",), "not a run folder"),
+        ("eval.py", ("--workdir={run}", "--step=5"), "step 5"),
+        ("eval.py", ("--workdir={run}", "--step=five"), "--step"),
+        ("eval.py", ("--workdir={run}", "--data=/nowhere/stories.txt"), "/nowhere/stories.txt"),
+        ("scripts/generate.py", ("--workdir={run}",), "--prompt"),
+        ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--temperature=-1"), "temperature"),
+        ("scripts/generate.py", ("--workdir={run}", "--prompts_file=/nowhere.yaml"), "/nowhere.yaml"),
+    ],
+)
+def test_a_persons_mistake_is_one_line(trained, monkeypatch, capsys, script, arguments, message):
+    arguments = [argument.format(run=trained[0]) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    line = exit.value.code  # a text here is printed on stderr, and the exit status is 1
+    assert line.startswith("error: ") and message in line and "\n" not in line
+    assert capsys.readouterr() == ("", "")
