@@ -1,0 +1,132 @@
+"""Multi-head softmax attention, the classic mixer and the yardstick of the others.
+
+    q_t, k_t, v_t = x_t W_q, x_t W_k, x_t W_v                                   split into heads of width K
+    o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s                       in every head
+    y_t = concat(o_t) W_o
+
+"Attention is all you need", arXiv 1706.03762, eq. 1 and section 3.2.2. Options: rotary positions on q and k (RoFormer,
+arXiv 2104.09864, eq. 34, in Llama's half-split pairs), key/value heads shared by groups of query heads (arXiv 2305.13245), a
+sliding window (arXiv 2004.05150, section 3.1), RMSNorm on q and k per head (arXiv 2010.04245, with the norm of Llama's descendants).
+
+State: 2 G K numbers per live token in the compute dtype (at most ``window`` tokens), and the position. It is the only
+state on the list that grows with the text.
+
+Numerical trap: scores and softmax are float32 whatever the activations are; a masked weight of zero times another document's NaN is
+NaN, which the op guards against.
+
+Deviations from the paper: no bias, no dropout on the weights, rotary positions instead of added sinusoids.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from seqmodels.errors import UserError
+from seqmodels.layers import RMSNorm, dense, normal_init
+from seqmodels.ops.rotary import document_positions, rotary
+from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    num_heads: int = 4  # H, query heads; divides d_model unless head_dim is given
+    num_kv_heads: int | None = None  # G, key/value heads, a divisor of num_heads; None: as many as query heads
+    head_dim: int | None = None  # K, width of a head; None: d_model / num_heads
+    rope: bool = True  # rotary positions; without them order is known through the causal mask alone
+    rope_base: float = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
+    window: int | None = None  # steps a query sees, its own included; None: all of them
+    qk_norm: bool = False  # RMSNorm on queries and keys, per head, before the rotation
+    implementation: str | None = None  # of softmax_attention; None: the fastest for device and shape
+
+    def __post_init__(self):
+        for field in ("num_heads", "num_kv_heads", "head_dim", "window"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"model.mixers.attention.{field}={value} must be at least 1")
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model.mixers.attention.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
+            )
+
+
+class State(NamedTuple):
+    cache: Cache
+    position: Int[Array, "B"]  # of the next token within its document
+
+
+class Mixer(nnx.Module):
+    """Attention behind the interface of a mixer.
+
+    Args:
+      config: the options above.
+      d_model: D, width of the residual stream.
+      compute_dtype: of the cached keys and values.
+      rngs: initialisation keys; ``rngs.params`` is used.
+
+    Raises:
+      UserError: sizes that do not fit together.
+    """
+
+    def __init__(self, config: Config, d_model: int, *, compute_dtype=jnp.float32, rngs: nnx.Rngs):
+        if config.head_dim is None and d_model % config.num_heads:
+            raise UserError(
+                f"model.mixers.attention.num_heads={config.num_heads} must divide model.d_model={d_model}"
+            )
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.num_kv_heads = config.num_kv_heads or config.num_heads
+        self.head_dim = config.head_dim or d_model // config.num_heads
+        if config.rope and self.head_dim % 2:
+            raise UserError(
+                f"model.mixers.attention.head_dim={self.head_dim} must be even for rope; change num_heads or head_dim"
+            )
+        query_dim, kv_dim = config.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.query_kernel = nnx.Param(normal_init(rngs.params(), (d_model, query_dim)))
+        self.key_kernel = nnx.Param(normal_init(rngs.params(), (d_model, kv_dim)))
+        self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, kv_dim)))
+        self.output_kernel = nnx.Param(normal_init(rngs.params(), (query_dim, d_model)))
+        if config.qk_norm:
+            self.query_norm = RMSNorm(self.head_dim, rngs=rngs)
+            self.key_norm = RMSNorm(self.head_dim, rngs=rngs)
+
+    def init_state(self, batch_size: int, max_len: int) -> State:
+        """An empty ring for ``max_len`` live tokens (``window``, where that is fewer), at position 0."""
+        cache = init_cache(
+            batch_size,
+            max_len,
+            self.num_kv_heads,
+            self.head_dim,
+            self.head_dim,
+            window=self.config.window,
+            dtype=self.compute_dtype,
+        )
+        return State(cache, jnp.zeros((batch_size,), jnp.int32))
+
+    def __call__(
+        self, x: Float[Array, "B T D"], state: State | None = None, *, reset: Bool[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
+        """Mixes T steps that follow those of ``state``; ``reset`` marks the steps at which a new document starts."""
+        (B, T, _), K = x.shape, self.head_dim
+        q = dense(x, self.query_kernel[...]).reshape(B, T, -1, K)
+        k = dense(x, self.key_kernel[...]).reshape(B, T, -1, K)
+        v = dense(x, self.value_kernel[...]).reshape(B, T, -1, K)
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        cache, start = (None, None) if state is None else state
+        positions = document_positions(T, start=start, reset=reset)
+        if self.config.rope:
+            q, k = (rotary(side, positions, base=self.config.rope_base) for side in (q, k))
+        o, cache = softmax_attention(
+            q * K**-0.5,
+            k,
+            v,
+            cache=cache,
+            reset=reset,
+            window=self.config.window,
+            implementation=self.config.implementation,
+        )
+        y = dense(o.reshape(B, T, -1), self.output_kernel[...])
+        return y, State(cache, jnp.broadcast_to(positions[:, -1] + 1, (B,)))
