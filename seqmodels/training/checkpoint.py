@@ -117,14 +117,14 @@ class Writer:
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
-    def save(self, step: int, state: dict, record: Mapping, *, validation_loss: float = math.inf) -> None:
+    def save(self, step: int, state: dict, record: Mapping, *, validation_loss: float | None) -> None:
         """Begin to write one step; returns once the arrays are copied and may be donated.
 
         Args:
             step: must not have been saved yet.
             state: the train state.
             record: JSON values, handed back by `restore`.
-            validation_loss: nats per token, when this state was evaluated; competes for the best checkpoint.
+            validation_loss: nats per token, if this state was evaluated; competes for the best checkpoint.
 
         Raises:
             UserError: no space left, in this save or in the one before it, which was written meanwhile.
@@ -138,7 +138,8 @@ class Writer:
                     state=ocp.args.PyTreeSave(state),
                     record=ocp.args.JsonSave({**record, "digest": _digest(record)}),
                 ),
-                metrics={"validation_loss": validation_loss},
+                # Orbax warns of a save without metrics; an infinite loss competes as well as none.
+                metrics={"validation_loss": math.inf if validation_loss is None else validation_loss},
                 force=True,  # which steps are saved is the loop's decision, not Orbax's
             )
 

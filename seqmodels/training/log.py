@@ -1,0 +1,337 @@
+"""What a run reports: metrics.jsonl, samples.txt, TensorBoard events, and a terminal with the time left.
+
+metrics.jsonl has one row per step and split, whatever happened to the process in between: rows are written
+before the checkpoint of their step, and those beyond the checkpoint that a run resumes from are dropped.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import jax
+import jax.numpy as jnp
+
+from seqmodels.evaluation.perplexity import perplexity
+
+# Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
+# `device_kind` counts. A TPU v2 or v3 chip is two devices.
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12, "TPU v3": 61.5e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12,
+    "TPU v5": 459e12, "TPU v6": 918e12, "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12,
+    "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+
+
+class Log:
+    """Writes what a run reports, from the step it resumes at.
+
+    Args:
+        workdir: the run folder.
+        step: rows, samples and events of later steps are dropped: they will be written again.
+        total_steps: where the run ends.
+        tokens_per_step: B * T.
+        bytes_per_token: of the train split, for the bits per byte of training rows.
+        flops_per_second: the rate that counts as a utilisation of 1 (`peak_flops_per_second`), or None.
+        flops_per_token: of one training step.
+        seconds: training time before this process.
+    """
+
+    def __init__(
+        self, workdir: Path, *, step: int, total_steps: int, tokens_per_step: int, bytes_per_token: float,
+        flops_per_token: float, flops_per_second: float | None, seconds: float = 0.0,
+    ):  # fmt: skip
+        from tensorboardX import SummaryWriter  # half a second that `import seqmodels` need not pay
+
+        self._metrics = MetricsFile(workdir / "metrics.jsonl", last_step=step)
+        self._samples = SamplesFile(workdir / "samples.txt", last_step=step)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=5)
+        self._terminal = Terminal(step, total_steps)
+        self.stopwatch = Stopwatch(seconds)
+        self._tokens_per_step = tokens_per_step
+        self._bytes_per_token = bytes_per_token
+        self._flops_per_token = flops_per_token
+        self._flops_per_second = flops_per_second
+
+    @property
+    def rows(self) -> Sequence[Mapping]:
+        """The rows of metrics.jsonl so far."""
+        return self._metrics.rows
+
+    def evaluation(self, step: int) -> Mapping | None:
+        """The validation row of a step, if it is written."""
+        rows = (row for row in reversed(self.rows) if row["step"] == step and row["split"] == "validation")
+        return next(rows, None)
+
+    def has_sample(self, step: int) -> bool:
+        """Whether the sample of a step is written."""
+        return step in self._samples.steps
+
+    def line(self, text: str) -> None:
+        """Print one line above the progress bar."""
+        self._terminal.line(text)
+
+    def progress(self, step: int) -> None:
+        """Move the bar."""
+        self._terminal.progress(step)
+
+    def train(self, step: int, *, loss: float, gradient_norm: float, learning_rate: float) -> None:
+        """The row of one training step: its own loss, and the speed since the row before."""
+        tokens_per_second = self.stopwatch.steps_per_second() * self._tokens_per_step
+        mfu = None
+        if self._flops_per_second is not None:
+            mfu = tokens_per_second * self._flops_per_token / self._flops_per_second
+        row = self._row(step, "train", loss, loss / math.log(2) / self._bytes_per_token, tokens_per_second)
+        self._write({**row, "gradient_norm": gradient_norm, "learning_rate": learning_rate, "mfu": mfu})
+
+    def validation(self, step: int, *, loss: float, bits_per_byte: float, tokens_per_second: float) -> None:
+        """The row of one evaluation; its tokens_per_second are those of the forward pass."""
+        self._write(self._row(step, "validation", loss, bits_per_byte, tokens_per_second))
+
+    def sample(self, step: int, text: str) -> None:
+        """A text that the model wrote."""
+        self._samples.append(step, text)
+        self._tensorboard.add_text("sample", text, step)
+        self.line(f"--- the model writes, at step {step}:\n{text.rstrip()}\n---")
+
+    def sync(self) -> None:
+        """Put everything written so far on the disk; called before the checkpoint of a step."""
+        self._metrics.sync()
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """End the bar and close the files."""
+        self._terminal.close()
+        self._metrics.close()
+        self._tensorboard.close()
+
+    def _row(self, step, split, loss, bits_per_byte, tokens_per_second) -> dict:
+        return {
+            "step": step,
+            "split": split,
+            "loss": loss,
+            "perplexity": perplexity(loss),
+            "bits_per_byte": bits_per_byte,
+            "tokens_per_second": tokens_per_second,
+            "tokens": step * self._tokens_per_step,
+            "seconds": self.stopwatch.seconds,
+        }
+
+    def _write(self, row: dict) -> None:
+        self._metrics.append(row)
+        for name, value in row.items():
+            if name not in ("step", "split") and value is not None and math.isfinite(value):
+                self._tensorboard.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        self._terminal.row(row)
+
+
+class MetricsFile:
+    """metrics.jsonl: read, repaired and cut back on opening; then one whole line per row.
+
+    Args:
+        path: the file; need not exist.
+        last_step: rows of later steps are dropped, and so is a line that a killed process left unfinished.
+    """
+
+    def __init__(self, path: Path, *, last_step: int):
+        text = _text(path)
+        rows = [row for row in map(_parsed, text.splitlines()) if row and row["step"] <= last_step]
+        self.rows = list({(row["step"], row["split"]): row for row in rows}.values())
+        repaired = "".join(map(_line, self.rows))
+        if repaired != text:
+            _replace(path, repaired)
+        self._file = open(path, "a", encoding="utf-8")
+
+    def append(self, row: Mapping) -> None:
+        """Write a row; values that are not finite become null."""
+        row = {name: value if _is_json(value) else None for name, value in row.items()}
+        self._file.write(_line(row))
+        self._file.flush()
+        self.rows.append(row)
+
+    def sync(self) -> None:
+        """Put the rows on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class SamplesFile:
+    """samples.txt: what the model wrote at which steps, cut back to `last_step` on opening."""
+
+    HEADING = re.compile(r"^=== step (\d+)$", re.MULTILINE)
+
+    def __init__(self, path: Path, *, last_step: int):
+        self._path = path
+        text = _text(path)
+        headings = list(self.HEADING.finditer(text))
+        self.steps = [int(heading[1]) for heading in headings if int(heading[1]) <= last_step]
+        later = [heading.start() for heading in headings if int(heading[1]) > last_step]
+        if later:
+            _replace(path, text[: min(later)])
+
+    def append(self, step: int, text: str) -> None:
+        """Write the sample of one step."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(f"=== step {step}\n{text.rstrip()}\n\n")
+        self.steps.append(step)
+
+
+class Stopwatch:
+    """Training time: the steps alone, without the first one of a process (it compiles) and without pauses."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.seconds = seconds
+        self._lap_steps, self._lap_seconds = 0, 0.0
+        self._first_step_seconds = None
+        self._mark = time.perf_counter()
+
+    def resume(self) -> None:
+        """A pause (an evaluation, a sample) is over."""
+        self._mark = time.perf_counter()
+
+    def step(self) -> None:
+        """A step is done."""
+        elapsed, self._mark = time.perf_counter() - self._mark, time.perf_counter()
+        if self._first_step_seconds is None:
+            self._first_step_seconds = elapsed
+            return
+        self.seconds += elapsed
+        self._lap_seconds += elapsed
+        self._lap_steps += 1
+
+    def steps_per_second(self) -> float:
+        """Speed since the last call; with compilation in it if only the first step has been done since."""
+        if not self._lap_steps:
+            return 1.0 / self._first_step_seconds
+        rate = self._lap_steps / self._lap_seconds
+        self._lap_steps, self._lap_seconds = 0, 0.0
+        return rate
+
+
+class Terminal:
+    """Progress on stderr: a bar on a terminal, plain lines (at most one a second) anywhere else."""
+
+    def __init__(self, step: int, total_steps: int, stream: TextIO | None = None):
+        self._stream = sys.stderr if stream is None else stream
+        self._first_step = self._step = step
+        self._total_steps = total_steps
+        self._started = None  # when the first step was done: compilation is no measure of the time left
+        self._next_line = 0.0
+        self._bar = _bar(self._stream, step, total_steps) if self._stream.isatty() else None
+
+    def progress(self, step: int) -> None:
+        """Steps done so far."""
+        if self._started is None:
+            self._started, self._first_step = time.perf_counter(), step
+        self._step = step
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, left=self._left())
+
+    def row(self, row: Mapping) -> None:
+        """Show a row of metrics.jsonl."""
+        numbers = f"loss {row['loss']:.4f}  perplexity {row['perplexity']:.2f}"
+        if row["split"] == "validation":
+            self.line(f"step {row['step']}: validation {numbers}  bits per byte {row['bits_per_byte']:.4f}")
+        elif self._bar is not None:
+            speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+            self._bar.update(self._bar.task_ids[0], numbers=f"{numbers}  {speed}")
+        elif time.perf_counter() >= self._next_line or row["step"] == self._total_steps:
+            self._next_line = time.perf_counter() + 1.0
+            speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+            self.line(f"step {row['step']}/{self._total_steps}: {numbers}  {speed}  {self._left()}")
+
+    def line(self, text: str) -> None:
+        """One line (or several) of its own."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _left(self) -> str:
+        done = self._step - self._first_step
+        if not done:
+            return ""
+        seconds = round((time.perf_counter() - self._started) / done * (self._total_steps - self._step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+
+
+def peak_flops_per_second(devices: Sequence[jax.Device]) -> float | None:
+    """The FLOP/s that model FLOP utilisation is measured against, over all devices; None where unknown.
+
+    For accelerators the dense bfloat16 peak of the data sheet, whatever the run computes in (as in Chowdhery
+    et al. 2022, appendix B). A CPU has no such figure worth having: there it is what a float32 product of
+    1,024 x 1,024 matrices reaches here and now, about 0.1 s of measuring.
+    """
+    if devices[0].platform == "cpu":
+        return _measured_matmul_flops()  # virtual CPU devices share one machine
+    kind = devices[0].device_kind
+    peak = next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in kind.lower()), None)
+    return None if peak is None else peak * len(devices)
+
+
+def _measured_matmul_flops(size: int = 1024) -> float:
+    matrix = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a: a @ a).lower(matrix).compile()
+    best = math.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        product(matrix).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def _parsed(line: str) -> dict | None:
+    """A row, or None for a line that is not one."""
+    try:
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) and isinstance(row["split"], str) else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _line(row: Mapping) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _is_json(value) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _replace(path: Path, text: str) -> None:
+    """Give a file another content at one stroke: a kill leaves the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _bar(stream: TextIO, step: int, total_steps: int):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    bar = Progress(
+        BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[left]}"), console=Console(file=stream),
+    )  # fmt: skip
+    bar.add_task("", total=total_steps, completed=step, numbers="compiling", left="")
+    bar.start()
+    return bar

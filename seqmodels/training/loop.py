@@ -1,0 +1,330 @@
+"""A run from its first step to its last, or from where it was stopped.
+
+The order of things is the guarantee. A step's rows and samples are written before its checkpoint; a
+checkpoint is whole or absent; batches, dropout and samples are functions of the seed and the step. So a run
+killed at any moment and started again ends with the parameters, bit for bit, and the rows of one left alone.
+"""
+
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import signal
+import statistics
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from seqmodels import config as config_lib
+from seqmodels import data, generate
+from seqmodels.config import RunConfig
+from seqmodels.errors import UserError
+from seqmodels.evaluation import perplexity
+from seqmodels.training import checkpoint, optimizer
+from seqmodels.training.log import Log, peak_flops_per_second
+from seqmodels.training.state import Setup
+
+# A run may go on with other values of these. They change what is reported or where it runs, not the
+# parameters (a mesh of another size sums in another order, and changes them by rounding).
+FREE_FIELDS = (
+    "train.log_every_steps", "train.eval_every_steps", "train.checkpoint_every_steps",
+    "train.keep_checkpoints", "train.sample_every_steps", "train.sample_prompt",
+    "train.compilation_cache_dir", "data.cache_dir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
+)  # fmt: skip
+# And of these, if the learning rates of the steps already done stay what they were.
+HORIZON_FIELDS = ("train.steps", "optim.decay_steps")
+
+SAMPLE_TOKENS = 120
+
+
+class Stopped(BaseException):
+    """A signal ended the run in good order. Not an Exception, so that no library swallows it."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
+    """Train until `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
+
+    Returns:
+        The summary: step, validation_loss (nats per token, on train.eval_tokens), perplexity,
+        bits_per_byte, tokens_per_second (median of the training rows), parameters, state_bytes (one sequence
+        of data.seq_len), and more. Of a run that has finished before, at once.
+
+    Raises:
+        UserError: the folder holds a run of another config, the data or a checkpoint cannot be used, the loss
+            is not finite, the disk is full.
+        Stopped: SIGTERM or Ctrl-C; what was trained is saved.
+    """
+    workdir = Path(workdir)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+
+        # The folder: ours alone, and of this config.
+        workdir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_only_process_in(workdir))
+        _check_config(config, workdir)
+
+        # The data and the model.
+        with signals.interrupting():
+            dataset = data.prepare(config.data, seed=config.seed)
+        setup = Setup(config, dataset.tokenizer.vocab_size)
+
+        # The state, restored or new. The folder is written only now that all a person named has proved good.
+        restored = checkpoint.restore(
+            workdir / "checkpoints", setup.abstract_state(), report=_print, set_aside=True
+        )
+        if restored is None:
+            step, state, seconds = 0, setup.init(), 0.0
+            dataset.tokenizer.save(workdir / "tokenizer.json")
+            data.save_validation(dataset, workdir)
+        else:
+            step, state, seconds = restored.step, restored.state, restored.record["seconds"]
+            if restored.record["data"] != dataset.fingerprint:
+                raise UserError(
+                    f"data.source={config.data.source} is not what the run in {workdir} was begun with; "
+                    "bring that back, or choose another --workdir"
+                )
+        config_lib.save(config, workdir / "config.json")
+
+        # The run.
+        log = Log(
+            workdir, step=step, total_steps=config.train.steps,
+            tokens_per_step=config.data.batch_size * config.data.seq_len,
+            bytes_per_token=dataset.train_bytes_per_token, flops_per_token=setup.flops_per_token,
+            flops_per_second=peak_flops_per_second(setup.mesh.devices.flatten()), seconds=seconds,
+        )  # fmt: skip
+        stack.callback(log.close)
+        writer = checkpoint.Writer(workdir / "checkpoints", keep=config.train.keep_checkpoints)
+        stack.callback(writer.close)
+        if step:
+            log.line(f"resuming {workdir} after step {step} of {config.train.steps}")
+        _Run(config, dataset, setup, log, writer, signals, step, state).until_the_end()
+
+    evaluation = log.evaluation(config.train.steps)
+    speeds = [row["tokens_per_second"] for row in log.rows if row["split"] == "train"]
+    return {
+        "step": config.train.steps,
+        "validation_loss": evaluation["loss"],
+        "perplexity": evaluation["perplexity"],
+        "bits_per_byte": evaluation["bits_per_byte"],
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "parameters": setup.num_parameters,
+        "state_bytes": perplexity.state_bytes(
+            setup.graphdef, setup.abstract_state()["params"], config.data.seq_len
+        ),
+        "state_max_len": config.data.seq_len,
+        "tokenizer": dataset.tokenizer.name,
+        "train_tokens": evaluation["tokens"],
+        "train_seconds": evaluation["seconds"],
+    }
+
+
+class _Run:
+    """The loop, and what it carries: `state` after `step` steps, and the metrics still on the device."""
+
+    def __init__(self, config, dataset, setup, log, writer, signals, step, state):
+        self.config, self.dataset, self.setup = config, dataset, setup
+        self.log, self.writer, self.signals = log, writer, signals
+        self.step, self.state = step, state
+        self.saved_step = step
+        self.in_flight = None
+
+    def until_the_end(self) -> None:
+        try:
+            self.do_what_is_due()  # what a kill left undone, after the checkpoint of its step
+            while self.step < self.config.train.steps:
+                self.train_one_step()
+                self.signals.check()
+                self.do_what_is_due()
+        except Stopped:
+            self.settle()
+            self.save()
+            self.writer.wait()
+            raise
+
+    def train_one_step(self) -> None:
+        batch = self.setup.put(self.dataset.train_batch(self.step))
+        self.state, metrics = self.setup.train_step(self.state, batch)
+        self.step += 1
+        # Only the metrics of the step before are waited for, so that the device always has a step to work on.
+        self.settle()
+        self.in_flight = self.step, metrics
+
+    def settle(self) -> None:
+        """Read the metrics in flight, and stop if they are not finite: that state must not be saved."""
+        if self.in_flight is None:
+            return
+        step, metrics = self.in_flight
+        self.in_flight = None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.log.stopwatch.step()
+        self.log.progress(step)
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
+            kept = f"step {self.saved_step} is saved" if self.saved_step else "nothing is saved yet"
+            raise UserError(
+                f"step {step}: the loss is {metrics['loss']:.4g}, the gradient norm "
+                f"{metrics['gradient_norm']:.4g}; stopped ({kept}). Begin anew in another --workdir, with a "
+                "lower optim.learning_rate"
+            )
+        if step % self.config.train.log_every_steps == 0 or step == self.config.train.steps:
+            self.log.train(step, **metrics)
+
+    def do_what_is_due(self) -> None:
+        """Evaluate, sample and save, in this order, as far as it is due and not done."""
+        every = self.config.train
+        evaluation = self.is_due(every.eval_every_steps) and self.log.evaluation(self.step) is None
+        sample = self.is_due(every.sample_every_steps) and not self.log.has_sample(self.step)
+        save = self.is_due(every.checkpoint_every_steps) and self.step != self.saved_step
+        if not (evaluation or sample or save):
+            return
+        self.settle()
+        with self.signals.interrupting():
+            if evaluation:
+                self.evaluate()
+            if sample:
+                self.sample()
+        if save:
+            self.save()
+        self.log.stopwatch.resume()
+
+    def is_due(self, every_steps: int) -> bool:
+        """After every so many steps and after the last one; never, for 0."""
+        at_the_end = self.step == self.config.train.steps
+        return self.step > 0 and every_steps > 0 and (self.step % every_steps == 0 or at_the_end)
+
+    def evaluate(self) -> None:
+        sizes = self.config.data
+        result = perplexity.evaluate(
+            self.setup.eval_step, self.state["params"], self.dataset.validation, batch_size=sizes.batch_size,
+            seq_len=sizes.seq_len, max_tokens=self.config.train.eval_tokens, put=self.setup.put,
+        )  # fmt: skip
+        self.log.validation(
+            self.step, loss=result.loss, bits_per_byte=result.bits_per_byte,
+            tokens_per_second=result.tokens_per_second,
+        )  # fmt: skip
+
+    def sample(self) -> None:
+        tokenizer, prompt = self.dataset.tokenizer, self.config.train.sample_prompt
+        key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
+        [tokens] = generate.generate(
+            self.setup.graphdef, self.state["params"], [tokenizer.encode(prompt) or [tokenizer.end_of_text]],
+            max_tokens=SAMPLE_TOKENS, key=key, end_of_text=tokenizer.end_of_text,
+        )  # fmt: skip
+        self.log.sample(self.step, prompt + tokenizer.decode(tokens))
+
+    def save(self) -> None:
+        """Begin to write a checkpoint of this step, unless it has one."""
+        if self.step == self.saved_step:
+            return
+        self.log.sync()
+        record = {
+            "seed": self.config.seed,
+            "data": self.dataset.fingerprint,
+            "seconds": self.log.stopwatch.seconds,
+        }
+        evaluation = self.log.evaluation(self.step)
+        loss = None if evaluation is None else evaluation["loss"]
+        self.writer.save(self.step, self.state, record, validation_loss=loss)
+        self.saved_step = self.step
+
+
+class Signals:
+    """SIGTERM and Ctrl-C: noted, raised as `Stopped` where a run can be left. A second one exits at once."""
+
+    def __enter__(self) -> "Signals":
+        self._received = None
+        self._may_raise = False
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+            self._handlers = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise `Stopped` if a signal has come."""
+        if self._received is not None:
+            raise Stopped(self._received)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a signal raises `Stopped` at once: work that can be left half done."""
+        self._may_raise = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._may_raise = False
+
+    def _handle(self, number, frame) -> None:
+        if self._received is not None:
+            os._exit(128 + number)
+        self._received = number
+        # Not print: it is not reentrant.
+        os.write(2, b"\nstopping after this step; once more to stop without saving\n")
+        if self._may_raise:
+            raise Stopped(number)
+
+
+def _check_config(config: RunConfig, workdir: Path) -> None:
+    """Raise UserError unless the folder is new, or holds a run that may go on with this config."""
+    path, saved_steps = workdir / "config.json", checkpoint.steps(workdir / "checkpoints")
+    if not path.exists():
+        if saved_steps:
+            raise UserError(f"{workdir} has checkpoints but no config.json; choose another --workdir")
+        return
+    old = config_lib.load(path)
+    changes = {
+        name: f"{name} {before!r} -> {after!r}"
+        for name, (before, after) in config_lib.differences(old, config).items()
+        if name not in FREE_FIELDS
+    }
+    fixed = [change for name, change in changes.items() if name not in HORIZON_FIELDS]
+    if fixed:
+        more = f" and {len(fixed) - 5} more" if len(fixed) > 5 else ""
+        raise UserError(
+            f"{workdir} holds a run of another config: {', '.join(fixed[:5])}{more}; choose another "
+            "--workdir, or delete this one to begin anew"
+        )
+    if not changes:
+        return
+    done = max(saved_steps, default=0)
+    if config.train.steps < done:
+        raise UserError(f"train.steps={config.train.steps} is less than the {done} steps done in {workdir}")
+    steps_done = np.arange(done)
+    before = optimizer.learning_rate_schedule(old.optim, old.train.steps)(steps_done)
+    after = optimizer.learning_rate_schedule(config.optim, config.train.steps)(steps_done)
+    if not np.array_equal(before, after):
+        raise UserError(
+            f"{' and '.join(changes.values())} would change the learning rates of the {done} steps done in "
+            f"{workdir} (optim.schedule={config.optim.schedule}): choose another --workdir, or keep the old "
+            f"decay with --config.optim.decay_steps={old.optim.decay_steps or old.train.steps}"
+        )
+    _print(f"{' and '.join(changes.values())}: the run goes on to step {config.train.steps}")
+
+
+@contextlib.contextmanager
+def _only_process_in(workdir: Path) -> Iterator[None]:
+    """Hold the run folder's lock. It ends with the process, however that ends, and no child inherits it."""
+    with open(workdir / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # On a file system without locks nobody watches.
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(f"another process is training in {workdir}; use another --workdir") from error
+        yield
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,134 @@
+"""A checkpoint comes back bit for bit, or is noticed to be damaged and the one before it is used."""
+
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqmodels.errors import UserError
+from seqmodels.training import checkpoint
+
+
+def make_state(seed):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "params": {
+            "embedding": jax.random.normal(keys[0], (70, 40)),
+            "layers": {"0": {"query_kernel": jax.random.normal(keys[1], (3, 40, 40)).astype(jnp.bfloat16)}},
+        },
+        "optimizer": (jnp.int32(seed), {"mu": jax.random.normal(keys[2], (40, 40))}, jnp.array([True, False])),
+        "step": jnp.int32(seed),
+    }
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+ABSTRACT = abstract(make_state(0))
+
+
+def write(directory, *saves, keep=2):
+    writer = checkpoint.Writer(directory, keep=keep)
+    for step, loss in saves:
+        writer.save(step, make_state(step), {"seed": 7}, validation_loss=loss)
+    writer.close()
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def array_file(step_directory):
+    """The file that holds most of a step's arrays."""
+    files = (file for file in (step_directory / "state").rglob("*") if file.is_file())
+    return max(files, key=lambda file: file.stat().st_size)
+
+
+def truncate(step_directory):
+    file = array_file(step_directory)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_byte(step_directory):
+    file = array_file(step_directory)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(step_directory):
+    shutil.rmtree(step_directory)
+    step_directory.mkdir()
+
+
+def test_round_trip(tmp_path):
+    assert checkpoint.restore(tmp_path, ABSTRACT) is None
+    write(tmp_path, (10, 2.0), (20, None))
+    restored = checkpoint.restore(tmp_path, ABSTRACT)
+    assert (restored.step, restored.record) == (20, {"seed": 7, "step": 20})
+    assert_equal(restored.state, make_state(20))
+    only_params = checkpoint.restore(tmp_path, {"params": ABSTRACT["params"]}, step=10)
+    assert only_params.step == 10
+    assert_equal(only_params.state, {"params": make_state(10)["params"]})
+
+
+def test_the_newest_and_the_best_stay(tmp_path):
+    write(tmp_path, (1, 3.0), (2, 1.0), (3, None), (4, 2.0))
+    assert checkpoint.steps(tmp_path) == [2, 3, 4]
+    # The losses outlive the process.
+    write(tmp_path, (5, 1.5), (6, None))
+    assert checkpoint.steps(tmp_path) == [2, 5, 6]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, empty])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, damage, capfd):
+    directory = tmp_path / "checkpoints"
+    write(directory, (10, None), (20, None))
+    damage(directory / "20")
+    lines = []
+    # A reader touches nothing, ...
+    restored = checkpoint.restore(directory, ABSTRACT, report=lines.append)
+    assert restored.step == 10 and checkpoint.steps(directory) == [10, 20]
+    assert_equal(restored.state, make_state(10))
+    assert re.search(r"checkpoints/20 cannot be restored: \S", lines[0])
+    assert lines[1] == "using the checkpoint of step 10 instead"
+    assert "Traceback" not in capfd.readouterr().err
+    # ... a run makes room for the step to be saved again.
+    checkpoint.restore(directory, ABSTRACT, set_aside=True)
+    assert checkpoint.steps(directory) == [10] and checkpoint.steps(tmp_path / "checkpoints_broken") == [20]
+    write(directory, (20, None))
+    assert checkpoint.restore(directory, ABSTRACT).step == 20
+
+
+def test_nothing_whole_is_an_error_and_loses_nothing(tmp_path):
+    write(tmp_path, (10, None), (20, None))
+    truncate(tmp_path / "10")
+    flip_a_byte(tmp_path / "20")
+    with pytest.raises(UserError, match="none of the checkpoints"):
+        checkpoint.restore(tmp_path, ABSTRACT, set_aside=True)
+    assert checkpoint.steps(tmp_path) == [10, 20]
+
+
+def test_a_step_that_is_not_there(tmp_path):
+    write(tmp_path, (10, None))
+    with pytest.raises(UserError, match=r"no checkpoint of step 11 .* there are \[10\]"):
+        checkpoint.restore(tmp_path, ABSTRACT, step=11)
+
+
+def test_every_single_flipped_bit_changes_the_checksum():
+    """Of any dtype, at any place, in an array that repeats itself."""
+    for dtype in (np.uint8, np.float16, np.int32, np.float32):
+        plain = np.zeros((3, 5), dtype)
+        expected = int(checkpoint._checksums({"a": jnp.asarray(plain)})["a"])
+        for place in np.ndindex(plain.shape):
+            bits = plain.copy()
+            bits[place] = np.frombuffer(np.array([1], np.uint64).tobytes()[: plain.itemsize], dtype)[0]
+            assert int(checkpoint._checksums({"a": jnp.asarray(bits)})["a"]) != expected
+    swapped = np.arange(6, dtype=np.float32)
+    assert int(checkpoint._checksums({"a": jnp.asarray(swapped[::-1])})["a"]) != int(
+        checkpoint._checksums({"a": jnp.asarray(swapped)})["a"]
+    )

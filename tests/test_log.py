@@ -1,0 +1,150 @@
+"""metrics.jsonl has each row once, whatever a kill left behind; speeds leave out compilation and pauses."""
+
+import io
+import json
+import math
+import time
+
+import pytest
+
+from seqmodels.training.log import Log, MetricsFile, SamplesFile, Stopwatch, Terminal, peak_flops_per_second
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def open_log(workdir, step, **options):
+    return Log(
+        workdir, step=step, total_steps=10, tokens_per_step=64, bytes_per_token=2.0, flops_per_token=1e3,
+        flops_per_second=1e9, **options,
+    )  # fmt: skip
+
+
+def train_to(log, first, last):
+    for step in range(first, last + 1):
+        log.stopwatch.step()
+        log.progress(step)
+        log.train(step, loss=1.0 / step, gradient_norm=1.0, learning_rate=1e-3)
+
+
+def test_rows_beyond_the_checkpoint_are_written_once(tmp_path):
+    log = open_log(tmp_path, 0)
+    train_to(log, 1, 7)
+    log.validation(5, loss=0.5, bits_per_byte=1.0, tokens_per_second=10.0)
+    log.sample(5, "Once upon a time")
+    log.sample(6, "there was")
+    log.close()
+    log = open_log(tmp_path, 5, seconds=2.5)
+    assert log.evaluation(5)["loss"] == 0.5 and log.has_sample(5) and not log.has_sample(6)
+    train_to(log, 6, 8)
+    log.close()
+    rows = rows_of(tmp_path / "metrics.jsonl")
+    assert sorted(row["step"] for row in rows if row["split"] == "train") == list(range(1, 9))
+    assert [row["step"] for row in rows if row["split"] == "validation"] == [5]
+    assert rows[-1]["tokens"] == 8 * 64 and rows[-1]["seconds"] > 2.5
+    assert rows[-1]["perplexity"] == pytest.approx(math.exp(1 / 8))
+    assert rows[-1]["bits_per_byte"] == pytest.approx(1 / 8 / math.log(2) / 2)
+    assert rows[-1]["mfu"] == pytest.approx(rows[-1]["tokens_per_second"] * 1e3 / 1e9)
+    assert (tmp_path / "samples.txt").read_text() == "=== step 5\nOnce upon a time\n\n"
+
+
+@pytest.mark.parametrize("damage", ['{"step": 3, "split": "tr', '{"step": 3}\n', "\x00\x00\n", "null\n", "\n"])
+def test_a_torn_line_is_repaired(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    whole = '{"step": 1, "split": "train", "loss": 2.5}\n{"step": 2, "split": "train", "loss": 1.5}\n'
+    path.write_text(whole + damage)
+    file = MetricsFile(path, last_step=9)
+    assert path.read_text() == whole
+    file.append({"step": 3, "split": "train", "loss": 1.0})
+    file.close()
+    assert [row["loss"] for row in rows_of(path)] == [2.5, 1.5, 1.0]
+
+
+def test_a_kill_while_rewriting_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    text = "".join(f'{{"step": {step}, "split": "train"}}\n' for step in (1, 2, 3))
+    path.write_text(text)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        MetricsFile(path, last_step=2)
+    assert path.read_text() == text
+    monkeypatch.undo()
+    assert [row["step"] for row in MetricsFile(path, last_step=2).rows] == [1, 2]
+
+
+def test_rows_are_json_even_when_numbers_are_not_finite(tmp_path):
+    log = open_log(tmp_path, 0)
+    log.stopwatch.step()
+    log.validation(1, loss=800.0, bits_per_byte=math.nan, tokens_per_second=1.0)
+    log.close()
+    [row] = rows_of(tmp_path / "metrics.jsonl")
+    assert row["perplexity"] is None and row["bits_per_byte"] is None and row["loss"] == 800.0
+
+
+def test_samples_of_later_steps_are_cut(tmp_path):
+    path = tmp_path / "samples.txt"
+    samples = SamplesFile(path, last_step=0)
+    samples.append(10, "A cat\n\nsat.")
+    samples.append(20, "A dog ran.")
+    assert SamplesFile(path, last_step=20).steps == [10, 20]
+    assert SamplesFile(path, last_step=19).steps == [10]
+    assert path.read_text() == "=== step 10\nA cat\n\nsat.\n\n"
+
+
+def test_speed_leaves_out_compilation_and_pauses(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    watch = Stopwatch(seconds=100.0)
+    now = 30.0
+    watch.step()  # compiled
+    for now in (31.0, 32.0):  # noqa: B007 (the clock reads it)
+        watch.step()
+    now = 50.0  # an evaluation
+    watch.resume()
+    now = 51.0
+    watch.step()
+    assert watch.steps_per_second() == 1.0
+    assert watch.seconds == 103.0
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    stream = io.StringIO()
+    terminal = Terminal(0, 3, stream)
+    row = {"split": "train", "loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.1, "tokens_per_second": 1234.5}
+    for step in (1, 2, 3):
+        terminal.progress(step)
+        terminal.row({"step": step, **row})
+    terminal.row({"step": 3, **row, "split": "validation"})
+    terminal.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("step 1/3: loss 2.0000") and "1,234 tokens/s" in lines[0]
+    assert lines[-2].startswith("step 3/3:") and lines[-2].endswith("0:00:00 left")
+    assert lines[-1].startswith("step 3: validation loss 2.0000") and "\x1b" not in stream.getvalue()
+
+
+def test_a_bar_on_a_terminal():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    terminal = Terminal(0, 3, stream)
+    terminal.progress(1)
+    terminal.row({"split": "train", "step": 1, "loss": 2.0, "perplexity": 7.4, "tokens_per_second": 1234.5})
+    terminal.progress(2)
+    terminal.line("[hello]")
+    terminal.close()
+    assert "2/3" in stream.getvalue() and "1,234 tokens/s" in stream.getvalue() and "[hello]" in stream.getvalue()
+
+
+def test_peak_flops_of_known_devices():
+    class Device:
+        def __init__(self, platform, device_kind):
+            self.platform, self.device_kind = platform, device_kind
+
+    assert peak_flops_per_second([Device("gpu", "NVIDIA H200")] * 2) == 2 * 989e12
+    assert peak_flops_per_second([Device("tpu", "TPU v5 lite")]) == 197e12
+    assert peak_flops_per_second([Device("gpu", "some other")]) is None
+    assert peak_flops_per_second([Device("cpu", "cpu")]) > 1e8

@@ -1,0 +1,65 @@
+"""Train one model: everything it does goes into a run folder, and a run that was stopped goes on from there.
+
+    python train.py --config=configs/tinystories.py:attention --workdir=runs/attention
+    python train.py --config=configs/tinystories.py:gla --workdir=runs/gla --config.train.steps=1000
+
+--config is a Python file with get_config(), or get_config(name) for FILE:NAME; --config.any.field=value
+overrides a field (configs/base.py lists them all). The same command continues a run that was stopped. Progress
+goes to stderr; the last line of stdout is one JSON object. Exit codes: 0 done, 1 a mistake (one line says
+which), 143 and 130 stopped by SIGTERM or Ctrl-C after saving.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from seqmodels import command_line
+from seqmodels.config import RunConfig, from_config_dict
+from seqmodels.errors import UserError
+from seqmodels.training import loop
+
+
+def main(argv: Sequence[str]) -> None:
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return
+    config, workdir = parse(argv)
+    command_line.use_compilation_cache(config.train.compilation_cache_dir)
+    try:
+        summary = loop.train(config, workdir)
+    except loop.Stopped as stopped:
+        print(f"{stopped}; to go on: {shlex.join(['python', *argv])}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    print(json.dumps(summary))
+
+
+def parse(argv: Sequence[str]) -> tuple[RunConfig, Path]:
+    """The config and the run folder that a command line asks for.
+
+    Raises:
+        UserError: an unknown flag or field, a value of the wrong type, a flag that is missing.
+    """
+    values = flags.FlagValues()  # not the process-wide ones: absl allows to define those only once
+    config_flags.DEFINE_config_file(
+        "config", help_string="the config", lock_config=True, flag_values=values, sys_argv=list(argv)
+    )
+    flags.DEFINE_string("workdir", None, "the run folder", flag_values=values)
+    try:
+        positional = values(list(argv))[1:]
+    except (flags.Error, AttributeError, KeyError, FileNotFoundError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if positional:
+        raise UserError(f"{positional[0]!r} is not a flag; --help shows an example")
+    for name in ("config", "workdir"):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing; --help shows an example")
+    return from_config_dict(values["config"].value), Path(values["workdir"].value)
+
+
+if __name__ == "__main__":
+    command_line.run(lambda: main(sys.argv))
