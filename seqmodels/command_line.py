@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
+from absl import logging
 
 from seqmodels.errors import UserError
 
@@ -22,6 +23,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run an entry point and exit: 0 done, 1 a person's mistake (one line on stderr), 130 interrupted."""
+    logging.set_verbosity(logging.FATAL)  # Orbax logs a page of traceback for every error that it also raises
     try:
         main()
         sys.stdout.flush()
