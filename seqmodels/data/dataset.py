@@ -1,0 +1,178 @@
+"""From a config to batches: source, tokenizer, cached tokens, training order and validation text."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from seqmodels.data import atomic, fingerprint, progress, sources
+from seqmodels.data import tokenizer as tokenizers
+from seqmodels.data import validation as validations
+from seqmodels.data.batches import PACKINGS, Batch, Batches, train_batches
+from seqmodels.data.shards import TokenStream, cached_tokens
+from seqmodels.data.tokenizer import Tokenizer
+from seqmodels.data.validation import ValidationSet
+from seqmodels.errors import UserError
+
+_AT_LEAST_ONE: Final = ("seq_len", "batch_size", "toy_documents")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on. The defaults stand in configs/base.py."""
+
+    source: str
+    """``toy``, the path of a file or folder, or a hub id."""
+    revision: str
+    """The commit of a hub data set; empty for the newest."""
+    tokenizer: str
+    """``bpe``, ``bytes`` or the path of a tokenizer.json."""
+    vocab_size: int
+    """Pieces of a ``bpe``; the other tokenizers bring their own number."""
+    seq_len: int
+    """Tokens per row of a batch."""
+    batch_size: int
+    """Rows per batch, over all devices."""
+    packing: str
+    """``windows`` of the token stream, or whole ``documents`` parted by reset marks."""
+    cache_dir: str
+    """Where trained tokenizers and tokens are kept between runs."""
+    max_train_documents: int
+    """The first so many documents of the training split; 0 for all."""
+    toy_documents: int
+    """Training stories of the source ``toy``."""
+
+    def __post_init__(self) -> None:
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.max_train_documents < 0:
+            raise UserError(f"data.max_train_documents is {self.max_train_documents}: it must be 0 (all) or more")
+        if self.packing not in PACKINGS:
+            raise UserError(f"data.packing is '{self.packing}': it must be {' or '.join(map(repr, PACKINGS))}")
+        if self.tokenizer == "bpe":
+            tokenizers.check_bpe_size(self.vocab_size)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokens ready to train on. ``train`` is a memory-mapped stream, ``validation`` has batches of its own."""
+
+    tokenizer: Tokenizer
+    train: TokenStream
+    validation: ValidationSet
+    train_batches: Batches
+
+    def train_batch(self, step: int) -> Batch:
+        """The batch of a training step, a pure function of (seed, step): ``inputs`` and ``targets`` [B, T] int32;
+        with packed documents also ``reset`` [B, T] bool and ``weights`` [B, T] float32."""
+        return self.train_batches(step)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of a batch that the training text makes; after so many rows it begins again in a new order."""
+        return self.train_batches.rows_per_epoch
+
+    @property
+    def train_bytes_per_token(self) -> float:
+        """Bytes of training text per token, the ends of text counted as tokens."""
+        return self.train.bytes_per_token
+
+
+def prepare(config: DataConfig, *, seed: int) -> Dataset:
+    """Open the source, train or load the tokenizer, tokenise what the cache has not; ready for any step.
+
+    Raises:
+        UserError: the config, the source, the tokenizer or the cache folder cannot be used.
+    """
+    source = sources.with_validation(
+        sources.open_source(config.source, revision=config.revision, toy_documents=config.toy_documents)
+    )
+    train = source.train
+    if config.max_train_documents:
+        train = sources.first_documents(train, config.max_train_documents)
+    tokenizer = _tokenizer(config, train)
+    stream = cached_tokens(config.cache_dir, train, tokenizer, label=f"training split of {_short(source.name)}")
+    batches = train_batches(
+        stream,
+        packing=config.packing,
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        end_of_text=tokenizer.end_of_text,
+        seed=seed,
+    )
+    validation = _validation_set(source.name, source.validation, tokenizer, config.cache_dir, config.packing)
+    return Dataset(tokenizer=tokenizer, train=stream, validation=validation, train_batches=batches)
+
+
+def validation_from_source(
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    cache_dir: str | os.PathLike[str],
+    revision: str = "",
+    packing: str = "windows",
+) -> ValidationSet:
+    """Other text than a run's own, to judge a model by: a path, a hub id or ``toy``.
+
+    The source's validation split where it has one, else all of its text.
+
+    Raises:
+        UserError: there is no such source, or nothing in it.
+    """
+    opened = sources.open_source(source, revision=revision, toy_documents=1)
+    split = opened.validation or opened.train
+    if split is None:
+        raise UserError(f"'{source}' has neither a validation nor a training split")
+    return _validation_set(opened.name, split, tokenizer, cache_dir, packing)
+
+
+def save_validation(dataset: Dataset, workdir: str | os.PathLike[str]) -> None:
+    """Write the run folder's validation.npz, from which eval.py needs nothing else.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    validations.write(dataset.validation, workdir)
+
+
+def _validation_set(
+    name: str, split: sources.Split, tokenizer: Tokenizer, cache_dir: str | os.PathLike[str], packing: str
+) -> ValidationSet:
+    stream = cached_tokens(cache_dir, split, tokenizer, label=f"validation split of {_short(name)}")
+    return ValidationSet(
+        tokens=stream.tokens,
+        document_ends=stream.document_ends,
+        document_bytes=stream.document_bytes,
+        end_of_text=tokenizer.end_of_text,
+        tokenizer_name=tokenizer.name,
+        source=name,
+        packing=packing,
+    )
+
+
+def _short(source: str) -> str:
+    return Path(source).name or source
+
+
+def _tokenizer(config: DataConfig, train: sources.Split) -> Tokenizer:
+    """The tokenizer of a config; a BPE is trained on the training split once and kept in the cache."""
+    if config.tokenizer != "bpe":
+        return tokenizers.load_tokenizer(config.tokenizer)
+    description = {"source": train.fingerprint, "bpe": config.vocab_size, "text": tokenizers.BPE_TRAINING_BYTES}
+    folder = Path(config.cache_dir).expanduser() / "tokenizers"
+    path = folder / f"{fingerprint.key_of(description)}.json"
+    if path.exists():
+        try:
+            return tokenizers.load_tokenizer(path)
+        except UserError as error:
+            print(f"the cached tokenizer is damaged and is trained again ({error})", file=sys.stderr)
+    size = train.text_bytes()
+    total = None if size is None else min(size, tokenizers.BPE_TRAINING_BYTES)
+    documents = progress.over(train.documents(), "training the BPE tokenizer", total)
+    tokenizer = tokenizers.train_bpe(documents, config.vocab_size)
+    with atomic.explained("data.cache_dir", config.cache_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path)
+    return tokenizer

@@ -1,0 +1,34 @@
+"""A progress bar with an estimate of the time left, on stderr."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+_DOCUMENTS_PER_UPDATE: Final = 256
+
+
+def over(documents: Iterable[str], label: str, text_bytes: int | None) -> Iterator[str]:
+    """The documents, with a bar that advances as they are taken.
+
+    ``text_bytes`` is about their size; None gives a bar that only shows that something moves. Without a
+    terminal nothing is drawn but one line at the end.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(label, total=text_bytes)
+        done = 0
+        for number, document in enumerate(documents, start=1):
+            yield document
+            done += len(document)
+            if number % _DOCUMENTS_PER_UPDATE == 0:
+                progress.update(bar, completed=done)
+        progress.update(bar, completed=done, total=done)  # the total was an estimate
