@@ -38,7 +38,11 @@ def explained(place: str, folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left in '{folder}' ({place}): free some, or set another {place}") from error
+            raise UserError(
+                f"no space left in '{folder}' ({place}): free some, or set another {place}"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"cannot write in '{folder}' ({place}): {error.strerror}; set another {place}") from error
+            raise UserError(
+                f"cannot write in '{folder}' ({place}): {error.strerror}; set another {place}"
+            ) from error
         raise

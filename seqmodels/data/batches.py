@@ -42,7 +42,9 @@ def train_batches(
         UserError: the stream does not fill one batch.
     """
     if packing == "documents":
-        return PackedDocuments(stream, seq_len=seq_len, batch_size=batch_size, end_of_text=end_of_text, seed=seed)
+        return PackedDocuments(
+            stream, seq_len=seq_len, batch_size=batch_size, end_of_text=end_of_text, seed=seed
+        )
     return Windows(stream.tokens, seq_len=seq_len, batch_size=batch_size, seed=seed)
 
 
@@ -61,7 +63,9 @@ class Windows:
 
     def __call__(self, step: int) -> Batch:
         length = self._seq_len
-        windows = np.stack([self._tokens[row * length : row * length + length + 1] for row in self._rows(step)])
+        windows = np.stack(
+            [self._tokens[row * length : row * length + length + 1] for row in self._rows(step)]
+        )
         windows = windows.astype(np.int32)
         return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
 
@@ -108,7 +112,9 @@ class PackedDocuments:
             # Before the first token of a document stands the end of the document before it, except at 0,
             # where the array has an end of text already.
             skip = 1 if start == 0 else 0
-            batch["inputs"][b, column + skip : column + length] = self._tokens[start + skip - 1 : start + length - 1]
+            batch["inputs"][b, column + skip : column + length] = self._tokens[
+                start + skip - 1 : start + length - 1
+            ]
             batch["reset"][b, column] = True
             batch["weights"][b, here] = 1.0
             column += length
@@ -131,7 +137,9 @@ class ShuffledRows:
         return np.array([self._permutation(int(e))[p] for e, p in zip(epochs, places, strict=True)])
 
 
-def pack(lengths: Integer[np.ndarray, "P"], capacity: int) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "Q"]]:
+def pack(
+    lengths: Integer[np.ndarray, "P"], capacity: int
+) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "Q"]]:
     """Best-fit decreasing: pieces of 1..``capacity`` into as few rows as that gives.
 
     Returns the pieces in the order of their rows, and for each row the end of its pieces in that order.
@@ -171,6 +179,7 @@ def _pieces(document_ends: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.nda
 def _check_one_batch(rows: int, batch_size: int, seq_len: int, tokens: int) -> None:
     if rows < batch_size:
         raise UserError(
-            f"the training text has {tokens:,} tokens, which make {rows:,} sequences of data.seq_len {seq_len:,}: fewer "
-            f"than one batch of {batch_size:,}; use more text, or lower data.seq_len or data.batch_size"
+            f"the training text has {tokens:,} tokens, which make {rows:,} sequences of data.seq_len "
+            f"{seq_len:,}: fewer than one batch of {batch_size:,}; use more text, or lower data.seq_len or "
+            "data.batch_size"
         )

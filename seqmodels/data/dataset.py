@@ -48,16 +48,20 @@ class DataConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}: it must be at least 1")
         if self.max_train_documents < 0:
-            raise UserError(f"data.max_train_documents is {self.max_train_documents}: it must be 0 (all) or more")
+            raise UserError(
+                f"data.max_train_documents is {self.max_train_documents}: it must be 0 (all) or more"
+            )
         if self.packing not in PACKINGS:
-            raise UserError(f"data.packing is '{self.packing}': it must be {' or '.join(map(repr, PACKINGS))}")
+            raise UserError(
+                f"data.packing is '{self.packing}': it must be {' or '.join(map(repr, PACKINGS))}"
+            )
         if self.tokenizer == "bpe":
             tokenizers.check_bpe_size(self.vocab_size)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokens ready to train on. ``train`` is a memory-mapped stream, ``validation`` has batches of its own."""
+    """Tokens ready to train on: ``train`` a memory-mapped stream, ``validation`` a text in fixed order."""
 
     tokenizer: Tokenizer
     train: TokenStream
@@ -65,8 +69,11 @@ class Dataset:
     train_batches: Batches
 
     def train_batch(self, step: int) -> Batch:
-        """The batch of a training step, a pure function of (seed, step): ``inputs`` and ``targets`` [B, T] int32;
-        with packed documents also ``reset`` [B, T] bool and ``weights`` [B, T] float32."""
+        """The batch of a training step, a pure function of (seed, step).
+
+        ``inputs`` and ``targets`` [B, T] int32; with packed documents also ``reset`` [B, T] bool and
+        ``weights`` [B, T] float32.
+        """
         return self.train_batches(step)
 
     @property
@@ -93,7 +100,9 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset:
     if config.max_train_documents:
         train = sources.first_documents(train, config.max_train_documents)
     tokenizer = _tokenizer(config, train)
-    stream = cached_tokens(config.cache_dir, train, tokenizer, label=f"training split of {_short(source.name)}")
+    stream = cached_tokens(
+        config.cache_dir, train, tokenizer, label=f"training split of {_short(source.name)}"
+    )
     batches = train_batches(
         stream,
         packing=config.packing,
@@ -160,7 +169,11 @@ def _tokenizer(config: DataConfig, train: sources.Split) -> Tokenizer:
     """The tokenizer of a config; a BPE is trained on the training split once and kept in the cache."""
     if config.tokenizer != "bpe":
         return tokenizers.load_tokenizer(config.tokenizer)
-    description = {"source": train.fingerprint, "bpe": config.vocab_size, "text": tokenizers.BPE_TRAINING_BYTES}
+    description = {
+        "source": train.fingerprint,
+        "bpe": config.vocab_size,
+        "text": tokenizers.BPE_TRAINING_BYTES,
+    }
     folder = Path(config.cache_dir).expanduser() / "tokenizers"
     path = folder / f"{fingerprint.key_of(description)}.json"
     if path.exists():

@@ -29,7 +29,7 @@ def content_sample(path: Path) -> str:
 
 
 def of_file(path: Path) -> dict[str, Any]:
-    """What tells one state of a file from another: its place, size, time of change and a sample of its content."""
+    """What tells one state of a file from another: place, size, time of change, a sample of its content."""
     status = path.stat()
     return {
         "path": os.path.abspath(path),

@@ -1,4 +1,7 @@
-"""Texts of the Hugging Face hub, through ``datasets``, at a pinned revision; at once an error without a network."""
+"""Texts of the Hugging Face hub, through ``datasets``, at a pinned revision.
+
+Without a network that is an error at once, unless ``datasets`` has that revision on disk.
+"""
 
 import functools
 import os
@@ -45,9 +48,13 @@ def load(name: str, revision: str) -> Any:
         raise UserError(_unreachable(name)) from error
     except (OSError, ValueError, RuntimeError) as error:  # the hub's errors of HTTP are OSErrors
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {reason}") from error
+        raise UserError(
+            f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {reason}"
+        ) from error
     # Without the hub, datasets opens the copy used last, whatever its revision.
-    if not reachable and not all(revision in file["filename"] for split in splits.values() for file in split.cache_files):
+    if not reachable and not all(
+        revision in file["filename"] for split in splits.values() for file in split.cache_files
+    ):
         raise UserError(_unreachable(name))
     return splits
 
@@ -60,7 +67,9 @@ def texts(split: Any, name: str) -> Iterator[str]:
     """
     if "text" not in split.column_names:
         columns = ", ".join(split.column_names)
-        raise UserError(f"the hub's data set '{name}' has no column 'text' (its columns: {columns}); choose another")
+        raise UserError(
+            f"the hub's data set '{name}' has no column 'text' (its columns: {columns}); choose another"
+        )
     for batch in split.select_columns(["text"]).iter(batch_size=1024):
         yield from (text for text in batch["text"] if text and not text.isspace())
 
@@ -68,7 +77,8 @@ def texts(split: Any, name: str) -> Iterator[str]:
 def _unreachable(name: str) -> str:
     return (
         f"cannot reach the Hugging Face hub for '{name}': set data.source to a local copy (a folder with "
-        "data/train-*.parquet and data/validation-*.parquet, or a .txt or .jsonl file), or to 'toy' for built-in stories"
+        "data/train-*.parquet and data/validation-*.parquet, or a .txt or .jsonl file), or to 'toy' for "
+        "built-in stories"
     )
 
 
@@ -79,7 +89,10 @@ def _reachable() -> bool:
     if getproxies():  # a proxy may reach what a socket cannot
         return True
     endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    address = (endpoint.hostname or "huggingface.co", endpoint.port or (80 if endpoint.scheme == "http" else 443))
+    address = (
+        endpoint.hostname or "huggingface.co",
+        endpoint.port or (80 if endpoint.scheme == "http" else 443),
+    )
     answered = threading.Event()
 
     def connect() -> None:

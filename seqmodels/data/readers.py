@@ -53,7 +53,9 @@ def _open_parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"'{path}' is not a readable parquet file ({_first_line(error)}); fetch it again") from error
+        raise UserError(
+            f"'{path}' is not a readable parquet file ({_first_line(error)}); fetch it again"
+        ) from error
 
 
 def _parquet(path: Path) -> Iterator[str]:
@@ -62,7 +64,9 @@ def _parquet(path: Path) -> Iterator[str]:
     file = _open_parquet(path)
     names = file.schema_arrow.names
     if "text" not in names:
-        raise UserError(f"'{path}' has no column 'text' (its columns: {', '.join(names)}); rename the one to train on")
+        raise UserError(
+            f"'{path}' has no column 'text' (its columns: {', '.join(names)}); rename the one to train on"
+        )
     kind = file.schema_arrow.field("text").type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise UserError(f"the column 'text' of '{path}' holds {kind}, not strings; convert it")
@@ -112,7 +116,7 @@ def _plain_text(path: Path) -> Iterator[str]:
 
 
 def _cut(text: str, limit: int) -> tuple[str, str]:
-    """The first ``limit`` characters or somewhat less, to the end of a line or else of a word; and the rest."""
+    """The first ``limit`` characters or somewhat less, to the end of a line or of a word; and the rest."""
     end = max(text.rfind("\n", limit // 2, limit), 0) or max(text.rfind(" ", limit // 2, limit), 0) or limit
     return text[:end].strip("\r\n"), text[end:]
 
@@ -142,7 +146,8 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def _not_text(path: Path, position: int) -> str:
-    return f"'{path}' is not UTF-8 text (byte {position}); data is .parquet, .jsonl, or text parted by {SEPARATOR}"
+    return f"'{path}' is not UTF-8 text (see byte {position:,}): data is .parquet, .jsonl, or text "
+        f"parted by {SEPARATOR}"
 
 
 def _first_line(error: Exception) -> str:

@@ -44,9 +44,7 @@ _SURE = re.compile(f"{_PUNCTUATION}|{_EMOJI}")
 _SIGN = re.compile(f"{_PUNCTUATION}|{_EMOJI}|[ÂÃ]{_CONTINUATION}")
 _ANY = re.compile(f"{_FOUR_BYTES}|{_THREE_BYTES}|{_PUNCTUATION}|{_TWO_BYTES}")
 # A sequence that may have lost bytes: everything the damage can produce beyond ASCII.
-_POSSIBLE = re.compile(
-    f"[ð-ô]{_CONTINUATION}{{0,3}}|[à-ï]{_CONTINUATION}{{0,2}}|[Â-ß]{_CONTINUATION}?"
-)
+_POSSIBLE = re.compile(f"[ð-ô]{_CONTINUATION}{{0,3}}|[à-ï]{_CONTINUATION}{{0,2}}|[Â-ß]{_CONTINUATION}?")
 _BLANK_LINES = re.compile(r"\n\n+")
 
 

@@ -24,7 +24,14 @@ TOY: Final = "toy"
 _EVERY: Final = 20
 """One document in this many becomes validation where the source has none."""
 _FORMATS: Final = (".parquet", ".jsonl", ".txt")
-_SPLIT_WORDS: Final = {"train": "train", "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation", "test": "test"}
+_SPLIT_WORDS: Final = {
+    "train": "train",
+    "valid": "validation",
+    "validation": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 # The hub's damaged files, by the digests in their names: all of their blank lines are of the damage.
 _DAMAGED_HUB_FILES: Final = {
     "train-00000-of-00004-2d5a1467fff1081b.parquet",
@@ -58,21 +65,29 @@ class Source:
 
 
 def open_source(name: str, *, revision: str, toy_documents: int) -> Source:
-    """The source a name means. ``revision`` is the hub's, ``toy_documents`` the size of the toy's training split.
+    """The source a name means.
 
-    The pinned revision of TinyStories is taken to mean no other data set: those come at their newest.
+    ``revision`` is the hub's, ``toy_documents`` the size of the toy's training split. The pinned revision
+    of TinyStories is taken to mean no other data set: those come at their newest.
 
     Raises:
         UserError: there is no such source, or it holds nothing that can be read.
     """
     if name == TOY:
-        return Source(name, _toy_split("train", toy_documents), _toy_split("validation", toy.VALIDATION_DOCUMENTS))
+        return Source(
+            name, _toy_split("train", toy_documents), _toy_split("validation", toy.VALIDATION_DOCUMENTS)
+        )
     path = Path(name).expanduser()
     if path.exists():
         return _local(name, path)
     if hub.is_hub_id(name) and path.suffix.lower() not in _FORMATS:
-        return _hub(name, "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision)
-    raise UserError(f"data.source '{name}' does not exist: give a file, a folder, a hub id like {hub.TINYSTORIES}, or 'toy'")
+        return _hub(
+            name, "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision
+        )
+    raise UserError(
+        f"data.source '{name}' does not exist: give a file, a folder, a hub id such as {hub.TINYSTORIES}, "
+        "or 'toy'"
+    )
 
 
 def with_validation(source: Source) -> Source:
@@ -82,7 +97,9 @@ def with_validation(source: Source) -> Source:
         UserError: there is no training split.
     """
     if source.train is None:
-        raise UserError(f"data.source '{source.name}' has no training split: name one of its files train-something")
+        raise UserError(
+            f"data.source '{source.name}' has no training split: name one of its files train-something"
+        )
     if source.validation is not None:
         return source
     return replace(
@@ -126,17 +143,21 @@ def _local(name: str, path: Path) -> Source:
         by_split[_split_of(file)].append(file)
     _refuse_two_versions(by_split["train"])
     train, validation = by_split["train"], by_split["validation"]
-    return Source(name, _files_split(train) if train else None, _files_split(validation) if validation else None)
+    return Source(
+        name, _files_split(train) if train else None, _files_split(validation) if validation else None
+    )
 
 
 def _text_files(folder: Path) -> list[Path]:
-    """The files of the first format found, in ``data/`` or else in the folder itself, in the order of their names."""
+    """The files of the first format found, in ``data/`` or else the folder itself, in the order of names."""
     for place in (folder / "data", folder):
         for ending in _FORMATS:
             files = sorted(file for file in place.glob(f"*{ending}") if file.is_file())
             if files:
                 return files
-    raise UserError(f"the folder '{folder}' holds no {', '.join(_FORMATS)} files, neither in itself nor in data/")
+    raise UserError(
+        f"the folder '{folder}' holds no {', '.join(_FORMATS)} files, neither in itself nor in data/"
+    )
 
 
 def _split_of(file: Path) -> str:
@@ -150,7 +171,9 @@ def _split_of(file: Path) -> str:
 def _refuse_two_versions(files: list[Path]) -> None:
     """TinyStories has two versions as text side by side, of which a run means one."""
     if {"TinyStories-train.txt", "TinyStoriesV2-GPT4-train.txt"} <= {file.name for file in files}:
-        raise UserError(f"'{files[0].parent}' holds both versions of TinyStories: set data.source to the file of one of them")
+        raise UserError(
+            f"'{files[0].parent}' holds both versions of TinyStories: set data.source to the file of one"
+        )
 
 
 def _files_split(files: list[Path]) -> Split:
@@ -176,9 +199,15 @@ def _hub(name: str, revision: str) -> Source:
         return Source(name, _hub_split(name, revision, "train"), _hub_split(name, revision, "validation"))
     splits = hub.load(name, revision)
     if "train" not in splits and "validation" not in splits:
-        raise UserError(f"the hub's data set '{name}' has neither a split 'train' nor 'validation' ({', '.join(splits)})")
+        raise UserError(
+            f"the hub's data set '{name}' has neither a split 'train' nor 'validation' ({', '.join(splits)})"
+        )
     return Source(
-        name, *(_hub_split(name, revision, split) if split in splits else None for split in ("train", "validation"))
+        name,
+        *(
+            _hub_split(name, revision, split) if split in splits else None
+            for split in ("train", "validation")
+        ),
     )
 
 

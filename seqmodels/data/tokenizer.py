@@ -89,7 +89,7 @@ class LibraryTokenizer:
     """A tokenizer of the ``tokenizers`` library, ours or anybody's."""
 
     def __init__(self, library: Any):
-        """``library`` is a ``tokenizers.Tokenizer``; one without a separator gets ``<|endoftext|>`` as a new id."""
+        """``library``, a ``tokenizers.Tokenizer``, gets ``<|endoftext|>`` if it has no separator."""
         library.encode_special_tokens = True
         library.no_padding()
         library.no_truncation()
@@ -165,13 +165,16 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> Tokenizer:
         path = path / "tokenizer.json"
     if not path.is_file():
         raise UserError(
-            f"no tokenizer at '{path_or_name}': data.tokenizer is 'bpe', 'bytes' or the path of a tokenizer.json"
+            f"no tokenizer at '{path_or_name}': data.tokenizer is 'bpe', 'bytes' or the path of a "
+            "tokenizer.json"
         )
     try:
         return from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"'{path}' is not a tokenizer.json that the tokenizers library can read ({reason})") from error
+        raise UserError(
+            f"'{path}' is not a tokenizer.json that the tokenizers library can read ({reason})"
+        ) from error
 
 
 def from_json(text: str) -> Tokenizer:
@@ -230,4 +233,3 @@ def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
             return
         read += len(document.encode("utf-8"))
         yield document
-

@@ -1,4 +1,4 @@
-"""The validation text of a run: its order is fixed, and it knows how many bytes of text each token stands for.
+"""The validation text of a run: in a fixed order, with the bytes of text that each token stands for.
 
 Bits per byte compare models with different tokenizers, so the bytes must be counted exactly: each
 document's bytes are spread evenly over its tokens, its end of text among them. Over whole documents the
@@ -91,7 +91,9 @@ def write(validation: ValidationSet, workdir: str | os.PathLike[str]) -> None:
     with atomic.explained("workdir", workdir):
         atomic.write_whole(
             Path(workdir) / FILE_NAME,
-            lambda file: np.savez(file, **{name: np.asarray(value) for name, value in vars(validation).items()}),
+            lambda file: np.savez(
+                file, **{name: np.asarray(value) for name, value in vars(validation).items()}
+            ),
         )
 
 
@@ -114,6 +116,8 @@ def load_validation(workdir: str | os.PathLike[str]) -> ValidationSet:
                 packing=str(saved["packing"]),
             )
     except FileNotFoundError:
-        raise UserError(f"'{workdir}' has no {FILE_NAME}: it is not the folder of a run that train.py started") from None
+        raise UserError(
+            f"'{workdir}' has no {FILE_NAME}: it is not the folder of a run that train.py started"
+        ) from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' is damaged ({error}); running train.py again writes it anew") from error
