@@ -146,8 +146,10 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def _not_text(path: Path, position: int) -> str:
-    return f"'{path}' is not UTF-8 text (see byte {position:,}): data is .parquet, .jsonl, or text "
-        f"parted by {SEPARATOR}"
+    return (
+        f"'{path}' is not UTF-8 text (see byte {position:,}): data is .parquet, .jsonl, or text parted by "
+        f"{SEPARATOR}"
+    )
 
 
 def _first_line(error: Exception) -> str:
