@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax.sharding import PartitionSpec
+
 from seqmodels.errors import UserError
 from seqmodels.training import flops, optimizer, sharding
 from seqmodels.training.state import Setup
@@ -134,8 +136,8 @@ def test_meshes_and_batches_that_do_not_fit(overrides, message):
 
 def test_rules_shard_what_divides():
     mesh = sharding.make_mesh(tiny().mesh)
-    assert sharding.partition_spec("layers/0/layer/query_kernel", (4, 32, 32), mesh) == (None, "fsdp", "tensor")
-    assert sharding.partition_spec("final_norm/scale", (32,), mesh) == (None,)
+    assert sharding.partition_spec("layers/0/layer/query_kernel", (4, 32, 32), mesh) == PartitionSpec(None, "fsdp", "tensor")
+    assert sharding.partition_spec("final_norm/scale", (32,), mesh) == PartitionSpec(None)
 
 
 EIGHT_DEVICES = """

@@ -57,7 +57,7 @@ def train_step(graphdef, optimizer, schedule, state, batch, *, accumulation_step
     updates, optimizer_state = optimizer.update(gradients, state["optimizer"], params)
     metrics = {
         "loss": total / weight,
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
         "learning_rate": schedule(state["step"]),
     }
     new_state = {
