@@ -22,8 +22,15 @@ def matmul_precision(dtype) -> jax.lax.Precision:
 
 
 def dense(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """``x @ kernel`` in the dtype of ``x`` (parameters are float32 and are cast here)."""
-    return jnp.einsum("...i,io->...o", x, kernel.astype(x.dtype), precision=matmul_precision(x.dtype))
+    """``x @ kernel`` in the dtype of ``x`` (parameters are float32 and are cast here).
+
+    The product is of two matrices, whatever axes ``x`` has in front: of a product with more axes XLA's CPU
+    compiler writes the kernel's gradient as transposing copies and a product outside its fast library (measured at
+    B 16, T 256, D 128: gated MLP, forward and backward, 62 ms of CPU time against 39).
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = jnp.matmul(rows, kernel.astype(x.dtype), precision=matmul_precision(x.dtype))
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"] | None = None, *, eps: float) -> Float[Array, "... D"]:

@@ -7,12 +7,13 @@ one chunk instead of [B, T, L] (the idea of Liger-Kernel, Hsu et al. 2024, arXiv
 Cut Cross-Entropy, Wijmans et al. 2024, arXiv:2411.09009, section 4).
 """
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from seqmodels.layers import matmul_precision
 
 # Bytes of one chunk's float32 logits, and the fewest tokens in it. On a CPU a chunk should stay in the last-level
 # cache, but each chunk also reads and writes the whole kernel gradient, which few tokens do not pay for. Measured
@@ -92,7 +93,7 @@ def _in_chunks(arrays, shape, vocabulary_size, chunk_tokens):
 
 def _softmax(hidden, kernel, targets):
     """For one chunk: losses [tokens], exp(logits - max) [tokens, L] and its sum [tokens]."""
-    logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    logits = _product(hidden, kernel)
     largest = jnp.max(logits, axis=-1)
     exponentials = jnp.exp(logits - largest[:, None])
     total = jnp.sum(exponentials, axis=-1)
@@ -123,7 +124,7 @@ def _loss_sum_forward(hidden, kernel, targets, weights):
         is_target = targets[:, None] == jnp.arange(kernel.shape[1])
         logits_gradient = exponentials * (weights / total)[:, None] - jnp.where(is_target, weights[:, None], 0)
         logits_gradient = logits_gradient.astype(hidden.dtype)
-        hidden_gradient = jnp.matmul(logits_gradient, kernel_in_use.T)
+        hidden_gradient = _product(logits_gradient, kernel_in_use.T).astype(hidden.dtype)
         kernel_gradient += _transposed_product(hidden, logits_gradient)
         return (loss_sum + jnp.sum(losses * weights), kernel_gradient), (hidden_gradient, losses)
 
@@ -135,19 +136,25 @@ def _loss_sum_forward(hidden, kernel, targets, weights):
 
 
 def _loss_sum_backward(gradients, cotangent):
-    hidden_gradient, kernel_gradient, weights_gradient = ((g * cotangent).astype(g.dtype) for g in gradients)
+    hidden_gradient, kernel_gradient, weights_gradient = (
+        (g.astype(jnp.float32) * cotangent).astype(g.dtype) for g in gradients
+    )
     return hidden_gradient, kernel_gradient, None, weights_gradient
 
 
 _loss_sum.defvjp(_loss_sum_forward, _loss_sum_backward)
 
 
+def _product(x, y):
+    """x y, added up in float32."""
+    return jnp.matmul(x, y, precision=matmul_precision(x.dtype), preferred_element_type=jnp.float32)
+
+
 def _transposed_product(x, y):
-    """x^T y in float32. XLA's CPU product is slow when the long axis is contracted in place (10 % of this
-    loss)."""
-    multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    """x^T y, added up in float32. XLA's CPU compiler multiplies faster when x^T is laid out first (10 % of the loss)."""
     return jax.lax.platform_dependent(
-        x, y,
-        cpu=lambda x, y: multiply(jax.lax.optimization_barrier(x.T), y),
-        default=lambda x, y: multiply(x.T, y),
-    )  # fmt: skip
+        x,
+        y,
+        cpu=lambda x, y: _product(jax.lax.optimization_barrier(x.T), y),
+        default=lambda x, y: _product(x.T, y),
+    )
