@@ -134,7 +134,7 @@ class ShuffledRows:
 
     def __call__(self, step: int) -> Int[np.ndarray, "B"]:
         epochs, places = np.divmod(step * self._batch_size + np.arange(self._batch_size), self._count)
-        return np.array([self._permutation(int(e))[p] for e, p in zip(epochs, places, strict=True)])
+        return np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
 
 def pack(
@@ -144,11 +144,12 @@ def pack(
 
     Returns the pieces in the order of their rows, and for each row the end of its pieces in that order.
     """
-    rows: list[list[int]] = []
+    longest_first = np.argsort(-np.asarray(lengths), kind="stable")
+    row_of_piece = np.empty(len(lengths), np.int64)
+    rows = 0
     open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room left
     rooms = 0  # bit r is set where open_rows[r] is not empty
-    for piece in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        length = int(lengths[piece])
+    for piece, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
         fitting = rooms >> length
         if fitting:
             room = length + (fitting & -fitting).bit_length() - 1
@@ -156,13 +157,12 @@ def pack(
             if not open_rows[room]:
                 rooms ^= 1 << room
         else:
-            room, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(piece)
+            room, row = capacity, rows
+            rows += 1
+        row_of_piece[piece] = row
         open_rows[room - length].append(row)
         rooms |= 1 << (room - length)
-    order = np.array([piece for row in rows for piece in row], np.int64)
-    return order, np.cumsum([len(row) for row in rows])
+    return np.argsort(row_of_piece, kind="stable"), np.cumsum(np.bincount(row_of_piece, minlength=rows))
 
 
 def _pieces(document_ends: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:

@@ -93,6 +93,8 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset:
     Raises:
         UserError: the config, the source, the tokenizer or the cache folder cannot be used.
     """
+    if seed < 0:
+        raise UserError(f"seed is {seed}: it must be 0 or more")
     source = sources.with_validation(
         sources.open_source(config.source, revision=config.revision, toy_documents=config.toy_documents)
     )
@@ -181,8 +183,7 @@ def _tokenizer(config: DataConfig, train: sources.Split) -> Tokenizer:
             return tokenizers.load_tokenizer(path)
         except UserError as error:
             print(f"the cached tokenizer is damaged and is trained again ({error})", file=sys.stderr)
-    size = train.text_bytes()
-    total = None if size is None else min(size, tokenizers.BPE_TRAINING_BYTES)
+    total = min(train.text_bytes(), tokenizers.BPE_TRAINING_BYTES)
     documents = progress.over(train.documents(), "training the BPE tokenizer", total)
     tokenizer = tokenizers.train_bpe(documents, config.vocab_size)
     with atomic.explained("data.cache_dir", config.cache_dir):

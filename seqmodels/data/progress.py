@@ -6,29 +6,19 @@ from typing import Final
 _DOCUMENTS_PER_UPDATE: Final = 256
 
 
-def over(documents: Iterable[str], label: str, text_bytes: int | None) -> Iterator[str]:
+def over(documents: Iterable[str], label: str, text_bytes: int) -> Iterator[str]:
     """The documents, with a bar that advances as they are taken.
 
-    ``text_bytes`` is about their size; None gives a bar that only shows that something moves. Without a
-    terminal nothing is drawn but one line at the end.
+    ``text_bytes`` is about their size. Without a terminal nothing is drawn but one line at the end.
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         DownloadColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(label, total=text_bytes)

@@ -11,6 +11,8 @@ into place when complete. A writer killed half-way leaves a folder nobody reads;
 race, the later finds the other's entry, which is equal to its own, and uses that.
 """
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -33,6 +35,7 @@ _MANIFEST: Final = "manifest.json"
 _TOKENS, _ENDS, _BYTES = "tokens.bin", "document_ends.bin", "document_bytes.bin"
 _BATCH_CHARACTERS: Final = 1 << 21
 _ABANDONED_AFTER_SECONDS: Final = 24 * 3600
+_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -157,25 +160,25 @@ def _opened(entry: Path) -> TokenStream | None:
 
 
 def _put_in_place(building: Path, entry: Path) -> None:
-    try:
-        building.rename(entry)
-        return
-    except OSError:  # the name is taken: by the winner of a race, or by a damaged entry
-        if not entry.exists():
-            raise
-    if _opened(entry) is None:
-        # Set aside first: renaming is atomic, removing a folder is not.
+    for _ in range(_ATTEMPTS):
+        try:
+            building.rename(entry)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _opened(entry) is not None:
+            return  # another process was faster
+        # Damaged. It is set aside first: renaming is atomic, removing a folder is not.
         damaged = entry.with_name(f"{entry.name}.building.{atomic.unique()}")
-        entry.rename(damaged)
+        with contextlib.suppress(FileNotFoundError):  # another process set it aside
+            entry.rename(damaged)
         shutil.rmtree(damaged, ignore_errors=True)
-        building.rename(entry)
 
 
 def _remove_abandoned(folder: Path) -> None:
     """Takes away what killed writers left behind, long enough after that none can still be writing."""
     for building in folder.glob("*.building.*"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # its writer just finished
             if time.time() - building.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
                 shutil.rmtree(building, ignore_errors=True)
-        except FileNotFoundError:
-            pass

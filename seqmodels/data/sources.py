@@ -23,6 +23,8 @@ TOY: Final = "toy"
 
 _EVERY: Final = 20
 """One document in this many becomes validation where the source has none."""
+_TYPICAL_BYTES: Final = 900
+"""Of a document, for progress bars."""
 _FORMATS: Final = (".parquet", ".jsonl", ".txt")
 _SPLIT_WORDS: Final = {
     "train": "train",
@@ -47,12 +49,12 @@ class Split:
     """The documents of one split.
 
     ``documents()`` starts reading at the first one, each time; ``fingerprint`` (JSON) is equal only for
-    equal documents; ``text_bytes()`` is an estimate of their size, None where there is none.
+    equal documents; ``text_bytes()`` is an estimate of their size, for progress bars.
     """
 
     documents: Callable[[], Iterator[str]]
     fingerprint: dict[str, Any]
-    text_bytes: Callable[[], int | None]
+    text_bytes: Callable[[], int]
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ def with_validation(source: Source) -> Source:
         return source
     return replace(
         source,
-        train=_part(source.train, "the others", lambda i: i % _EVERY != 1),
-        validation=_part(source.train, "every", lambda i: i % _EVERY == 1),
+        train=_part(source.train, "the others", 1 - 1 / _EVERY, lambda i: i % _EVERY != 1),
+        validation=_part(source.train, "every", 1 / _EVERY, lambda i: i % _EVERY == 1),
     )
 
 
@@ -114,15 +116,15 @@ def first_documents(split: Split, count: int) -> Split:
     return Split(
         documents=lambda: itertools.islice(split.documents(), count),
         fingerprint=split.fingerprint | {"first": count},
-        text_bytes=lambda: None,
+        text_bytes=lambda: min(split.text_bytes(), count * _TYPICAL_BYTES),
     )
 
 
-def _part(split: Split, name: str, chosen: Callable[[int], bool]) -> Split:
+def _part(split: Split, name: str, share: float, chosen: Callable[[int], bool]) -> Split:
     return Split(
         documents=lambda: (text for i, text in enumerate(split.documents()) if chosen(i)),
-        fingerprint=split.fingerprint | {"part": name, "in": _EVERY},
-        text_bytes=lambda: None,
+        fingerprint=split.fingerprint | {"part": name, "of": _EVERY},
+        text_bytes=lambda: int(share * split.text_bytes()),
     )
 
 
@@ -130,7 +132,7 @@ def _toy_split(split: str, count: int) -> Split:
     return Split(
         documents=lambda: toy.stories(split, count),
         fingerprint={"toy": split, "stories": count, "version": toy.VERSION},
-        text_bytes=lambda: None,
+        text_bytes=lambda: count * toy.MEAN_BYTES,
     )
 
 
@@ -219,7 +221,7 @@ def _hub_split(name: str, revision: str, split: str) -> Split:
     return Split(
         documents=documents,
         fingerprint={"hub": name, "revision": revision, "split": split, "repair": repair.VERSION},
-        text_bytes=lambda: hub.load(name, revision)[split].info.splits[split].num_bytes,
+        text_bytes=lambda: hub.load(name, revision)[split].info.splits[split].num_bytes or 0,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from seqmodels.data import atomic
+from seqmodels.data.word_cache import WordCache
 from seqmodels.errors import UserError
 
 END_OF_TEXT: Final = "<|endoftext|>"
@@ -98,6 +99,7 @@ class LibraryTokenizer:
             library.add_special_tokens([END_OF_TEXT])
             known = [END_OF_TEXT]
         self._library = library
+        self._words = WordCache(library) if WordCache.serves(library) else None
         self.end_of_text: int = library.token_to_id(known[0])
         # The largest id, not the number of pieces: the ids of some files have gaps.
         self.vocab_size: int = 1 + max(library.get_vocab(with_added_tokens=True).values())
@@ -107,8 +109,13 @@ class LibraryTokenizer:
         return self._library.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
+        cached = [self._words is not None and text.isascii() for text in texts]
+        others = [text for text, is_cached in zip(texts, cached, strict=True) if not is_cached]
+        encodings = iter(self._library.encode_batch_fast(others, add_special_tokens=False))
+        return [
+            np.asarray(self._words.encode(text) if is_cached else next(encodings).ids, np.uint32)
+            for text, is_cached in zip(texts, cached, strict=True)
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._library.decode([int(i) for i in ids], skip_special_tokens=True)

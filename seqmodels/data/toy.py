@@ -16,6 +16,8 @@ VERSION: Final = 1
 """Part of the key of cached tokens: raise it when any story changes."""
 
 VALIDATION_DOCUMENTS: Final = 200
+MEAN_BYTES: Final = 660
+"""Of a story, about."""
 
 _GIRLS: Final = (
     "Anna Bella Clara Daisy Ella Fay Grace Holly Ivy June Kate Lily Mia Nora Olive Penny Rose Sara Tess Zoe"
