@@ -8,6 +8,7 @@ killed at any moment and started again ends with the parameters, bit for bit, an
 import contextlib
 import errno
 import fcntl
+import hashlib
 import math
 import os
 import signal
@@ -87,7 +88,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
             data.save_validation(dataset, workdir)
         else:
             step, state, seconds = restored.step, restored.state, restored.record["seconds"]
-            if restored.record["data"] != dataset.fingerprint:
+            if restored.record["data"] != _fingerprint(dataset.train.tokens):
                 raise UserError(
                     f"data.source={config.data.source} is not what the run in {workdir} was begun with; "
                     "bring that back, or choose another --workdir"
@@ -115,7 +116,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         "validation_loss": evaluation["loss"],
         "perplexity": evaluation["perplexity"],
         "bits_per_byte": evaluation["bits_per_byte"],
-        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "tokens_per_second": statistics.median_high(speeds) if speeds else None,
         "parameters": setup.num_parameters,
         "state_bytes": perplexity.state_bytes(
             setup.graphdef, setup.abstract_state()["params"], config.data.seq_len
@@ -134,6 +135,7 @@ class _Run:
         self.config, self.dataset, self.setup = config, dataset, setup
         self.log, self.writer, self.signals = log, writer, signals
         self.step, self.state = step, state
+        self.data_fingerprint = _fingerprint(dataset.train.tokens)
         self.saved_step = step
         self.in_flight = None
 
@@ -218,7 +220,9 @@ class _Run:
             self.setup.graphdef, self.state["params"], [tokenizer.encode(prompt) or [tokenizer.end_of_text]],
             max_tokens=SAMPLE_TOKENS, key=key, end_of_text=tokenizer.end_of_text,
         )  # fmt: skip
-        self.log.sample(self.step, prompt + tokenizer.decode(tokens))
+        text = prompt + tokenizer.decode(tokens)
+        # A model that has not learnt much writes control characters, which a terminal would obey.
+        self.log.sample(self.step, "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
 
     def save(self) -> None:
         """Begin to write a checkpoint of this step, unless it has one."""
@@ -227,7 +231,7 @@ class _Run:
         self.log.sync()
         record = {
             "seed": self.config.seed,
-            "data": self.dataset.fingerprint,
+            "data": self.data_fingerprint,
             "seconds": self.log.stopwatch.seconds,
         }
         evaluation = self.log.evaluation(self.step)
@@ -311,6 +315,14 @@ def _check_config(config: RunConfig, workdir: Path) -> None:
             f"decay with --config.optim.decay_steps={old.optim.decay_steps or old.train.steps}"
         )
     _print(f"{' and '.join(changes.values())}: the run goes on to step {config.train.steps}")
+
+
+def _fingerprint(tokens: np.ndarray) -> str:
+    """A digest of 256 blocks spread over the training tokens: a change is seen, at a cost that does not grow."""
+    digest = hashlib.blake2b(str(len(tokens)).encode(), digest_size=16)
+    for begin in np.linspace(0, max(0, len(tokens) - 4096), 256, dtype=np.int64):
+        digest.update(tokens[begin : begin + 4096].tobytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

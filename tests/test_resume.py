@@ -1,0 +1,268 @@
+"""A run that is killed, stopped or damaged, and started again, ends as if nothing had happened.
+
+Real child processes are killed, so that the operating system and not our imagination decides what is left behind.
+"""
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import train
+from seqmodels.errors import UserError
+from seqmodels.training import checkpoint, loop
+
+ROOT = Path(train.__file__).parent
+STEPS = 30
+TINY = {
+    "data.source": "toy", "data.toy_documents": 60, "data.tokenizer": "bytes", "data.seq_len": 32,
+    "data.batch_size": 4, "model.d_model": 32, "model.repeats": 2, "model.dropout": 0.1,
+    "optim.warmup_steps": 5, "train.steps": STEPS, "train.log_every_steps": 1, "train.eval_every_steps": 10,
+    "train.eval_tokens": 512, "train.checkpoint_every_steps": 5, "train.sample_every_steps": 15,
+}  # fmt: skip
+
+
+def arguments(workdir, folder, **changes):
+    """A command line for a tiny run; `folder` holds its caches."""
+    caches = {"data.cache_dir": folder / "data", "train.compilation_cache_dir": folder / "xla"}
+    values = TINY | caches | {name.replace("__", "."): value for name, value in changes.items()}
+    config = [f"--config.{name}={value}" for name, value in values.items()]
+    return ["train.py", "--config=configs/tinystories.py:attention", f"--workdir={workdir}", *config]
+
+
+def start(argv):
+    return subprocess.Popen(
+        [sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+def finish(argv):
+    """Run to the end: (the summary on stdout, stderr)."""
+    child = start(argv)
+    out, err = child.communicate(timeout=300)
+    assert child.returncode == 0, err
+    return json.loads(out.splitlines()[-1]), err
+
+
+def train_here(argv):
+    """The same, in this process, which saves the seconds that a new one takes to start."""
+    return loop.train(*train.parse(argv))
+
+
+def rows_of(workdir):
+    path = workdir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    keys = [(row["step"], row["split"]) for row in rows]
+    assert len(set(keys)) == len(keys), "a step was written twice"
+    return dict(zip(keys, rows))
+
+
+def wait_for_row(child, workdir, step):
+    """Wait until the run has written a row of this step (or has ended)."""
+    path = workdir / "metrics.jsonl"
+    while child.poll() is None:
+        if path.exists() and f'"step": {step}, ' in path.read_text():
+            return
+        time.sleep(0.001)
+
+
+def last_arrays(workdir):
+    """The step of the newest checkpoint, and its arrays by path, as numpy."""
+    newest = max(checkpoint.steps(workdir / "checkpoints"))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        state = checkpointer.restore(workdir / "checkpoints" / str(newest) / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return newest, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_run(workdir, reference):
+    """The same parameters and optimizer state bit for bit, and the same rows and samples, each once."""
+    (step, arrays), (reference_step, reference_arrays) = last_arrays(workdir), last_arrays(reference)
+    assert step == reference_step and arrays.keys() == reference_arrays.keys()
+    for name, array in arrays.items():
+        assert array.tobytes() == reference_arrays[name].tobytes(), name
+    rows, reference_rows = rows_of(workdir), rows_of(reference)
+    assert rows.keys() == reference_rows.keys()
+    for key, row in rows.items():
+        for name in ("loss", "perplexity", "bits_per_byte", "tokens"):
+            assert row[name] == reference_rows[key][name], (key, name)
+    assert (workdir / "samples.txt").read_text() == (reference / "samples.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run that was left alone: (its folder, its summary, its stderr, seconds it took)."""
+    folder = tmp_path_factory.mktemp("reference")
+    begun = time.monotonic()
+    summary, err = finish(arguments(folder / "run", folder))
+    return folder / "run", summary, err, time.monotonic() - begun
+
+
+def kill_again_and_again(reference, folder, *, seed, kills):
+    """Kill a run `kills` times, while it starts and while it trains, then let it end."""
+    workdir, rng = folder / "run", random.Random(seed)
+    argv = arguments(workdir, folder)
+    for number in range(kills):
+        child = start(argv)
+        if number % 3 == 0:
+            time.sleep(rng.uniform(0.0, reference[3]))  # importing, tokenizing, compiling, or any time after
+        else:
+            wait_for_row(child, workdir, rng.randrange(1, STEPS - 2))
+            time.sleep(rng.uniform(0.0, 0.05))
+        child.kill()
+        child.communicate()
+    summary, _ = finish(argv)
+    assert_same_run(workdir, reference[0])
+    assert summary["validation_loss"] == reference[1]["validation_loss"]
+
+
+def test_killed_three_times(reference, tmp_path):
+    kill_again_and_again(reference, tmp_path, seed=0, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_killed_twenty_times(reference, tmp_path, seed):
+    kill_again_and_again(reference, tmp_path, seed=seed, kills=5)
+
+
+def test_what_a_run_says_and_leaves(reference):
+    workdir, summary, err, _ = reference
+    assert {"step", "validation_loss", "perplexity", "bits_per_byte", "tokens_per_second", "parameters",
+            "state_bytes"} <= summary.keys()  # fmt: skip
+    rows = rows_of(workdir)
+    assert summary["step"] == STEPS and summary["validation_loss"] == rows[STEPS, "validation"]["loss"]
+    assert [step for step, split in rows if split == "train"] == list(range(1, STEPS + 1))
+    assert [step for step, split in rows if split == "validation"] == [10, 20, 30]
+    assert rows[STEPS, "train"]["loss"] < 0.8 * rows[1, "train"]["loss"]
+    assert all(row["mfu"] > 0 and row["gradient_norm"] > 0 for row in rows.values() if row["split"] == "train")
+    left = {"config.json", "metrics.jsonl", "checkpoints", "tokenizer.json", "validation.npz", "samples.txt"}
+    assert left <= {path.name for path in workdir.iterdir()}
+    assert f"step {STEPS}/{STEPS}: loss" in err and "Traceback" not in err and "Warning" not in err
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(reference, tmp_path, number, code):
+    workdir = tmp_path / "run"
+    argv = arguments(workdir, reference[0].parent)
+    child = start(argv)
+    wait_for_row(child, workdir, 12)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=300)
+    assert child.returncode == code and out == "" and "Traceback" not in err
+    stopped_at = max(step for step, split in rows_of(workdir))
+    assert max(checkpoint.steps(workdir / "checkpoints")) == stopped_at < STEPS
+    assert f"python {shlex.join(argv)}" in err
+    train_here(argv)
+    assert_same_run(workdir, reference[0])
+
+
+def copy_of(reference, tmp_path):
+    shutil.copytree(reference[0], tmp_path / "run")
+    return tmp_path / "run", arguments(tmp_path / "run", reference[0].parent)
+
+
+def test_a_finished_run_trains_nothing(reference, tmp_path, monkeypatch):
+    workdir, argv = copy_of(reference, tmp_path)
+    monkeypatch.setattr(loop._Run, "train_one_step", None)
+    assert train_here(argv) == reference[1]
+    assert_same_run(workdir, reference[0])
+
+
+def test_a_damaged_checkpoint_costs_one_interval(reference, tmp_path, capsys):
+    workdir, argv = copy_of(reference, tmp_path)
+    newest = workdir / "checkpoints" / str(STEPS)
+    file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    train_here(argv)
+    err = capsys.readouterr().err
+    assert re.search(rf"checkpoints/{STEPS} cannot be restored", err) and f"step {STEPS - 5} instead" in err
+    assert_same_run(workdir, reference[0])
+
+
+def test_nothing_to_restore_is_not_a_fresh_start(reference, tmp_path):
+    workdir, argv = copy_of(reference, tmp_path)
+    for step in checkpoint.steps(workdir / "checkpoints"):
+        shutil.rmtree(workdir / "checkpoints" / str(step) / "state")
+    with pytest.raises(UserError, match="none of the checkpoints"):
+        train_here(argv)
+    assert rows_of(workdir) == rows_of(reference[0])
+
+
+def test_what_only_reports_may_change(reference, tmp_path):
+    workdir, _ = copy_of(reference, tmp_path)
+    argv = arguments(workdir, reference[0].parent, train__log_every_steps=7, train__checkpoint_every_steps=11)
+    assert train_here(argv) == reference[1]
+    assert json.loads((workdir / "config.json").read_text())["train"]["log_every_steps"] == 7
+
+
+def test_a_run_of_another_config_is_refused(reference, tmp_path):
+    workdir, _ = copy_of(reference, tmp_path)
+    argv = arguments(workdir, reference[0].parent, model__d_model=64, optim__beta1=0.5)
+    with pytest.raises(UserError, match=r"model.d_model 32 -> 64, optim.beta1 0.9 -> 0.5|optim.beta1 0.9") as error:
+        train_here(argv)
+    assert "model.d_model 32 -> 64" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_more_steps_only_where_the_schedule_allows(reference, tmp_path, capsys):
+    """A run may be extended when the steps done would have had the same learning rates."""
+    workdir, _ = copy_of(reference, tmp_path)
+    longer = {"train__steps": STEPS + 10, "train__eval_every_steps": 40}
+    argv = arguments(workdir, reference[0].parent, **longer)
+    with pytest.raises(UserError, match=rf"learning rates of the 30 steps .*--config.optim.decay_steps={STEPS}"):
+        train_here(argv)
+    argv = arguments(workdir, reference[0].parent, optim__decay_steps=STEPS, **longer)
+    assert train_here(argv)["step"] == STEPS + 10
+    assert "train.steps 30 -> 40: the run goes on to step 40" in capsys.readouterr().err
+    # It is the run that would have been.
+    whole = tmp_path / "whole"
+    train_here(arguments(whole, reference[0].parent, optim__decay_steps=STEPS, **longer))
+    (_, extended), (_, straight) = last_arrays(workdir), last_arrays(whole)
+    assert all(extended[name].tobytes() == straight[name].tobytes() for name in straight)
+    with pytest.raises(UserError, match="less than the 40 steps done"):
+        train_here(arguments(workdir, reference[0].parent))
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(reference, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    argv = arguments(workdir, reference[0].parent)
+    train_one_step = loop._Run.train_one_step
+
+    def poisoned(run):
+        if run.step == 13:
+            run.state["params"]["embedding"] = run.state["params"]["embedding"].at[0, 0].set(np.nan)
+        train_one_step(run)
+
+    monkeypatch.setattr(loop._Run, "train_one_step", poisoned)
+    with pytest.raises(UserError, match="step 14: the loss is nan.*step 10 is saved"):
+        train_here(argv)
+    assert checkpoint.steps(workdir / "checkpoints") == [5, 10]
+    monkeypatch.undo()
+    train_here(argv)
+    assert_same_run(workdir, reference[0])
+
+
+def test_one_process_per_folder(reference, tmp_path):
+    workdir = tmp_path / "run"
+    argv = arguments(workdir, reference[0].parent)
+    child = start(argv)
+    wait_for_row(child, workdir, 1)
+    with pytest.raises(UserError, match="another process is training"):
+        train_here(argv)
+    child.terminate()
+    child.communicate()
