@@ -62,7 +62,9 @@ def llama():
         params["layers"].setdefault(position, {}).setdefault(module, {})[kernel] = np.stack(layers)
     assert not tensors, f"weights without a place: {tensors.keys()}"
     definition = model.graphdef(config, theirs["vocab_size"])
-    expected = jax.eval_shape(functools.partial(model.init_params, config, theirs["vocab_size"]), jax.random.key(0))
+    expected = jax.eval_shape(
+        functools.partial(model.init_params, config, theirs["vocab_size"]), jax.random.key(0)
+    )
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
     return model.merge(definition, jax.tree.map(jnp.asarray, params)), golden.arrays
 

@@ -95,7 +95,7 @@ class DecayMixer(nnx.Module):
         tail, u = jax.lax.scan(convolve, state["tail"], time_first(x, reset))
         u = jnp.moveaxis(u, 0, 1).astype(dtype)
         gate_logit = u @ self.gate_kernel[...].astype(dtype) + self.gate_bias[...].astype(dtype)[None, None]
-        accumulator = jnp.bfloat16 if fault == "accumulates in bfloat16" and dtype == jnp.bfloat16 else jnp.float32
+        accumulator = dtype if fault == "accumulates in bfloat16" else jnp.float32
         decay = jax.nn.sigmoid(gate_logit.astype(jnp.float32)).astype(accumulator)
         value = (u @ self.value_kernel[...].astype(dtype)).astype(accumulator)
         if fault == "one form is a little off" and chunked:
@@ -153,7 +153,11 @@ class HistoryMixer(nnx.Module):
             cache = jnp.where(written[:, :, None], value[:, None].astype(cache.dtype), cache)
             live = live + 1
             readable = jnp.arange(capacity)[None] < live[:, None]
-            total = jnp.where(readable[:, :, None], cache, jnp.zeros((), cache.dtype)).astype(jnp.float32).sum(axis=1)
+            total = (
+                jnp.where(readable[:, :, None], cache, jnp.zeros((), cache.dtype))
+                .astype(jnp.float32)
+                .sum(axis=1)
+            )
             return (cache, live), total / live[:, None].astype(jnp.float32)
 
         tokens = (jnp.moveaxis(values, 1, 0), jnp.moveaxis(reset, 1, 0))

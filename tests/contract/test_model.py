@@ -45,7 +45,9 @@ def parameters():
     for law in laws.LAWS:
         yield pytest.param(True, law, id=f"tied-{law.name}", marks=pytest.mark.xdist_group("model"))
     # Untied, only the head differs.
-    yield pytest.param(False, laws.LAWS[0], id=f"untied-{laws.LAWS[0].name}", marks=pytest.mark.xdist_group("model"))
+    yield pytest.param(
+        False, laws.LAWS[0], id=f"untied-{laws.LAWS[0].name}", marks=pytest.mark.xdist_group("model")
+    )
 
 
 @pytest.mark.parametrize(("tie_embeddings", "law"), parameters())
