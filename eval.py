@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from seqmodels import command_line
+from seqmodels.data import ValidationSet
 from seqmodels.errors import UserError
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
@@ -32,19 +33,24 @@ def main() -> None:
 
     command_line.use_compilation_cache(read_config(options.workdir).train.compilation_cache_dir)
     run = load_run(options.workdir, options.step)
-    evaluation = evaluate_with_progress(run, options.data, options.max_tokens)
+    evaluation = evaluate_with_progress(run, run.validation(options.data), options.max_tokens)
     if not math.isfinite(evaluation.loss):
         raise UserError(f"the loss at step {run.step} is {evaluation.loss}: the model has diverged; try another --step")
     report(run, evaluation)
-    plots.loss_by_position({run.config.model.pattern: evaluation.loss_by_position}, options.workdir / "loss_by_position.png")
+    curve = {run.config.model.pattern: evaluation.loss_by_position}
+    plots.loss_by_position(curve, options.workdir / "loss_by_position.png")
     print(json.dumps(summary(run, evaluation)))
 
 
-def evaluate_with_progress(run: Run, source: str | None, max_tokens: int | None) -> Evaluation:
-    columns = (TextColumn("evaluating"), BarColumn(), TextColumn("{task.completed:,.0f} tokens"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("tokens", total=max_tokens)
-        return run.evaluate(source, max_tokens=max_tokens, progress=lambda n: progress.update(task, completed=n))
+def evaluate_with_progress(run: Run, validation: ValidationSet, max_tokens: int | None) -> Evaluation:
+    """`run.evaluate` under a bar, where stderr is a terminal."""
+    columns = (TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    total = min(max_tokens or len(validation), len(validation))
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=total)
+        return run.evaluate(
+            validation, max_tokens=max_tokens, progress=lambda done: progress.update(task, completed=done)
+        )
 
 
 def summary(run: Run, evaluation: Evaluation) -> dict:

@@ -61,8 +61,9 @@ def read_prompts(path: Path) -> list[str]:
 
 def stream(run: Run, prompt: str, sampling: dict) -> None:
     clock = []
+    pieces = run.stream(prompt, on_token=lambda: clock.append(time.perf_counter()), **sampling)
     print(prompt, end="", flush=True)
-    for piece in run.stream(prompt, on_token=lambda: clock.append(time.perf_counter()), **sampling):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)
     if len(clock) > 2:

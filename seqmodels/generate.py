@@ -78,16 +78,21 @@ def stream(
     """
     sampling = _sampling(max_tokens, temperature, top_k, top_p)
     tokens, reset = pad_prompts([prompt])
-    logits, state = _prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
-    for index in range(max_tokens):
-        token = _sample_row_keys(logits, key, index, **sampling)
-        # The next call is dispatched before this token is read, so that host and device overlap.
-        if index + 1 < max_tokens:
-            logits, state = _step(graphdef, params, token, state)
-        token_id = int(token[0])
-        if token_id == end_of_text:
-            return
-        yield token_id
+
+    # A function of its own, so that a mistake in the arguments is raised by the call and not by the first token.
+    def tokens_as_they_come():
+        logits, state = _prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
+        for index in range(max_tokens):
+            token = _sample_row_keys(logits, key, index, **sampling)
+            # The next call is dispatched before this token is read, so that host and device overlap.
+            if index + 1 < max_tokens:
+                logits, state = _step(graphdef, params, token, state)
+            token_id = int(token[0])
+            if token_id == end_of_text:
+                return
+            yield token_id
+
+    return tokens_as_they_come()
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:

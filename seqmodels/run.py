@@ -31,7 +31,7 @@ class Run:
 
     workdir: Path
     config: RunConfig
-    tokenizer: Any
+    tokenizer: data.Tokenizer
     step: int
     params: dict
     setup: Setup
@@ -83,11 +83,15 @@ class Run:
             temperature=temperature, top_k=top_k, top_p=top_p, end_of_text=self.tokenizer.end_of_text,
         )  # fmt: skip
         text = generate.IncrementalText(self.tokenizer, context=prompt_tokens)
-        for token in tokens:
-            on_token()
-            if piece := text.push(token):
-                yield piece
-        yield text.flush()
+
+        def pieces():
+            for token in tokens:
+                on_token()
+                if piece := text.push(token):
+                    yield piece
+            yield text.flush()
+
+        return pieces()
 
     def generate_batch(self, prompts: list[str], *, seed: int = 0, **options: Any) -> list[str]:
         """The continuation of every prompt, decoded together; `options` as in `generate.generate`."""
@@ -101,32 +105,37 @@ class Run:
         """A prompt as the model reads it; an empty one is the end of the text before."""
         return self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
 
-    def evaluate(
-        self,
-        source: str | None = None,
-        *,
-        max_tokens: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> Evaluation:
-        """Score the run's own validation tokens, or the validation split of another `source` (config.data.source).
-
-        Another source is tokenized with the run's tokenizer.
+    def validation(self, source: str | None = None) -> data.ValidationSet:
+        """The run's own validation tokens, or other text: a path, a hub id or `toy`, by the run's tokenizer.
 
         Raises:
             UserError: the source cannot be read, or the run folder has lost its validation tokens.
         """
-        return evaluate(
-            self.setup.eval_step, self.params, self.validation(source), batch_size=self.config.data.batch_size,
-            seq_len=self.config.data.seq_len, max_tokens=max_tokens, put=self.setup.put, progress=progress,
-        )  # fmt: skip
-
-    def validation(self, source: str | None = None):
-        """The validation set that `evaluate` scores."""
         if source is None:
             return data.load_validation(self.workdir)
-        tokenizer = str(self.workdir / "tokenizer.json")
-        other = dataclasses.replace(self.config.data, source=source, tokenizer=tokenizer)
-        return data.prepare(other, seed=self.config.seed).validation
+        of = self.config.data
+        return data.validation_from_source(
+            source, self.tokenizer, cache_dir=of.cache_dir, revision=of.revision, packing=of.packing
+        )
+
+    def evaluate(
+        self,
+        validation: data.ValidationSet | None = None,
+        *,
+        max_tokens: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Evaluation:
+        """Score `validation` (default: the run's own) in windows of the training length.
+
+        Args:
+            max_tokens: score only the first so many.
+            progress: called with the number of tokens scored so far.
+        """
+        return evaluate(
+            self.setup.eval_step, self.params, self.validation() if validation is None else validation,
+            batch_size=self.config.data.batch_size, seq_len=self.config.data.seq_len,
+            max_tokens=max_tokens, put=self.setup.put, progress=progress,
+        )  # fmt: skip
 
     def state_bytes(self, max_len: int | None = None) -> int:
         """Bytes of one sequence's decoding state at a capacity of `max_len` tokens (default: the training length)."""

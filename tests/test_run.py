@@ -44,17 +44,24 @@ def command(script, *arguments, cwd=ROOT):
     return subprocess.run([sys.executable, ROOT / script, *arguments], capture_output=True, text=True, cwd=cwd)
 
 
+def in_process(monkeypatch, script, *arguments):
+    """What the script gives to sys.exit."""
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return exit.value.code
+
+
 def naive_evaluation(run):
-    """Losses in float64 from the logits, one window at a time: (nats [windows, T], bytes of text)."""
+    """Losses in float64 from all the logits: (nats [windows, T], bytes of text)."""
     losses, num_bytes = [], 0.0
-    seq_len = run.config.data.seq_len
-    for batch in run.validation().batches(1, seq_len):
+    for batch in run.validation().batches(64, run.config.data.seq_len):
         logits = np.asarray(run.logits(batch["inputs"]), np.float64)
         log_total = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
         nats = log_total - np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
-        losses.append(np.where(batch["weights"][0] > 0, nats[0], np.nan))
+        losses.append(np.where(batch["weights"] > 0, nats, np.nan))
         num_bytes += batch["bytes"][batch["weights"] > 0].sum()
-    return np.stack(losses), num_bytes
+    return np.concatenate(losses), num_bytes
 
 
 def test_evaluate_is_a_naive_float64_loop_over_the_logits(run):
@@ -68,12 +75,14 @@ def test_evaluate_is_a_naive_float64_loop_over_the_logits(run):
 
 
 def test_bits_per_byte_count_the_bytes_of_the_stories(run):
-    """All targets but the first token's: with bytes as tokens, every byte of text but the very first one."""
-    validation = run.validation()
-    targets = [batch["targets"][batch["weights"] > 0] for batch in validation.batches(4, 32)]
-    text_bytes = sum(int((target != run.tokenizer.end_of_text).sum()) for target in targets)
-    counted = sum(batch["bytes"][batch["weights"] > 0].sum() for batch in validation.batches(4, 32))
-    assert counted == text_bytes > 10_000
+    """With bytes as tokens the targets spell the text, so that its size can be read off them."""
+    size, counted = 0, 0.0
+    for batch in run.validation().batches(4, 32):
+        scored = batch["weights"] > 0
+        size += int((batch["targets"][scored] != run.tokenizer.end_of_text).sum())
+        counted += batch["bytes"][scored].sum()
+    assert size > 10_000
+    assert counted == pytest.approx(size, rel=1e-12)
 
 
 def test_the_loop_and_load_run_agree(trained, run):
@@ -100,8 +109,9 @@ def test_an_earlier_step_can_be_loaded(trained, run):
 def test_another_source_is_scored_with_the_runs_tokenizer(run, tmp_path):
     text = "Anna had a cat.<|endoftext|>Ben had a dog.<|endoftext|>" * 50
     (tmp_path / "stories.txt").write_text(text)
-    got = run.evaluate(str(tmp_path / "stories.txt"))
-    assert 0 < got.tokens < len(text) and math.isfinite(got.bits_per_byte)
+    got = run.evaluate(run.validation(str(tmp_path / "stories.txt")))
+    assert got.tokens == 50 * len("Anna had a cat.*Ben had a dog.*")
+    assert got.bits_per_byte == pytest.approx(got.loss / math.log(2) * got.tokens / (got.tokens - 100))
 
 
 def test_logits_are_float32_and_row_by_row(run):
@@ -119,9 +129,9 @@ def test_tokens_that_are_none_are_refused(run, tokens):
 
 def test_greedy_text_is_the_argmax_of_the_logits(run):
     prompt = "Once upon"
-    tokens = run.tokenizer.encode(prompt)
-    for _ in range(10):
-        tokens.append(int(np.argmax(run.logits([tokens])[0, -1])))
+    tokens = run.tokenizer.encode(prompt) + [0] * 10  # what comes later changes nothing before it
+    for position in range(len(prompt), len(tokens)):
+        tokens[position] = int(np.argmax(run.logits([tokens])[0, position - 1]))
     expected = run.tokenizer.decode(tokens[len(prompt) :])
     assert run.generate(prompt, max_tokens=10, temperature=0) == expected
     assert run.generate_batch([prompt, "A"], max_tokens=10, temperature=0)[0] == expected
@@ -129,7 +139,6 @@ def test_greedy_text_is_the_argmax_of_the_logits(run):
 
 def test_an_empty_prompt_begins_a_new_text(run):
     assert run.prompt_tokens("") == [run.tokenizer.end_of_text]
-    assert isinstance(run.generate("", max_tokens=5), str)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, trained):
@@ -170,9 +179,12 @@ def test_generate_streams_and_writes_batches(trained, run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "Once upon a time" + run.generate("Once upon a time", max_tokens=12, seed=3) + "\n"
     assert "tokens/s" in done.stderr
+
+
+def test_generate_continues_a_file_of_prompts(trained, run, tmp_path, monkeypatch):
     (tmp_path / "prompts.yaml").write_text("- Once upon\n- One day\n")
-    done = command("scripts/generate.py", *options, "--prompts_file=prompts.yaml", "--output=out.jsonl", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    files = (f"--prompts_file={tmp_path / 'prompts.yaml'}", f"--output={tmp_path / 'out.jsonl'}")
+    assert in_process(monkeypatch, "scripts/generate.py", f"--workdir={trained[0]}", "--max_tokens=12", "--seed=3", *files) == 0
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["Once upon", "One day"]
     continuations = run.generate_batch(["Once upon", "One day"], max_tokens=12, temperature=0.8, seed=3)
@@ -194,9 +206,6 @@ def test_generate_streams_and_writes_batches(trained, run, tmp_path):
 )
 def test_a_persons_mistake_is_one_line(trained, monkeypatch, capsys, script, arguments, message):
     arguments = [argument.format(run=trained[0]) for argument in arguments]
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with pytest.raises(SystemExit) as exit:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    line = exit.value.code  # a text here is printed on stderr, and the exit status is 1
+    line = in_process(monkeypatch, script, *arguments)  # a text here is printed on stderr; the status is then 1
     assert line.startswith("error: ") and message in line and "\n" not in line
     assert capsys.readouterr() == ("", "")
