@@ -10,13 +10,13 @@ import pytest
 
 import train
 from seqmodels import command_line, data
-from seqmodels.training import checkpoint, loop
+from seqmodels.training import checkpoint
 
 CONFIG = "--config=configs/tinystories.py:attention"
 TINY = (
     "--config.data.source=toy", "--config.data.toy_documents=40", "--config.data.tokenizer=bytes",
     "--config.data.seq_len=16", "--config.data.batch_size=2", "--config.model.d_model=32",
-    "--config.model.repeats=1", "--config.model.pattern=mlp", "--config.train.steps=2", "--config.train.sample_every_steps=0",
+    "--config.model.repeats=1", "--config.train.steps=2", "--config.train.sample_every_steps=0",
     "--config.train.eval_tokens=64", "--config.train.compilation_cache_dir=",
 )  # fmt: skip
 
@@ -49,7 +49,7 @@ def error_of(*argv):
         ([CONFIG, "--workdir={}", "--config.model.pattern=attention mpl"], "mpl"),
         ([CONFIG, "--workdir={}", "--config.train.steps=0"], "train.steps=0"),
         ([CONFIG, "--workdir={}", "--config.optim.schedule=cosin"], "cosin"),
-        ([CONFIG, "--workdir={}", *TINY, "--config.model.pattern=attention", "--config.model.mixers.attention.num_heads=5"], "num_heads"),
+        ([CONFIG, "--workdir={}", *TINY, "--config.model.mixers.attention.num_heads=5"], "num_heads"),
         ([CONFIG, "--workdir={}", *TINY, "--config.data.batch_size=0"], "batch_size"),
         ([CONFIG, "--workdir={}", *TINY, "--config.optim.accumulation_steps=3"], "accumulation_steps=3"),
         ([CONFIG, "--workdir={}", *TINY, "--config.mesh.fsdp=64"], "mesh"),
@@ -78,8 +78,9 @@ def test_the_run_folder_is_forbidden(tmp_path):
 
 
 def test_no_space_left(tmp_path, monkeypatch):
-    """When rows cannot be written, and when a checkpoint cannot; what is there stays and the run goes on later."""
-    argv = [CONFIG, f"--workdir={tmp_path / 'run'}", f"--config.data.cache_dir={tmp_path / 'data'}", *TINY]
+    """For rows, and for a checkpoint: what is there stays, and the run goes on later."""
+    argv = [CONFIG, f"--workdir={tmp_path / 'run'}", f"--config.data.cache_dir={tmp_path / 'data'}", *TINY,
+            "--config.model.pattern=mlp"]  # fmt: skip
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
@@ -89,7 +90,7 @@ def test_no_space_left(tmp_path, monkeypatch):
     monkeypatch.undo()
 
     def full_in_the_background(*_):
-        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 885287 bytes to file 4: No space left on device")
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 8852 bytes to file 4: No space left on device")
 
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.wait_until_finished", full_in_the_background)
     assert "no space left in" in error_of(*argv)
@@ -102,7 +103,7 @@ def test_other_data_is_refused(tmp_path):
     stories = tmp_path / "stories.txt"
     stories.write_text("The cat sat on the mat.<|endoftext|>" * 50)
     argv = [CONFIG, f"--workdir={tmp_path / 'run'}", f"--config.data.cache_dir={tmp_path / 'data'}", *TINY,
-            f"--config.data.source={stories}"]  # fmt: skip
+            f"--config.data.source={stories}", "--config.model.pattern=mlp"]  # fmt: skip
     train.main(["train.py", *argv])
     stories.write_text("The dog sat on the mat.<|endoftext|>" * 50)
     assert f"data.source={stories} is not what the run" in error_of(*argv)

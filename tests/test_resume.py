@@ -1,6 +1,6 @@
 """A run that is killed, stopped or damaged, and started again, ends as if nothing had happened.
 
-Real child processes are killed, so that the operating system and not our imagination decides what is left behind.
+Real child processes are killed, so that the operating system, not our imagination, decides what is left.
 """
 
 import json
@@ -42,16 +42,16 @@ def arguments(workdir, folder, **changes):
     return ["train.py", "--config=configs/tinystories.py:attention", f"--workdir={workdir}", *config]
 
 
-def start(argv):
+def start(argv, **environment):
     return subprocess.Popen(
         [sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
     )  # fmt: skip
 
 
-def finish(argv):
+def finish(argv, **environment):
     """Run to the end: (the summary on stdout, stderr)."""
-    child = start(argv)
+    child = start(argv, **environment)
     out, err = child.communicate(timeout=300)
     assert child.returncode == 0, err
     return json.loads(out.splitlines()[-1]), err
@@ -148,7 +148,8 @@ def test_what_a_run_says_and_leaves(reference):
     assert [step for step, split in rows if split == "train"] == list(range(1, STEPS + 1))
     assert [step for step, split in rows if split == "validation"] == [10, 20, 30]
     assert rows[STEPS, "train"]["loss"] < 0.8 * rows[1, "train"]["loss"]
-    assert all(row["mfu"] > 0 and row["gradient_norm"] > 0 for row in rows.values() if row["split"] == "train")
+    train_rows = [row for row in rows.values() if row["split"] == "train"]
+    assert all(row["mfu"] > 0 and row["gradient_norm"] > 0 for row in train_rows)
     left = {"config.json", "metrics.jsonl", "checkpoints", "tokenizer.json", "validation.npz", "samples.txt"}
     assert left <= {path.name for path in workdir.iterdir()}
     assert f"step {STEPS}/{STEPS}: loss" in err and "Traceback" not in err and "Warning" not in err
@@ -214,9 +215,8 @@ def test_what_only_reports_may_change(reference, tmp_path):
 def test_a_run_of_another_config_is_refused(reference, tmp_path):
     workdir, _ = copy_of(reference, tmp_path)
     argv = arguments(workdir, reference[0].parent, model__d_model=64, optim__beta1=0.5)
-    with pytest.raises(UserError, match=r"model.d_model 32 -> 64, optim.beta1 0.9 -> 0.5|optim.beta1 0.9") as error:
+    with pytest.raises(UserError, match="config: model.d_model 32 -> 64, optim.beta1 0.9 -> 0.5; choose"):
         train_here(argv)
-    assert "model.d_model 32 -> 64" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_more_steps_only_where_the_schedule_allows(reference, tmp_path, capsys):
@@ -224,7 +224,7 @@ def test_more_steps_only_where_the_schedule_allows(reference, tmp_path, capsys):
     workdir, _ = copy_of(reference, tmp_path)
     longer = {"train__steps": STEPS + 10, "train__eval_every_steps": 40}
     argv = arguments(workdir, reference[0].parent, **longer)
-    with pytest.raises(UserError, match=rf"learning rates of the 30 steps .*--config.optim.decay_steps={STEPS}"):
+    with pytest.raises(UserError, match="learning rates of the 30 steps .*--config.optim.decay_steps=30"):
         train_here(argv)
     argv = arguments(workdir, reference[0].parent, optim__decay_steps=STEPS, **longer)
     assert train_here(argv)["step"] == STEPS + 10
@@ -255,6 +255,47 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(reference, tmp_path, m
     monkeypatch.undo()
     train_here(argv)
     assert_same_run(workdir, reference[0])
+
+
+def test_a_signal_during_an_evaluation_leaves_it_for_later(reference, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    argv = arguments(workdir, reference[0].parent)
+    monkeypatch.setattr(loop.perplexity, "evaluate", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(loop.Stopped):
+        train_here(argv)
+    assert checkpoint.steps(workdir / "checkpoints") == [5, 10] and (10, "validation") not in rows_of(workdir)
+    monkeypatch.undo()
+    train_here(argv)
+    assert_same_run(workdir, reference[0])
+
+
+def test_a_second_signal_ends_the_process_at_once(monkeypatch):
+    class Exited(Exception):
+        pass
+
+    def exited(code):
+        raise Exited(code)
+
+    monkeypatch.setattr(os, "_exit", exited)
+    with loop.Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(loop.Stopped):
+            signals.check()
+        with pytest.raises(Exited, match="130"):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_another_number_of_devices_goes_on(reference, tmp_path):
+    """A run begun on two devices, parameters split over them, ends on one."""
+    workdir, folder = tmp_path / "run", reference[0].parent
+    fewer = {"optim__decay_steps": STEPS, "train__sample_every_steps": 0}
+    begun = arguments(workdir, folder, train__steps=5, mesh__fsdp=2, **fewer)
+    finish(begun, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    train_here(arguments(workdir, folder, train__steps=9, **fewer))
+    rows, reference_rows = rows_of(workdir), rows_of(reference[0])
+    for step in range(1, 10):
+        assert rows[step, "train"]["loss"] == pytest.approx(reference_rows[step, "train"]["loss"], rel=1e-4)
 
 
 def test_one_process_per_folder(reference, tmp_path):

@@ -104,7 +104,10 @@ class Writer:
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
         """`keep` >= 1; two, so that a damaged newest checkpoint costs one interval and not the run."""
         self._directory = Path(directory).absolute()
-        loss = lambda metrics: metrics["validation_loss"]
+
+        def loss(metrics: Mapping) -> float:
+            return metrics["validation_loss"]
+
         options = ocp.CheckpointManagerOptions(
             # Without `best_fn` Orbax does not write the losses; a resumed run would not know its best step.
             best_fn=loss,

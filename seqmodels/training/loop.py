@@ -318,7 +318,7 @@ def _check_config(config: RunConfig, workdir: Path) -> None:
 
 
 def _fingerprint(tokens: np.ndarray) -> str:
-    """A digest of 256 blocks spread over the training tokens: a change is seen, at a cost that does not grow."""
+    """A digest of 256 blocks spread over the training tokens, at a cost that does not grow with them."""
     digest = hashlib.blake2b(str(len(tokens)).encode(), digest_size=16)
     for begin in np.linspace(0, max(0, len(tokens) - 4096), 256, dtype=np.int64):
         digest.update(tokens[begin : begin + 4096].tobytes())
