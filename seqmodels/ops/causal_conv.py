@@ -1,0 +1,73 @@
+"""Short causal depthwise convolution with a carried tail: what Mamba, Griffin, DeltaNet and xLSTM put before their recurrence."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def causal_conv(
+    x: Float[Array, "B T D"],
+    weight: Float[Array, "W D"],
+    bias: Float[Array, "D"] | None = None,
+    *,
+    state: Float[Array, "B tail D"] | None = None,
+    reset: Bool[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B tail D"]]:
+    """y_t = bias + sum over j < W of weight[W - 1 - j] * x_{t - j}, per channel; no activation.
+
+    Computed in float32, whatever the inputs' dtype. Inputs of an earlier document are selected away, not multiplied by zero.
+
+    Args:
+      weight: oldest input first: ``weight[-1]`` multiplies the current step (torch's Conv1d keeps the transpose, [D, 1, W]).
+      state: the W - 1 inputs before the first step, oldest first; ``None`` means zeros, a sequence that starts here.
+      reset: a new document starts at step t: everything before t counts as zero, in ``y`` and in the returned state.
+
+    Returns:
+      ``(y, state)``: ``y`` in the dtype of ``x``; the last W - 1 raw inputs as float32 [B, W - 1, D].
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    _check_shapes(x, weight, bias, state, reset)
+    batch, steps, channels = x.shape
+    tail = weight.shape[0] - 1
+    if state is None:
+        state = jnp.zeros((batch, tail, channels), jnp.float32)
+    inputs = jnp.concatenate([state.astype(jnp.float32), x.astype(jnp.float32)], axis=1)
+    taps = weight.astype(jnp.float32)
+
+    y = inputs[:, tail:] * taps[tail]
+    if reset is None:
+        for age in range(1, tail + 1):
+            y += inputs[:, tail - age : tail - age + steps] * taps[tail - age]
+        new_state = inputs[:, steps:]
+    else:
+        starts = jnp.pad(reset, ((0, 0), (tail, 0)))
+        cut = jnp.zeros((batch, steps), bool)
+        for age in range(1, tail + 1):
+            # The input of step t - age is gone once a document has started at any of t - age + 1 .. t.
+            cut |= starts[:, tail - age + 1 : tail - age + 1 + steps]
+            past = inputs[:, tail - age : tail - age + steps]
+            y += jnp.where(cut[:, :, None], 0.0, past) * taps[tail - age]
+        later_starts = jnp.cumsum(starts[:, ::-1], axis=1)[:, ::-1] - starts
+        new_state = jnp.where(later_starts[:, steps:, None] > 0, 0.0, inputs[:, steps:])
+    if bias is not None:
+        y += bias.astype(jnp.float32)
+    return y.astype(x.dtype), new_state
+
+
+def _check_shapes(x, weight, bias, state, reset):
+    if x.ndim != 3 or weight.ndim != 2 or weight.shape[1] != x.shape[2] or weight.shape[0] < 1:
+        raise ValueError(f"x must be [B, T, D] and weight [W, D]; got x {list(x.shape)}, weight {list(weight.shape)}")
+    batch, steps, channels = x.shape
+    expected = {
+        "bias": (bias, (channels,)),
+        "state": (state, (batch, weight.shape[0] - 1, channels)),
+        "reset": (reset, (batch, steps)),
+    }
+    for name, (array, shape) in expected.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(
+                f"{name} must be {list(shape)} for x {list(x.shape)} and weight {list(weight.shape)}; got {list(array.shape)}"
+            )
+    if reset is not None and reset.dtype != jnp.bool_:
+        raise ValueError(f"reset must be bool; got {reset.dtype}")

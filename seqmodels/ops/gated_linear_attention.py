@@ -1,0 +1,343 @@
+"""Gated linear attention: a matrix state with decay, in every form of the same mathematics.
+
+    S_t = exp(log_decay_t)[:, None] * S_{t-1} * exp(value_log_decay_t)[None, :] + k_t v_t^T
+    o_t = q_t^T S_t                                    without a bonus: the state is read after the update
+    o_t = q_t^T (S_{t-1} + diag(bonus) k_t v_t^T)      with a bonus: read before it, the current pair weighted (RWKV)
+
+Table 1 of arXiv 2312.06635 lists what reduces to it: linear attention (no decay), RetNet, Mamba-2, gated RFA, mLSTM's core
+(one decay per head), GLA, HGRN-2, RWKV-6 (one per key channel), DFW (key and value side), GateLoop (a complex decay:
+``complex_decay.py``).
+
+``recurrent`` is the definition, step by step, and the judge of the others; ``associative`` the textbook parallel scan over
+the states (memory T K V); ``parallel`` the quadratic closed form; ``chunked`` the quadratic form inside chunks and a recurrence
+between them (``chunked_core.py`` says why it is stable for every decay).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from seqmodels.ops import chunked_core, documents
+
+IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
+
+
+class _Inputs(NamedTuple):
+    """Heads are two axes here: G groups of q and k, R value heads in each. ``None`` where there is nothing."""
+
+    q: Float[Array, "B T G 1 K"]
+    k: Float[Array, "B T G 1 K"]
+    v: Float[Array, "B T G R V"]
+    log_decay: Float[Array, "B T G R X"] | None
+    value_log_decay: Float[Array, "B T G R V"] | None
+    opening: Float[Array, "B T 1 1 1"] | None
+    """Only when reading before the update, with resets: minus infinity where a document starts, else 0."""
+
+
+def gated_linear_attention(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    log_decay: Float[Array, "B T H K"] | Float[Array, "B T H 1"] | None = None,
+    *,
+    value_log_decay: Float[Array, "B T H V"] | None = None,
+    bonus: Float[Array, "H K"] | None = None,
+    state: Float[Array, "B H K V"] | None = None,
+    reset: Bool[Array, "B T"] | None = None,
+    implementation: str | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """Runs the recurrence at the top of this file over a sequence.
+
+    H must be a multiple of G: head h reads with the queries and keys of group ``h // (H // G)`` (Mamba-2's groups). Nothing scales
+    ``q``. The state and all sums are float32 whatever the inputs are; float32 inputs get float32 products on every device.
+
+    Args:
+      log_decay: natural logarithm of the decay, <= 0, minus infinity allowed; per key channel or one per head.
+      value_log_decay: the same for the value side of the state.
+      bonus: given, the state is read before the update and the current pair counts with this weight per key channel.
+      state: what was read before; ``None`` is an empty state of zeros.
+      reset: a new document starts at step t: S_{t-1} is taken to be zero. Non-finite values then stay in their document and head.
+      implementation: ``"recurrent"``, ``"associative"``, ``"parallel"``, ``"chunked"``, or ``None`` for the fastest here.
+      chunk_size: steps per chunk of ``"chunked"``, any number >= 1; ``None`` for the fastest here.
+
+    Returns:
+      ``(o, state)``: outputs in the dtype of ``v``, and the float32 state after the last step.
+
+    Raises:
+      ValueError: shapes that do not fit, an unknown implementation, or a chunk size for a form without chunks.
+      NotImplementedError: ``implementation="pallas"``.
+    """
+    _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset)
+    batch, steps, heads, width = v.shape
+    if implementation is None:
+        implementation = "recurrent" if steps == 1 else "chunked"
+    elif implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    if implementation == "pallas":
+        raise NotImplementedError("gated_linear_attention has no Pallas kernel yet; use implementation='chunked'")
+
+    if state is None:
+        state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
+    state = state.astype(jnp.float32)
+    arguments = (q, k, v, log_decay, value_log_decay, bonus, state, reset)
+    if implementation == "recurrent":
+        o, state = _recurrent(*arguments)
+    elif implementation == "associative":
+        o, state = _associative(*arguments)
+    elif implementation == "parallel":
+        o, state = _contained(_parallel, *arguments)
+    else:
+        chunk_size = min(steps, _default_chunk_size() if chunk_size is None else chunk_size)
+        o, state = _contained(functools.partial(_chunked, chunk_size=chunk_size), *arguments)
+    return o.astype(v.dtype), state
+
+
+def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
+    if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:2] != q.shape[:2]:
+        raise ValueError(
+            f"q and k must both be [B, T, G, K] and v [B, T, H, V]; got q {q.shape}, k {k.shape}, v {v.shape}"
+        )
+    batch, steps, groups, channels = q.shape
+    heads, width = v.shape[2:]
+    if steps == 0:
+        raise ValueError(f"a sequence has at least one step; got q {q.shape}")
+    if heads % groups:
+        raise ValueError(f"v's heads must be a multiple of q's and k's; got q {q.shape}, v {v.shape}")
+    expected = {
+        "log_decay": (log_decay, ((batch, steps, heads, channels), (batch, steps, heads, 1))),
+        "value_log_decay": (value_log_decay, ((batch, steps, heads, width),)),
+        "bonus": (bonus, ((heads, channels),)),
+        "state": (state, ((batch, heads, channels, width),)),
+        "reset": (reset, ((batch, steps),)),
+    }
+    for name, (array, shapes) in expected.items():
+        if array is not None and array.shape not in shapes:
+            wanted = " or ".join(str(list(shape)) for shape in shapes)
+            raise ValueError(
+                f"{name} must be {wanted} for q {list(q.shape)} and v {list(v.shape)}; got {list(array.shape)}"
+            )
+    if reset is not None and reset.dtype != jnp.bool_:
+        raise ValueError(f"reset must be bool; got {reset.dtype}")
+
+
+def _default_chunk_size() -> int:
+    """Measured on CPU (benchmarks/results): 16 and 32 are equal, 64 is 15 % slower; accelerators want larger products."""
+    return 32 if _one_by_one() else 64
+
+
+def _one_by_one() -> bool:
+    """A CPU wants one chunk at a time in its cache; any other device wants all chunks prepared in parallel."""
+    return jax.default_backend() == "cpu"
+
+
+def _recurrent(q, k, v, log_decay, value_log_decay, bonus, state, reset):
+    """The definition, one step after another."""
+    repeats = v.shape[2] // q.shape[2]
+    q, k = jnp.repeat(q, repeats, axis=2), jnp.repeat(k, repeats, axis=2)
+
+    def step(state, inputs):
+        q, k, v, log_decay, value_log_decay = _float32(inputs[:5])
+        starts = inputs[5]
+        if starts is not None:
+            state = jnp.where(starts[:, None, None, None], 0.0, state)
+        update = k[..., :, None] * v[..., None, :]
+        before = state
+        if log_decay is not None:
+            state = jnp.exp(log_decay)[..., :, None] * state
+        if value_log_decay is not None:
+            state = state * jnp.exp(value_log_decay)[..., None, :]
+        state = state + update
+        read = state if bonus is None else before + bonus.astype(jnp.float32)[:, :, None] * update
+        return state, jnp.einsum("bhk,bhkv->bhv", q, read, precision=lax.Precision.HIGHEST)
+
+    by_step = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, log_decay, value_log_decay, reset)
+    )
+    state, o = lax.scan(step, state, by_step)
+    return jnp.moveaxis(o, 0, 1), state
+
+
+def _associative(q, k, v, log_decay, value_log_decay, bonus, state, reset):
+    """A parallel prefix over the affine maps S -> a * S + b that the steps are; a reset makes a map that forgets S."""
+    batch, steps, heads, _ = v.shape
+    repeats = heads // q.shape[2]
+    q, k, v, log_decay, value_log_decay = _float32((q, k, v, log_decay, value_log_decay))
+    q, k = jnp.repeat(q, repeats, axis=2), jnp.repeat(k, repeats, axis=2)
+    update = k[..., :, None] * v[..., None, :]
+    decay = jnp.ones((batch, steps, heads, 1, 1), jnp.float32)
+    if log_decay is not None:
+        decay = decay * jnp.exp(log_decay)[..., :, None]
+    if value_log_decay is not None:
+        decay = decay * jnp.exp(value_log_decay)[..., None, :]
+    starts = jnp.zeros((batch, steps), bool) if reset is None else reset
+    starts = starts[:, :, None, None, None]
+
+    def then(first, second):
+        # Selecting every factor, not the product, also keeps a forgotten NaN out of the gradients.
+        forget = second[0]
+        decay_1, update_1, decay_2 = (jnp.where(forget, 0.0, x) for x in (first[1], first[2], second[1]))
+        return first[0] | forget, decay_1 * decay_2, second[1] * update_1 + second[2]
+
+    # The incoming state enters as the update of a step before the first.
+    def prepend(x, first):
+        return jnp.concatenate([jnp.broadcast_to(first, (batch, 1, *x.shape[2:])), x], axis=1)
+
+    maps = (prepend(starts, False), prepend(decay, 1.0), prepend(update, state[:, None]))
+    states = lax.associative_scan(then, maps, axis=1)[2]
+    read = states[:, 1:]
+    if bonus is not None:
+        read = jnp.where(starts, 0.0, states[:, :-1]) + bonus.astype(jnp.float32)[:, :, None] * update
+    o = jnp.einsum("bthk,bthkv->bthv", q, read, precision=lax.Precision.HIGHEST)
+    return o, states[:, -1]
+
+
+def _contained(form, q, k, v, log_decay, value_log_decay, bonus, state, reset):
+    """Runs a form made of matrix products, in which ``0 * nan`` would otherwise cross from document to document."""
+    if reset is None:
+        return form(q, k, v, log_decay, value_log_decay, bonus, state, reset)
+    repeats = v.shape[2] // q.shape[2]
+    q, bad_q = documents.quarantine(q)
+    k, bad_k = documents.quarantine(k)
+    v, bad_v = documents.quarantine(v)
+    clean_state, bad_state = documents.quarantine(state.reshape(*state.shape[:2], -1))
+    bad_q, bad_k = jnp.repeat(bad_q, repeats, axis=2), jnp.repeat(bad_k, repeats, axis=2)
+    bad_decay = jnp.zeros_like(bad_v)
+    if log_decay is not None:
+        log_decay, bad = documents.quarantine(log_decay, allow_negative_infinity=True)
+        bad_decay |= bad
+    if value_log_decay is not None:
+        value_log_decay, bad = documents.quarantine(value_log_decay, allow_negative_infinity=True)
+        bad_decay |= bad
+
+    o, final = form(q, k, v, log_decay, value_log_decay, bonus, clean_state.reshape(state.shape), reset)
+
+    spoiled = documents.spread(bad_k | bad_v | bad_decay, reset, carried=bad_state)
+    spoiled_output = spoiled | bad_q
+    if bonus is not None:
+        before = jnp.concatenate([bad_state[:, None], spoiled[:, :-1]], axis=1) & ~reset[:, :, None]
+        spoiled_output = before | bad_q | bad_k | bad_v
+    return documents.poison(o, spoiled_output), documents.poison(final, spoiled[:, -1, :, None])
+
+
+def _parallel(q, k, v, log_decay, value_log_decay, bonus, state, reset):
+    """The quadratic closed form: the whole sequence as one chunk."""
+    inputs, grouped_state = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
+    padded = chunked_core.power_of_two(v.shape[1])
+    precision = _precision(q, k)
+    chunk = _prepare(
+        jax.tree.map(lambda x: chunked_core.pad_steps(jnp.moveaxis(x, 1, -2), padded), inputs),
+        read_before=bonus is not None,
+        precision=precision,
+    )
+    o, final = chunked_core.advance(chunk, grouped_state, precision)
+    o = jnp.moveaxis(o[..., : v.shape[1], :], -2, 1).reshape(v.shape)
+    return o + _bonus_term(q, k, v, bonus), final.reshape(state.shape)
+
+
+def _chunked(q, k, v, log_decay, value_log_decay, bonus, state, reset, *, chunk_size):
+    inputs, grouped_state = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
+    steps = v.shape[1]
+    padding = -steps % chunk_size
+    if padding:
+        inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
+    precision = _precision(q, k)
+    prepare = functools.partial(_prepare, read_before=bonus is not None, precision=precision)
+    o, final = chunked_core.chunk_scan(prepare, chunk_size, precision, _one_by_one(), inputs, grouped_state)
+    return o[:, :steps].reshape(v.shape) + _bonus_term(q, k, v, bonus), final.reshape(state.shape)
+
+
+def _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset) -> tuple[_Inputs, Array]:
+    """Heads as groups of q and k, and a reset as what it is to a decay: the logarithm of zero."""
+    groups = q.shape[2]
+    repeats = v.shape[2] // groups
+
+    def group(x):
+        return None if x is None else x.reshape(*x.shape[:2], groups, repeats, x.shape[-1])
+
+    log_decay, opening = group(log_decay), None
+    if reset is not None:
+        starts = reset[:, :, None, None, None]
+        log_decay = jnp.where(starts, -jnp.inf, 0.0 if log_decay is None else log_decay)
+        if bonus is not None:
+            opening = jnp.where(starts, -jnp.inf, 0.0)
+    inputs = _Inputs(q[:, :, :, None], k[:, :, :, None], group(v), log_decay, group(value_log_decay), opening)
+    return inputs, state.reshape(state.shape[0], groups, repeats, *state.shape[2:])
+
+
+def _prepare(inputs: _Inputs, *, read_before: bool, precision: lax.Precision) -> chunked_core.Chunk:
+    """What chunks [..., G, R, C, features] do to the state, without the bonus term."""
+    q, k, v, log_decay, value_log_decay, opening = _float32(inputs)
+    product = functools.partial(jnp.einsum, precision=precision)
+    steps = v.shape[-2]
+    if log_decay is None and value_log_decay is None:
+        visible = np.tri(steps, k=-1 if read_before else 0, dtype=bool)
+        scores = jnp.where(visible, product("...ik,...jk->...ij", q, k), 0.0)
+        return chunked_core.Chunk(read=q, write=k, value=v, inside=product("...ij,...jv->...iv", scores, v))
+
+    if log_decay is None:
+        log_decay = jnp.zeros_like(v[..., :1])
+    before = None
+    if read_before:
+        before = jnp.zeros_like(log_decay) if opening is None else jnp.broadcast_to(opening, log_decay.shape)
+    sums = chunked_core.local_sums(log_decay, before)
+    diagonal = jnp.broadcast_to(0.0 if read_before else jnp.sum(q * k, axis=-1), v.shape[:-1])
+    chunk = chunked_core.Chunk(
+        read=q * jnp.exp(sums.prefix), write=k * jnp.exp(sums.suffix), value=v, inside=v, keep=jnp.exp(sums.total)
+    )
+    if value_log_decay is not None:
+        value_sums = chunked_core.local_sums(value_log_decay, jnp.zeros_like(value_log_decay) if read_before else None)
+        return chunk._replace(
+            value=v * jnp.exp(value_sums.suffix),
+            inside=_two_sided_inside(q, k, v, sums, value_sums, diagonal, precision),
+            value_read=jnp.exp(value_sums.prefix),
+            value_keep=jnp.exp(value_sums.total),
+        )
+    if log_decay.shape[-1] == 1:
+        own = jnp.full(log_decay.shape[:-1], -jnp.inf if read_before else 0.0, jnp.float32)
+        scores = product("...ik,...jk->...ij", q, k) * jnp.exp(chunked_core.pair_log_decay(sums, own))
+    else:
+        scores = chunked_core.pair_scores(q, k, sums, diagonal, precision)
+    return chunk._replace(inside=product("...ij,...jv->...iv", scores, v))
+
+
+def _two_sided_inside(q, k, v, sums, value_sums, diagonal, precision):
+    """With decays on both sides no one matrix of scores serves all value channels, but within a level one does."""
+    product = functools.partial(jnp.einsum, precision=precision)
+    outputs = (diagonal[..., None] * v)[..., :, None, :]
+    for (upper, lower), (value_upper, value_lower) in zip(sums.levels, value_sums.levels, strict=True):
+        block = value_upper.shape[-2]
+        q_upper = chunked_core.upper_half(q, block) * jnp.exp(upper)
+        k_lower = chunked_core.lower_half(k, block) * jnp.exp(lower)
+        v_lower = chunked_core.lower_half(v, block) * jnp.exp(value_lower)
+        scores = product("...ik,...jk->...ij", q_upper, k_lower)
+        gained = product("...ij,...jv->...iv", scores, v_lower) * jnp.exp(value_upper)
+        outputs = jnp.concatenate([outputs[..., 0::2, :, :], outputs[..., 1::2, :, :] + gained], axis=-2)
+    return outputs[..., 0, :, :]
+
+
+def _bonus_term(q, k, v, bonus):
+    """(q_t . diag(bonus) k_t) v_t, or 0 without a bonus."""
+    if bonus is None:
+        return 0.0
+    q, k, v, bonus = _float32((q, k, v, bonus))
+    repeats = v.shape[2] // q.shape[2]
+    weight = jnp.repeat(q * k, repeats, axis=2) * bonus
+    return jnp.sum(weight, axis=-1, keepdims=True) * v
+
+
+def _float32(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def _precision(q, k) -> lax.Precision:
+    """float32 queries and keys ask for float32 products; for narrower ones the device's fastest are exact enough."""
+    narrow = min(jnp.finfo(q.dtype).bits, jnp.finfo(k.dtype).bits) < 32
+    return lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST
