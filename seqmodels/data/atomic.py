@@ -30,7 +30,7 @@ def unique() -> str:
 
 @contextmanager
 def explained(place: str, folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns a full disk, or one that may not be written, into a ``UserError`` that names the ``place``.
+    """Turns the disk's refusal to write into a ``UserError`` that names the ``place``.
 
     ``place`` is what the person can change, such as ``data.cache_dir``; ``folder`` is its value.
     """
@@ -38,11 +38,7 @@ def explained(place: str, folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left in '{folder}' ({place}): free some, or set another {place}"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"cannot write in '{folder}' ({place}): {error.strerror}; set another {place}"
-            ) from error
-        raise
+            reason = f"no space left in '{folder}': free some, or set another {place}"
+        else:
+            reason = f"cannot write in '{folder}' ({error.strerror}): set another {place}"
+        raise UserError(reason) from error

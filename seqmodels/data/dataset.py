@@ -183,10 +183,11 @@ def _tokenizer(config: DataConfig, train: sources.Split) -> Tokenizer:
             return tokenizers.load_tokenizer(path)
         except UserError as error:
             print(f"the cached tokenizer is damaged and is trained again ({error})", file=sys.stderr)
+    with atomic.explained("data.cache_dir", config.cache_dir):
+        folder.mkdir(parents=True, exist_ok=True)
     total = min(train.text_bytes(), tokenizers.BPE_TRAINING_BYTES)
     documents = progress.over(train.documents(), "training the BPE tokenizer", total)
     tokenizer = tokenizers.train_bpe(documents, config.vocab_size)
     with atomic.explained("data.cache_dir", config.cache_dir):
-        folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
     return tokenizer

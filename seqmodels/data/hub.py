@@ -46,7 +46,7 @@ def load(name: str, revision: str) -> Any:
         splits = datasets.load_dataset(name, revision=revision or None)
     except ConnectionError as error:
         raise UserError(_unreachable(name)) from error
-    except (OSError, ValueError, RuntimeError) as error:  # the hub's errors of HTTP are OSErrors
+    except Exception as error:  # of datasets, huggingface_hub, httpx and pyarrow, without a common base
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {reason}"

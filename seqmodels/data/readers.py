@@ -19,6 +19,8 @@ UNPARTED_DOCUMENT: Final = 1 << 13
 """Characters. A text file without any separator is read as documents of about this length."""
 
 _CHUNK: Final = 1 << 20
+_LONGEST_LINE: Final = 1 << 26
+"""Bytes of a JSON line; a file without line ends is not read whole before it is refused."""
 
 
 def documents(path: Path) -> Iterator[str]:
@@ -79,7 +81,8 @@ def _parquet(path: Path) -> Iterator[str]:
 
 def _json_lines(path: Path) -> Iterator[str]:
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
             try:

@@ -41,7 +41,7 @@ _PUNCTUATION: Final = f"â€{_CONTINUATION}?"
 _EMOJI: Final = f"ðŸ{_CONTINUATION}{{2}}"
 
 _SURE = re.compile(f"{_PUNCTUATION}|{_EMOJI}")
-_SIGN = re.compile(f"{_PUNCTUATION}|{_EMOJI}|[ÂÃ]{_CONTINUATION}")
+_SIGN = re.compile(f"{_PUNCTUATION}|{_EMOJI}|[ÂÃ]{_CONTINUATION}|â{_CONTINUATION}{{2}}")
 _ANY = re.compile(f"{_FOUR_BYTES}|{_THREE_BYTES}|{_PUNCTUATION}|{_TWO_BYTES}")
 # A sequence that may have lost bytes: everything the damage can produce beyond ASCII.
 _POSSIBLE = re.compile(f"[ð-ô]{_CONTINUATION}{{0,3}}|[à-ï]{_CONTINUATION}{{0,2}}|[Â-ß]{_CONTINUATION}?")
@@ -53,7 +53,7 @@ def repair(text: str) -> str:
 
     In a damaged text blank lines collapse to one newline as well, so that it equals the original.
     """
-    if not _SIGN.search(text):
+    if text.isascii() or not _SIGN.search(text):
         return text
     could_be_damage_as_a_whole = _POSSIBLE.sub("", text).isascii()
     repaired = (_ANY if could_be_damage_as_a_whole else _SURE).sub(_undo, text)

@@ -74,7 +74,7 @@ def cached_tokens(
     with atomic.explained("data.cache_dir", cache_dir):
         folder = Path(cache_dir).expanduser() / "tokens"
         entry = folder / key_of(description)
-        stream = _opened(entry)
+        stream = _opened(entry, notify=True)
         if stream is not None:
             return stream
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _batched(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _opened(entry: Path) -> TokenStream | None:
+def _opened(entry: Path, *, notify: bool = False) -> TokenStream | None:
     """The tokens in a complete entry; None where there is none, or it is damaged."""
     if not entry.exists():
         return None
@@ -154,8 +154,9 @@ def _opened(entry: Path) -> TokenStream | None:
             document_bytes=np.memmap(entry / _BYTES, "<i8", mode="r", shape=(totals["documents"],)),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        print(f"cached tokens in '{entry}' are damaged ({reason}): making them again", file=sys.stderr)
+        if notify:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"cached tokens in '{entry}' are damaged ({reason}): making them again", file=sys.stderr)
         return None
 
 

@@ -80,7 +80,7 @@ def open_source(name: str, *, revision: str, toy_documents: int) -> Source:
             name, _toy_split("train", toy_documents), _toy_split("validation", toy.VALIDATION_DOCUMENTS)
         )
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return _local(name, path)
     if hub.is_hub_id(name) and path.suffix.lower() not in _FORMATS:
         return _hub(
@@ -104,10 +104,32 @@ def with_validation(source: Source) -> Source:
         )
     if source.validation is not None:
         return source
+    train = source.train
+
+    def validation_documents() -> Iterator[str]:
+        count = 0
+        for i, text in enumerate(train.documents()):
+            count += 1
+            if i % _EVERY == 1:
+                yield text
+        if count < 2:
+            raise UserError(
+                f"data.source '{source.name}' has too few documents, {count}, to keep some for validation: "
+                f"part them by {readers.SEPARATOR}, or give a folder with a train and a valid file"
+            )
+
     return replace(
         source,
-        train=_part(source.train, "the others", 1 - 1 / _EVERY, lambda i: i % _EVERY != 1),
-        validation=_part(source.train, "every", 1 / _EVERY, lambda i: i % _EVERY == 1),
+        train=Split(
+            documents=lambda: (text for i, text in enumerate(train.documents()) if i % _EVERY != 1),
+            fingerprint=train.fingerprint | {"part": "all others", "of": _EVERY},
+            text_bytes=lambda: int(train.text_bytes() * (1 - 1 / _EVERY)),
+        ),
+        validation=Split(
+            documents=validation_documents,
+            fingerprint=train.fingerprint | {"part": "second", "of": _EVERY},
+            text_bytes=lambda: train.text_bytes() // _EVERY,
+        ),
     )
 
 
@@ -117,14 +139,6 @@ def first_documents(split: Split, count: int) -> Split:
         documents=lambda: itertools.islice(split.documents(), count),
         fingerprint=split.fingerprint | {"first": count},
         text_bytes=lambda: min(split.text_bytes(), count * _TYPICAL_BYTES),
-    )
-
-
-def _part(split: Split, name: str, share: float, chosen: Callable[[int], bool]) -> Split:
-    return Split(
-        documents=lambda: (text for i, text in enumerate(split.documents()) if chosen(i)),
-        fingerprint=split.fingerprint | {"part": name, "of": _EVERY},
-        text_bytes=lambda: int(share * split.text_bytes()),
     )
 
 
@@ -139,6 +153,10 @@ def _toy_split(split: str, count: int) -> Split:
 def _local(name: str, path: Path) -> Source:
     if path.is_file():
         return Source(name, train=_files_split([path]), validation=None)
+    if not path.is_dir():
+        raise UserError(
+            f"data.source '{name}' is neither a file nor a folder: it must be read more than once"
+        )
     files = _text_files(path)
     by_split: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
     for file in files:

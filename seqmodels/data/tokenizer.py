@@ -95,12 +95,11 @@ class LibraryTokenizer:
         library.no_padding()
         library.no_truncation()
         known = [name for name in _END_NAMES if library.token_to_id(name) is not None]
-        if not known:
-            library.add_special_tokens([END_OF_TEXT])
-            known = [END_OF_TEXT]
+        separator = known[0] if known else END_OF_TEXT
+        library.add_special_tokens([separator])  # new, or special from now on, so that no text becomes it
         self._library = library
         self._words = WordCache(library) if WordCache.serves(library) else None
-        self.end_of_text: int = library.token_to_id(known[0])
+        self.end_of_text: int = library.token_to_id(separator)
         # The largest id, not the number of pieces: the ids of some files have gaps.
         self.vocab_size: int = 1 + max(library.get_vocab(with_added_tokens=True).values())
         self.name = f"{type(library.model).__name__.lower()}-{self.vocab_size}"
