@@ -12,8 +12,11 @@ def get_config(name: str = "attention"):
     config = base.get_config()
     config.data.source = "toy"
     config.data.vocab_size = 1024
+    config.data.batch_size = 8
     config.model.pattern = f"{name} mlp"
     config.model.repeats = 2
+    config.optim.learning_rate = 3e-3
     config.train.steps = 300
     config.train.eval_every_steps = 50
+    config.train.sample_every_steps = 100
     return config
