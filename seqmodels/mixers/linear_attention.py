@@ -1,0 +1,122 @@
+"""Linear attention: softmax's exponential replaced by a feature map, so that the past fits in a matrix.
+
+    q_t, k_t, v_t = x_t W_q, x_t W_k, x_t W_v                            split into heads of width K
+    S_t = S_{t-1} + phi(k_t) v_t^T        z_t = z_{t-1} + phi(k_t)
+    o_t = phi(q_t)^T S_t / (phi(q_t) . z_t + eps)                        in every head
+    y_t = concat(o_t) W_o
+
+"Transformers are RNNs", arXiv 2006.16236: eq. 5 (feature maps), 7 (phi = elu + 1), 18-20 (the recurrence); eps as in its
+authors' fast-transformers. Without the normaliser, ``o_t = RMSNorm(K^-1/2 phi(q_t)^T S_t)`` in every head
+("The Devil in Linear Transformer", arXiv 2210.10340; the scale is flash-linear-attention's).
+
+State: (V + 1) K numbers per head in float32, the last column being z (V K without the normaliser), whatever was read.
+
+Numerical trap: nothing decays, so S and z grow with the text, and their quotient is what stays moderate: both are
+float32 and are divided in float32. A feature map that can be negative would let the denominator pass through zero.
+
+Deviations from the paper: no bias; the feature maps beside elu + 1 are options of this project.
+"""
+
+import dataclasses
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from seqmodels.errors import UserError
+from seqmodels.layers import RMSNorm, dense, normal_init
+from seqmodels.ops.gated_linear_attention import gated_linear_attention
+
+FEATURE_MAPS: dict[str, Callable[[Array], Array]] = {
+    "elu": lambda x: jax.nn.elu(x) + 1.0,
+    "relu": jax.nn.relu,
+    "softmax": jax.nn.softmax,  # over the features of a head, as arXiv 1812.01243 does to queries
+    "identity": lambda x: x,
+}
+SIGNED_FEATURE_MAPS = ("identity",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    num_heads: int = 4  # H; divides d_model, K = V = d_model / num_heads
+    feature_map: str = "elu"  # phi: elu (elu(x) + 1), relu, softmax, or identity (without the normaliser only)
+    normalize: bool = True  # divide by phi(q) . z; without it, RMSNorm in every head
+    eps: float = 1e-6  # added to the denominator, or inside the RMSNorm
+    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+
+    def __post_init__(self):
+        prefix = "model.mixers.linear_attention"
+        if self.num_heads < 1:
+            raise UserError(f"{prefix}.num_heads={self.num_heads} must be at least 1")
+        if self.feature_map not in FEATURE_MAPS:
+            raise UserError(f"{prefix}.feature_map={self.feature_map!r} is not one of {', '.join(FEATURE_MAPS)}")
+        if self.normalize and self.feature_map in SIGNED_FEATURE_MAPS:
+            raise UserError(
+                f"{prefix}.feature_map={self.feature_map!r} takes both signs, so its sum can be zero: "
+                "set normalize=False or choose another feature map"
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
+
+
+State = Float[Array, "B H K columns"]
+"""S, and z as its last column where there is a normaliser."""
+
+
+class Mixer(nnx.Module):
+    """Linear attention behind the interface of a mixer.
+
+    Args:
+      config: the options above.
+      d_model: D, width of the residual stream.
+      rngs: initialisation keys; ``rngs.params`` is used.
+
+    Raises:
+      UserError: ``num_heads`` does not divide ``d_model``.
+    """
+
+    def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
+        if d_model % config.num_heads:
+            raise UserError(
+                f"model.mixers.linear_attention.num_heads={config.num_heads} must divide model.d_model={d_model}"
+            )
+        self.config = config
+        self.head_dim = d_model // config.num_heads
+        self.query_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
+        self.key_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
+        self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
+        self.output_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
+        if not config.normalize:
+            self.output_norm = RMSNorm(self.head_dim, eps=config.eps, rngs=rngs)
+
+    def init_state(self, batch_size: int, max_len: int) -> State:
+        """Zeros; the size does not depend on ``max_len``."""
+        columns = self.head_dim + self.config.normalize
+        return jnp.zeros((batch_size, self.config.num_heads, self.head_dim, columns), jnp.float32)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], state: State | None = None, *, reset: Bool[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
+        """Mixes T steps that follow those of ``state``; ``reset`` marks the steps at which a new document starts."""
+        B, T, _ = x.shape
+        heads = (B, T, self.config.num_heads, self.head_dim)
+        phi = FEATURE_MAPS[self.config.feature_map]
+        q = phi(dense(x, self.query_kernel[...]).reshape(heads))
+        k = phi(dense(x, self.key_kernel[...]).reshape(heads))
+        v = dense(x, self.value_kernel[...]).reshape(heads)
+        if self.config.normalize:
+            # A float32 v makes the op's outputs float32: numerator and denominator are not rounded before the division.
+            v = jnp.concatenate([v.astype(jnp.float32), jnp.ones((*heads[:-1], 1), jnp.float32)], axis=-1)
+        else:
+            q = q * self.head_dim**-0.5
+        o, state = gated_linear_attention(
+            q, k, v, state=state, reset=reset, implementation=self.config.implementation, chunk_size=self.config.chunk_size
+        )
+        if self.config.normalize:
+            o = (o[..., :-1] / (o[..., -1:] + self.config.eps)).astype(x.dtype)
+        else:
+            o = self.output_norm(o)
+        return dense(o.reshape(x.shape), self.output_kernel[...]), state
