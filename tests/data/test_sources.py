@@ -113,6 +113,20 @@ def test_separators_and_characters_across_the_blocks_of_a_long_text(tmp_path, mo
         assert documents(opened(path).train) == texts
 
 
+def test_a_separator_in_two_blocks_is_found_before_a_long_document_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 30)
+    texts = ["x" * length for length in range(18, 29)]
+    path = write_text(tmp_path / "a.txt", texts)
+    for block in range(1, 50):
+        monkeypatch.setattr(readers, "_CHUNK", block)
+        assert documents(opened(path).train) == texts
+
+
+def test_a_mark_of_byte_order_is_not_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two", encoding="utf-8-sig")
+    assert documents(opened(tmp_path / "a.txt").train) == ["one", "two"]
+
+
 def test_a_text_without_separators_is_cut_at_line_ends_in_bounded_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "UNPARTED_DOCUMENT", 100)
     lines = [f"line {i} of a play" for i in range(200)]
@@ -205,6 +219,8 @@ def test_without_a_network_the_hub_is_an_error_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     for variable in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(hub, "_import_datasets", None)  # which alone takes longer
+    hub.load.cache_clear()
     start = time.monotonic()
     with pytest.raises(UserError, match=r"cannot reach.*local copy.*'toy'") as error:
         source = sources.open_source(hub.TINYSTORIES, revision=hub.TINYSTORIES_REVISION, toy_documents=1)

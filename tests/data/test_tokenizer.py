@@ -27,9 +27,14 @@ TEXTS = [
 ]
 
 
+def training_text():
+    """Stories, and the short forms that the cutting into words has rules for."""
+    return [*toy.stories("train", 300), *["we're they've I'm he'll she'd it's don't WE'RE"] * 100]
+
+
 @pytest.fixture(scope="module")
 def bpe():
-    return tokenizer.train_bpe(toy.stories("train", 300), 600)
+    return tokenizer.train_bpe(training_text(), 600)
 
 
 @pytest.fixture(params=["bytes", "bpe"])
@@ -92,8 +97,9 @@ def test_names_say_kind_and_size(bpe):
 
 def test_training_is_deterministic_in_any_number_of_threads(bpe):
     program = (
-        "from seqmodels.data import tokenizer, toy\n"
-        "print(tokenizer.digest(tokenizer.train_bpe(toy.stories('train', 300), 600)))"
+        "from seqmodels.data import tokenizer\n"
+        "from tests.data.test_tokenizer import training_text\n"
+        "print(tokenizer.digest(tokenizer.train_bpe(training_text(), 600)))"
     )
     for threads in ("1", "4"):
         run = subprocess.run(
@@ -134,7 +140,8 @@ def test_remembered_words_are_the_library_s_words(bpe):
     # Every ASCII character, and the ones the pattern is about more often.
     alphabet = [chr(i) for i in range(128)] + list("   \n\n\t'''sdmtrevl 0 9 a z ..") * 4
     texts = ["".join(draw.choices(alphabet, k=draw.randint(0, 40))) for _ in range(3000)]
-    for text in [*texts, *filter(str.isascii, TEXTS), *toy.stories("validation", 20)]:
+    assert any("'re" in word for word in json.loads(bpe.to_json())["model"]["vocab"])
+    for text in [*texts, *training_text()[-1:], *filter(str.isascii, TEXTS), *toy.stories("validation", 20)]:
         assert cache.encode(text) == library.encode(text).ids, repr(text)
 
 
@@ -149,7 +156,7 @@ def test_the_word_cache_forgets_before_it_grows_too_large(bpe, monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
-        {"normalizer": {"type": "Lowercase"}},
+        {"normalizer": {"type": "Prepend", "prepend": "_"}},
         {
             "pre_tokenizer": {
                 "type": "ByteLevel",
