@@ -1,6 +1,7 @@
 """Pure functions on arrays: one per recurrence, in all its forms. Layout [batch, time, heads, feature] throughout."""
 
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.complex_decay import complex_gated_linear_attention
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS, gated_linear_attention
 from seqmodels.ops.interpreter import interpret
 from seqmodels.ops.rotary import rotary
@@ -9,6 +10,7 @@ from seqmodels.ops.softmax_attention import softmax_attention
 __all__ = [
     "IMPLEMENTATIONS",
     "causal_conv",
+    "complex_gated_linear_attention",
     "gated_linear_attention",
     "interpret",
     "rotary",
