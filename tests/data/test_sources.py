@@ -115,8 +115,9 @@ def test_separators_and_characters_across_the_blocks_of_a_long_text(tmp_path, mo
 
 def test_a_separator_in_two_blocks_is_found_before_a_long_document_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 30)
-    texts = ["x" * length for length in range(18, 29)]
-    path = write_text(tmp_path / "a.txt", texts)
+    texts = ["x" * length for length in range(18, 31)]
+    path = tmp_path / "a.txt"
+    path.write_text(readers.SEPARATOR.join(texts))
     for block in range(1, 50):
         monkeypatch.setattr(readers, "_CHUNK", block)
         assert documents(opened(path).train) == texts
