@@ -86,7 +86,7 @@ def test_no_space_left(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
 
     monkeypatch.setattr("seqmodels.training.log.MetricsFile.append", full)
-    assert "No space left on device: metrics.jsonl" in error_of(*argv)
+    assert "no space left" in error_of(*argv)
     monkeypatch.undo()
 
     def full_in_the_background(*_):

@@ -3,11 +3,21 @@
 import io
 import json
 import math
+import struct
 import time
 
 import pytest
+from tensorboardX.proto import event_pb2
 
-from seqmodels.training.log import Log, MetricsFile, SamplesFile, Stopwatch, Terminal, peak_flops_per_second
+from seqmodels.training.log import (
+    Log,
+    MetricsFile,
+    SamplesFile,
+    Stopwatch,
+    TensorBoard,
+    Terminal,
+    peak_flops_per_second,
+)
 
 
 def rows_of(path):
@@ -84,6 +94,33 @@ def test_rows_are_json_even_when_numbers_are_not_finite(tmp_path):
     log.close()
     [row] = rows_of(tmp_path / "metrics.jsonl")
     assert row["perplexity"] is None and row["bits_per_byte"] is None and row["loss"] == 800.0
+
+
+def events_of(directory):
+    """Every event in a folder, in the order of writing; a record is length, crc, content, crc."""
+    for path in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        content = path.read_bytes()
+        while content:
+            [length] = struct.unpack_from("<Q", content)
+            yield event_pb2.Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+
+
+def test_tensorboard_events_are_written_at_once_and_purged_on_resume(tmp_path):
+    log = open_log(tmp_path, 0)
+    train_to(log, 1, 3)
+    log.sample(3, "Once upon a time")
+    log.validation(3, loss=math.nan, bits_per_byte=1.0, tokens_per_second=10.0)
+    # Not closed: as if killed.
+    events = list(events_of(tmp_path / "tensorboard"))
+    scalars = {(event.step, value.tag): value.simple_value for event in events for value in event.summary.value}
+    assert scalars[3, "train/loss"] == pytest.approx(1 / 3) and (3, "train/gradient_norm") in scalars
+    assert (3, "validation/bits_per_byte") in scalars and (3, "validation/loss") not in scalars
+    assert (3, "sample/text_summary") in scalars
+    resumed = TensorBoard(tmp_path / "tensorboard", last_step=2)
+    *_, last = events_of(tmp_path / "tensorboard")
+    assert last.session_log.status == event_pb2.SessionLog.START and last.step == 3
+    resumed.close()
 
 
 def test_samples_of_later_steps_are_cut(tmp_path):

@@ -12,8 +12,10 @@ import dataclasses
 import gc
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -73,7 +75,7 @@ def restore(
     if step is not None and step not in saved:
         raise UserError(f"no checkpoint of step {step} in {directory}; there are {saved or 'none'}")
     damaged = []
-    with _quiet_coroutines():
+    with _quiet_failures():
         for candidate in [step] if step is not None else reversed(saved):
             try:
                 restored = _restore_step(directory / str(candidate), abstract_state)
@@ -104,6 +106,9 @@ class Writer:
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
         """`keep` >= 1; two, so that a damaged newest checkpoint costs one interval and not the run."""
         self._directory = Path(directory).absolute()
+
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quiet_failures())
 
         def loss(metrics: Mapping) -> float:
             return metrics["validation_loss"]
@@ -158,7 +163,7 @@ class Writer:
 
     def close(self) -> None:
         """Wait like `wait`, then end the background threads."""
-        with self._explained():
+        with self._quiet, self._explained():
             self._manager.close()
 
     @contextlib.contextmanager
@@ -167,7 +172,8 @@ class Writer:
         try:
             yield
         except Exception as error:
-            if "No space left on device" not in str(error) and "Disk quota exceeded" not in str(error):
+            # What tensorstore says, and what Python says.
+            if not re.search("RESOURCE_EXHAUSTED|No space left on device|Disk quota exceeded", str(error)):
                 raise
             raise UserError(
                 f"no space left in {self._directory}; free some, then start the same command again: the "
@@ -197,14 +203,25 @@ def _restore_step(directory: Path, abstract_state: dict) -> Restored:
 
 
 @contextlib.contextmanager
-def _quiet_coroutines() -> Iterator[None]:
-    """A failed restore leaves coroutines that print a page of traceback each when they are collected."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+def _quiet_failures() -> Iterator[None]:
+    """Keep off stderr what Orbax leaves behind when it fails, a page of traceback for every array.
+
+    The failure itself is raised, and reported once.
+    """
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def filtered(unraisable):
+        message = str(unraisable.exc_value)
+        if "Event loop is closed" not in message and "error while reading array index" not in message:
+            hook(unraisable)
+
+    sys.unraisablehook = filtered
+    level, logger.level = logger.level, logging.CRITICAL
     try:
         yield
-        gc.collect()
     finally:
-        sys.unraisablehook = hook
+        gc.collect()  # now, while nobody listens
+        sys.unraisablehook, logger.level = hook, level
 
 
 def _set_aside(directory: Path, damaged: list[int]) -> None:

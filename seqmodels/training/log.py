@@ -46,11 +46,9 @@ class Log:
         self, workdir: Path, *, step: int, total_steps: int, tokens_per_step: int, bytes_per_token: float,
         flops_per_token: float, flops_per_second: float | None, seconds: float = 0.0,
     ):  # fmt: skip
-        from tensorboardX import SummaryWriter  # half a second that `import seqmodels` need not pay
-
         self._metrics = MetricsFile(workdir / "metrics.jsonl", last_step=step)
         self._samples = SamplesFile(workdir / "samples.txt", last_step=step)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=5)
+        self._tensorboard = TensorBoard(workdir / "tensorboard", last_step=step)
         self._terminal = Terminal(step, total_steps)
         self.stopwatch = Stopwatch(seconds)
         self._tokens_per_step = tokens_per_step
@@ -96,13 +94,12 @@ class Log:
     def sample(self, step: int, text: str) -> None:
         """A text that the model wrote."""
         self._samples.append(step, text)
-        self._tensorboard.add_text("sample", text, step)
+        self._tensorboard.text(step, "sample", text)
         self.line(f"--- the model writes, at step {step}:\n{text.rstrip()}\n---")
 
     def sync(self) -> None:
-        """Put everything written so far on the disk; called before the checkpoint of a step."""
+        """Put the rows written so far on the disk; called before the checkpoint of a step."""
         self._metrics.sync()
-        self._tensorboard.flush()
 
     def close(self) -> None:
         """End the bar and close the files."""
@@ -124,9 +121,11 @@ class Log:
 
     def _write(self, row: dict) -> None:
         self._metrics.append(row)
-        for name, value in row.items():
-            if name not in ("step", "split") and value is not None and math.isfinite(value):
-                self._tensorboard.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        self._tensorboard.scalars(row["step"], {
+            f"{row['split']}/{name}": value
+            for name, value in row.items()
+            if isinstance(value, float) and math.isfinite(value)
+        })  # fmt: skip
         self._terminal.row(row)
 
 
@@ -182,6 +181,43 @@ class SamplesFile:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(f"=== step {step}\n{text.rstrip()}\n\n")
         self.steps.append(step)
+
+
+class TensorBoard:
+    """An event file, by tensorboardX's records but without its SummaryWriter.
+
+    That one writes from a thread of its own: a kill loses what waits there, and a full disk stops the thread
+    and then the run. Here a call returns when its event is written. Points after `last_step`, from before a
+    resume, are hidden by TensorBoard.
+    """
+
+    def __init__(self, directory: Path, *, last_step: int):
+        # Half a second that `import seqmodels` need not pay.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._event, self._summary = Event, summary
+        directory.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"), filename_suffix=f".{os.getpid()}")
+        self._write(last_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One point in each of several curves."""
+        points = [self._summary.scalar(name, value).value[0] for name, value in values.items()]
+        self._write(step, summary=self._summary.Summary(value=points))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text of one step."""
+        self._write(step, summary=self._summary.text(name, text))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def _write(self, step: int, **content) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
+        self._writer.flush()
 
 
 class Stopwatch:

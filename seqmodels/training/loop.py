@@ -24,6 +24,7 @@ import numpy as np
 from seqmodels import config as config_lib
 from seqmodels import data, generate
 from seqmodels.config import RunConfig
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.evaluation import perplexity
 from seqmodels.training import checkpoint, optimizer
@@ -67,6 +68,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
+        stack.enter_context(atomic.explained("--workdir", workdir))
 
         # The folder: ours alone, and of this config.
         workdir.mkdir(parents=True, exist_ok=True)
