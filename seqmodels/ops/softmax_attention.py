@@ -1,6 +1,6 @@
-"""Causal softmax attention over a ring of keys and values: every form of it.
+"""Causal softmax attention to a ring of keys and values, in all its forms.
 
-    o_t = sum_s softmax_s(q_t . k_s) v_s,   s in t's document, t - window < s <= t          (arXiv 1706.03762, eq. 1)
+    o_t = sum_s softmax_s(q_t . k_s) v_s,    s in t's document and t - window < s <= t     (arXiv 1706.03762, eq. 1)
 
 Query head h reads key/value head h // (H / G) (grouped queries, arXiv 2305.13245). ``q`` arrives scaled and rotated.
 
@@ -9,10 +9,14 @@ Query head h reads key/value head h // (H / G) (grouped queries, arXiv 2305.1324
 | recurrent | one query at a time: write its key and value into the ring, then attend to what the ring holds |
 | associative | raises: softmax does not split into a scan of this form |
 | parallel | the softmax of the whole T x T matrix of scores |
+| chunked | block by block; long sequences by tiles under a running softmax (arXiv 2205.14135); its gradient recomputes |
+| pallas | the kept library's kernel for the device: cuDNN's, through ``jax.nn.dot_product_attention`` |
 
-Scores, softmax and sums are float32 whatever the inputs are, and float32 inputs are multiplied as float32 on every device.
+Scores, softmax and sums are float32 whatever the inputs are; float32 inputs are multiplied as float32 everywhere.
 """
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -23,12 +27,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.ops import documents
 
-# Position of a key that no query may see: an empty slot of the ring, or padding.
-NOWHERE = np.iinfo(np.int32).max
+# The time of a key that no query may see: an empty slot of the ring, or padding.
+NOWHERE = int(np.iinfo(np.int32).max)
+# At most so many blocks of queries are written out, each against all its keys; longer sequences loop over tiles.
+MAX_ROWS = 4
+MAX_ROW_KEYS = 2048
 
 
 class Cache(NamedTuple):
-    """A ring of the newest S keys and values. Slots without a live token hold zeros."""
+    """A ring of the newest S keys and values. A slot without a live token holds zeros, or what no query may see."""
 
     keys: Float[Array, "B S G K"]
     values: Float[Array, "B S G V"]
@@ -46,7 +53,7 @@ def init_cache(
     window: int | None = None,
     dtype=jnp.float32,
 ) -> Cache:
-    """The empty ring: ``capacity`` tokens, or ``window`` where that is fewer, since nothing older is ever read."""
+    """The empty ring: ``capacity`` tokens, or ``window`` where that is fewer, as nothing older is ever seen."""
     size = capacity if window is None else min(capacity, window)
     return Cache(
         keys=jnp.zeros((batch_size, size, num_kv_heads, key_dim), dtype),
@@ -66,21 +73,21 @@ def softmax_attention(
     window: int | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H V"], Cache]:
-    """Causal softmax attention to the cache and to the new tokens.
+    """Attends to the cache and to the new tokens, and adds the new tokens to the cache.
 
     Args:
       q: queries, already scaled (nothing is scaled here) and rotated; H is a multiple of G.
       k: keys, already rotated.
       v: values; V may differ from K.
       cache: what was read before; None is an empty ring of capacity T (or ``window``) and costs nothing to read.
-      reset: marks the steps at which a new document starts; attention never crosses a start, and a NaN or an infinity in
-        one document changes no other.
+      reset: marks the steps at which a new document starts. Attention never crosses a start, and a NaN or an
+        infinity in one document changes no other.
       window: a query sees the keys of the last ``window`` steps, its own among them; None sees everything.
       implementation: a row of the table above; None picks the fastest form for the device and the shape.
 
     Returns:
-      ``(o, cache)``, ``o`` in q's dtype. The returned ring has the structure, shapes and dtypes of the given one. More live
-      tokens than the ring holds (with a window: than the window holds) push the oldest out; counting them is the caller's.
+      ``(o, cache)``, ``o`` in q's dtype. The ring has the structure, shapes and dtypes of the one that was given.
+      Tokens that it has no room for push out the oldest; not to let live ones go is the caller's business.
 
     Raises:
       ValueError: shapes that do not fit, a window below 1, an unknown implementation.
@@ -107,13 +114,13 @@ def _check(q, k, v, cache, reset, window):
     if reset is not None and reset.shape != (B, T):
         raise ValueError(f"reset {reset.shape} is not [B,T] = {(B, T)}")
     if cache is not None and (cache.keys.shape[2:], cache.values.shape[2:]) != (k.shape[2:], v.shape[2:]):
-        raise ValueError(f"a cache of {cache.keys.shape}, {cache.values.shape} does not fit k {k.shape}, v {v.shape}")
+        raise ValueError(f"a ring of {cache.keys.shape}, {cache.values.shape} does not fit k {k.shape}, v {v.shape}")
 
 
 def _fastest(q, k, v, cache, reset) -> str:
     if cache is not None and q.shape[1] == 1:
         return "recurrent"
-    return "parallel"
+    return "chunked" if _kernel_lacks(q, k, v, cache, reset) else "pallas"
 
 
 # ---- the ring
@@ -127,44 +134,45 @@ def _ages(cache: Cache) -> Int[Array, "B S"]:
 
 
 def _write(cache: Cache, k, v, reset) -> Cache:
-    """The ring after T more tokens. Slots whose document has ended are zeroed, so that no NaN of theirs is ever multiplied."""
+    """The ring after T more tokens."""
     B, T = k.shape[:2]
     capacity = cache.keys.shape[1]
-    newest = min(T, capacity)
+    newest = slice(max(T - capacity, 0), T)
     rows = jnp.arange(B, dtype=jnp.int32)[:, None]
-    slots = jnp.mod(cache.cursor[:, None] + jnp.arange(T - newest, T, dtype=jnp.int32)[None, :], capacity)
-    keys = cache.keys.at[rows, slots].set(k[:, T - newest :], unique_indices=True)
-    values = cache.values.at[rows, slots].set(v[:, T - newest :], unique_indices=True)
-    cursor = jnp.mod(cache.cursor + T, capacity)
-    live = jnp.minimum(_live_after(reset, T, cache.live), capacity)
-    cache = Cache(keys, values, cursor, live)
-    return cache if reset is None else _clear_dead(cache)
-
-
-def _live_after(reset, num_steps: int, live: Int[Array, "B"]) -> Int[Array, "B"]:
-    if reset is None:
-        return live + num_steps
-    steps = jnp.arange(num_steps, dtype=jnp.int32)
-    start = jnp.max(jnp.where(reset, steps[None, :], -1), axis=1)
-    return jnp.where(start >= 0, num_steps - start, live + num_steps)
-
-
-def _clear_dead(cache: Cache) -> Cache:
-    dead = (_ages(cache) >= cache.live[:, None])[:, :, None, None]
-    return cache._replace(
-        keys=jnp.where(dead, jnp.zeros((), cache.keys.dtype), cache.keys),
-        values=jnp.where(dead, jnp.zeros((), cache.values.dtype), cache.values),
+    slots = jnp.mod(cache.cursor[:, None] + jnp.arange(newest.start, T, dtype=jnp.int32)[None, :], capacity)
+    written = Cache(
+        keys=cache.keys.at[rows, slots].set(k[:, newest], unique_indices=True),
+        values=cache.values.at[rows, slots].set(v[:, newest], unique_indices=True),
+        cursor=jnp.mod(cache.cursor + T, capacity),
+        live=jnp.minimum(_live_after(reset, T, cache.live), capacity),
     )
+    return written if reset is None else _clear_dead(written)
 
 
 def _fresh(k, v, reset, window) -> Cache:
     """The ring after T tokens and nothing before them: the keys and values as they are, no slot left over."""
     B, T = k.shape[:2]
     capacity = T if window is None else min(T, window)
-    none = jnp.zeros((B,), jnp.int32)
-    live = jnp.minimum(_live_after(reset, T, none), capacity)
-    cache = Cache(k[:, T - capacity :], v[:, T - capacity :], cursor=none, live=live)
-    return cache if reset is None else _clear_dead(cache)
+    zero = jnp.zeros((B,), jnp.int32)
+    live = jnp.minimum(_live_after(reset, T, zero), capacity)
+    full = Cache(k[:, T - capacity :], v[:, T - capacity :], cursor=zero, live=live)
+    return full if reset is None else _clear_dead(full)
+
+
+def _live_after(reset, num_steps: int, live: Int[Array, "B"]) -> Int[Array, "B"]:
+    if reset is None:
+        return live + num_steps
+    latest_start = jnp.max(jnp.where(reset, jnp.arange(num_steps, dtype=jnp.int32)[None, :], -1), axis=1)
+    return jnp.where(latest_start >= 0, num_steps - latest_start, live + num_steps)
+
+
+def _clear_dead(cache: Cache) -> Cache:
+    """Zeros the tokens of ended documents: a NaN among them would survive a weight of zero."""
+    dead = (_ages(cache) >= cache.live[:, None])[:, :, None, None]
+    return cache._replace(
+        keys=jnp.where(dead, jnp.zeros((), cache.keys.dtype), cache.keys),
+        values=jnp.where(dead, jnp.zeros((), cache.values.dtype), cache.values),
+    )
 
 
 # ---- one query at a time
@@ -178,95 +186,29 @@ def _recurrent(q, k, v, cache, reset, window):
         return _one_step(q, k, v, cache, reset, window)
 
     def step(cache, inputs):
-        q, k, v, reset = (None if x is None else x[:, None] for x in inputs)
-        o, cache = _one_step(q, k, v, cache, reset, window)
+        o, cache = _one_step(*jax.tree.map(lambda x: x[:, None], inputs[:3]), cache, inputs[3], window)
         return cache, o[:, 0]
 
-    inputs = tuple(None if x is None else jnp.moveaxis(x, 1, 0) for x in (q, k, v, reset))
-    cache, o = lax.scan(step, cache, inputs)
+    by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, None if reset is None else reset[:, :, None]))
+    cache, o = lax.scan(step, cache, by_step)
     return jnp.moveaxis(o, 0, 1), cache
 
 
 def _one_step(q, k, v, cache, reset, window):
-    """T = 1. The ring is written in place before it is read: what the write overwrites no later query may see."""
+    """T = 1. The ring is written in place before it is read: what the write overwrites, no later query may see."""
     cache = _write(cache, k, v, reset)
     reach = cache.live if window is None else jnp.minimum(cache.live, window)
     visible = (_ages(cache) < reach[:, None])[:, None, :]
-    return _softmax_attention(q, cache.keys, cache.values, visible), cache
+    return _plain_attention(q, cache.keys, cache.values, visible), cache
 
 
-def _softmax_attention(q, k, v, visible: Bool[Array, "#B T S"]) -> Float[Array, "B T H V"]:
-    """The textbook form, in float32: every query against every key it is given."""
-    B, T, H, _ = q.shape
-    q, k, v = _by_head(q, k, v, dtype=jnp.float32)
+def _plain_attention(q, k, v, visible: Bool[Array, "#B T S"]) -> Float[Array, "B T H V"]:
+    """The textbook form, in float32: every query against every key."""
+    dtype = q.dtype
+    q, k, v = _by_head(q, k, v, jnp.float32)
     scores = jnp.einsum("bgrtk,bgsk->bgrts", q, k, precision=lax.Precision.HIGHEST)
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
-    o = jnp.einsum("bgrts,bgsv->bgrtv", weights, v, precision=lax.Precision.HIGHEST)
-    return _by_time(o).astype(q.dtype)
-
-
-# ---- all queries at once: what they may see, and how a NaN stays in its document
-
-
-class Places(NamedTuple):
-    """Where queries and keys stand in time; who sees whom follows from it. A leading 1 means: alike in every row."""
-
-    query_steps: Int[Array, "#B T"]
-    key_steps: Int[Array, "#B S"]  # negative in the cache, NOWHERE in an empty slot
-    query_ids: Int[Array, "B T"] | None  # documents; None: one document, marked by no reset
-    key_ids: Int[Array, "B S"] | None
-
-
-def _visible(places: Places, window: int | None) -> Bool[Array, "#B T S"]:
-    distance = places.query_steps[:, :, None] - places.key_steps[:, None, :]
-    visible = distance >= 0
-    if window is not None:
-        visible &= distance < window
-    if places.query_ids is not None:
-        visible &= documents.same_document(places.query_ids, places.key_ids)
-    return visible
-
-
-def _together(attend, q, k, v, cache, reset, window):
-    """Runs ``attend(q, keys, values, places, window, num_old)`` on [old ring | new keys], and writes the ring."""
-    steps = jnp.arange(q.shape[1], dtype=jnp.int32)[None, :]
-    places = Places(steps, steps, None, None)
-    keys, values, num_old = k, v, 0
-    if cache is not None:
-        num_old = cache.keys.shape[1]
-        ages = _ages(cache)
-        old_steps = jnp.where(ages < cache.live[:, None], -1 - ages, NOWHERE)
-        new_steps = jnp.broadcast_to(steps, (q.shape[0], q.shape[1]))
-        places = places._replace(key_steps=jnp.concatenate([old_steps, new_steps], axis=1))
-        keys, values = jnp.concatenate([cache.keys, k], axis=1), jnp.concatenate([cache.values, v], axis=1)
-    spoiled = None
-    if reset is not None:
-        ids = documents.segment_ids(reset)
-        old_ids = jnp.zeros((q.shape[0], num_old), jnp.int32)
-        places = places._replace(query_ids=ids, key_ids=jnp.concatenate([old_ids, ids], axis=1))
-        q, bad_query = documents.quarantine(q)
-        keys, bad_key = documents.quarantine(keys)
-        values, bad_value = documents.quarantine(values)
-        spoiled = bad_query | _sees_bad(bad_key | bad_value, places, reset, window, q.shape[2])
-    o = attend(q, keys, values, places, window, num_old)
-    new_cache = _fresh(k, v, reset, window) if cache is None else _write(cache, k, v, reset)
-    return o if spoiled is None else documents.poison(o, spoiled), new_cache
-
-
-def _sees_bad(bad: Bool[Array, "B S G"], places: Places, reset, window, num_heads: int) -> Bool[Array, "B T H"]:
-    """Whether a query sees a bad key or value: the latest bad one of its document, if the window still reaches it."""
-    num_old = bad.shape[1] - reset.shape[1]
-    never = -NOWHERE
-    bad_step = jnp.where(bad, places.key_steps[:, :, None], never)
-    latest_old = jnp.max(bad_step[:, :num_old], axis=1, initial=never)
-    latest_new = lax.cummax(bad_step[:, num_old:], axis=1)
-    spoiled = documents.spread(bad[:, num_old:], reset)
-    carried = (places.query_ids == 0)[:, :, None] & (latest_old > never)[:, None]
-    if window is not None:
-        oldest_seen = places.query_steps[:, :, None] - window + 1
-        spoiled &= latest_new >= oldest_seen
-        carried &= latest_old[:, None] >= oldest_seen
-    return jnp.repeat(spoiled | carried, num_heads // bad.shape[2], axis=2)
+    return _by_time(jnp.einsum("bgrts,bgsv->bgrtv", weights, v, precision=lax.Precision.HIGHEST)).astype(dtype)
 
 
 def _by_head(q, k, v, dtype):
@@ -274,7 +216,7 @@ def _by_head(q, k, v, dtype):
     B, T, H, K = q.shape
     G = k.shape[2]
     q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    return tuple(x.astype(dtype) for x in (q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)))
+    return q.astype(dtype), k.transpose(0, 2, 1, 3).astype(dtype), v.transpose(0, 2, 1, 3).astype(dtype)
 
 
 def _by_time(o: Float[Array, "B G R T V"]) -> Float[Array, "B T H V"]:
@@ -282,19 +224,359 @@ def _by_time(o: Float[Array, "B G R T V"]) -> Float[Array, "B T H V"]:
     return o.transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, V)
 
 
-def _parallel(q, k, v, cache, reset, window):
-    def attend(q, keys, values, places, window, num_old):
-        return _softmax_attention(q, keys, values, _visible(places, window))
+# ---- all queries at once: who sees whom, and how a NaN stays in its document
 
-    return _together(attend, q, k, v, cache, reset, window)
+
+class Points(NamedTuple):
+    """Where tokens stand. A leading axis of 1 means: alike in every row of the batch."""
+
+    steps: Int[Array, "#B T"]  # time; negative in the ring, NOWHERE where there is no token
+    documents: Int[Array, "B T"] | None  # None: no reset was given
+
+
+def _visible(queries: Points, keys: Points, window: int | None) -> Bool[Array, "#B T S"]:
+    distance = queries.steps[:, :, None] - keys.steps[:, None, :]
+    visible = distance >= 0
+    if window is not None:
+        visible &= distance < window
+    if queries.documents is not None:
+        visible &= documents.same_document(queries.documents, keys.documents)
+    return visible
+
+
+def _all_at_once(attend, q, k, v, cache, reset, window):
+    """``attend(q, keys, values, query points, key points, window, num_old)`` over [ring | new]; writes the ring."""
+    B, T = q.shape[:2]
+    num_old = 0 if cache is None else cache.keys.shape[1]
+    steps = jnp.arange(T, dtype=jnp.int32)[None, :]
+    key_steps, keys, values = steps, k, v
+    if cache is not None:
+        ages = _ages(cache)
+        old_steps = jnp.where(ages < cache.live[:, None], -1 - ages, NOWHERE)
+        key_steps = jnp.concatenate([old_steps, jnp.broadcast_to(steps, (B, T))], axis=1)
+        keys, values = jnp.concatenate([cache.keys, k], axis=1), jnp.concatenate([cache.values, v], axis=1)
+    new_cache = _fresh(k, v, reset, window) if cache is None else _write(cache, k, v, reset)
+    if reset is None:
+        o = attend(q, keys, values, Points(steps, None), Points(key_steps, None), window, num_old)
+        return o, new_cache
+
+    ids = documents.segment_ids(reset)
+    key_ids = jnp.concatenate([jnp.zeros((B, num_old), jnp.int32), ids], axis=1)
+    query_points, key_points = Points(steps, ids), Points(key_steps, key_ids)
+    q, bad_query = documents.quarantine(q)
+    keys, bad_key = documents.quarantine(keys)
+    values, bad_value = documents.quarantine(values)
+    o = attend(q, keys, values, query_points, key_points, window, num_old)
+    sees_bad = _sees_bad(bad_key | bad_value, query_points, key_points, reset, window)
+    return documents.poison(o, bad_query | jnp.repeat(sees_bad, q.shape[2] // k.shape[2], axis=2)), new_cache
+
+
+def _sees_bad(bad: Bool[Array, "B S G"], queries: Points, keys: Points, reset, window) -> Bool[Array, "B T G"]:
+    """Whether a query sees a bad key or value: the latest one of its document, if the window still reaches it."""
+    num_old = bad.shape[1] - reset.shape[1]
+    never = -NOWHERE
+    bad_steps = jnp.where(bad, keys.steps[:, :, None], never)
+    latest_old = jnp.max(bad_steps[:, :num_old], axis=1, initial=never)[:, None]
+    latest_new = lax.cummax(bad_steps[:, num_old:], axis=1)
+    old = (queries.documents == 0)[:, :, None] & (latest_old > never)
+    new = documents.spread(bad[:, num_old:], reset)
+    if window is None:
+        return old | new
+    beyond = queries.steps[:, :, None] - window
+    return old & (latest_old > beyond) | new & (latest_new > beyond)
 
 
 def _associative(q, k, v, cache, reset, window):
     raise NotImplementedError("softmax does not split into a scan of this form: use recurrent, parallel or chunked")
 
 
+def _parallel(q, k, v, cache, reset, window):
+    def attend(q, keys, values, query_points, key_points, window, num_old):
+        return _plain_attention(q, keys, values, _visible(query_points, key_points, window))
+
+    return _all_at_once(attend, q, k, v, cache, reset, window)
+
+
+# ---- block by block
+
+
+def _chunked(q, k, v, cache, reset, window):
+    return _all_at_once(_in_blocks, q, k, v, cache, reset, window)
+
+
+def _in_blocks(q, k, v, query_points, key_points, window, num_old):
+    T, S, dtype = q.shape[1], k.shape[1], q.dtype
+    q, k, v = _by_head(q, k, v, _product_dtype(dtype))
+    block = _block_length(T, window)
+    if T <= MAX_ROWS * block and S <= MAX_ROW_KEYS:
+        o = _rows(Rows(block, num_old, window), q, k, v, query_points, key_points)
+    else:
+        o = _in_tiles(Tiles(T, min(block, T), block, num_old, window), q, k, v, query_points, key_points)
+    return _by_time(o).astype(dtype)
+
+
+def _block_length(num_steps: int, window: int | None) -> int:
+    """Queries per block. Small blocks skip more of what lies above the diagonal, large ones are better products."""
+
+    def power_of_two(length):
+        return 2 ** math.ceil(math.log2(length))
+
+    length = min(max(power_of_two(num_steps / MAX_ROWS), 64), 256)
+    return length if window is None else min(length, max(power_of_two(window), 64))
+
+
+def _product_dtype(dtype):
+    """Narrow operands pay off on matrix units; a CPU has none and would widen them at every product."""
+    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+
+
+def _product(subscripts: str, a, b, dtype) -> Float[Array, "..."]:
+    """An einsum of operands in ``dtype``, summed in float32; float32 operands are not rounded on the way in."""
+    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+    a, b = a.astype(dtype), b.astype(dtype)
+    return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _bias(visible: Bool[Array, "#B T S"], group: int) -> Float[Array, "#B 1 M S"]:
+    """0 where a query sees a key, minus infinity elsewhere; the queries of a group one under the other.
+
+    Added, not selected: XLA on a CPU runs product, bias, softmax and product as one kernel; a select breaks it.
+    """
+    bias = jnp.where(visible, 0.0, -jnp.inf).astype(jnp.float32)
+    return jnp.tile(bias, (1, group, 1))[:, None]
+
+
+def _stack_group(x: Float[Array, "*n R T X"]) -> Float[Array, "*n M X"]:
+    """The queries of a group of heads one under the other, M = R T: they meet the same keys in one product."""
+    *lead, R, T, X = x.shape
+    return x.reshape(*lead, R * T, X)
+
+
+def _split_group(x: Float[Array, "*n M X"], group: int) -> Float[Array, "*n R T X"]:
+    *lead, M, X = x.shape
+    return x.reshape(*lead, group, M // group, X)
+
+
+# Short sequences: a few blocks of queries, each against all the keys it can see, in one softmax. Every product
+# contracts the last axis of its left side, for only those does XLA give to the CPU's fast kernel; so the gradients
+# of k and v are computed transposed.
+
+
+class Rows(NamedTuple):
+    block: int  # queries
+    num_old: int  # keys of the ring, which come before the new ones
+    window: int | None
+
+    def spans(self, num_steps: int) -> list[tuple[slice, slice]]:
+        """The queries of each block, and the keys that they can see. The ring is in no order: all of it, or none."""
+        spans = []
+        for start in range(0, num_steps, self.block):
+            stop = min(start + self.block, num_steps)
+            oldest = -1 if self.window is None else start - self.window + 1
+            first = 0 if oldest < 0 else self.num_old + oldest
+            spans.append((slice(start, stop), slice(first, self.num_old + stop)))
+        return spans
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows(plan: Rows, q, k, v, query_points, key_points):
+    return _rows_forward(plan, q, k, v, query_points, key_points)[0]
+
+
+def _row_weights(plan: Rows, q, k, query_points, key_points, queries, keys) -> Float[Array, "B G M S"]:
+    query_points = jax.tree.map(lambda x: x[:, queries], query_points)
+    key_points = jax.tree.map(lambda x: x[:, keys], key_points)
+    scores = _product("bgmk,bgsk->bgms", _stack_group(q[:, :, :, queries]), k[:, :, keys], q.dtype)
+    return jax.nn.softmax(scores + _bias(_visible(query_points, key_points, plan.window), q.shape[2]), axis=-1)
+
+
+def _rows_forward(plan, q, k, v, query_points, key_points):
+    blocks = []
+    for queries, keys in plan.spans(q.shape[3]):
+        weights = _row_weights(plan, q, k, query_points, key_points, queries, keys)
+        blocks.append(_split_group(_product("bgms,bgsv->bgmv", weights, v[:, :, keys], v.dtype), q.shape[2]))
+    return jnp.concatenate(blocks, axis=3), (q, k, v, query_points, key_points)
+
+
+def _rows_backward(plan, saved, o_bar):
+    # Only the inputs are saved: at these lengths computing the weights anew beats writing and reading them.
+    q, k, v, query_points, key_points = saved
+    S = k.shape[2]
+    q_bars, k_bar, v_bar = [], 0.0, 0.0
+    for queries, keys in plan.spans(q.shape[3]):
+        weights = _row_weights(plan, q, k, query_points, key_points, queries, keys)
+        q_block, o_block_bar = (_stack_group(x[:, :, :, queries]) for x in (q, o_bar))
+        weights_bar = _product("bgmv,bgsv->bgms", o_block_bar, v[:, :, keys], v.dtype)
+        scores_bar = weights * (weights_bar - jnp.sum(weights * weights_bar, axis=-1, keepdims=True))
+        q_bars.append(_split_group(_product("bgms,bgsk->bgmk", scores_bar, k[:, :, keys], k.dtype), q.shape[2]))
+        unseen = ((0, 0), (0, 0), (0, 0), (keys.start, S - keys.stop))
+        k_bar += jnp.pad(_product("bgkm,bgms->bgks", jnp.swapaxes(q_block, 2, 3), scores_bar, q.dtype), unseen)
+        v_bar += jnp.pad(_product("bgvm,bgms->bgvs", jnp.swapaxes(o_block_bar, 2, 3), weights, v.dtype), unseen)
+    q_bar = jnp.concatenate(q_bars, axis=3).astype(q.dtype)
+    k_bar, v_bar = (jnp.swapaxes(x, 2, 3) for x in (k_bar, v_bar))
+    return q_bar, k_bar.astype(k.dtype), v_bar.astype(v.dtype), None, None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+# Long sequences: a loop over tiles of queries x keys. A tile that nobody sees is not in the list, so that causality
+# and a window cost what they cover. Arrays are cut into blocks beforehand: [number of blocks, B, G, ...].
+
+
+class Tiles(NamedTuple):
+    num_steps: int
+    num_queries: int  # of a tile
+    num_keys: int
+    num_old: int  # keys of the ring, which come before the new ones
+    window: int | None
+
+    def pairs(self) -> np.ndarray:
+        """(query block, key block) of each tile. A block's own keys come first: there every query sees one."""
+        old_blocks = -(-self.num_old // self.num_keys)
+        pairs = []
+        for i, start in enumerate(range(0, self.num_steps, self.num_queries)):
+            oldest = -1 if self.window is None else start - self.window + 1
+            first, own = max(oldest, 0) // self.num_keys, start // self.num_keys
+            pairs += [(i, old_blocks + j) for j in range(own, first - 1, -1)]
+            pairs += [(i, j) for j in range(old_blocks) if oldest < 0]
+        return np.array(pairs, np.int32)
+
+
+def _in_tiles(plan: Tiles, q, k, v, query_points, key_points):
+    """Cuts into blocks, attends tile by tile, joins. A padded query repeats the last one, so that it too sees a key."""
+
+    def key_blocks(x, axis, empty):
+        old, new = jnp.split(x, [plan.num_old], axis=axis)
+        parts = [_cut(part, plan.num_keys, axis, constant_values=empty) for part in (old, new) if part.shape[axis]]
+        return jnp.concatenate(parts)
+
+    query_blocks = functools.partial(_cut, size=plan.num_queries, mode="edge")
+    query_points = jax.tree.map(lambda x: query_blocks(x, axis=1), query_points)
+    key_points = jax.tree.map(lambda x: key_blocks(x, 1, NOWHERE), key_points)
+    o = _tiles(
+        plan,
+        _stack_group(query_blocks(q, axis=3)),
+        key_blocks(k, 2, 0.0),
+        key_blocks(v, 2, 0.0),
+        query_points,
+        key_points,
+    )
+    o = jnp.moveaxis(_split_group(o, q.shape[2]), 0, 3)
+    return o.reshape(o.shape[:3] + (-1, o.shape[-1]))[:, :, :, : plan.num_steps]
+
+
+def _cut(x, size: int, axis: int, **padding):
+    """[.., n, ..] to [n / size, .., size, ..], padded at the end as ``jnp.pad`` is told."""
+    num_blocks = -(-x.shape[axis] // size)
+    widths = [(0, num_blocks * size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
+    x = jnp.pad(x, widths, **padding)
+    return jnp.moveaxis(x.reshape(x.shape[:axis] + (num_blocks, size) + x.shape[axis + 1 :]), axis, 0)
+
+
+def _block(blocks, index):
+    """One block of each array."""
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), blocks)
+
+
+def _set_block(blocks, block, index):
+    return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y, index, 0), blocks, block)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tiles(plan: Tiles, q, k, v, query_points, key_points):
+    return _tiles_forward(plan, q, k, v, query_points, key_points)[0]
+
+
+def _tile_scores(plan: Tiles, q, k, query_points, key_points) -> Float[Array, "B G M S"]:
+    visible = _visible(query_points, key_points, plan.window)
+    return _product("bgmk,bgsk->bgms", q, k, q.dtype) + _bias(visible, q.shape[2] // plan.num_queries)
+
+
+def _tiles_forward(plan, q, k, v, query_points, key_points):
+    def tile(running, pair):
+        i, j = pair
+        (q_i, points_i), (k_j, v_j, points_j) = _block((q, query_points), i), _block((k, v, key_points), j)
+        top, total, o = _block(running, i)
+        scores = _tile_scores(plan, q_i, k_j, points_i, points_j)
+        new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+        weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
+        new_total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+        new_o = o * shrink + _product("bgms,bgsv->bgmv", weights, v_j, v.dtype)
+        return _set_block(running, (new_top, new_total, new_o), i), None
+
+    column = q.shape[:-1] + (1,)
+    nothing = (
+        jnp.full(column, -jnp.inf, jnp.float32),
+        jnp.zeros(column, jnp.float32),
+        jnp.zeros(q.shape[:-1] + v.shape[-1:], jnp.float32),
+    )
+    (top, total, o), _ = lax.scan(tile, nothing, tuple(plan.pairs().T))
+    o = o / total
+    return o, (q, k, v, query_points, key_points, o, top + jnp.log(total))
+
+
+def _tiles_backward(plan, saved, o_bar):
+    q, k, v, query_points, key_points, o, log_total = saved
+    correction = jnp.sum(o * o_bar, axis=-1, keepdims=True)
+
+    def tile(gradients, pair):
+        i, j = pair
+        q_i, o_bar_i, log_total_i, correction_i, points_i = _block((q, o_bar, log_total, correction, query_points), i)
+        k_j, v_j, points_j = _block((k, v, key_points), j)
+        weights = jnp.exp(_tile_scores(plan, q_i, k_j, points_i, points_j) - log_total_i)
+        scores_bar = weights * (_product("bgmv,bgsv->bgms", o_bar_i, v_j, v.dtype) - correction_i)
+        q_bar, k_bar, v_bar = gradients
+        q_bar_i = _block(q_bar, i) + _product("bgms,bgsk->bgmk", scores_bar, k_j, k.dtype)
+        k_bar_j = _block(k_bar, j) + _product("bgkm,bgms->bgks", jnp.swapaxes(q_i, 2, 3), scores_bar, q.dtype)
+        v_bar_j = _block(v_bar, j) + _product("bgvm,bgms->bgvs", jnp.swapaxes(o_bar_i, 2, 3), weights, v.dtype)
+        return (_set_block(q_bar, q_bar_i, i), *_set_block((k_bar, v_bar), (k_bar_j, v_bar_j), j)), None
+
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, jnp.swapaxes(k, 3, 4), jnp.swapaxes(v, 3, 4)))
+    (q_bar, k_bar, v_bar), _ = lax.scan(tile, zeros, tuple(plan.pairs().T))
+    k_bar, v_bar = (jnp.swapaxes(x, 3, 4) for x in (k_bar, v_bar))
+    return q_bar.astype(q.dtype), k_bar.astype(k.dtype), v_bar.astype(v.dtype), None, None
+
+
+_tiles.defvjp(_tiles_forward, _tiles_backward)
+
+
+# ---- the kept library's kernel
+
+
+def _kernel_lacks(q, k, v, cache, reset) -> str | None:
+    """What keeps this call from the device's kernel; None if nothing does."""
+    if jax.default_backend() == "tpu":
+        return "splash attention on TPU is not wired in yet"
+    if "cuda" not in jax.devices()[0].client.platform_version:
+        return "cuDNN's attention needs an NVIDIA GPU"
+    if {q.dtype, k.dtype, v.dtype} not in ({jnp.dtype(jnp.bfloat16)}, {jnp.dtype(jnp.float16)}):
+        return f"cuDNN's attention takes bfloat16 or float16 alike, not {q.dtype}, {k.dtype}, {v.dtype}"
+    if cache is not None:
+        return "cuDNN's attention reads no ring of keys and values (cache)"
+    if reset is not None:
+        return "cuDNN's attention knows no documents (reset)"
+    if q.shape[-1] != v.shape[-1] or q.shape[-1] % 8 or q.shape[-1] > 128:
+        return f"cuDNN's attention needs K = V, a multiple of 8 up to 128, not K={q.shape[-1]}, V={v.shape[-1]}"
+    return None
+
+
+def _pallas(q, k, v, cache, reset, window):
+    lacking = _kernel_lacks(q, k, v, cache, reset)
+    if lacking is not None:
+        raise NotImplementedError(f"softmax_attention has no kernel for this: {lacking}")
+    # The library's window counts the steps before the query.
+    before = None if window is None else (window - 1, 0)
+    o = jax.nn.dot_product_attention(
+        q, k, v, scale=1.0, is_causal=True, local_window_size=before, implementation="cudnn"
+    )
+    return o, _fresh(k, v, reset, window)
+
+
 _IMPLEMENTATIONS = {
     "recurrent": _recurrent,
     "associative": _associative,
     "parallel": _parallel,
+    "chunked": _chunked,
+    "pallas": _pallas,
 }
