@@ -10,7 +10,7 @@ one starts, and ``weights``, 0 on padding and 1 elsewhere.
 """
 
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -23,6 +23,7 @@ Batch = dict[str, np.ndarray]
 PACKINGS: Final = ("windows", "documents")
 
 
+@runtime_checkable
 class Batches(Protocol):
     """A training order."""
 
@@ -55,7 +56,7 @@ class Windows:
     an epoch has each token as a target once, but for the first and the incomplete last window.
     """
 
-    def __init__(self, tokens: Integer[np.ndarray, "N"], *, seq_len: int, batch_size: int, seed: int):
+    def __init__(self, tokens: Integer[np.ndarray, "tokens"], *, seq_len: int, batch_size: int, seed: int):
         self.rows_per_epoch = max(len(tokens) - 1, 0) // seq_len
         _check_one_batch(self.rows_per_epoch, batch_size, seq_len, len(tokens))
         self._tokens, self._seq_len = tokens, seq_len
@@ -98,7 +99,7 @@ class PackedDocuments:
             "reset": np.zeros(shape, np.bool_),
             "weights": np.zeros(shape, np.float32),
         }
-        for b, row in enumerate(rows):
+        for b, row in enumerate(rows.tolist()):
             self._fill(batch, b, row)
         return batch
 
@@ -138,8 +139,8 @@ class ShuffledRows:
 
 
 def pack(
-    lengths: Integer[np.ndarray, "P"], capacity: int
-) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "Q"]]:
+    lengths: Integer[np.ndarray, "pieces"], capacity: int
+) -> tuple[Int[np.ndarray, "pieces"], Int[np.ndarray, "rows"]]:
     """Best-fit decreasing: pieces of 1..``capacity`` into as few rows as that gives.
 
     Returns the pieces in the order of their rows, and for each row the end of its pieces in that order.

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Int64, UInt
 
 from seqmodels.data import atomic, progress
 from seqmodels.data.fingerprint import content_sample, key_of
@@ -42,14 +43,14 @@ _ATTEMPTS: Final = 5
 class TokenStream:
     """The tokens of a split in one stream, end of text after every document.
 
-    ``tokens`` [T] uint16 or uint32; ``document_ends`` [documents] int64, the index after each document's
-    end of text; ``document_bytes`` [documents] int64, the bytes of text of each, end of text not counted.
+    ``tokens`` are uint16 or uint32; ``document_ends`` the index after each document's end of text;
+    ``document_bytes`` the bytes of text of each, end of text not counted.
     All are memory maps, read-only.
     """
 
-    tokens: np.ndarray
-    document_ends: np.ndarray
-    document_bytes: np.ndarray
+    tokens: UInt[np.ndarray, "tokens"]
+    document_ends: Int64[np.ndarray, "documents"]
+    document_bytes: Int64[np.ndarray, "documents"]
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -12,9 +12,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Integer
 
 from seqmodels.data import atomic
 from seqmodels.data.word_cache import WordCache
@@ -30,6 +31,7 @@ BPE_TRAINING_BYTES: Final = 200_000_000
 _END_NAMES: Final = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "[SEP]")
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What every tokenizer offers. Ids are below ``vocab_size``; ``end_of_text`` is one of them."""
 
@@ -45,7 +47,7 @@ class Tokenizer(Protocol):
         """The ids of several texts, each an integer array [T]."""
         ...
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
         """The text of ids; separators are left out, an incomplete character becomes U+FFFD."""
         ...
 
@@ -71,7 +73,7 @@ class BytesTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
         return bytes(int(i) for i in ids if i != self.end_of_text).decode("utf-8", errors="replace")
 
     def to_json(self) -> str:
@@ -116,7 +118,7 @@ class LibraryTokenizer:
             for text, is_cached in zip(texts, cached, strict=True)
         ]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
         return self._library.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def to_json(self) -> str:

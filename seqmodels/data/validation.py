@@ -26,12 +26,12 @@ FILE_NAME: Final = "validation.npz"
 class ValidationSet:
     """Tokens to judge a model by, end of text after each document.
 
-    ``tokens`` [N]; ``document_ends`` and ``document_bytes`` [documents], the index after each document's
-    end of text, and its bytes of text; ``tokenizer_name`` says what the tokens are, ``source`` where the
-    text is from. With ``packing`` "documents" the batches carry ``reset``, as the training batches did.
+    ``document_ends`` and ``document_bytes`` are the index after each document's end of text, and its bytes
+    of text; ``tokenizer_name`` says what the tokens are, ``source`` where the text is from. With ``packing``
+    "documents" the batches carry ``reset``, as the training batches did.
     """
 
-    tokens: Integer[np.ndarray, "N"]
+    tokens: Integer[np.ndarray, "tokens"]
     document_ends: Integer[np.ndarray, "documents"]
     document_bytes: Integer[np.ndarray, "documents"]
     end_of_text: int
