@@ -12,11 +12,9 @@ import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any directory
@@ -77,20 +75,15 @@ def look_at(workdir: Path) -> Result:
 
 
 def show(results: dict[str, Result]) -> None:
-    console = Console()
-    table = Table(title="validation, after the same tokens")
-    for column in ("mixer", "perplexity", "bits per byte", "parameters", "state bytes", "trained at tokens/s"):
-        table.add_column(column, justify="left" if column == "mixer" else "right")
+    print(f"\n{'':16}  perplexity  bits per byte  parameters  state bytes  trained tokens/s")
     for mixer, result in results.items():
         speed = statistics.median(row["tokens_per_second"] for row in result.rows if row["split"] == "train")
-        table.add_row(
-            mixer, f"{result.evaluation.perplexity:.3f}", f"{result.evaluation.bits_per_byte:.3f}",
-            f"{result.run.setup.num_parameters:,}", f"{result.run.state_bytes():,}", f"{speed:,.0f}",
-        )  # fmt: skip
-    console.print(table)
+        print(
+            f"{mixer:16}  {result.evaluation.perplexity:10.3f}  {result.evaluation.bits_per_byte:13.3f}"
+            f"  {result.run.setup.num_parameters:10,}  {result.run.state_bytes():11,}  {speed:16,.0f}"
+        )
     for mixer, result in results.items():
-        console.print(f"\n[bold]{mixer}[/bold] writes:")
-        console.print(PROMPT + result.story, markup=False, highlight=False)
+        print(f"\n{mixer} writes:\n{textwrap.indent(PROMPT + result.story, '  ')}")
 
 
 if __name__ == "__main__":

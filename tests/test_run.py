@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
     """(workdir, summary of the training loop) of a hybrid trained for 6 steps, checkpoints at 3 and 6."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny(**{
-        "model.pattern": "linear_attention mlp attention mlp", "model.repeats": 1, "data.cache_dir": str(folder / "cache"),
+        "model.pattern": "linear_attention attention mlp", "model.repeats": 1, "data.cache_dir": str(folder / "cache"),
         "train.steps": 6, "train.checkpoint_every_steps": 3, "train.eval_every_steps": 3, "train.eval_tokens": 10**9,
         "train.sample_every_steps": 0, "train.compilation_cache_dir": "",
     })  # fmt: skip
