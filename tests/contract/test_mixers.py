@@ -6,15 +6,20 @@ from tests.contract import laws
 from tests.contract.cases import all_cases
 
 
-def parameters():
-    # One group per variant: under `pytest --dist loadgroup` its cases share compiled programs in one process.
-    for case in all_cases():
-        for law in laws.LAWS:
-            name = f"{case.name}-{case.implementation}-{law.name}"
-            yield pytest.param(case, law, id=name, marks=pytest.mark.xdist_group(case.name))
+# One group per variant: under `pytest --dist loadgroup` its cases share compiled programs in one process.
+PARAMETERS = [
+    pytest.param(
+        case,
+        law,
+        id=f"{case.name}-{case.implementation}-{law.name}",
+        marks=pytest.mark.xdist_group(case.name),
+    )
+    for case in all_cases()
+    for law in laws.LAWS
+]
 
 
-@pytest.mark.parametrize(("case", "law"), parameters())
+@pytest.mark.parametrize(("case", "law"), PARAMETERS)
 def test_law(case, law):
     """What an implementation cannot do it refuses, in words and in every law; what it can do, it does lawfully."""
     if laws.refusal(case) is not None:

@@ -8,4 +8,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "grouped_window_qknorm": {"num_kv_heads": 2, "window": 9, "qk_norm": True},
         "no_rope": {"rope": False},
     },
+    "linear_attention": {
+        "no_normaliser": {"normalize": False, "feature_map": "identity"},
+    },
 }
