@@ -66,15 +66,16 @@ def summary(run: Run, evaluation: Evaluation) -> dict:
         "tokenizer": run.tokenizer.name,
         "validation_tokens": evaluation.tokens,
         "state_max_len": run.config.data.seq_len,
-        "loss_by_position": by_context_length(evaluation.loss_by_position),
+        "loss_by_position": loss_by_context_length(evaluation),
     }
 
 
 def report(run: Run, evaluation: Evaluation) -> None:
     """The same for a person, on stderr."""
     lines = {
-        "run": f"{run.workdir}, step {run.step:,}, pattern {run.config.model.pattern!r} x {run.config.model.repeats}",
-        "perplexity": f"{evaluation.perplexity:.3f} per token of {run.tokenizer.name} (loss {evaluation.loss:.4f} nats)",
+        "run": f"{run.workdir}, step {run.step:,}, {run.config.model.repeats} x {run.config.model.pattern!r}",
+        "perplexity": f"{evaluation.perplexity:.3f} per token of {run.tokenizer.name}",
+        "loss": f"{evaluation.loss:.4f} nats per token",
         "bits per byte": f"{evaluation.bits_per_byte:.4f}",
         "scored": f"{evaluation.tokens:,} tokens, {evaluation.tokens_per_second:,.0f} a second",
         "parameters": f"{run.setup.num_parameters:,}",
@@ -83,8 +84,14 @@ def report(run: Run, evaluation: Evaluation) -> None:
     for name, text in lines.items():
         print(f"{name:>14}  {text}", file=sys.stderr)
     print(f"\nloss by tokens of context (nats)\n{plots.sparkline(evaluation.loss_by_position)}", file=sys.stderr)
-    for span, loss in by_context_length(evaluation.loss_by_position).items():
-        print(f"{span:>14}  {loss:.3f}", file=sys.stderr)
+    for tokens, loss in loss_by_context_length(evaluation).items():
+        print(f"{tokens:>14}  {loss:.3f}", file=sys.stderr)
+
+
+def loss_by_context_length(evaluation: Evaluation) -> dict[str, float]:
+    """`by_context_length` with keys that JSON can have: "1", "2", "3-4", "5-8", ..."""
+    means = by_context_length(evaluation.loss_by_position)
+    return {f"{first}-{last}" if last > first else str(first): loss for (first, last), loss in means.items()}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any director
 from seqmodels import command_line
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.perplexity import Evaluation
-from seqmodels.run import Run, load_run
+from seqmodels.run import Run, load_run, read_config
+from seqmodels.training import loop
 
 MIXERS = ("attention", "linear_attention")
 PROMPT = "Once upon a time"
@@ -50,6 +51,7 @@ def main() -> None:
             shutil.rmtree(workdir, ignore_errors=True)
         print(f"\n[{number}/{len(MIXERS)}] {mixer}", file=sys.stderr)
         train(mixer, workdir, overrides)
+    command_line.use_compilation_cache(read_config(workdirs[MIXERS[0]]).train.compilation_cache_dir)
     results = {mixer: look_at(workdir) for mixer, workdir in workdirs.items()}
     curves, positions = options.workdir / "learning_curves.png", options.workdir / "loss_by_position.png"
     plots.learning_curves({mixer: result.rows for mixer, result in results.items()}, curves)
@@ -61,8 +63,8 @@ def main() -> None:
 
 def train(mixer: str, workdir: Path, overrides: list[str]) -> None:
     """One run of train.py; its progress goes to the terminal. A run that stops or fails ends the demo alike."""
-    command = [sys.executable, ROOT / "train.py", f"--config={ROOT / 'configs' / 'demo.py'}:{mixer}", f"--workdir={workdir}"]
-    status = subprocess.run([*command, *overrides], stdout=subprocess.DEVNULL).returncode
+    flags = [f"--config={ROOT / 'configs' / 'demo.py'}:{mixer}", f"--workdir={workdir}", *overrides]
+    status = subprocess.run([sys.executable, ROOT / "train.py", *flags], stdout=subprocess.DEVNULL).returncode
     if status:
         print("the demo stopped here; `python scripts/demo.py --fresh` begins anew", file=sys.stderr)
         sys.exit(status)
@@ -71,7 +73,7 @@ def train(mixer: str, workdir: Path, overrides: list[str]) -> None:
 def look_at(workdir: Path) -> Result:
     run = load_run(workdir)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return Result(run, rows, run.evaluate(), run.generate(PROMPT, max_tokens=100, temperature=0.7))
+    return Result(run, rows, run.evaluate(), run.generate(PROMPT, max_tokens=loop.SAMPLE_TOKENS))
 
 
 def show(results: dict[str, Result]) -> None:

@@ -53,14 +53,9 @@ class Run:
         """The model with its parameters, to call and look into."""
         return model.merge(self.setup.graphdef, self.params)
 
-    def generate(self, prompt: str, *, seed: int = 0, **options: Any) -> str:
-        """The model's continuation of `prompt`, up to the end of the text.
-
-        Args:
-            seed: the same seed gives the same text.
-            options: `max_tokens`, `temperature`, `top_k`, `top_p`, as `stream` takes them.
-        """
-        return "".join(self.stream(prompt, seed=seed, **options))
+    def generate(self, prompt: str, **options: Any) -> str:
+        """The model's continuation of `prompt`, up to the end of the text; options as in `stream`."""
+        return self.generate_batch([prompt], **options)[0]
 
     def stream(
         self,
@@ -73,9 +68,12 @@ class Run:
         seed: int = 0,
         on_token: Callable[[], None] = lambda: None,
     ) -> Iterator[str]:
-        """Pieces of the continuation as they come; `seqmodels.generate.generate` says what the options mean.
+        """Pieces of the continuation as they come.
 
-        `on_token` is called after each token, of which a piece of text may take several.
+        Args:
+            max_tokens, temperature, top_k, top_p: as in `seqmodels.generate.generate`.
+            seed: the same seed gives the same text.
+            on_token: called after each token, of which a piece of text may take several.
         """
         prompt_tokens = self.prompt_tokens(prompt)
         tokens = generate.stream(
@@ -93,13 +91,24 @@ class Run:
 
         return pieces()
 
-    def generate_batch(self, prompts: list[str], *, seed: int = 0, **options: Any) -> list[str]:
-        """The continuation of every prompt, decoded together; `options` as in `generate.generate`."""
+    def generate_batch(
+        self,
+        prompts: list[str],
+        *,
+        max_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """The continuation of every prompt, decoded together; options as in `stream`."""
+        prompt_tokens = [self.prompt_tokens(prompt) for prompt in prompts]
         continuations = generate.generate(
-            self.setup.graphdef, self.params, [self.prompt_tokens(prompt) for prompt in prompts],
-            key=jax.random.key(seed), end_of_text=self.tokenizer.end_of_text, **options,
+            self.setup.graphdef, self.params, prompt_tokens, max_tokens=max_tokens, key=jax.random.key(seed),
+            temperature=temperature, top_k=top_k, top_p=top_p, end_of_text=self.tokenizer.end_of_text,
         )  # fmt: skip
-        return [self.tokenizer.decode(tokens) for tokens in continuations]
+        texts = (generate.IncrementalText(self.tokenizer, context=context) for context in prompt_tokens)
+        return ["".join([*map(text.push, row), text.flush()]) for text, row in zip(texts, continuations)]
 
     def prompt_tokens(self, prompt: str) -> list[int]:
         """A prompt as the model reads it; an empty one is the end of the text before."""

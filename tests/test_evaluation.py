@@ -87,8 +87,8 @@ def test_perplexity_of_a_huge_or_missing_loss():
 
 def test_ranges_of_context_are_powers_of_two():
     losses = np.array([9.0, 7.0, 5.0, 3.0, 2.0, np.nan, 1.0])
-    assert by_context_length(losses) == {"1": 9.0, "2": 7.0, "3-4": 4.0, "5-7": 1.5}
-    assert by_context_length(np.array([4.0, np.nan])) == {"1": 4.0}
+    assert by_context_length(losses) == {(1, 1): 9.0, (2, 2): 7.0, (3, 4): 4.0, (5, 7): 1.5}
+    assert by_context_length(np.array([4.0, np.nan])) == {(1, 1): 4.0}
 
 
 def test_a_sparkline_falls_with_the_loss():

@@ -155,7 +155,8 @@ def test_one_compilation_serves_every_prompt_of_a_length_class_and_every_tempera
 
 
 @pytest.mark.parametrize(
-    "mistake", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(max_tokens=-1)]
+    "mistake",
+    [dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(max_tokens=-1)],
 )
 def test_options_out_of_range_are_named(mistake):
     (name,) = mistake

@@ -121,7 +121,9 @@ def test_logits_are_float32_and_row_by_row(run):
     np.testing.assert_allclose(run.logits(tokens[1:2, :9])[0], logits[1, :9], atol=1e-4)
 
 
-@pytest.mark.parametrize("tokens", [np.zeros(4, np.int32), np.zeros((1, 4)), np.full((1, 4), 10**6), np.full((1, 4), -1)])
+@pytest.mark.parametrize(
+    "tokens", [np.zeros(4, np.int32), np.zeros((1, 4)), np.full((1, 4), 10**6), np.full((1, 4), -1)]
+)
 def test_tokens_that_are_none_are_refused(run, tokens):
     with pytest.raises(ValueError, match="tokens must be"):
         run.logits(tokens)
@@ -167,7 +169,9 @@ def test_eval_ends_with_one_json_line(trained, run, tmp_path):
     assert row["validation_loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert row["perplexity"] == pytest.approx(math.exp(row["validation_loss"]))
     assert row["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-6)
-    assert row["loss_by_position"] == pytest.approx(by_context_length(expected.loss_by_position), rel=1e-5)
+    means = by_context_length(expected.loss_by_position)
+    assert list(row["loss_by_position"]) == ["1", "2", "3-4", "5-8", "9-16", "17-32"]
+    assert list(row["loss_by_position"].values()) == pytest.approx(list(means.values()), rel=1e-5)
     assert row["parameters"] == run.setup.num_parameters and row["state_bytes"] == run.state_bytes()
     assert row["tokens_per_second"] > 0
     assert (tmp_path / "moved" / "loss_by_position.png").read_bytes().startswith(b"\x89PNG")
@@ -183,8 +187,9 @@ def test_generate_streams_and_writes_batches(trained, run, tmp_path):
 
 def test_generate_continues_a_file_of_prompts(trained, run, tmp_path, monkeypatch):
     (tmp_path / "prompts.yaml").write_text("- Once upon\n- One day\n")
+    options = (f"--workdir={trained[0]}", "--max_tokens=12", "--seed=3")
     files = (f"--prompts_file={tmp_path / 'prompts.yaml'}", f"--output={tmp_path / 'out.jsonl'}")
-    assert in_process(monkeypatch, "scripts/generate.py", f"--workdir={trained[0]}", "--max_tokens=12", "--seed=3", *files) == 0
+    assert in_process(monkeypatch, "scripts/generate.py", *options, *files) == 0
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["Once upon", "One day"]
     continuations = run.generate_batch(["Once upon", "One day"], max_tokens=12, temperature=0.8, seed=3)

@@ -114,15 +114,18 @@ def evaluate(
     )
 
 
-def by_context_length(loss_by_position: Float[np.ndarray, "T"]) -> dict[str, float]:
-    """Mean loss after 1, 2, 3-4, 5-8, ... tokens of context: the curve in a few numbers. Empty ranges are left out."""
+def by_context_length(loss_by_position: Float[np.ndarray, "T"]) -> dict[tuple[int, int], float]:
+    """Mean loss after 1, 2, 3..4, 5..8, ... tokens of context: the curve in a few numbers.
+
+    Keys are the first and the last number of tokens of a range; ranges in which nothing counted are left out.
+    """
     means = {}
     first, last = 1, 1
     while first <= len(loss_by_position):
         last = min(last, len(loss_by_position))
         losses = loss_by_position[first - 1 : last]
         if np.isfinite(losses).any():
-            means[str(first) if first == last else f"{first}-{last}"] = float(np.nanmean(losses))
+            means[first, last] = float(np.nanmean(losses))
         first, last = last + 1, 2 * last
     return means
 

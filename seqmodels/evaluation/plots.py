@@ -1,5 +1,6 @@
 """Pictures of runs: learning curves, and the loss by position in the window."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -7,6 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from seqmodels.evaluation.perplexity import by_context_length
 
 Rows = Sequence[Mapping[str, float]]  # rows of a metrics.jsonl
 
@@ -30,6 +34,7 @@ def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
                     color=f"C{index}", label=label, **style,
                 )  # fmt: skip
         axes.set_xlabel(f"{unit} of training")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _finish(axes)
     by_tokens.set_ylabel("loss (nats per token)")
     by_tokens.legend(title="dots: validation, thin: training", frameon=False)
@@ -37,7 +42,7 @@ def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
 
 
 def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.PathLike) -> None:
-    """Each run's loss against how many tokens of context the model had.
+    """Each run's loss against how many tokens of context the model had, with means over powers of two.
 
     Args:
         runs: a run's name to its `Evaluation.loss_by_position`.
@@ -45,10 +50,13 @@ def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, losses in runs.items():
-        axes.plot(np.arange(1, len(losses) + 1), losses, label=name, lw=1.2)
+    for index, (name, losses) in enumerate(runs.items()):
+        axes.plot(np.arange(1, len(losses) + 1), losses, color=f"C{index}", lw=0.8, alpha=0.4)
+        means = by_context_length(losses)
+        middles = [math.sqrt(first * last) for first, last in means]
+        axes.plot(middles, means.values(), color=f"C{index}", label=name, lw=1.8, marker="o", ms=4)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("tokens of context")
     axes.set_ylabel("validation loss (nats per token)")
     axes.legend(frameon=False)
