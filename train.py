@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, Path]:
         raise UserError(f"--config: {line}" if isinstance(error, (OSError, SyntaxError)) else line) from error
     if positional:
         raise UserError(f"{positional[0]!r} is not a flag; --help shows an example")
-    return config, Path(values["workdir"].value)
+    return config, Path(values["workdir"].value).expanduser()
 
 
 def _unknown_field(error: Exception, argv: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ def make_state(seed):
             "embedding": jax.random.normal(keys[0], (70, 40)),
             "layers": {"0": {"query_kernel": jax.random.normal(keys[1], (3, 40, 40)).astype(jnp.bfloat16)}},
         },
-        "optimizer": (jnp.int32(seed), {"mu": jax.random.normal(keys[2], (40, 40))}, jnp.array([True, False])),
+        "optimizer": (jnp.int32(seed), {"mu": jax.random.normal(keys[2], (40, 40))}, jnp.array([True])),
         "step": jnp.int32(seed),
     }
 

@@ -190,11 +190,10 @@ class _Run:
         if not (evaluation or sample or save):
             return
         self.settle()
-        with self.signals.interrupting():
-            if evaluation:
-                self.evaluate()
-            if sample:
-                self.sample()
+        if evaluation:
+            self.evaluate()
+        if sample:
+            self.sample()
         if save:
             self.save()
         self.log.stopwatch.resume()
@@ -206,10 +205,12 @@ class _Run:
 
     def evaluate(self) -> None:
         sizes = self.config.data
-        result = perplexity.evaluate(
-            self.setup.eval_step, self.state["params"], self.dataset.validation, batch_size=sizes.batch_size,
-            seq_len=sizes.seq_len, max_tokens=self.config.train.eval_tokens, put=self.setup.put,
-        )  # fmt: skip
+        with self.signals.interrupting():
+            result = perplexity.evaluate(
+                self.setup.eval_step, self.state["params"], self.dataset.validation,
+                batch_size=sizes.batch_size, seq_len=sizes.seq_len, max_tokens=self.config.train.eval_tokens,
+                put=self.setup.put,
+            )  # fmt: skip
         self.log.validation(
             self.step, loss=result.loss, bits_per_byte=result.bits_per_byte,
             tokens_per_second=result.tokens_per_second,
@@ -218,10 +219,12 @@ class _Run:
     def sample(self) -> None:
         tokenizer, prompt = self.dataset.tokenizer, self.config.train.sample_prompt
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
-        [tokens] = generate.generate(
-            self.setup.graphdef, self.state["params"], [tokenizer.encode(prompt) or [tokenizer.end_of_text]],
-            max_tokens=SAMPLE_TOKENS, key=key, end_of_text=tokenizer.end_of_text,
-        )  # fmt: skip
+        with self.signals.interrupting():
+            [tokens] = generate.generate(
+                self.setup.graphdef, self.state["params"],
+                [tokenizer.encode(prompt) or [tokenizer.end_of_text]], max_tokens=SAMPLE_TOKENS, key=key,
+                end_of_text=tokenizer.end_of_text,
+            )  # fmt: skip
         text = prompt + tokenizer.decode(tokens)
         # A model that has not learnt much writes control characters, which a terminal would obey.
         self.log.sample(self.step, "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
