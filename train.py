@@ -9,6 +9,11 @@ Progress goes to stderr; the last line of stdout is one JSON object. Exit codes:
 says which), 143 and 130 stopped by SIGTERM or Ctrl-C after saving.
 """
 
+if __name__ == "__main__":  # ahead of the other imports: it may start the process again, and they take seconds
+    from seqmodels.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()
+
 import json
 import re
 import shlex

@@ -1,7 +1,6 @@
-"""What every entry point does alike: one-line errors, exit codes, the compilation cache, memory that is kept."""
+"""What every entry point does alike: one-line errors, exit codes, the compilation cache."""
 
 import argparse
-import ctypes
 import errno
 import os
 import sys
@@ -25,7 +24,6 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> NoReturn:
     """Run an entry point and exit: 0 done, 1 a person's mistake (one line on stderr), 130 interrupted."""
     logging.set_verbosity(logging.FATAL)  # Orbax logs a page of traceback for every error that it also raises
-    keep_freed_memory()
     try:
         main()
         sys.stdout.flush()
@@ -44,28 +42,6 @@ def run(main: Callable[[], None]) -> NoReturn:
             raise
         sys.exit(f"error: {failure.strerror}: {failure.filename}")
     sys.exit(0)
-
-
-# Parameters of mallopt, from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, for the next step to use; True where that is possible (glibc).
-
-    XLA on a CPU allocates a step's temporaries anew each step. glibc gives blocks of that size back to the
-    system, which then clears every page again as it is touched: a quarter of the time of a training step (B 16,
-    T 256, D 128, 4 repeats of attention and MLP: 250 of 1000 ms of CPU time, 120,000 page faults a step, against
-    none). The price is that memory once used stays with the process. All threads share one arena, because the
-    size of the others is limited; call this before JAX starts its threads, that is before the first array.
-    """
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return False
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
-    return all(libc.mallopt(parameter, value) for parameter, value in settings)
 
 
 def use_compilation_cache(directory: str) -> None:

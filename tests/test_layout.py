@@ -38,6 +38,7 @@ MAY_KNOW = {
     "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config"},
     "config": {"errors", "mixers", "model", "data", "evaluation", "training"},
     "command_line": {"errors"},
+    "huge_pages": set(),
     "run": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "training", "config"},
 }
 
