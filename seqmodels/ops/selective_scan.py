@@ -5,10 +5,10 @@
 Channel e of E and state n of N decay by exp(dt_t[e] A[e, n]): full rank in E x N, so this is not a case of
 ``gated_linear_attention``. B enters as dt * B (Euler), as in the authors' code; the paper writes zero-order hold.
 
-| implementation | what it is | states in memory |
+| implementation | what it is | states held for a gradient |
 |---|---|---|
-| recurrent | the definition, one step after the other | 1; with gradients about 4 T |
-| associative | ``linear_recurrence`` over materialised decays and inputs | about 3 T; with gradients 10 T |
+| recurrent | the definition, one step after the other | 3 T |
+| associative | ``linear_recurrence`` over materialised decays and inputs | 13 T |
 | parallel | raises: decays of full rank leave no matrix of scores between steps | |
 | chunked | one step after the other with its own gradient, from states saved at chunk starts | T / C + C |
 | pallas | raises: not written yet | |
