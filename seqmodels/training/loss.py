@@ -151,7 +151,7 @@ def _product(x, y):
 
 
 def _transposed_product(x, y):
-    """x^T y, added up in float32. XLA's CPU compiler multiplies faster when x^T is laid out first (10 % of the loss)."""
+    """x^T y, added up in float32. XLA multiplies faster on a CPU when x^T is laid out first: a tenth of the loss."""
     return jax.lax.platform_dependent(
         x,
         y,
