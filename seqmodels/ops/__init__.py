@@ -4,7 +4,10 @@ from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS, gated_linear_attention
 from seqmodels.ops.interpreter import interpret
+from seqmodels.ops.linear_recurrence import linear_recurrence
+from seqmodels.ops.long_conv import long_conv
 from seqmodels.ops.rotary import rotary
+from seqmodels.ops.selective_scan import selective_scan
 from seqmodels.ops.softmax_attention import softmax_attention
 
 __all__ = [
@@ -13,6 +16,9 @@ __all__ = [
     "complex_gated_linear_attention",
     "gated_linear_attention",
     "interpret",
+    "linear_recurrence",
+    "long_conv",
     "rotary",
+    "selective_scan",
     "softmax_attention",
 ]
