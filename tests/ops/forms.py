@@ -1,0 +1,63 @@
+"""The forms of gated linear attention under test, compiled once per form and signature."""
+
+import functools
+import importlib
+from unittest import mock
+
+import jax
+
+from seqmodels.ops import gated_linear_attention
+
+# The package exports the function by the module's name, so attribute access finds the function.
+MODULE = importlib.import_module("seqmodels.ops.gated_linear_attention")
+
+# name -> (implementation, chunk size, chunks prepared one by one)
+FORMS = {
+    "recurrent": ("recurrent", None, True),
+    "associative": ("associative", None, True),
+    "parallel": ("parallel", None, True),
+    "chunked": ("chunked", 16, True),
+    "chunked_together": ("chunked", 7, False),
+}
+# The tests compile far more than they compute, and unoptimised code is the same mathematics. Without its new fusion
+# emitters, XLA compiles these programs four times faster; later versions have nothing else.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+
+
+def fast_jit(function):
+    return jax.jit(function, compiler_options=COMPILER_OPTIONS)
+
+
+@functools.cache
+def evaluate(form):
+    """(inputs, reset) -> (o, state); a function of arrays, compiled once per signature."""
+    return fast_jit(functools.partial(call, form))
+
+
+@functools.cache
+def differentiate(form):
+    """(inputs, reset, cotangents) -> ((o, state), gradients by input)."""
+
+    def run(inputs, reset, cotangents):
+        outputs, pull = jax.vjp(lambda inputs: call(form, inputs, reset), inputs)
+        return outputs, pull(cotangents)[0]
+
+    return fast_jit(run)
+
+
+def call(form, inputs, reset):
+    """Not compiled: for use under other transformations."""
+    with scheduling(form):
+        return gated_linear_attention(**inputs, reset=reset, **options(form))
+
+
+def options(form):
+    implementation, chunk_size, _ = FORMS[form]
+    return {"implementation": implementation, "chunk_size": chunk_size}
+
+
+def scheduling(form):
+    """Chunks one by one is what a CPU gets, together what any other device gets: both are tested on a CPU."""
+    return mock.patch.object(MODULE, "_one_by_one", lambda: FORMS[form][2])
