@@ -9,6 +9,7 @@ each. What was trained before is found again: a stopped demo goes on, a finished
 import dataclasses
 import json
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -64,9 +65,15 @@ def main() -> None:
 def train(mixer: str, workdir: Path, overrides: list[str]) -> None:
     """One run of train.py; its progress goes to the terminal. A run that stops or fails ends the demo alike."""
     flags = [f"--config={ROOT / 'configs' / 'demo.py'}:{mixer}", f"--workdir={workdir}", *overrides]
-    status = subprocess.run([sys.executable, ROOT / "train.py", *flags], stdout=subprocess.DEVNULL).returncode
+    with subprocess.Popen([sys.executable, ROOT / "train.py", *flags], stdout=subprocess.DEVNULL) as training:
+        # A run that is stopped saves first: wait for it. Ctrl-C reaches it from the terminal, SIGTERM does not.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: training.terminate())
+        status = training.wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if status:
-        print("the demo stopped here; `python scripts/demo.py --fresh` begins anew", file=sys.stderr)
+        print("the demo ended here; the same command goes on, with --fresh it begins anew", file=sys.stderr)
         sys.exit(status)
 
 
