@@ -9,7 +9,7 @@ Query head h reads key/value head h // (H / G) (grouped queries, arXiv 2305.1324
 | recurrent | one query at a time: write its key and value into the ring, then attend to what the ring holds |
 | associative | raises: softmax does not split into a scan of this form |
 | parallel | the softmax of the whole T x T matrix of scores |
-| chunked | block by block; long sequences by tiles under a running softmax (arXiv 2205.14135); its gradient recomputes |
+| chunked | block by block, long sequences by tiles under a running softmax (arXiv 2205.14135); gradients recompute |
 | pallas | the kept library's kernel for the device: cuDNN's, through ``jax.nn.dot_product_attention`` |
 
 Scores, softmax and sums are float32 whatever the inputs are; float32 inputs are multiplied as float32 everywhere.
@@ -37,8 +37,8 @@ MAX_ROW_KEYS = 2048
 class Cache(NamedTuple):
     """A ring of the newest S keys and values. A slot without a live token holds zeros, or what no query may see."""
 
-    keys: Float[Array, "B S G K"]
-    values: Float[Array, "B S G V"]
+    keys: Float[Array, "B G S K"]  # by head, as the products want them: a step must not transpose the ring
+    values: Float[Array, "B G S V"]
     cursor: Int[Array, "B"]  # the slot that the next token takes
     live: Int[Array, "B"]  # how many of the newest tokens still count; a document start sets it to 0
 
@@ -56,8 +56,8 @@ def init_cache(
     """The empty ring: ``capacity`` tokens, or ``window`` where that is fewer, as nothing older is ever seen."""
     size = capacity if window is None else min(capacity, window)
     return Cache(
-        keys=jnp.zeros((batch_size, size, num_kv_heads, key_dim), dtype),
-        values=jnp.zeros((batch_size, size, num_kv_heads, value_dim), dtype),
+        keys=jnp.zeros((batch_size, num_kv_heads, size, key_dim), dtype),
+        values=jnp.zeros((batch_size, num_kv_heads, size, value_dim), dtype),
         cursor=jnp.zeros((batch_size,), jnp.int32),
         live=jnp.zeros((batch_size,), jnp.int32),
     )
@@ -113,7 +113,10 @@ def _check(q, k, v, cache, reset, window):
         raise ValueError(f"window={window} must be at least 1: it counts the query's own step")
     if reset is not None and reset.shape != (B, T):
         raise ValueError(f"reset {reset.shape} is not [B,T] = {(B, T)}")
-    if cache is not None and (cache.keys.shape[2:], cache.values.shape[2:]) != (k.shape[2:], v.shape[2:]):
+    if cache is not None and any(
+        (ring.shape[0], ring.shape[1], ring.shape[3]) != (B, *x.shape[2:])
+        for ring, x in ((cache.keys, k), (cache.values, v))
+    ):
         raise ValueError(f"a ring of {cache.keys.shape}, {cache.values.shape} does not fit k {k.shape}, v {v.shape}")
 
 
@@ -128,7 +131,7 @@ def _fastest(q, k, v, cache, reset) -> str:
 
 def _ages(cache: Cache) -> Int[Array, "B S"]:
     """How many tokens were written after the one in each slot: 0 for the newest, whether or not it is live."""
-    capacity = cache.keys.shape[1]
+    capacity = cache.keys.shape[2]
     slots = jnp.arange(capacity, dtype=jnp.int32)
     return jnp.mod(cache.cursor[:, None] - 1 - slots[None, :], capacity)
 
@@ -136,13 +139,13 @@ def _ages(cache: Cache) -> Int[Array, "B S"]:
 def _write(cache: Cache, k, v, reset) -> Cache:
     """The ring after T more tokens."""
     B, T = k.shape[:2]
-    capacity = cache.keys.shape[1]
+    capacity = cache.keys.shape[2]
     newest = slice(max(T - capacity, 0), T)
     rows = jnp.arange(B, dtype=jnp.int32)[:, None]
     slots = jnp.mod(cache.cursor[:, None] + jnp.arange(newest.start, T, dtype=jnp.int32)[None, :], capacity)
     written = Cache(
-        keys=cache.keys.at[rows, slots].set(k[:, newest], unique_indices=True),
-        values=cache.values.at[rows, slots].set(v[:, newest], unique_indices=True),
+        keys=cache.keys.at[rows, :, slots].set(k[:, newest], unique_indices=True),
+        values=cache.values.at[rows, :, slots].set(v[:, newest], unique_indices=True),
         cursor=jnp.mod(cache.cursor + T, capacity),
         live=jnp.minimum(_live_after(reset, T, cache.live), capacity),
     )
@@ -155,7 +158,7 @@ def _fresh(k, v, reset, window) -> Cache:
     capacity = T if window is None else min(T, window)
     zero = jnp.zeros((B,), jnp.int32)
     live = jnp.minimum(_live_after(reset, T, zero), capacity)
-    full = Cache(k[:, T - capacity :], v[:, T - capacity :], cursor=zero, live=live)
+    full = Cache(*(_by_kv_head(x[:, T - capacity :]) for x in (k, v)), cursor=zero, live=live)
     return full if reset is None else _clear_dead(full)
 
 
@@ -168,7 +171,7 @@ def _live_after(reset, num_steps: int, live: Int[Array, "B"]) -> Int[Array, "B"]
 
 def _clear_dead(cache: Cache) -> Cache:
     """Zeros the tokens of ended documents: a NaN among them would survive a weight of zero."""
-    dead = (_ages(cache) >= cache.live[:, None])[:, :, None, None]
+    dead = (_ages(cache) >= cache.live[:, None])[:, None, :, None]
     return cache._replace(
         keys=jnp.where(dead, jnp.zeros((), cache.keys.dtype), cache.keys),
         values=jnp.where(dead, jnp.zeros((), cache.values.dtype), cache.values),
@@ -199,24 +202,28 @@ def _one_step(q, k, v, cache, reset, window):
     cache = _write(cache, k, v, reset)
     reach = cache.live if window is None else jnp.minimum(cache.live, window)
     visible = (_ages(cache) < reach[:, None])[:, None, :]
-    return _plain_attention(q, cache.keys, cache.values, visible), cache
+    o = _plain_attention(_by_head(q, k.shape[2]), cache.keys, cache.values, visible)
+    return _by_time(o).astype(q.dtype), cache
 
 
-def _plain_attention(q, k, v, visible: Bool[Array, "#B T S"]) -> Float[Array, "B T H V"]:
+def _plain_attention(q, k, v, visible: Bool[Array, "#B T S"]) -> Float[Array, "B G R T V"]:
     """The textbook form, in float32: every query against every key."""
-    dtype = q.dtype
-    q, k, v = _by_head(q, k, v, jnp.float32)
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     scores = jnp.einsum("bgrtk,bgsk->bgrts", q, k, precision=lax.Precision.HIGHEST)
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
-    return _by_time(jnp.einsum("bgrts,bgsv->bgrtv", weights, v, precision=lax.Precision.HIGHEST)).astype(dtype)
+    return jnp.einsum("bgrts,bgsv->bgrtv", weights, v, precision=lax.Precision.HIGHEST)
 
 
-def _by_head(q, k, v, dtype):
-    """[B,T,H,K], [B,S,G,K], [B,S,G,V] to [B,G,R,T,K], [B,G,S,K], [B,G,S,V]: each head's matrices contiguous."""
+# Products run by head, [B, G, R, T, K] and [B, G, S, K]: the matrices of a head contiguous, R queries to a key.
+
+
+def _by_head(q: Float[Array, "B T H K"], num_kv_heads: int) -> Float[Array, "B G R T K"]:
     B, T, H, K = q.shape
-    G = k.shape[2]
-    q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    return q.astype(dtype), k.transpose(0, 2, 1, 3).astype(dtype), v.transpose(0, 2, 1, 3).astype(dtype)
+    return q.reshape(B, T, num_kv_heads, H // num_kv_heads, K).transpose(0, 2, 3, 1, 4)
+
+
+def _by_kv_head(x: Float[Array, "B T G X"]) -> Float[Array, "B G T X"]:
+    return x.transpose(0, 2, 1, 3)
 
 
 def _by_time(o: Float[Array, "B G R T V"]) -> Float[Array, "B T H V"]:
@@ -246,29 +253,30 @@ def _visible(queries: Points, keys: Points, window: int | None) -> Bool[Array, "
 
 def _all_at_once(attend, q, k, v, cache, reset, window):
     """``attend(q, keys, values, query points, key points, window, num_old)`` over [ring | new]; writes the ring."""
-    B, T = q.shape[:2]
-    num_old = 0 if cache is None else cache.keys.shape[1]
+    (B, T), G = q.shape[:2], k.shape[2]
+    new_cache = _fresh(k, v, reset, window) if cache is None else _write(cache, k, v, reset)
+    num_old = 0 if cache is None else cache.keys.shape[2]
     steps = jnp.arange(T, dtype=jnp.int32)[None, :]
-    key_steps, keys, values = steps, k, v
+    key_steps, queries, keys, values = steps, _by_head(q, G), _by_kv_head(k), _by_kv_head(v)
     if cache is not None:
         ages = _ages(cache)
         old_steps = jnp.where(ages < cache.live[:, None], -1 - ages, NOWHERE)
         key_steps = jnp.concatenate([old_steps, jnp.broadcast_to(steps, (B, T))], axis=1)
-        keys, values = jnp.concatenate([cache.keys, k], axis=1), jnp.concatenate([cache.values, v], axis=1)
-    new_cache = _fresh(k, v, reset, window) if cache is None else _write(cache, k, v, reset)
+        keys, values = (jnp.concatenate(pair, axis=2) for pair in ((cache.keys, keys), (cache.values, values)))
     if reset is None:
-        o = attend(q, keys, values, Points(steps, None), Points(key_steps, None), window, num_old)
-        return o, new_cache
+        o = attend(queries, keys, values, Points(steps, None), Points(key_steps, None), window, num_old)
+        return _by_time(o).astype(q.dtype), new_cache
 
     ids = documents.segment_ids(reset)
     key_ids = jnp.concatenate([jnp.zeros((B, num_old), jnp.int32), ids], axis=1)
     query_points, key_points = Points(steps, ids), Points(key_steps, key_ids)
-    q, bad_query = documents.quarantine(q)
+    queries, bad_query = documents.quarantine(queries)
     keys, bad_key = documents.quarantine(keys)
     values, bad_value = documents.quarantine(values)
-    o = attend(q, keys, values, query_points, key_points, window, num_old)
-    sees_bad = _sees_bad(bad_key | bad_value, query_points, key_points, reset, window)
-    return documents.poison(o, bad_query | jnp.repeat(sees_bad, q.shape[2] // k.shape[2], axis=2)), new_cache
+    o = attend(queries, keys, values, query_points, key_points, window, num_old)
+    sees_bad = _sees_bad(jnp.swapaxes(bad_key | bad_value, 1, 2), query_points, key_points, reset, window)
+    spoiled = bad_query | jnp.swapaxes(sees_bad, 1, 2)[:, :, None]
+    return _by_time(documents.poison(o, spoiled)).astype(q.dtype), new_cache
 
 
 def _sees_bad(bad: Bool[Array, "B S G"], queries: Points, keys: Points, reset, window) -> Bool[Array, "B T G"]:
@@ -305,14 +313,12 @@ def _chunked(q, k, v, cache, reset, window):
 
 
 def _in_blocks(q, k, v, query_points, key_points, window, num_old):
-    T, S, dtype = q.shape[1], k.shape[1], q.dtype
-    q, k, v = _by_head(q, k, v, _product_dtype(dtype))
+    T, S = q.shape[3], k.shape[2]
+    q, k, v = (x.astype(_product_dtype(q.dtype)) for x in (q, k, v))
     block = _block_length(T, window)
     if T <= MAX_ROWS * block and S <= MAX_ROW_KEYS:
-        o = _rows(Rows(block, num_old, window), q, k, v, query_points, key_points)
-    else:
-        o = _in_tiles(Tiles(T, min(block, T), block, num_old, window), q, k, v, query_points, key_points)
-    return _by_time(o).astype(dtype)
+        return _rows(Rows(block, num_old, window), q, k, v, query_points, key_points)
+    return _in_tiles(Tiles(T, min(block, T), block, num_old, window), q, k, v, query_points, key_points)
 
 
 def _block_length(num_steps: int, window: int | None) -> int:
