@@ -10,7 +10,7 @@ one number per channel, no products between channels.
 | recurrent | the definition, one step after the other |
 | associative | ``jax.lax.associative_scan`` (Blelloch, "Prefix sums and their applications", 1990, section 1.4) |
 | parallel | raises: the closed form divides by cumulative products of ``a`` |
-| chunked | sqrt(T) blocks side by side, joined by a scan over blocks; its own gradient is the same scan backwards |
+| chunked | blocks side by side, joined by a scan over the blocks; its own gradient is the same scan backwards |
 | pallas | raises: not written yet |
 
 Nothing is divided by a decay and no logarithm is taken, so that every factor is <= 1 whatever the decays are, and a
@@ -146,6 +146,15 @@ def _backward_step(carry, a, dh, start):
     return _drop(a * g, start), g
 
 
+def _num_blocks(steps: int) -> int:
+    """How many blocks run side by side.
+
+    On a CPU one row is work enough: 2 to 8 blocks are equal within noise, 32 are 20 % slower (B 4, T 1024, E 512). Any
+    other device wants the fewest steps one after the other, counting those within a block and those between blocks.
+    """
+    return min(steps, 8) if jax.default_backend() == "cpu" else math.isqrt(steps - 1) + 1
+
+
 def _blocked_scan(step, a, b, carry, reset, *, reverse: bool):
     """All outputs of ``carry, output_t = step(carry, a_t, b_t, reset_t)`` in time (or backwards), and the last carry.
 
@@ -154,7 +163,7 @@ def _blocked_scan(step, a, b, carry, reset, *, reverse: bool):
     multiplies the carry by the decay. Steps are read where they lie: moving time to the front first doubled the time.
     """
     batch, steps = a.shape[:2]
-    length = math.isqrt(steps - 1) + 1  # ceil(sqrt(T)): as many steps in a block as there are blocks, or nearly
+    length = -(-steps // _num_blocks(steps))
     num_blocks = -(-steps // length)
     padding = num_blocks * length - steps
 

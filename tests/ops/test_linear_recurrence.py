@@ -1,6 +1,7 @@
 """Every form of the elementwise linear recurrence against float64 numpy: values, states, gradients, documents."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -77,12 +78,13 @@ def evaluate(form):
 
 
 @functools.cache
-def differentiate(form):
-    """(inputs, reset, cotangents) -> ((h, state), gradients by input)."""
+def differentiate(form, backend="cpu"):
+    """(inputs, reset, cotangents) -> ((h, state), gradients by input), with the schedule meant for `backend`."""
 
     def run(inputs, reset, cotangents):
-        outputs, pull = jax.vjp(lambda x: linear_recurrence(**x, reset=reset, implementation=form), inputs)
-        return outputs, pull(cotangents)[0]
+        with mock.patch("jax.default_backend", lambda: backend):
+            outputs, pull = jax.vjp(lambda x: linear_recurrence(**x, reset=reset, implementation=form), inputs)
+            return outputs, pull(cotangents)[0]
 
     return fast_jit(run)
 
@@ -92,9 +94,9 @@ def distance(actual, expected):
     return relative_error(*(np.stack([np.real(x), np.imag(x)]) for x in (np.asarray(actual), np.asarray(expected))))
 
 
-def errors(form, inputs, reset=None):
+def errors(form, inputs, reset=None, backend="cpu"):
     cotangents = cotangents_for(inputs)
-    (h, state), gradients = differentiate(form)(inputs, reset, cotangents)
+    (h, state), gradients = differentiate(form, backend)(inputs, reset, cotangents)
     expected_h, expected_state, expected = judge(inputs, reset, cotangents)
     found = {name: distance(gradients[name], expected[name]) for name in inputs}
     return found | {"h": distance(h, expected_h), "final state": distance(state, expected_state)}
@@ -130,9 +132,16 @@ def test_values_states_and_gradients_with_documents(form, is_complex, channels):
     assert max(found.values()) < TOLERANCE, found
 
 
-@pytest.mark.parametrize("form, steps", [("chunked", steps) for steps in (1, 2, 7, 16, 17, 63)] + [("associative", 1)])
-def test_any_length_and_no_channel_axis(form, steps):
-    found = errors(form, sample(steps=steps, channels=()))
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 16, 17, 63])
+def test_any_length_in_the_blocks_of_any_device(backend, steps):
+    inputs = sample(steps=steps, channels=())
+    found = errors("chunked", inputs, marks(inputs, (steps // 2,), (0,)), backend)
+    assert max(found.values()) < TOLERANCE, found
+
+
+def test_one_associative_step_and_no_channel_axis():
+    found = errors("associative", sample(steps=1, channels=()))
     assert max(found.values()) < TOLERANCE, found
 
 
