@@ -217,15 +217,15 @@ class _Run:
         )  # fmt: skip
 
     def sample(self) -> None:
-        tokenizer, prompt = self.dataset.tokenizer, self.config.train.sample_prompt
+        tokenizer = self.dataset.tokenizer
+        prompt = tokenizer.encode(self.config.train.sample_prompt) or [tokenizer.end_of_text]
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
         with self.signals.interrupting():
             [tokens] = generate.generate(
-                self.setup.graphdef, self.state["params"],
-                [tokenizer.encode(prompt) or [tokenizer.end_of_text]], max_tokens=SAMPLE_TOKENS, key=key,
+                self.setup.graphdef, self.state["params"], [prompt], max_tokens=SAMPLE_TOKENS, key=key,
                 end_of_text=tokenizer.end_of_text,
             )  # fmt: skip
-        text = prompt + tokenizer.decode(tokens)
+        text = tokenizer.decode([*prompt, *tokens])
         # A model that has not learnt much writes control characters, which a terminal would obey.
         self.log.sample(self.step, "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
 
