@@ -364,7 +364,7 @@ SWEEP = {"steps": st.integers(1, 40), "is_complex": st.booleans(), "marked": st.
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(**SWEEP)
 def test_a_sweep_of_lengths(steps, is_complex, marked, seed):
     inputs = sample(steps=steps, is_complex=is_complex, low=-20.0, seed=seed)

@@ -401,7 +401,7 @@ SWEEP = {
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(**SWEEP)
 def test_a_sweep_of_shapes(steps, chunk_size, channels, states, marked, seed):
     inputs = sample(steps=steps, channels=channels, states=states, most=10.0, seed=seed)
