@@ -30,10 +30,10 @@ demo: $(VENV)/run.stamp
 	@$(RUN) scripts/demo.py
 
 test: $(VENV)/dev.stamp
-	@$(RUN) -m pytest -n $(JOBS)
+	@$(RUN) -m pytest -n $(JOBS) --dist loadgroup
 
 test-all: $(VENV)/dev.stamp
-	@$(RUN) -m pytest -n $(JOBS) -m ""
+	@$(RUN) -m pytest -n $(JOBS) --dist loadgroup -m ""
 
 lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff check .

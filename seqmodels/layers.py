@@ -1,6 +1,6 @@
 """The parts every architecture shares: dense projections, RMSNorm, the gated MLP."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

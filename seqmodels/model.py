@@ -165,7 +165,7 @@ class LanguageModel(nnx.Module):
     def unstack_state(self, state: tuple[State, ...]) -> UnstackedState:
         """The same state for one-token steps (see UnstackedState)."""
         return UnstackedState(
-            tuple(jax.tree.map(lambda leaf: leaf[r], state) for r in range(self.config.repeats))
+            tuple(jax.tree.map(lambda leaf, r=r: leaf[r], state) for r in range(self.config.repeats))
         )
 
     def stack_state(self, state: UnstackedState) -> tuple[State, ...]:
@@ -243,7 +243,7 @@ class LanguageModel(nnx.Module):
     def _run_unrolled(self, x, state, reset):
         new_layers = []
         for repeat in range(self.config.repeats):
-            layers = jax.tree.map(lambda leaf: leaf[repeat], self._layers())
+            layers = jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], self._layers())
             new_states = []
             for layer, old in zip(layers, state.layers[repeat]):
                 x, new = layer(x, old, reset=reset, dropout_key=None)

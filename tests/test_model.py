@@ -37,7 +37,7 @@ def test_scan_over_repeats_equals_the_layers_written_out():
     config, unstacked, _ = build(pattern="attention mlp attention mlp", repeats=1)
     for position, name in enumerate(("0_attention", "1_mlp", "2_attention", "3_mlp")):
         source = stacked["layers"][("0_attention", "1_mlp")[position % 2]]
-        unstacked["layers"][name] = jax.tree.map(lambda leaf: leaf[position // 2][None], source)
+        unstacked["layers"][name] = jax.tree.map(lambda leaf, at=position // 2: leaf[at][None], source)
     unstacked |= {"embedding": stacked["embedding"], "final_norm": stacked["final_norm"]}
     written_out = model.merge(model.graphdef(config, VOCAB), unstacked)
     np.testing.assert_allclose(network(tokens())[0], written_out(tokens())[0], rtol=0, atol=1e-5)

@@ -18,7 +18,7 @@ Deviations from the paper: no bias; the feature maps beside elu + 1 are options 
 """
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

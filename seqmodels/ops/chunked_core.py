@@ -19,7 +19,8 @@ subtraction, forward or backward. log2(C) levels give all pairs.
 """
 
 import functools
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

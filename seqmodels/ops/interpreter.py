@@ -2,7 +2,7 @@
 
 import contextlib
 import contextvars
-from typing import Iterator
+from collections.abc import Iterator
 
 _interpreting = contextvars.ContextVar("seqmodels_ops_interpreting", default=False)
 

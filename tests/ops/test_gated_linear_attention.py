@@ -291,7 +291,7 @@ def test_differentiating_twice():
 def test_float32_inputs_get_float32_products_on_every_device():
     inputs = sample(steps=37, decay="channel", value_decay=True)
     for form in FORMS:
-        jaxpr = str(jax.make_jaxpr(jax.grad(lambda inputs: sum(x.sum() for x in call(form, inputs, None))))(inputs))
+        jaxpr = str(jax.make_jaxpr(jax.grad(lambda inputs, form=form: sum(x.sum() for x in call(form, inputs, None))))(inputs))
         products = jaxpr.count("dot_general[")
         assert products > 0 and jaxpr.count("Precision.HIGHEST, Precision.HIGHEST") == products, form
 
