@@ -5,7 +5,6 @@ import pytest
 from tests.contract import laws
 from tests.contract.cases import all_cases
 
-
 # One group per variant: under `pytest --dist loadgroup` its cases share compiled programs in one process.
 PARAMETERS = [
     pytest.param(
