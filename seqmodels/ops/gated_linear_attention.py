@@ -129,7 +129,7 @@ def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
 
 
 def _default_chunk_size() -> int:
-    """Measured on CPU (benchmarks/results): 16 and 32 are equal, 64 is 15 % slower; accelerators want larger products."""
+    """On a CPU 32 and 64 steps are within 20 % of each other, either way round; accelerators want larger products."""
     return 32 if _one_by_one() else 64
 
 
