@@ -5,14 +5,14 @@
     y_t = concat(o_t) W_o
 
 "Attention is all you need", arXiv 1706.03762, eq. 1 and section 3.2.2. Options: rotary positions on q and k (RoFormer,
-arXiv 2104.09864, eq. 34, in Llama's half-split pairs), key/value heads shared by groups of query heads (arXiv 2305.13245), a
-sliding window (arXiv 2004.05150, section 3.1), RMSNorm on q and k per head (arXiv 2010.04245, with the norm of Llama's descendants).
+arXiv 2104.09864, eq. 34, in Llama's half-split pairs), key/value heads shared by groups of query heads
+(arXiv 2305.13245), a sliding window (arXiv 2004.05150, section 3.1), RMSNorm on q and k per head (after arXiv 2010.04245).
 
 State: 2 G K numbers per live token in the compute dtype (at most ``window`` tokens), and the position. It is the only
 state on the list that grows with the text.
 
-Numerical trap: scores and softmax are float32 whatever the activations are; a masked weight of zero times another document's NaN is
-NaN, which the op guards against.
+Numerical trap: scores and softmax are float32 whatever the activations are; a masked weight of zero times another
+document's NaN is NaN, which the op guards against.
 
 Deviations from the paper: no bias, no dropout on the weights, rotary positions instead of added sinusoids.
 """

@@ -2,9 +2,9 @@
 
     (x_a, x_b) -> (x_a cos - x_b sin, x_a sin + x_b cos),  angle = position * base^(-2i/K),  i = 0 .. K/2 - 1
 
-(RoFormer, arXiv 2104.09864, eq. 34). The inner product of a rotated query and key depends on their distance alone. Pairs are
-(i, i + K/2) in Llama and Hugging Face's models, (2i, 2i + 1) in the paper, RetNet and YOCO; the two differ by a permutation
-of features, so weights move between them only with it.
+(RoFormer, arXiv 2104.09864, eq. 34). The inner product of a rotated query and key depends on their distance alone.
+Pairs are (i, i + K/2) in Llama and Hugging Face's models, (2i, 2i + 1) in the paper, RetNet and YOCO; the two differ
+by a permutation of features, so weights move between them only with it.
 """
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def rotary(
     interleaved: bool = False,
     frequencies: Float[Array, "P"] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Turns the features of every head by angles ``positions * frequency``; angles are float32, the result has x's dtype.
+    """Turns the features of every head by ``positions * frequency``, in float32; the result has x's dtype.
 
     Args:
       x: queries or keys; K is even.

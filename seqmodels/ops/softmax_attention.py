@@ -363,9 +363,15 @@ def _split_group(x: Float[Array, "*n M X"], group: int) -> Float[Array, "*n R T 
     return x.reshape(*lead, group, M // group, X)
 
 
-# Short sequences: a few blocks of queries, each against all the keys it can see, in one softmax. Every product
-# contracts the last axis of its left side, for only those does XLA give to the CPU's fast kernel; so the gradients
-# of k and v are computed transposed.
+def _features_first(x: Float[Array, "*n R T X"]) -> Float[Array, "*n X R T"]:
+    """A transposed copy. XLA would fold it into the product, and give the product to a slower kernel on a CPU."""
+    return lax.optimization_barrier(jnp.moveaxis(x, -1, -3))
+
+
+# In both plans below every product contracts the last axis of its left side, because only those go to the CPU's fast
+# kernel (16 times [256, 256] x [256, 32]: 0.8 ms of CPU time against 2.5 to 6); k_bar and v_bar come out transposed.
+#
+# Short sequences: a few blocks of queries, each against all the keys it can see, in one softmax.
 
 
 class Rows(NamedTuple):
@@ -408,16 +414,18 @@ def _rows_backward(plan, saved, o_bar):
     # Only the inputs are saved: at these lengths computing the weights anew beats writing and reading them.
     q, k, v, query_points, key_points = saved
     S = k.shape[2]
+    q_by_feature, o_bar_by_feature = _features_first(q), _features_first(o_bar)
     q_bars, k_bar, v_bar = [], 0.0, 0.0
     for queries, keys in plan.spans(q.shape[3]):
         weights = _row_weights(plan, q, k, query_points, key_points, queries, keys)
-        q_block, o_block_bar = (_stack_group(x[:, :, :, queries]) for x in (q, o_bar))
+        o_block_bar = _stack_group(o_bar[:, :, :, queries])
         weights_bar = _product("bgmv,bgsv->bgms", o_block_bar, v[:, :, keys], v.dtype)
         scores_bar = weights * (weights_bar - jnp.sum(weights * weights_bar, axis=-1, keepdims=True))
         q_bars.append(_split_group(_product("bgms,bgsk->bgmk", scores_bar, k[:, :, keys], k.dtype), q.shape[2]))
         unseen = ((0, 0), (0, 0), (0, 0), (keys.start, S - keys.stop))
-        k_bar += jnp.pad(_product("bgkm,bgms->bgks", jnp.swapaxes(q_block, 2, 3), scores_bar, q.dtype), unseen)
-        v_bar += jnp.pad(_product("bgvm,bgms->bgvs", jnp.swapaxes(o_block_bar, 2, 3), weights, v.dtype), unseen)
+        q_block, o_block_bar = (x[..., queries].reshape(*x.shape[:3], -1) for x in (q_by_feature, o_bar_by_feature))
+        k_bar += jnp.pad(_product("bgkm,bgms->bgks", q_block, scores_bar, q.dtype), unseen)
+        v_bar += jnp.pad(_product("bgvm,bgms->bgvs", o_block_bar, weights, v.dtype), unseen)
     q_bar = jnp.concatenate(q_bars, axis=3).astype(q.dtype)
     k_bar, v_bar = (jnp.swapaxes(x, 2, 3) for x in (k_bar, v_bar))
     return q_bar, k_bar.astype(k.dtype), v_bar.astype(v.dtype), None, None
@@ -525,17 +533,19 @@ def _tiles_forward(plan, q, k, v, query_points, key_points):
 def _tiles_backward(plan, saved, o_bar):
     q, k, v, query_points, key_points, o, log_total = saved
     correction = jnp.sum(o * o_bar, axis=-1, keepdims=True)
+    by_feature = tuple(jnp.squeeze(_features_first(x[:, :, :, None]), axis=4) for x in (q, o_bar))
+    queries = (q, o_bar, log_total, correction, query_points, *by_feature)
 
     def tile(gradients, pair):
         i, j = pair
-        q_i, o_bar_i, log_total_i, correction_i, points_i = _block((q, o_bar, log_total, correction, query_points), i)
+        q_i, o_bar_i, log_total_i, correction_i, points_i, q_i_by_feature, o_bar_i_by_feature = _block(queries, i)
         k_j, v_j, points_j = _block((k, v, key_points), j)
         weights = jnp.exp(_tile_scores(plan, q_i, k_j, points_i, points_j) - log_total_i)
         scores_bar = weights * (_product("bgmv,bgsv->bgms", o_bar_i, v_j, v.dtype) - correction_i)
         q_bar, k_bar, v_bar = gradients
         q_bar_i = _block(q_bar, i) + _product("bgms,bgsk->bgmk", scores_bar, k_j, k.dtype)
-        k_bar_j = _block(k_bar, j) + _product("bgkm,bgms->bgks", jnp.swapaxes(q_i, 2, 3), scores_bar, q.dtype)
-        v_bar_j = _block(v_bar, j) + _product("bgvm,bgms->bgvs", jnp.swapaxes(o_bar_i, 2, 3), weights, v.dtype)
+        k_bar_j = _block(k_bar, j) + _product("bgkm,bgms->bgks", q_i_by_feature, scores_bar, q.dtype)
+        v_bar_j = _block(v_bar, j) + _product("bgvm,bgms->bgvs", o_bar_i_by_feature, weights, v.dtype)
         return (_set_block(q_bar, q_bar_i, i), *_set_block((k_bar, v_bar), (k_bar_j, v_bar_j), j)), None
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, jnp.swapaxes(k, 3, 4), jnp.swapaxes(v, 3, 4)))
