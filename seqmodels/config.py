@@ -13,6 +13,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from seqmodels import mixers
 from seqmodels.data import DataConfig
 from seqmodels.errors import UserError
@@ -34,7 +36,7 @@ class RunConfig:
     mesh: MeshConfig
 
 
-def from_config_dict(config: Mapping[str, Any]) -> RunConfig:
+def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     """A ConfigDict (or the nested dict of a config.json) as frozen dataclasses.
 
     Options of mixers that the pattern does not use are dropped.
@@ -42,14 +44,9 @@ def from_config_dict(config: Mapping[str, Any]) -> RunConfig:
     Raises:
       UserError: an unknown or missing field, a wrong type, or values that cannot work together.
     """
-    if hasattr(config, "copy_and_resolve_references"):
+    if isinstance(config, ConfigDict):
         config = config.copy_and_resolve_references().to_dict()
-    values = dict(config)
-    if isinstance(values.get("model"), Mapping) and isinstance(values["model"].get("mixers"), Mapping):
-        model = dict(values["model"])
-        model["mixers"] = _mixer_configs(model.get("pattern", ""), model["mixers"])
-        values["model"] = model
-    return _build(RunConfig, values, "config")
+    return _build(RunConfig, _with_mixer_configs(dict(config)), "config")
 
 
 def to_dict(config: RunConfig) -> dict:
@@ -97,6 +94,17 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
+
+
+def _with_mixer_configs(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of mixers, whose types depend on their names, as their dataclasses; the rest as it is."""
+    try:
+        pattern, options = values["model"]["pattern"], values["model"]["mixers"]
+    except (KeyError, TypeError):
+        return values  # what is missing or no group of fields is said by _build, like any other field
+    if not isinstance(pattern, str) or not isinstance(options, Mapping):
+        return values
+    return values | {"model": {**values["model"], "mixers": _mixer_configs(pattern, options)}}
 
 
 def _mixer_configs(pattern: str, options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
