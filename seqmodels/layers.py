@@ -16,6 +16,12 @@ def normal_init(key: Array, shape: tuple[int, ...], stddev: float | None = None)
     return stddev * jax.random.normal(key, shape, jnp.float32)
 
 
+def xavier_uniform_init(key: Array, shape: tuple[int, int], *, gain: float = 1.0) -> Float[Array, "i o"]:
+    """Uniform in +-gain sqrt(6 / (fan in + fan out)), float32 (Glorot and Bengio 2010, eq. 16, which has gain 1)."""
+    bound = gain * (6.0 / sum(shape)) ** 0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
 def matmul_precision(dtype) -> jax.lax.Precision:
     """float32 operands mean float32 products (not TF32 or bfloat16 passes); narrower dtypes are exact anyway."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
