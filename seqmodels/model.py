@@ -5,6 +5,10 @@ A pattern is a line of words, each a mixer of ``seqmodels/mixers`` or the channe
 The pattern is repeated ``repeats`` times; parameters of one pattern position are stacked over the repeats
 and the stack is run by one ``jax.lax.scan``, so compile time does not grow with depth.
 
+What crosses layers of one kind (HGRN's lower bounds) travels beside the residual stream: a mixer class that has
+``init_shared(layers)`` makes it from all of the model's layers of its kind, and its ``__call__`` takes it as ``shared`` and
+returns it third.
+
 One call serves training, prefill, chunked prefill and decoding: ``model(tokens, state)`` returns the logits
 and the state after the last token.
 """
@@ -94,6 +98,7 @@ class ResidualLayer(nnx.Module):
 
     def __init__(self, word: str, config: ModelConfig, layer_index: Array, *, rngs: nnx.Rngs):
         num_layers = config.repeats * len(pattern_words(config.pattern))
+        self.word = word
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
         if word == MLP:
             hidden = config.mlp_hidden or default_mlp_hidden(config.d_model)
@@ -113,9 +118,14 @@ class ResidualLayer(nnx.Module):
         self.layer.output_kernel[...] = self.layer.output_kernel[...] * num_layers**-0.5
         self.dropout_rate = config.dropout
 
-    def __call__(self, x, state, *, reset, dropout_key):
-        y, state = self.layer(self.norm(x), state, reset=reset)
-        return x + dropout(y, self.dropout_rate, dropout_key), state
+    def __call__(self, x, state, shared, *, reset, dropout_key):
+        """``shared``: what layers of one kind tell each other, by the word of the kind; returned as this one leaves it."""
+        if self.word in shared:
+            y, state, told = self.layer(self.norm(x), state, reset=reset, shared=shared[self.word])
+            shared = shared | {self.word: told}
+        else:
+            y, state = self.layer(self.norm(x), state, reset=reset)
+        return x + dropout(y, self.dropout_rate, dropout_key), state, shared
 
 
 class LanguageModel(nnx.Module):
@@ -176,6 +186,20 @@ class LanguageModel(nnx.Module):
         words = pattern_words(self.config.pattern)
         return tuple(self.layers[f"{position}_{word}"] for position, word in enumerate(words))
 
+    def _shared(self) -> dict[str, Any]:
+        """What the first layer of each kind is told; kinds whose layers tell each other nothing have no entry."""
+        by_word = {}
+        for layer in self._layers():
+            by_word.setdefault(layer.word, []).append(layer.layer)
+        return {
+            word: type(layers[0]).init_shared(
+                # leaves [R, ...] of the positions, interleaved to [layers, ...] in order of depth
+                jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *layers)
+            )
+            for word, layers in by_word.items()
+            if hasattr(type(layers[0]), "init_shared")
+        }
+
     def head_kernel(self) -> Float[Array, "D L"]:
         """The output projection: the embedding's transpose when tied."""
         return self.embedding[...].T if self.config.tie_embeddings else self.output_kernel[...]
@@ -218,18 +242,19 @@ class LanguageModel(nnx.Module):
         return dense(hidden, self.head_kernel()).astype(jnp.float32)
 
     def _run_scanned(self, x, state, reset, dropout_key):
-        def repeat(x, inputs):
+        def repeat(x_and_shared, inputs):
+            x, shared = x_and_shared
             layers, states, index = inputs
             new_states = []
             for position, layer in enumerate(layers):
                 key = None
                 if dropout_key is not None:
                     key = jax.random.fold_in(jax.random.fold_in(dropout_key, index), position)
-                x, new_state = layer(
-                    x, None if states is None else states[position], reset=reset, dropout_key=key
+                x, new_state, shared = layer(
+                    x, None if states is None else states[position], shared, reset=reset, dropout_key=key
                 )
                 new_states.append(new_state)
-            return x, tuple(new_states)
+            return (x, shared), tuple(new_states)
 
         if self.config.remat:
             repeat = jax.checkpoint(repeat, prevent_cse=False)
@@ -238,15 +263,17 @@ class LanguageModel(nnx.Module):
         # cheaper written out and compile as fast (4 repeats: 3.3 s of CPU time written out, 3.6 as a loop). With
         # remat a loop it stays: inlined, XLA would find and undo the recomputation.
         unroll = self.config.repeats if self.config.repeats <= UNROLL_UP_TO and not self.config.remat else 1
-        return jax.lax.scan(repeat, x, (self._layers(), state, indices), unroll=unroll)
+        inputs = (self._layers(), state, indices)
+        (x, _), state = jax.lax.scan(repeat, (x, self._shared()), inputs, unroll=unroll)
+        return x, state
 
     def _run_unrolled(self, x, state, reset):
-        new_layers = []
+        new_layers, shared = [], self._shared()
         for repeat in range(self.config.repeats):
             layers = jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], self._layers())
             new_states = []
             for layer, old in zip(layers, state.layers[repeat]):
-                x, new = layer(x, old, reset=reset, dropout_key=None)
+                x, new, shared = layer(x, old, shared, reset=reset, dropout_key=None)
                 new_states.append(new)
             new_layers.append(tuple(new_states))
         return x, UnstackedState(tuple(new_layers))

@@ -2,7 +2,8 @@
 
 Adding an architecture is adding one file. The file holds a header docstring (equation, paper, state
 size, numerical trap), a frozen dataclass ``Config`` whose every field has a default, and
-``Mixer(config, d_model, *, rngs)`` with ``init_state`` and ``__call__`` (DESIGN in the README).
+``Mixer(config, d_model, *, rngs)`` with ``init_state`` and ``__call__`` (DESIGN in the README). It may name the layers
+that make one repeat of a model in its paper as ``PATTERN``, if those are not itself and an MLP.
 """
 
 import difflib
@@ -25,3 +26,11 @@ def load(name: str) -> ModuleType:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"there is no mixer {name!r}; {hint}known: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def pattern(name: str) -> str:
+    """The layers that stand where a Transformer has attention and MLP, as the mixer's paper has them: its ``PATTERN``.
+
+    Raises UserError for an unknown name.
+    """
+    return getattr(load(name), "PATTERN", f"{name} mlp")
