@@ -147,14 +147,21 @@ class LanguageModel(nnx.Module):
         self.embedding = nnx.Param(normal_init(rngs.params(), (vocab_size, config.d_model), stddev=0.02))
         # Named, not listed: list entries become integer keys, which checkpoints and JSON do not keep.
         self.layers = nnx.Dict()
-        for position, word in enumerate(words):
-            keys = jax.random.split(rngs.params(), config.repeats)
-            indices = position + len(words) * jnp.arange(config.repeats, dtype=jnp.int32)
+        keys = [jax.random.split(rngs.params(), config.repeats) for _ in words]
+        indices = jnp.arange(config.repeats * len(words), dtype=jnp.int32).reshape(config.repeats, len(words)).T
+        by_position = {}
+        # All layers of a kind at once: a pattern of 56 layers of three kinds compiles three initialisations.
+        for word in dict.fromkeys(words):
+            positions = [position for position, other in enumerate(words) if other == word]
 
             def build(key, index, word=word):
                 return ResidualLayer(word, config, index, rngs=nnx.Rngs(params=key))
 
-            self.layers[f"{position}_{word}"] = jax.vmap(build)(keys, indices)
+            built = jax.vmap(jax.vmap(build))(jnp.stack([keys[at] for at in positions]), indices[jnp.array(positions)])
+            for place, position in enumerate(positions):
+                by_position[position] = jax.tree.map(lambda leaf, place=place: leaf[place], built)
+        for position, word in enumerate(words):
+            self.layers[f"{position}_{word}"] = by_position[position]
         self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
         if not config.tie_embeddings:
             self.output_kernel = nnx.Param(normal_init(rngs.params(), (config.d_model, vocab_size), stddev=0.02))
