@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.model.tie_embeddings = True  # the head is the embedding's transpose
     config.model.norm_eps = 1e-5  # epsilon of the RMSNorms between layers
     config.model.dropout = 0.0  # on what a layer adds to the residual stream
-    config.model.remat = False  # recompute each repeat in the backward pass: less memory, more time
+    config.model.remat = False  # recompute each repeat (of one: each layer) in the backward pass: less memory, more time
     config.model.compute_dtype = "float32"  # of activations (float32, bfloat16, float16); parameters stay float32
     config.model.mixers = ConfigDict({name: _options(mixers.load(name).Config) for name in mixers.names()})
 

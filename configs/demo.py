@@ -8,12 +8,11 @@ from seqmodels import mixers
 
 
 def get_config(name: str = "attention"):
-    mixers.load(name)  # an unknown name is an error that lists the known ones
     config = base.get_config()
     config.data.source = "toy"
     config.data.vocab_size = 1024
     config.data.batch_size = 8
-    config.model.pattern = f"{name} mlp"
+    config.model.pattern = mixers.pattern(name)  # an unknown name is an error that lists the known ones
     config.model.repeats = 2
     config.optim.learning_rate = 3e-3
     config.train.steps = 300

@@ -54,9 +54,9 @@ def generate(
     tokens, reset = pad_prompts(prompts)
     if max_tokens == 0:
         return [[] for _ in prompts]
-    logits, state = _prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
+    logits, state = prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
     stop = -1 if end_of_text is None else end_of_text
-    new_tokens, lengths = _decode(graphdef, params, logits, state, key, stop, max_tokens=max_tokens, **sampling)
+    new_tokens, lengths = decode(graphdef, params, logits, state, key, stop, max_tokens=max_tokens, **sampling)
     return [row[:length].tolist() for row, length in zip(np.asarray(new_tokens), np.asarray(lengths))]
 
 
@@ -81,7 +81,7 @@ def stream(
 
     # A function of its own, so that a mistake in the arguments is raised by the call and not by the first token.
     def tokens_as_they_come():
-        logits, state = _prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
+        logits, state = prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
         for index in range(max_tokens):
             token = _sample_row_keys(logits, key, index, **sampling)
             # The next call is dispatched before this token is read, so that host and device overlap.
@@ -199,8 +199,13 @@ def _sample_row_keys(logits, key, index, *, greedy, temperature, top_k, top_p):
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
-def _prefill(graphdef, params, tokens, reset, *, capacity):
-    """Logits after the last prompt token [B, L], and the state in the form that one-token calls like."""
+def prefill(graphdef, params, tokens, reset, *, capacity):
+    """Read padded prompts in one call: logits after the last token [B, L], and the state that `decode` goes on from.
+
+    Args:
+        tokens, reset: [B, T], as `pad_prompts` makes them.
+        capacity: tokens the state can hold, prompt included.
+    """
     network = model.merge(graphdef, params)
     hidden, state = network.features(tokens, network.init_state(tokens.shape[0], capacity), reset=reset)
     logits = dense(hidden[:, -1], network.head_kernel()).astype(jnp.float32)  # of T positions, one is wanted
@@ -216,8 +221,14 @@ _step = jax.jit(_next_logits, static_argnums=0, donate_argnums=3)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("max_tokens", "greedy", "top_k"))
-def _decode(graphdef, params, logits, state, key, stop, *, max_tokens, greedy, temperature, top_k, top_p):
-    """Sample until every row has met `stop` or `max_tokens`: (tokens [B, max_tokens], lengths [B])."""
+def decode(graphdef, params, logits, state, key, stop, *, max_tokens, greedy, temperature, top_k, top_p):
+    """Sample until every row has met `stop` or `max_tokens`: (tokens [B, max_tokens], lengths [B]).
+
+    Args:
+        logits, state: from `prefill`; the state has room for `max_tokens` more.
+        stop: the token that ends a row; -1 for none.
+        greedy, temperature, top_k, top_p: as in `sample`.
+    """
     batch_size = logits.shape[0]
 
     def unfinished(carry):

@@ -56,8 +56,9 @@ def test_unstacked_state_is_the_same_step():
     )
 
 
-def test_remat_changes_memory_not_mathematics():
-    config, params, _ = build()
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_remat_changes_memory_not_mathematics(repeats):
+    config, params, _ = build(repeats=repeats)
 
     def loss(params, remat):
         definition = model.graphdef(dataclasses.replace(config, remat=remat), VOCAB)

@@ -1,0 +1,156 @@
+"""Writes the table of README.md and the page docs/mixers.md from what was measured and from the mixers' own files.
+
+    python scripts/write_tables.py [--results=benchmarks/results/tinystories_cpu.json]
+
+`make test` fails when either is not what this would write. scripts/tinystories_table.py makes the results file.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any directory
+
+from seqmodels import command_line, mixers
+from seqmodels.errors import UserError
+
+RESULTS = ROOT / "benchmarks" / "results" / "tinystories_cpu.json"
+BEGIN, END = "<!-- table: scripts/write_tables.py -->", "<!-- end of table -->"
+
+# Table 1 of arXiv 2312.06635: what the state is multiplied by. The names are those of seqmodels/mixers.
+TABLE_1 = {
+    "mamba": "exp(-(1ᵀα_t) ⊙ exp(A)), α_t = softplus(x_t W_1 W_2)",
+    "mamba2": "γ_t 1ᵀ1, γ_t = exp(-softplus(x_t W_γ) exp(a))",
+    "mlstm": "γ_t 1ᵀ1, γ_t = σ(x_t W_γ)",
+    "gated_retention": "γ_t 1ᵀ1, γ_t = σ(x_t W_γ)^(1/τ)",
+    "dfw": "α_tᵀ β_t, α_t = σ(x_t W_α), β_t = σ(x_t W_β)",
+    "gateloop": "α_tᵀ 1, α_t = σ(x_t W_α1) exp(i x_t W_α2)",
+    "hgrn2": "α_tᵀ 1, α_t = γ + (1 - γ) σ(x_t W_α)",
+    "rwkv6": "α_tᵀ 1, α_t = exp(-exp(x_t W_α))",
+    "gla": "α_tᵀ 1, α_t = σ(x_t W_α1 W_α2)^(1/τ)",
+}
+
+
+def main() -> None:
+    parser = command_line.Parser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="what scripts/tinystories_table.py wrote")
+    options = parser.parse_args()
+    if not options.results.is_file():
+        raise UserError(f"{options.results} does not exist; scripts/tinystories_table.py --out={options.results} makes it")
+    results = json.loads(options.results.read_text())
+    for path, text in pages(results).items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+def pages(results: dict) -> dict[Path, str]:
+    """Each file that holds a table, as it should be."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return {
+        ROOT / "README.md": f"{before}{BEGIN}\n{results_table(results)}\n{END}{after}",
+        ROOT / "docs" / "mixers.md": mixers_page(results),
+    }
+
+
+def results_table(results: dict) -> str:
+    """The rows by bits per byte, best first."""
+    lines = [
+        "| mixer | layers | perplexity | bits per byte | parameters | state bytes at T = 256 | at 4,096 "
+        "| training tokens/s | decoding tokens/s, batch 1 | batch 32 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(results["rows"].items(), key=lambda item: item[1]["bits_per_byte"]):
+        layers = f"{row['repeats']} x [{', '.join(row['pattern'].split())}]"
+        if len(layers) > 60:
+            layers = f"{row['repeats'] * len(row['pattern'].split())}, configs/hybrid.py"
+        cells = [
+            f"`{name}`",
+            layers,
+            f"{row['perplexity']:.2f}",
+            f"{row['bits_per_byte']:.3f}",
+            f"{row['parameters']:,}",
+            *(f"{row['state_bytes'][context]:,}" for context in ("256", "4096")),
+            *(
+                f"{row[key]:,.0f}" if key in row else ""
+                for key in (
+                    "train_tokens_per_second",
+                    "decode_tokens_per_second_batch_1",
+                    "decode_tokens_per_second_batch_32",
+                )
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def mixers_page(results: dict) -> str:
+    rows = results["rows"]
+    lines = [
+        "# The mixers",
+        "",
+        "Made by `python scripts/write_tables.py` from the header of each file in `seqmodels/mixers/` and from "
+        "`benchmarks/results/tinystories_cpu.json`; the figures are those of the README's table (TinyStories, the small setting).",
+        "",
+        "## What multiplies the state",
+        "",
+        "Table 1 of the GLA paper (arXiv 2312.06635) writes one recurrence for nine architectures, "
+        "S_t = G_t ⊙ S_{t-1} + k_tᵀ v_t, "
+        "and G_t is what tells them apart. What the table leaves out (scales, bonuses, normalisers, ties) is in each "
+        "file's header, below.",
+        "",
+        "| model | G_t | file | state bytes at T = 256 | perplexity |",
+        "|---|---|---|---|---|",
+    ]
+    for name, gate in TABLE_1.items():
+        lines.append(f"| {name} | {gate} | {link(name)} | {state_bytes(rows, name)} | {perplexity(rows, name)} |")
+    lines += ["", "State bytes are of one sequence through the whole model, counted from `init_state`.", ""]
+    for name in mixers.names():
+        title, equations, facts = header(name)
+        lines += [f"## {name}", "", title, "", "```", *equations, "```", ""]
+        lines += [f"- {fact}" for fact in facts]
+        lines += [
+            f"- File: {link(name)}. Layers of its config: `{mixers.pattern(name)}`. "
+            f"State bytes at T = 256: {state_bytes(rows, name) or 'not measured'}; "
+            f"perplexity: {perplexity(rows, name) or 'not measured'}.",
+            "",
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def link(name: str) -> str:
+    return f"[`seqmodels/mixers/{name}.py`](../seqmodels/mixers/{name}.py)"
+
+
+def state_bytes(rows: dict, name: str) -> str:
+    return f"{rows[name]['state_bytes']['256']:,}" if name in rows else ""
+
+
+def perplexity(rows: dict, name: str) -> str:
+    return f"{rows[name]['perplexity']:.2f}" if name in rows else ""
+
+
+def header(name: str) -> tuple[str, list[str], list[str]]:
+    """Title, equations and facts (state, parameters, trap, deviations) of a mixer file's docstring.
+
+    The equations are the first block of lines that are indented by four.
+    """
+    paragraphs = re.split(r"\n\s*\n", mixers.load(name).__doc__.strip())
+    equations = next(each for each in paragraphs if each.startswith("    "))
+    facts = [
+        " ".join(each.split())
+        for each in paragraphs
+        if re.match(r"(State|Parameters|Numerical trap|Deviations from the paper)\b", each)
+    ]
+    return " ".join(paragraphs[0].split()), [line[4:] for line in equations.splitlines()], facts
+
+
+if __name__ == "__main__":
+    command_line.run(main)

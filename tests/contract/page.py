@@ -1,0 +1,77 @@
+"""docs/equivalence.md: written by scripts/equivalence.py, read by the tests that hold it to what they measure."""
+
+import pathlib
+import re
+
+from tests.contract.cases import all_cases
+from tests.contract.laws import LAWS, Case
+
+PATH = pathlib.Path(__file__).resolve().parents[2] / "docs" / "equivalence.md"
+FACTOR, FLOOR = 10.0, 2e-6  # a figure is current within this factor, and within rounding of a few units in the last place
+Key = tuple[str, str]  # name of the case (mixer and variant), implementation ("default" for None)
+Row = tuple[float, ...] | str  # worst error in every law, or why there is no such implementation
+
+HEADER = """# Every form is the same mixer: the equivalence matrix
+
+Made by `python scripts/equivalence.py`; `make test` measures it again and fails when it differs.
+
+Each mixer of `seqmodels/mixers`, in each implementation, against each law of the contract (`tests/contract/laws.py`): the worst
+relative error seen, on three rows of up to 63 tokens at width 32, on a CPU in float32 (0 is exactly zero). `default` is what a
+config gets that names no implementation. A form that a mixer does not have is refused with the reason given below its table.
+
+| law | bound | what it says |
+|---|---|---|
+{laws}
+"""
+
+
+def key(case: Case) -> Key:
+    return case.name, case.implementation or "default"
+
+
+def write(rows: dict[Key, Row]) -> None:
+    """Replaces the page; rows come in the order of the cases."""
+    laws = "\n".join(f"| {law.name} | {_figure(law.bound)} | {law.statement} |" for law in LAWS)
+    lines = [HEADER.format(laws=laws)]
+    keys = [key(case) for case in all_cases() if key(case) in rows]
+    for name in dict.fromkeys(name for name, _ in keys):
+        lines += [
+            f"## {name}\n",
+            f"| implementation | {' | '.join(law.name for law in LAWS)} |",
+            "|---" * (1 + len(LAWS)) + "|",
+        ]
+        refusals = []
+        for row_key in keys:
+            if row_key[0] != name:
+                continue
+            row = rows[row_key]
+            if isinstance(row, str):
+                refusals.append(f"- `{row_key[1]}`: {' '.join(row.split())}")
+            else:
+                lines.append(f"| {row_key[1]} | {' | '.join(map(_figure, row))} |")
+        lines += ["", *refusals, ""]
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def read() -> dict[Key, Row]:
+    """The rows of the page, figures as rounded there."""
+    rows, name = {}, None
+    for line in PATH.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            name = line.removeprefix("## ")
+        elif name and (refusal := re.fullmatch(r"- `(\w+)`: (.*)", line)):
+            rows[name, refusal[1]] = refusal[2]
+        elif name and line.startswith("| ") and not line.startswith("| implementation"):
+            implementation, *figures = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[name, implementation] = tuple(map(float, figures))
+    return rows
+
+
+def is_current(figure: float, measured: float) -> bool:
+    """Whether a figure of the page is what was measured now, but for another machine's rounding."""
+    return figure <= FACTOR * measured + FLOOR and measured <= FACTOR * figure + FLOOR
+
+
+def _figure(error: float) -> str:
+    return "0" if error == 0.0 else f"{error:.1e}"
