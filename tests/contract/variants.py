@@ -8,6 +8,9 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "grouped_window_qknorm": {"num_kv_heads": 2, "window": 9, "qk_norm": True},
         "no_rope": {"rope": False},
     },
+    "gateloop": {
+        "max_heads_cartesian": {"num_heads": 32, "key_expansion": 1.0, "gate": "cartesian"},
+    },
     "linear_attention": {
         "no_normaliser": {"normalize": False, "feature_map": "identity"},
     },
