@@ -22,7 +22,7 @@ every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def judge(inputs, reset=None, eps=1e-6):
-    """h and the final state, one step after another; C and n without m, whose logarithm they cannot overflow here."""
+    """h and the final state, one step after another, from the equations as they are written."""
     x = {name: np.asarray(value, np.float64) for name, value in inputs.items()}
     log_f = -np.logaddexp(0.0, -x["forget_gate_logit"])
     i, q, k, v = x["input_gate_logit"], x["q"], x["k"], x["v"]
