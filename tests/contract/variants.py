@@ -14,4 +14,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "linear_attention": {
         "no_normaliser": {"normalize": False, "feature_map": "identity"},
     },
+    "mlstm": {
+        "v2": {"block": "v2"},
+    },
 }
