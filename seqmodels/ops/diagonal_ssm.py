@@ -31,7 +31,7 @@ from seqmodels.ops import time_invariant
 from seqmodels.ops.linear_recurrence import linear_recurrence
 
 RULES = ("zoh", "bilinear")
-_CHUNK_SIZE = 32
+_CHUNK_SIZE = 64  # the fastest on a CPU: B 16, T 256, D 128, N 64, forward and backward
 
 
 def discretise(
@@ -76,7 +76,7 @@ def kernel(
     dA^l is dA^(Q a) dA^b with Q about the square root of ``steps``, so that the sum over modes is a matrix product and only
     2 Q powers are made.
     """
-    length = _near_root(steps)
+    length = time_invariant.near_root(steps)
     inner = _powers_minus_1(dA_minus_1, length + 1)
     outer = 1 + _powers_minus_1(inner[..., -1], -(-steps // length))
     left = (C * dB)[..., None] * outer
@@ -107,7 +107,8 @@ def diagonal_ssm(
       C: how the modes are read.
       state: x before the first step, the real parts first, then the imaginary parts; None is zero.
       reset: marks the steps at which a new document starts: x is zero before such a step.
-      implementation: a row of the table above; None is the fastest.
+      implementation: a row of the table above; None is recurrent for one step, else parallel
+        without ``reset`` and chunked with it.
       chunk_size: steps per chunk of ``chunked``, any number >= 1; other forms have no use for it.
 
     Returns:
@@ -119,7 +120,10 @@ def diagonal_ssm(
     """
     _check(u, dA_minus_1, dB, C, state, reset)
     if implementation is None:
-        implementation = "recurrent" if u.shape[1] == 1 else "chunked"
+        # Measured on a CPU as above, forward and backward: parallel 9 ms, chunked 25 (with documents 120 and 43),
+        # recurrent 350, associative 1600.
+        long = "parallel" if reset is None else "chunked"
+        implementation = "recurrent" if u.shape[1] == 1 else long
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(_IMPLEMENTATIONS)}")
     if chunk_size is not None and chunk_size < 1:
@@ -201,7 +205,7 @@ def _associative(u, system, state, reset):
 def _parallel(u, system, state, reset):
     steps = u.shape[1]
     y = time_invariant.convolve(u, kernel(*system, steps), reset)
-    tables = _tables(system, _near_root(steps))
+    tables = _tables(system, time_invariant.near_root(steps))
     if state is None:
         return y, time_invariant.last_state(u, tables, _zeros(u, system), reset)
     y = y + time_invariant.response(tables, state, steps, reset)
@@ -225,7 +229,7 @@ def _tables(system, length) -> time_invariant.Tables:
         kernel=taps,
         read=jnp.concatenate([read.real, -read.imag], axis=1),
         write=jnp.swapaxes(write, 1, 2),
-        advance=lambda x, steps: _advance(powers_minus_1[..., steps], x),
+        advance=lambda steps: functools.partial(_advance, powers_minus_1[..., steps]),
     )
 
 
@@ -237,11 +241,6 @@ def _powers_minus_1(dA_minus_1: Complex[Array, "D M"], count: int) -> Complex[Ar
         powers = jnp.concatenate([powers, powers + more + powers * more], axis=-1)
         last = last * (2 + last)
     return powers[..., :count]
-
-
-def _near_root(steps: int) -> int:
-    """The power of two next to the square root, from above."""
-    return 1 << ((steps - 1).bit_length() + 1) // 2
 
 
 # ---- what does not exist

@@ -32,8 +32,8 @@ class Tables(NamedTuple):
     """Output at steps 0 .. C - 1 from the state before step 0."""
     write: Float[Array, "D C N"]
     """State after step C - 1 from the inputs at steps 0 .. C - 1."""
-    advance: Callable[[Float[Array, "*b D N"], int], Float[Array, "*b D N"]]
-    """The state after that many steps (at most C) without input."""
+    advance: Callable[[int], Callable[[Float[Array, "*b D N"]], Float[Array, "*b D N"]]]
+    """For a number of steps (at most C): what those do to a state without input."""
 
 
 def convolve(
@@ -129,13 +129,18 @@ def response(
     if reset is not None:
         # A state that nothing reads must not reach the gradient of ``read`` either.
         state = jnp.where(reset[:, 0, None, None], 0.0, state)
-    count = -(-steps // length)
-    _, starts = lax.scan(lambda x, _: (tables.advance(x, length), x), state, length=count)
+    count, advance = -(-steps // length), tables.advance(length)
+    _, starts = lax.scan(lambda x, _: (advance(x), x), state, length=count)
     y = jnp.einsum("nbdk,dki->bnid", starts, tables.read, precision=lax.Precision.HIGHEST)
     y = y.reshape(state.shape[0], count * length, -1)[:, :steps]
     if reset is None:
         return y
     return jnp.where((jnp.cumsum(reset, axis=1, dtype=jnp.int32) == 0)[:, :, None], y, 0.0)
+
+
+def near_root(steps: int) -> int:
+    """The power of two next to the square root, from above: a chunk as long as there are chunks."""
+    return 1 << ((steps - 1).bit_length() + 1) // 2
 
 
 def _pieces(u, tables, reset):
@@ -163,10 +168,11 @@ def _states(u: Float[Array, "B n C D"], tables: Tables, state, marks: Bool[Array
         written = jnp.where((number == number[:, :, -1:])[..., None], u, 0.0)  # the last document's alone
         cut, unread = jnp.moveaxis(number[:, :, -1] > 0, 1, 0), jnp.moveaxis(marks[:, :, 0], 1, 0)
     added = jnp.einsum("bnjd,djk->nbdk", written, tables.write, precision=lax.Precision.HIGHEST)
+    advance = tables.advance(u.shape[2])  # here, so that what it prepares is not prepared again in every step
 
     def step(x, chunk):
         added, cut = chunk
-        return tables.advance(_drop(x, cut), u.shape[2]) + added, x
+        return advance(_drop(x, cut)) + added, x
 
     state, starts = lax.scan(step, state, (added, cut))
     return _drop(starts, unread), state

@@ -11,4 +11,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "linear_attention": {
         "no_normaliser": {"normalize": False, "feature_map": "identity"},
     },
+    "s4d": {
+        "s4": {"structure": "dplr", "discretisation": "bilinear"},
+    },
 }
