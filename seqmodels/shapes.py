@@ -11,6 +11,7 @@
 | V | value width per head |
 | S | capacity of a key/value cache, in tokens |
 | N | state size of an SSM channel |
+| M | complex modes of an SSM channel, N = 2 M |
 | E | expanded inner width |
 | F | hidden width of a channel MLP |
 | C | chunk length |
