@@ -1,6 +1,7 @@
 """Short causal depthwise convolution with a carried tail: what Mamba, Griffin, DeltaNet and xLSTM put before their recurrence."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 
@@ -48,8 +49,10 @@ def causal_conv(
             cut |= starts[:, tail - age + 1 : tail - age + 1 + steps]
             past = inputs[:, tail - age : tail - age + steps]
             y += jnp.where(cut[:, :, None], 0.0, past) * taps[tail - age]
-        later_starts = jnp.cumsum(starts[:, ::-1], axis=1)[:, ::-1] - starts
-        new_state = jnp.where(later_starts[:, steps:, None] > 0, 0.0, inputs[:, steps:])
+        # An input is left behind once a document starts after it, which for the last ones is at one of the last steps.
+        last = starts[:, steps:].astype(jnp.int32)
+        starts_after = lax.cumsum(last, axis=1, reverse=True) - last
+        new_state = jnp.where(starts_after[:, :, None] > 0, 0.0, inputs[:, steps:])
     if bias is not None:
         y += bias.astype(jnp.float32)
     return y.astype(x.dtype), new_state
