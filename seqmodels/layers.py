@@ -1,5 +1,6 @@
 """The parts every architecture shares: dense projections, RMSNorm, the gated MLP."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -20,6 +21,20 @@ def xavier_uniform_init(key: Array, shape: tuple[int, int], *, gain: float = 1.0
     """Uniform in +-gain sqrt(6 / (fan in + fan out)), float32 (Glorot and Bengio 2010, eq. 16, which has gain 1)."""
     bound = gain * (6.0 / sum(shape)) ** 0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def fan_in_uniform_init(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Uniform in +-1/sqrt(fan in), fan in = ``shape[-2]``, float32: torch's default for linear and depthwise layers."""
+    bound = shape[-2] ** -0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def step_size_bias_init(
+    key: Array, shape: tuple[int, ...], *, smallest: float = 1e-3, largest: float = 0.1
+) -> Float[Array, "..."]:
+    """Biases b for which softplus(b) is log-uniform in [smallest, largest] (arXiv 2312.00752, section 3.6), float32."""
+    dt = jnp.exp(jax.random.uniform(key, shape, jnp.float32, math.log(smallest), math.log(largest)))
+    return dt + jnp.log(-jnp.expm1(-dt))
 
 
 def matmul_precision(dtype) -> jax.lax.Precision:
@@ -43,6 +58,32 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"] | None = None, *
     """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv 1910.07467, eq. 4)."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    if scale is not None:
+        wide = wide * scale.astype(jnp.float32)
+    return wide.astype(x.dtype)
+
+
+def gated_rms_norm(
+    x: Float[Array, "... D"],
+    gate: Float[Array, "... D"],
+    scale: Float[Array, "D"] | None = None,
+    *,
+    eps: float,
+    num_groups: int = 1,
+) -> Float[Array, "... D"]:
+    """RMSNorm of x * silu(gate), the mean taken over each of ``num_groups`` groups of neighbouring features.
+
+    Mamba-2 gates before it normalises (arXiv 2405.21060, section 7.1); who gates after it writes ``silu(gate) *
+    rms_norm(x)``. Computed in float32, returned in the dtype of ``x``.
+
+    Raises:
+      ValueError: the groups do not divide the features.
+    """
+    if x.shape[-1] % num_groups:
+        raise ValueError(f"num_groups={num_groups} must divide the features of x {list(x.shape)}")
+    wide = x.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
+    grouped = wide.reshape(*x.shape[:-1], num_groups, x.shape[-1] // num_groups)
+    wide = rms_norm(grouped, eps=eps).reshape(x.shape)
     if scale is not None:
         wide = wide * scale.astype(jnp.float32)
     return wide.astype(x.dtype)

@@ -1,8 +1,10 @@
 """Other people's layers and checkpoints, loaded into our modules through a map of names.
 
-Torch writes a linear layer's weight as [output, input], we write kernels as [input, output].
+Torch writes a linear layer's weight as [output, input], we write kernels as [input, output]; some keep in one
+weight what are several kernels here.
 """
 
+import collections
 import json
 
 import jax
@@ -21,22 +23,40 @@ def assert_close(actual, expected, bound: float, what: str = "values"):
     assert worst <= bound, f"{what}: relative error {worst:.1e}, allowed {bound:.0e}"
 
 
-def layer(module: nnx.Module, golden: Golden, names: dict[str, str], prefix: str = "w."):
-    """The pure dict of ``module``'s parameters with the weights of a layer golden: our name -> torch's.
+# Where a parameter of ours is among theirs: a name, or a name and the rows it has of a projection they keep in one.
+Place = str | tuple[str, slice]
+
+
+def _take(path: str, place: Place, tensors: dict[str, np.ndarray], used: collections.Counter) -> np.ndarray:
+    """Our parameter ``path``: kernels are transposed (a depthwise [channels, 1, width] too), the rest is as it is."""
+    name, rows = (place, slice(None)) if isinstance(place, str) else place
+    tensor = tensors[name][rows]
+    used[name] += tensor.size
+    return tensor.reshape(len(tensor), -1).T if path.endswith("kernel") else tensor
+
+
+def _unused(tensors: dict[str, np.ndarray], used: collections.Counter) -> dict[str, np.ndarray]:
+    """The tensors that were not taken, or not whole, or more than once."""
+    return {name: tensor for name, tensor in tensors.items() if used[name] != tensor.size}
+
+
+def layer(module: nnx.Module, golden: Golden, names: dict[str, Place], prefix: str = "w."):
+    """The pure dict of ``module``'s parameters with the weights of a layer golden: our name -> place among torch's.
 
     Args:
       prefix: ``"w."`` for the weights, ``"gw."`` for their gradients.
     """
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     assert params.keys() == names.keys()
-    theirs = {key for key in golden.arrays if key.startswith(prefix)}
-    assert theirs == {prefix + name for name in names.values()}, "weights without a place"
-    loaded = {ours: jnp.asarray(golden.arrays[prefix + name].T) for ours, name in names.items()}
+    theirs = {key.removeprefix(prefix): array for key, array in golden.arrays.items() if key.startswith(prefix)}
+    used = collections.Counter()
+    loaded = {ours: jnp.asarray(_take(ours, place, theirs, used)) for ours, place in names.items()}
+    assert not _unused(theirs, used), "weights without a place"
     assert jax.tree.map(jnp.shape, loaded) == jax.tree.map(jnp.shape, params)
     return loaded
 
 
-def assert_layer(module: nnx.Module, golden: Golden, names: dict[str, str], bound: float):
+def assert_layer(module: nnx.Module, golden: Golden, names: dict[str, Place], bound: float):
     """Outputs and gradients (inputs and every weight) of a mixer are those of the reference layer."""
     definition = nnx.graphdef(module)
     x, cotangent = golden.arrays["x"], golden.arrays["cot_o"]
@@ -56,60 +76,115 @@ def assert_layer(module: nnx.Module, golden: Golden, names: dict[str, str], boun
         assert_close(weights[name], expected, bound, f"gradient of {name}")
 
 
-def fla_model(
-    name: str, mixer: str, config, weights: dict[tuple[str, ...], str]
-) -> tuple[model.LanguageModel, dict[str, np.ndarray], dict[str, np.ndarray]]:
+Checkpoint = tuple[model.LanguageModel, dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def fla_model(name: str, mixer: str, config, weights: dict[tuple[str, ...], Place]) -> Checkpoint:
     """A checkpoint of flash-linear-attention (mixer, gated MLP, two norms per layer) in our language model.
 
     Args:
       name: of the golden, like ``"hf/fla_gla"``.
       mixer: our name of the mixer.
       config: its Config.
-      weights: path of a parameter within the mixer -> name of the weight after ``attn.``, transposed where it is a matrix.
+      weights: path of a parameter within the mixer -> its place, the name without ``attn.``.
 
     Returns:
       ``(network, the golden's arrays, checkpoint tensors without a place)``; the mixer's parameters that are not in
       ``weights`` keep their initial values.
     """
-    golden = load(name)
-    theirs = json.loads((golden.directory / "config.json").read_text())
+    theirs = json.loads((load(name).directory / "config.json").read_text())
     assert theirs["hidden_act"] == "swish" and theirs["attn"] is None and not theirs["use_short_conv"]
+    changes = {
+        "pattern": f"{mixer} mlp",
+        "mlp_hidden": theirs["intermediate_size"],
+        "norm_eps": theirs["norm_eps"],
+    }
+    outer = {
+        ("embedding",): "model.embeddings.weight",
+        ("final_norm", "scale"): "model.norm.weight",
+        ("output_kernel",): "lm_head.weight",
+    }
+    inner = {
+        (f"0_{mixer}", "norm", "scale"): "attn_norm.weight",
+        ("1_mlp", "norm", "scale"): "mlp_norm.weight",
+        ("1_mlp", "layer", "gate_kernel"): "mlp.gate_proj.weight",
+        ("1_mlp", "layer", "up_kernel"): "mlp.up_proj.weight",
+        ("1_mlp", "layer", "output_kernel"): "mlp.down_proj.weight",
+    }
+    inner |= {(f"0_{mixer}", "layer", *path): _within("attn.", place) for path, place in weights.items()}
+    return _checkpoint(name, theirs, mixer, config, changes, outer, "model.layers.", inner)
+
+
+def mamba_model(name: str, mixer: str, config, weights: dict[tuple[str, ...], Place]) -> Checkpoint:
+    """A checkpoint of transformers' Mamba family (one mixer and one norm per layer); as ``fla_model``, less ``mixer.``"""
+    theirs = json.loads((load(name).directory / "config.json").read_text())
+    assert theirs["hidden_act"] == "silu" and theirs["use_conv_bias"] and not theirs["use_bias"]
+    changes = {"pattern": mixer, "norm_eps": theirs["layer_norm_epsilon"]}
+    outer = {("embedding",): "backbone.embeddings.weight", ("final_norm", "scale"): "backbone.norm_f.weight"}
+    if not theirs["tie_word_embeddings"]:
+        outer[("output_kernel",)] = "lm_head.weight"
+    inner = {(f"0_{mixer}", "norm", "scale"): "norm.weight"}
+    inner |= {(f"0_{mixer}", "layer", *path): _within("mixer.", place) for path, place in weights.items()}
+    return _checkpoint(name, theirs, mixer, config, changes, outer, "backbone.layers.", inner)
+
+
+def _within(prefix: str, place: Place) -> Place:
+    return prefix + place if isinstance(place, str) else (prefix + place[0], place[1])
+
+
+def _checkpoint(
+    name: str,
+    theirs: dict,
+    mixer: str,
+    config,
+    changes: dict,
+    outer: dict[tuple[str, ...], Place],
+    layers: str,
+    inner: dict[tuple[str, ...], Place],
+) -> Checkpoint:
+    """A checkpoint in our language model.
+
+    Args:
+      theirs: its config.json, of which the widely used names are read.
+      changes: fields of ModelConfig that differ between libraries.
+      outer: path of a parameter -> its place.
+      layers: what the names of layer 0 have before their ``0.``.
+      inner: path of a stacked parameter within ``params["layers"]`` -> its place within a layer.
+    """
     network = model.ModelConfig(
-        d_model=theirs["hidden_size"],
-        pattern=f"{mixer} mlp",
-        repeats=theirs["num_hidden_layers"],
-        mixers=((mixer, config),),
-        mlp_hidden=theirs["intermediate_size"],
-        mlp_activation="silu",
-        tie_embeddings=theirs["tie_word_embeddings"],
-        norm_eps=theirs["norm_eps"],
-        dropout=0.0,
-        remat=False,
-        compute_dtype="float32",
+        **{
+            "d_model": theirs["hidden_size"],
+            "repeats": theirs["num_hidden_layers"],
+            "mixers": ((mixer, config),),
+            "mlp_hidden": None,
+            "mlp_activation": "silu",
+            "tie_embeddings": theirs["tie_word_embeddings"],
+            "dropout": 0.0,
+            "remat": False,
+            "compute_dtype": "float32",
+        }
+        | changes
     )
-    tensors = read_safetensors(golden.directory / "model.safetensors")
-
-    def stacked(weight):
-        return jnp.stack([tensors.pop(f"model.layers.{i}.{weight}").T for i in range(network.repeats)])
-
+    golden = load(name)
+    tensors, used = read_safetensors(golden.directory / "model.safetensors"), collections.Counter()
     params = jax.jit(model.init_params, static_argnums=(0, 1))(network, theirs["vocab_size"], jax.random.key(0))
     shapes = jax.tree.map(jnp.shape, params)
-    params["embedding"] = jnp.asarray(tensors.pop("model.embeddings.weight"))
-    params["final_norm"]["scale"] = jnp.asarray(tensors.pop("model.norm.weight"))
-    params["output_kernel"] = jnp.asarray(tensors.pop("lm_head.weight").T)
-    mixing, channels = params["layers"][f"0_{mixer}"], params["layers"]["1_mlp"]
-    mixing["norm"]["scale"] = stacked("attn_norm.weight")
-    channels["norm"]["scale"] = stacked("mlp_norm.weight")
-    for kernel in ("gate", "up"):
-        channels["layer"][f"{kernel}_kernel"] = stacked(f"mlp.{kernel}_proj.weight")
-    channels["layer"]["output_kernel"] = stacked("mlp.down_proj.weight")
-    for path, weight in weights.items():
-        place = mixing["layer"]
+
+    def put(path, value):
+        branch = params
         for part in path[:-1]:
-            place = place[part]
-        place[path[-1]] = stacked(f"attn.{weight}")
+            branch = branch[part]
+        assert path[-1] in branch, f"there is no parameter {path}"
+        branch[path[-1]] = jnp.asarray(value)
+
+    for path, place in outer.items():
+        put(path, _take(path[-1], place, tensors, used))
+    for path, place in inner.items():
+        places = [_within(f"{layers}{i}.", place) for i in range(network.repeats)]
+        put(("layers", *path), np.stack([_take(path[-1], one, tensors, used) for one in places]))
     assert jax.tree.map(jnp.shape, params) == shapes
-    return model.merge(model.graphdef(network, theirs["vocab_size"]), params), golden.arrays, tensors
+    network = model.merge(model.graphdef(network, theirs["vocab_size"]), params)
+    return network, golden.arrays, _unused(tensors, used)
 
 
 def assert_logits(network: model.LanguageModel, arrays: dict[str, np.ndarray], bound: float):
