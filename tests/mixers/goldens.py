@@ -79,6 +79,7 @@ def fla_model(
         pattern=f"{mixer} mlp",
         repeats=theirs["num_hidden_layers"],
         mixers=((mixer, config),),
+        mlp_kind="gated",
         mlp_hidden=theirs["intermediate_size"],
         mlp_activation="silu",
         tie_embeddings=theirs["tie_word_embeddings"],
