@@ -143,14 +143,15 @@ class RWKVChannelMix(nnx.Module):
         num_layers: int = 1,
     ):
         mix = 1.0 - (jnp.arange(d_model, dtype=jnp.float32) / d_model) ** rwkv_depth(layer_index, num_layers).remaining
+        self.d_model = d_model
         self.key_mix = nnx.Param(mix)
-        self.receptance_mix = nnx.Param(mix)
+        self.receptance_mix = nnx.Param(jnp.copy(mix))
         self.key_kernel = nnx.Param(normal_init(rngs.params(), (d_model, hidden)))
         self.receptance_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
         self.output_kernel = nnx.Param(normal_init(rngs.params(), (hidden, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> Float[Array, "B D"]:
-        return jnp.zeros((batch_size, self.key_mix.shape[0]), jnp.float32)
+        return jnp.zeros((batch_size, self.d_model), jnp.float32)
 
     def __call__(
         self, x: Float[Array, "B T D"], state: Float[Array, "B D"] | None = None, *, reset: Bool[Array, "B T"] | None = None

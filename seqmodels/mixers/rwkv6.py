@@ -100,6 +100,7 @@ class Mixer(nnx.Module):
     ):
         key_dim = int(config.key_expansion * d_model)
         self.config = config
+        self.d_model = d_model
         self.key_head_dim, odd_keys = divmod(key_dim, config.num_heads)
         self.value_head_dim, odd_values = divmod(d_model, config.num_heads)
         if odd_keys or odd_values or not key_dim:
@@ -135,8 +136,7 @@ class Mixer(nnx.Module):
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""
         memory = (batch_size, self.config.num_heads, self.key_head_dim, self.value_head_dim)
-        last = (batch_size, self.value_kernel.shape[0])
-        return State(jnp.zeros(memory, jnp.float32), jnp.zeros(last, jnp.float32))
+        return State(jnp.zeros(memory, jnp.float32), jnp.zeros((batch_size, self.d_model), jnp.float32))
 
     def blends(self, x: Float[Array, "B T D"], shifted: Float[Array, "B T D"]) -> Float[Array, "5 B T D"]:
         """x^i_t for i = w, k, v, r, g."""
