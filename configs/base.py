@@ -33,8 +33,9 @@ def get_config() -> ConfigDict:
     config.model.d_model = 128  # D, width of the residual stream
     config.model.pattern = "attention mlp"  # layers in order: mixers (see config.model.mixers) and "mlp"
     config.model.repeats = 4  # R, how often the pattern is repeated
-    config.model.mlp_hidden = config_dict.placeholder(int)  # hidden width of "mlp"; None: 8/3 d_model
-    config.model.mlp_activation = "silu"  # silu, gelu or relu
+    config.model.mlp_kind = "gated"  # what "mlp" is: "gated" (SwiGLU and kin) or "rwkv6" (RWKV-6's channel mix)
+    config.model.mlp_hidden = config_dict.placeholder(int)  # width of "mlp"; None: 8/3 d_model, for rwkv6 3.5 d_model
+    config.model.mlp_activation = "silu"  # of the gated one: silu, gelu or relu
     config.model.tie_embeddings = True  # the head is the embedding's transpose
     config.model.norm_eps = 1e-5  # epsilon of the RMSNorms between layers
     config.model.dropout = 0.0  # on what a layer adds to the residual stream

@@ -25,9 +25,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels import mixers
 from seqmodels.errors import UserError
-from seqmodels.layers import GatedMLP, RMSNorm, default_mlp_hidden, dense, dropout, normal_init
+from seqmodels.layers import (
+    GatedMLP,
+    RMSNorm,
+    RWKVChannelMix,
+    default_mlp_hidden,
+    default_rwkv_hidden,
+    dense,
+    dropout,
+    normal_init,
+)
 
 MLP = "mlp"
+MLP_KINDS = ("gated", "rwkv6")
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 UNROLL_UP_TO = 8  # repeats
@@ -43,7 +53,8 @@ class ModelConfig:
     pattern: str
     repeats: int
     mixers: tuple[tuple[str, Any], ...]  # (name, its Config) for every mixer in the pattern
-    mlp_hidden: int | None  # None: 8/3 d_model
+    mlp_kind: str
+    mlp_hidden: int | None  # None: 8/3 d_model, or 3.5 d_model for rwkv6: as many parameters
     mlp_activation: str
     tie_embeddings: bool
     norm_eps: float
@@ -62,6 +73,8 @@ class ModelConfig:
             raise UserError(f"model.dropout={self.dropout} must be at least 0 and below 1")
         if self.mlp_hidden is not None and self.mlp_hidden < 1:
             raise UserError(f"model.mlp_hidden={self.mlp_hidden} must be at least 1 (None: 8/3 d_model)")
+        if self.mlp_kind not in MLP_KINDS:
+            raise UserError(f"model.mlp_kind={self.mlp_kind!r} is not one of {', '.join(MLP_KINDS)}")
         configured = dict(self.mixers)
         for name in mixers_in_pattern(self.pattern):
             if name not in configured:
@@ -100,7 +113,12 @@ class ResidualLayer(nnx.Module):
         num_layers = config.repeats * len(pattern_words(config.pattern))
         self.word = word
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
-        if word == MLP:
+        if word == MLP and config.mlp_kind == "rwkv6":
+            hidden = config.mlp_hidden or default_rwkv_hidden(config.d_model)
+            self.layer = RWKVChannelMix(
+                config.d_model, hidden, rngs=rngs, layer_index=layer_index, num_layers=num_layers
+            )
+        elif word == MLP:
             hidden = config.mlp_hidden or default_mlp_hidden(config.d_model)
             self.layer = GatedMLP(config.d_model, hidden, config.mlp_activation, rngs=rngs)
         else:

@@ -79,7 +79,7 @@ def test_streamed_text_keeps_the_spaces_between_tokens():
     assert [stream.push(token) for token in (1, 2, 3)] == [" upon", " a", " time"]
 
 
-PATTERNS = ("attention mlp", "linear_attention mlp", "linear_attention attention mlp")
+PATTERNS = ("attention mlp", "linear_attention mlp", "linear_attention attention mlp", "rwkv6 mlp")
 PROMPTS = ([5], [1, 2, 3, 4, 5, 6, 7], [int(n) for n in np.random.default_rng(0).integers(0, 50, 23)])
 VOCABULARY = 50
 
@@ -89,6 +89,7 @@ def small_network(pattern):
     options = {name: mixers.load(name).Config() for name in model.mixers_in_pattern(pattern)}
     config = model.ModelConfig(
         d_model=32, pattern=pattern, repeats=2, mixers=tuple(options.items()), mlp_hidden=None,
+        mlp_kind="rwkv6" if "rwkv6" in pattern else "gated",
         mlp_activation="silu", tie_embeddings=False, norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype="float32",
     )  # fmt: skip
     params = jax.jit(model.init_params, static_argnums=(0, 1))(config, VOCABULARY, jax.random.key(1))

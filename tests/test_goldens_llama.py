@@ -42,6 +42,7 @@ def llama():
         pattern="attention mlp",
         repeats=theirs["num_hidden_layers"],
         mixers=(("attention", mixer),),
+        mlp_kind="gated",
         mlp_hidden=theirs["intermediate_size"],
         mlp_activation=theirs["hidden_act"],
         tie_embeddings=theirs["tie_word_embeddings"],

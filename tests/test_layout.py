@@ -29,7 +29,7 @@ MAY_KNOW = {
     "shapes": set(),
     "errors": set(),
     "ops": set(),
-    "layers": {"errors"},
+    "layers": {"errors", "ops"},
     "mixers": {"errors", "layers", "ops"},
     "model": {"errors", "layers", "mixers"},
     "data": {"errors"},

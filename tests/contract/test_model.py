@@ -1,4 +1,4 @@
-"""A whole language model keeps the contract of its mixers: a hybrid, its layers stacked, its head tied or not."""
+"""A whole language model keeps the contract of its mixers: a hybrid, its head tied or not; a channel layer with a state."""
 
 import dataclasses
 
@@ -7,24 +7,27 @@ import pytest
 from flax import nnx
 
 from seqmodels import mixers
-from seqmodels.model import LanguageModel, ModelConfig
+from seqmodels.model import LanguageModel, ModelConfig, mixers_in_pattern
 from tests.contract import laws
 
-PATTERN = "attention mlp linear_attention mlp"
+HYBRID = "attention mlp linear_attention mlp"
 VOCAB = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Builder:
     tie_embeddings: bool
+    pattern: str = HYBRID
+    mlp_kind: str = "gated"
 
     def __call__(self, implementation, dtype):
-        options = {name: mixers.load(name).Config for name in ("attention", "linear_attention")}
+        options = {name: mixers.load(name).Config for name in mixers_in_pattern(self.pattern)}
         config = ModelConfig(
             d_model=32,
-            pattern=PATTERN,
+            pattern=self.pattern,
             repeats=2,
             mixers=tuple((name, config(implementation=implementation)) for name, config in options.items()),
+            mlp_kind=self.mlp_kind,
             mlp_hidden=None,
             mlp_activation="silu",
             tie_embeddings=self.tie_embeddings,
@@ -53,20 +56,21 @@ TIED = (
     laws.state_size,
 )
 UNTIED = (laws.left_padding,)  # only the head differs
+CHANNEL_STATE = (laws.split, laws.stepwise, laws.reset, laws.rows, laws.left_padding)
+SUBJECTS = {
+    "tied": (Builder(tie_embeddings=True), TIED),
+    "untied": (Builder(tie_embeddings=False), UNTIED),
+    "rwkv6_mlp": (Builder(tie_embeddings=True, pattern="rwkv6 mlp", mlp_kind="rwkv6"), CHANNEL_STATE),
+}
 PARAMETERS = [
-    pytest.param(
-        tied,
-        law,
-        id=f"{'tied' if tied else 'untied'}-{law.name}",
-        marks=pytest.mark.xdist_group(f"model-{tied}"),
-    )
-    for tied, measures in ((True, TIED), (False, UNTIED))
+    pytest.param(builder, law, id=f"{name}-{law.name}", marks=pytest.mark.xdist_group(f"model-{name}"))
+    for name, (builder, measures) in SUBJECTS.items()
     for law in laws.LAWS
     if law.measure in measures
 ]
 
 
-@pytest.mark.parametrize(("tie_embeddings", "law"), PARAMETERS)
-def test_law(tie_embeddings, law):
-    worst = law.measure(laws.Case("model", Builder(tie_embeddings), None))
+@pytest.mark.parametrize(("builder", "law"), PARAMETERS)
+def test_law(builder, law):
+    worst = law.measure(laws.Case("model", builder, None))
     assert worst <= law.bound, f"{law.statement} Worst error {worst:.2e}, allowed {law.bound:.0e}."

@@ -16,6 +16,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
     },
     "mlstm": {
         "v2": {"block": "v2"},
+    },
     "s4d": {
         "s4": {"structure": "dplr", "discretisation": "bilinear"},
     },

@@ -1,0 +1,305 @@
+"""RWKV-6's time mix: its authors' layer and initialisation, flash-linear-attention's checkpoint, decays of zero."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seqmodels import model
+from seqmodels.errors import UserError
+from seqmodels.mixers import rwkv6
+from tests.goldens import load, read_safetensors
+from tests.mixers.goldens import assert_close, assert_layer, assert_logits, assert_normal, assert_uniform, initial
+
+IMPLEMENTATIONS = ["recurrent", "associative", "parallel", "chunked"]
+GOLDEN_SIZES = rwkv6.Config(num_heads=2, key_expansion=1.0, mix_rank=32, decay_rank=64)
+BLENDS = ("w", "k", "v", "r", "g")
+KERNELS = ("receptance", "key", "value", "gate", "output")
+
+
+def ours(arrays, prefix):
+    """The authors' tensors whose names begin with ``prefix``, by our names and in our layout; only those there are."""
+    theirs = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    simple = {
+        "shift_mix": ("time_maa_x", (16,)),
+        "mix_in": ("time_maa_w1", (16, 160)),
+        "mix_out": ("time_maa_w2", (5, 32, 16)),
+        "decay_bias": ("time_decay", (16,)),
+        "decay_in_kernel": ("time_decay_w1", (16, 64)),
+        "decay_out_kernel": ("time_decay_w2", (64, 16)),
+        "bonus": ("time_faaaa", (2, 8)),
+        "head_scale": ("ln_x.weight", (2, 8)),
+        "head_bias": ("ln_x.bias", (2, 8)),
+    }
+    found = {"mix": np.stack([theirs.pop(f"time_maa_{blend}").reshape(16) for blend in BLENDS])}
+    for name, (torch_name, shape) in simple.items():
+        if torch_name in theirs:
+            found[name] = theirs.pop(torch_name).reshape(shape)
+    for kernel in KERNELS:
+        if f"{kernel}.weight" in theirs:
+            found[f"{kernel}_kernel"] = theirs.pop(f"{kernel}.weight").T
+    assert not theirs, "weights without a place"
+    return found
+
+
+def relaid():
+    """The golden of the time mix in our names and layout (kernels transposed once more, because the helper transposes them)."""
+    golden = load("layer_rwkv6_tmix")
+    arrays = {name: golden.arrays[name] for name in ("x", "o", "cot_o", "grad_x")}
+    for prefix in ("w.", "gw."):
+        for name, array in ours(golden.arrays, prefix).items():
+            arrays[prefix + name] = array.T if name.endswith("kernel") else array
+    return dataclasses.replace(golden, arrays=arrays)
+
+
+def numpy_time_mix(w, x):
+    """The equations at the top of rwkv6.py, in float64, one step after another."""
+    w = {name: np.asarray(array, np.float64) for name, array in w.items()}
+    (B, T, D), (H, K) = x.shape, w["bonus"].shape
+    S, last, outputs = np.zeros((B, H, K, K)), np.zeros((B, D)), []
+    for t in range(T):
+        xx, now = last - x[:, t], np.float64(x[:, t])
+        low = np.tanh((now + xx * w["shift_mix"]) @ w["mix_in"]).reshape(B, 5, -1)
+        x_w, x_k, x_v, x_r, x_g = (now + xx * (w["mix"][i] + low[:, i] @ w["mix_out"][i]) for i in range(5))
+        decay = np.exp(-np.exp(w["decay_bias"] + np.tanh(x_w @ w["decay_in_kernel"]) @ w["decay_out_kernel"]))
+        r, k, v = (
+            (each @ w[f"{name}_kernel"]).reshape(B, H, K)
+            for each, name in ((x_r, "receptance"), (x_k, "key"), (x_v, "value"))
+        )
+        kv = k[..., :, None] * v[..., None, :]
+        o = np.einsum("bhk,bhkv->bhv", r, S + w["bonus"][:, :, None] * kv)
+        S = decay.reshape(B, H, K, 1) * S + kv
+        o = (o - o.mean(-1, keepdims=True)) / np.sqrt(o.var(-1, keepdims=True) + 64e-5)
+        o = (o * w["head_scale"] + w["head_bias"]).reshape(B, D)
+        g = x_g @ w["gate_kernel"]
+        outputs.append((g / (1 + np.exp(-g)) * o) @ w["output_kernel"])
+        last = now
+    return np.stack(outputs, axis=1)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_layer_of_the_authors(implementation):
+    golden = relaid()
+    module = rwkv6.Mixer(
+        dataclasses.replace(GOLDEN_SIZES, implementation=implementation), 16, rngs=nnx.Rngs(params=0)
+    )
+    names = {name.removeprefix("w."): name.removeprefix("w.") for name in golden.arrays if name.startswith("w.")}
+    assert_layer(module, golden, names, 1e-5, ungraded=("mix_in", "mix_out"))
+
+
+def test_gradients_of_the_low_rank_blends():
+    """The golden lacks these two: derivatives along random directions, against differences of the equations."""
+    golden = load("layer_rwkv6_tmix").arrays
+    weights, x, cotangent = ours(golden, "w."), golden["x"], golden["cot_o"]
+    assert_close(numpy_time_mix(weights, x), golden["o"], 1e-9)
+    module = rwkv6.Mixer(GOLDEN_SIZES, 16, rngs=nnx.Rngs(params=0))
+    graphdef = nnx.graphdef(module)
+
+    @jax.jit
+    def gradients(params):
+        return jax.grad(lambda params: jnp.vdot(nnx.merge(graphdef, params)(x)[0], cotangent))(params)
+
+    found = gradients(jax.tree.map(jnp.asarray, weights))
+    rng = np.random.default_rng(0)
+    for name in ("mix_in", "mix_out"):
+        size = np.linalg.norm(found[name])
+        for _ in range(4):
+            direction = rng.standard_normal(weights[name].shape)
+            step = 1e-5 * direction
+            up, down = (
+                np.vdot(numpy_time_mix(weights | {name: np.float64(weights[name]) + sign * step}, x), cotangent)
+                for sign in (1, -1)
+            )
+            assert abs((up - down) / 2e-5 - np.vdot(np.float64(found[name]), direction)) < 1e-5 * size
+
+
+def test_published_initialisation():
+    """Block 1 of 3, exactly; the two random tensors within their bound."""
+    published = ours(load("layer_rwkv6_tmix").arrays, "init.")
+    params = initial("rwkv6", GOLDEN_SIZES, 16, layer_index=2, num_layers=6)
+    for name, expected in published.items():
+        if name in ("mix_out", "decay_out_kernel"):
+            assert np.abs(params[name]).max() <= 0.01 and params[name].shape == expected.shape
+        else:
+            np.testing.assert_allclose(params[name], expected, rtol=0, atol=2e-6, err_msg=name)
+
+
+def test_initialisation():
+    params = initial("rwkv6", rwkv6.Config(mix_rank=32, decay_rank=64), 256)
+    for name in ("mix_out", "decay_out_kernel"):
+        assert_uniform(params[name], 0.01)
+    for kernel in KERNELS:
+        assert_normal(params[f"{kernel}_kernel"], 1 / 16)
+    assert not params["mix_in"].any() and not params["decay_in_kernel"].any() and not params["head_bias"].any()
+    assert np.array_equal(params["head_scale"], np.ones((4, 64)))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_initialisation_in_a_model_goes_by_depth(repeats):
+    """A model of L blocks has the published values of blocks 0 .. L - 1; one block is the first, not 0/0."""
+    network = network_config(repeats=repeats, d_model=16, mixer=GOLDEN_SIZES, mlp_hidden=None)
+    params = jax.jit(model.init_params, static_argnums=(0, 1))(network, 50, jax.random.key(0))
+    found = params["layers"]["0_rwkv6"]["layer"]
+    c, n = np.arange(16) / 16, np.arange(16) / 15
+    for block in range(repeats):
+        r0, r1 = (block / (repeats - 1) if block else 0.0), 1 - block / repeats
+        np.testing.assert_allclose(found["mix"][block][2], 1 - c**r1 - 0.3 * r0, atol=2e-6)
+        np.testing.assert_allclose(found["mix"][block][4], 1 - c ** (r1 / 2), atol=2e-6)
+        np.testing.assert_allclose(found["decay_bias"][block], -6 + 5 * n ** (0.7 + 1.3 * r0), atol=2e-6)
+        bonus = r0 * (1 - n) + 0.1 * ((np.arange(16) + 1) % 3 - 1)
+        np.testing.assert_allclose(found["bonus"][block].reshape(16), bonus, atol=2e-6)
+
+
+def network_config(*, repeats, d_model, mixer, mlp_hidden):
+    return model.ModelConfig(
+        d_model=d_model, pattern="rwkv6 mlp", repeats=repeats, mixers=(("rwkv6", mixer),), mlp_kind="rwkv6",
+        mlp_hidden=mlp_hidden, mlp_activation="silu", tie_embeddings=False, norm_eps=1e-5, dropout=0.0, remat=False,
+        compute_dtype="float32",
+    )  # fmt: skip
+
+
+class LayerNorm(nnx.Module):
+    """What flash-linear-attention's model has in the places of our RMSNorms."""
+
+    def __init__(self, scale, bias):
+        self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
+
+    def __call__(self, x):
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5) * self.scale[...] + self.bias[...]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_logits_of_a_checkpoint(implementation):
+    """Time mix and channel mix are ours; the norms are exchanged here, and the one after the embedding is in its table."""
+    golden = load("hf/fla_rwkv6")
+    theirs = json.loads((golden.directory / "config.json").read_text())
+    rank = theirs["proj_low_rank_dim"]
+    mixer = rwkv6.Config(
+        num_heads=theirs["num_heads"],
+        key_expansion=theirs["expand_k"],
+        mix_rank=rank,
+        decay_rank=theirs["gate_low_rank_dim"],
+        norm_eps=theirs["norm_eps"],
+        implementation=implementation,
+    )
+    D, R = theirs["hidden_size"], theirs["num_hidden_layers"]
+    config = network_config(repeats=R, d_model=D, mixer=mixer, mlp_hidden=theirs["intermediate_size"])
+    tensors = read_safetensors(golden.directory / "model.safetensors")
+
+    def norm(name, index=None):
+        names = [f"model.{name}"] if index is None else [f"model.layers.{i}.{name}" for i in index]
+        scale, bias = (jnp.stack([tensors.pop(f"{each}.{part}") for each in names]) for part in ("weight", "bias"))
+        return LayerNorm(scale[0], bias[0]) if index is None else LayerNorm(scale, bias)
+
+    def stacked(name):
+        return np.stack([tensors.pop(f"model.layers.{i}.{name}") for i in range(R)])
+
+    def kernel(name):
+        return np.swapaxes(stacked(f"{name}.weight"), 1, 2)
+
+    order = [1, 2, 3, 0, 4]  # theirs is r, w, k, v, g
+    heads = (R, mixer.num_heads, -1)
+    mixing = {
+        "shift_mix": stacked("attn.x_proj.0.mu"),
+        "mix": stacked("attn.x_bias")[:, order],
+        "mix_in": kernel("attn.x_proj.0.linear").reshape(R, D, 5, rank)[:, :, order].reshape(R, D, -1),
+        "mix_out": np.moveaxis(stacked("attn.x_proj.2.weight").reshape(R, D, 5, rank), 1, 3)[:, order],
+        "decay_bias": stacked("attn.w_proj.linear.lora.2.bias"),
+        "decay_in_kernel": kernel("attn.w_proj.linear.lora.0"),
+        "decay_out_kernel": kernel("attn.w_proj.linear.lora.2"),
+        "bonus": stacked("attn.bonus"),
+        "receptance_kernel": kernel("attn.r_proj.linear"),
+        "key_kernel": kernel("attn.k_proj.linear"),
+        "value_kernel": kernel("attn.v_proj.linear"),
+        "gate_kernel": kernel("attn.g_proj.linear"),
+        "head_scale": stacked("attn.g_norm.weight").reshape(heads),
+        "head_bias": stacked("attn.g_norm.bias").reshape(heads),
+        "output_kernel": kernel("attn.o_proj"),
+    }
+    channels = {
+        "key_mix": stacked("ffn.key.mu"),
+        "receptance_mix": stacked("ffn.receptance.mu"),
+        "key_kernel": kernel("ffn.key.linear"),
+        "receptance_kernel": kernel("ffn.receptance.linear"),
+        "output_kernel": kernel("ffn.value"),
+    }
+    params = jax.jit(model.init_params, static_argnums=(0, 1))(config, theirs["vocab_size"], jax.random.key(0))
+    shapes = jax.tree.map(jnp.shape, params)
+    params["layers"]["0_rwkv6"]["layer"] = jax.tree.map(jnp.asarray, mixing)
+    params["layers"]["1_mlp"]["layer"] = jax.tree.map(jnp.asarray, channels)
+    params["embedding"] = norm("layers.0.pre_norm")(jnp.asarray(tensors.pop("model.embeddings.weight")))
+    params["output_kernel"] = jnp.asarray(tensors.pop("lm_head.weight").T)
+    assert jax.tree.map(jnp.shape, params) == shapes
+    network = model.merge(model.graphdef(config, theirs["vocab_size"]), params)
+    network.layers["0_rwkv6"].norm = norm("attn_norm", range(R))
+    network.layers["1_mlp"].norm = norm("ffn_norm", range(R))
+    network.final_norm = norm("norm")
+    assert not tensors
+    assert_logits(network, golden.arrays, 5e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_decay_of_zero_stays_finite(implementation):
+    """exp(w) overflows at w = 89; exp(-exp(w)) has been zero since w = 5, and so have its gradients."""
+    x = np.random.default_rng(0).standard_normal((2, 20, 32)).astype(np.float32)
+    module = rwkv6.Mixer(rwkv6.Config(implementation=implementation), 32, rngs=nnx.Rngs(params=0))
+    graphdef, params = nnx.split(module)
+
+    @jax.jit
+    def value_and_gradients(params):
+        def total(params):
+            y, state = nnx.merge(graphdef, params)(x)
+            return jnp.sum(y**2) + jnp.sum(state.memory**2), y
+
+        return jax.value_and_grad(total, has_aux=True)(params)
+
+    def at(w):
+        return nnx.to_pure_dict(params) | {"decay_bias": jnp.full_like(module.decay_bias[...], w)}
+
+    (_, expected), expected_gradients = value_and_gradients(at(8.0))
+    (_, found), gradients = value_and_gradients(at(1000.0))
+    np.testing.assert_array_equal(found, expected)
+    jax.tree.map(np.testing.assert_array_equal, gradients, expected_gradients)
+    assert not np.asarray(gradients["decay_bias"]).any() and np.isfinite(found).all()
+
+
+def test_the_logarithm_of_the_decay_is_exact():
+    module = rwkv6.Mixer(rwkv6.Config(), 32, rngs=nnx.Rngs(params=0))
+    w = np.linspace(-8.0, 20.0, 16, dtype=np.float32)
+    module.decay_bias[...] = jnp.asarray(w)
+    log_decay = module.log_decay(jnp.zeros((1, 1, 32), jnp.bfloat16))
+    assert log_decay.dtype == jnp.float32
+    np.testing.assert_allclose(log_decay.reshape(-1), -np.exp(np.float64(w)), rtol=1e-6)
+
+
+def test_sizes():
+    D = 128
+    for config, expected in [
+        (rwkv6.Config(), 4 * D**2 + (10 * 8 + 1.5 * 16 + 9) * D),
+        (rwkv6.Config.paper(D), 5 * D**2 + (10 * 32 + 2 * 64 + 10) * D),
+    ]:
+        params = initial("rwkv6", config, D)
+        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+    paper = rwkv6.Mixer(rwkv6.Config.paper(256), 256, rngs=nnx.Rngs(params=0))
+    assert (paper.config.num_heads, paper.key_head_dim, paper.value_head_dim) == (4, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"num_heads": 0}, "num_heads=0"),
+        ({"mix_rank": 0}, "mix_rank=0"),
+        ({"decay_rank": 0}, "decay_rank=0"),
+        ({"num_heads": 3}, "num_heads=3 must divide"),
+        ({"key_expansion": 0.0}, r"widths of keys \(0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+    ],
+)
+def test_mistakes(options, complaint):
+    with pytest.raises(UserError, match=complaint):
+        rwkv6.Mixer(rwkv6.Config(**options), 32, rngs=nnx.Rngs(params=0))

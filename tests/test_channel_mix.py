@@ -1,0 +1,101 @@
+"""RWKV-6's channel mix: its authors' layer and initialisation, its size, and its state inside a model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seqmodels import model
+from seqmodels.errors import UserError
+from seqmodels.layers import GatedMLP, RWKVChannelMix, default_mlp_hidden, default_rwkv_hidden, rwkv_depth
+from tests.configs import tiny
+from tests.goldens import load
+from tests.mixers.goldens import assert_layer
+
+NAMES = {
+    "key_mix": "time_maa_k",
+    "receptance_mix": "time_maa_r",
+    "key_kernel": "key.weight",
+    "receptance_kernel": "receptance.weight",
+    "output_kernel": "value.weight",
+}
+
+
+def build(**overrides):
+    settings = {"pattern": "rwkv6 mlp", "mlp_kind": "rwkv6"} | overrides
+    config = tiny(**{f"model.{name}": value for name, value in settings.items()}).model
+    params = jax.jit(lambda key: model.init_params(config, 50, key))(jax.random.key(0))
+    return params, model.merge(model.graphdef(config, 50), params)
+
+
+def test_layer_of_the_authors():
+    golden = load("layer_rwkv6_cmix")
+    arrays = {name: array.reshape(-1) if "time_maa" in name else array for name, array in golden.arrays.items()}
+    module = RWKVChannelMix(16, 28, rngs=nnx.Rngs(params=0))
+    assert_layer(module, dataclasses.replace(golden, arrays=arrays), NAMES, 1e-5)
+
+
+def test_initial_mix_goes_by_depth():
+    """1 - c^(1 - l/L), as the time mix's blend of keys, in a model where layer 2 l + 1 is in block l."""
+    params, _ = build(d_model=16, repeats=3, **{"mixers.rwkv6.num_heads": 2})
+    layer = params["layers"]["1_mlp"]["layer"]
+    expected = 1 - (np.arange(16) / 16) ** (1 - np.arange(3)[:, None] / 3)
+    for name in ("key_mix", "receptance_mix"):
+        np.testing.assert_allclose(layer[name], expected, atol=1e-6)
+    published = load("layer_rwkv6_tmix").arrays["init.time_maa_k"].reshape(-1)
+    np.testing.assert_allclose(layer["key_mix"][1], published, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 5, 6])
+def test_depth_runs_from_the_first_block_to_the_last(num_layers):
+    depths = [rwkv_depth(index, num_layers) for index in range(num_layers)]
+    assert depths[0] == (0.0, 1.0)
+    blocks = -(-num_layers // 2)
+    assert depths[-1] == (float(blocks > 1), pytest.approx(1 / blocks))
+    assert depths[0::2][: len(depths[1::2])] == depths[1::2], "both layers of a block are equally deep"
+
+
+@pytest.mark.parametrize("d_model", [32, 96, 128, 256, 768])
+def test_as_many_parameters_as_the_gated_mlp(d_model):
+    def count(layer):
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(layer, nnx.Param))))
+
+    rngs = nnx.Rngs(params=0)
+    gated = count(GatedMLP(d_model, default_mlp_hidden(d_model), "silu", rngs=rngs))
+    mixing = count(RWKVChannelMix(d_model, default_rwkv_hidden(d_model), rngs=rngs))
+    assert mixing == gated + 2 * d_model and mixing < 1.01 * gated
+
+
+def test_the_width_asked_for_is_the_width():
+    params, _ = build(mlp_hidden=48)
+    assert params["layers"]["1_mlp"]["layer"]["output_kernel"].shape == (2, 48, 32)
+    params, _ = build()
+    assert params["layers"]["1_mlp"]["layer"]["output_kernel"].shape == (2, default_rwkv_hidden(32), 32)
+
+
+def test_its_state_is_the_last_input_and_survives_unstacking():
+    _, network = build()
+    tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, 50)
+    empty = network.init_state(3, 20)
+    assert (empty[1].shape, empty[1].dtype) == ((2, 3, 32), jnp.float32)
+    _, state = network(tokens, empty)
+    assert float(jnp.abs(state[1]).min(axis=(1, 2)).max()) > 0.0
+    unstacked = network.unstack_state(state)
+    jax.tree.map(np.testing.assert_array_equal, network.stack_state(unstacked), state)
+    step = tokens[:, :1]
+    logits, after = network(step, state)
+    unstacked_logits, unstacked = network(step, unstacked)
+    np.testing.assert_allclose(logits, unstacked_logits, rtol=0, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), after, network.stack_state(unstacked)
+    )
+    forgotten, _ = network(step, (state[0], jnp.zeros_like(state[1])))
+    assert float(jnp.abs(forgotten - logits).max()) > 1e-4, "the state of the channel layer changes nothing"
+
+
+def test_an_unknown_kind_is_a_mistake():
+    with pytest.raises(UserError, match="mlp_kind='rwkv7' is not one of gated, rwkv6"):
+        build(mlp_kind="rwkv7")
