@@ -17,7 +17,7 @@ radians; the op carries dA - 1 and its powers instead. (e^z - 1) / A is made fro
 Parameters: 2 D^2 + 2 N D + 4 D, with S4's P and B 4 N D. State space parameters get no weight decay.
 
 Deviations from the paper: the authors' recipe gives A and dt a smaller learning rate (1e-3), here all have one. Their S4 code
-clips the imaginary part of B to +-2 at initialisation; here B is HiPPO-LegS's own.
+clips the imaginary part of B to +-2 at initialisation; here B is HiPPO-LegS's own. Projections start as the house's do.
 """
 
 import dataclasses

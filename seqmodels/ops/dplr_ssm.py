@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from seqmodels.ops import time_invariant
 
-_CHUNK_SIZE = 64
+_CHUNK_SIZE = 32  # on a CPU as fast as 64, with fewer steps to make its tables
 
 
 def dplr_ssm(
@@ -70,6 +70,8 @@ def dplr_ssm(
     """
     _check(u, A, P, B, C, dt, state, reset)
     if implementation is None:
+        # Measured on a CPU at B 16, T 256, D 128, N 64, forward and backward: parallel 45 ms, chunked 91 (with documents
+        # 155 and 100), recurrent 890.
         long = "parallel" if reset is None else "chunked"
         implementation = "recurrent" if u.shape[1] == 1 else long
     if implementation not in _IMPLEMENTATIONS:
