@@ -4,6 +4,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops import time_invariant
+
+_WIDE = 8  # taps; above, one pass over the sequence for each takes longer than an FFT or a loop
+
 
 def causal_conv(
     x: Float[Array, "B T D"],
@@ -14,6 +18,9 @@ def causal_conv(
     reset: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B tail D"]]:
     """y_t = bias + sum over j < W of weight[W - 1 - j] * x_{t - j}, per channel; no activation.
+
+    Kernels of more than 8 taps are convolved by FFT (without ``reset``; its rounding, 1e-7 of the largest output, then reaches
+    earlier steps, and so does a NaN) or age by age (with it).
 
     Computed in float32, whatever the inputs' dtype. Inputs of an earlier document are selected away, not multiplied by zero.
 
@@ -36,23 +43,27 @@ def causal_conv(
     inputs = jnp.concatenate([state.astype(jnp.float32), x.astype(jnp.float32)], axis=1)
     taps = weight.astype(jnp.float32)
 
-    y = inputs[:, tail:] * taps[tail]
     if reset is None:
-        for age in range(1, tail + 1):
-            y += inputs[:, tail - age : tail - age + steps] * taps[tail - age]
         new_state = inputs[:, steps:]
     else:
         starts = jnp.pad(reset, ((0, 0), (tail, 0)))
-        cut = jnp.zeros((batch, steps), bool)
-        for age in range(1, tail + 1):
-            # The input of step t - age is gone once a document has started at any of t - age + 1 .. t.
-            cut |= starts[:, tail - age + 1 : tail - age + 1 + steps]
-            past = inputs[:, tail - age : tail - age + steps]
-            y += jnp.where(cut[:, :, None], 0.0, past) * taps[tail - age]
         # An input is left behind once a document starts after it, which for the last ones is at one of the last steps.
         last = starts[:, steps:].astype(jnp.int32)
         starts_after = lax.cumsum(last, axis=1, reverse=True) - last
         new_state = jnp.where(starts_after[:, :, None] > 0, 0.0, inputs[:, steps:])
+
+    if weight.shape[0] > _WIDE and steps > 1:
+        y = time_invariant.convolve(inputs, taps[::-1].T, None if reset is None else starts)[:, tail:]
+    else:
+        y = inputs[:, tail:] * taps[tail]
+        cut = jnp.zeros((batch, steps), bool)
+        for age in range(1, tail + 1):
+            past = inputs[:, tail - age : tail - age + steps]
+            if reset is not None:
+                # The input of step t - age is gone once a document has started at any of t - age + 1 .. t.
+                cut |= starts[:, tail - age + 1 : tail - age + 1 + steps]
+                past = jnp.where(cut[:, :, None], 0.0, past)
+            y += past * taps[tail - age]
     if bias is not None:
         y += bias.astype(jnp.float32)
     return y.astype(x.dtype), new_state

@@ -11,6 +11,9 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "gateloop": {
         "max_heads_cartesian": {"num_heads": 32, "key_expansion": 1.0, "gate": "cartesian"},
     },
+    "h3": {
+        "heads": {"head_dim": 4, "state_size": 8, "shift_size": 5},
+    },
     "linear_attention": {
         "no_normaliser": {"normalize": False, "feature_map": "identity"},
     },
