@@ -36,7 +36,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
-from seqmodels.layers import dense, matmul_precision, normal_init, rwkv_depth
+from seqmodels.layers import dense, normal_init, rwkv_depth
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.token_shift import token_shift
 
@@ -138,16 +138,15 @@ class Mixer(nnx.Module):
         memory = (batch_size, self.config.num_heads, self.key_head_dim, self.value_head_dim)
         return State(jnp.zeros(memory, jnp.float32), jnp.zeros((batch_size, self.d_model), jnp.float32))
 
-    def blends(self, x: Float[Array, "B T D"], shifted: Float[Array, "B T D"]) -> Float[Array, "5 B T D"]:
+    def blends(self, x: Float[Array, "B T D"], shifted: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], ...]:
         """x^i_t for i = w, k, v, r, g."""
-        B, T, _ = x.shape
         xx = shifted - x
         low = jnp.tanh(dense(x + xx * self.shift_mix[...].astype(x.dtype), self.mix_in[...]))
-        low = jnp.moveaxis(low.reshape(B, T, 5, self.config.mix_rank), 2, 0)
-        m = jnp.einsum(
-            "ibtn,ind->ibtd", low, self.mix_out[...].astype(x.dtype), precision=matmul_precision(x.dtype)
+        # Five products: as one einsum over i they take twelve times the CPU time (B 16, T 256, D 128: 100 ms against 8).
+        return tuple(
+            x + xx * (mu.astype(x.dtype) + dense(low, mix_out))
+            for mu, low, mix_out in zip(self.mix[...], jnp.split(low, 5, axis=-1), self.mix_out[...])
         )
-        return x + xx * (self.mix[...].astype(x.dtype)[:, None, None] + m)
 
     def log_decay(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
         """-exp(w_t) of every key channel, from x^w; float32."""
