@@ -1,0 +1,163 @@
+"""What the suites of benchmark.py share: contenders in turns, the circumstances of a run, flags, progress."""
+
+import argparse
+import difflib
+import functools
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import jax
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def take_turns(
+    contenders: dict[str, Callable], rounds: int, seconds: float = math.inf
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of one call of each, after one to warm up: the least wall time, its median, the least CPU time.
+
+    Args:
+      contenders: name -> a call that waits for its result.
+      rounds: turns of each.
+      seconds: a contender whose calls have taken so long gets no further turn. If its first call alone did, that one
+        counts: what it lost by being the first matters little then.
+    """
+    walls, cpus, spent = {name: [] for name in contenders}, {name: [] for name in contenders}, {}
+
+    def call(name):
+        cpu, wall = time.process_time(), time.perf_counter()
+        contenders[name]()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return 1e3 * wall, 1e3 * cpu
+
+    for name in contenders:
+        wall, cpu = call(name)
+        spent[name] = wall / 1e3
+        if spent[name] >= seconds:
+            walls[name], cpus[name] = [wall], [cpu]
+    for _ in range(rounds):
+        for name in contenders:
+            if spent[name] < seconds:
+                wall, cpu = call(name)
+                walls[name].append(wall)
+                cpus[name].append(cpu)
+                spent[name] += wall / 1e3
+    return {
+        name: {
+            "wall_ms": min(walls[name]),
+            "median_wall_ms": float(np.median(walls[name])),
+            "cpu_ms": min(cpus[name]),
+            "turns": len(walls[name]),
+        }
+        for name in contenders
+    }
+
+
+# ---- the circumstances of a run
+
+
+def about_this_run() -> dict:
+    """What a figure means nothing without."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+    installed = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
+    git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+    commit = git(["git", "describe", "--always", "--dirty", "--abbrev=12"]).stdout.strip()
+    about = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "versions": {"python": platform.python_version()} | installed,
+        "machine": {
+            "devices": [device.device_kind for device in jax.devices()],
+            "processor": processor_name(),
+            "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+            "huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
+            "load_before": os.getloadavg()[0],
+        },
+    }
+    machine = about["machine"]
+    print(
+        f"{about['date']}, commit {commit}\n"
+        f"{', '.join(f'{name} {version}' for name, version in about['versions'].items())}\n"
+        f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['devices'])}, "
+        f"load {machine['load_before']:.1f} at the start, huge pages {'on' if machine['huge_pages'] else 'off'}"
+    )
+    return about
+
+
+def processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+# ---- progress, on stderr
+
+
+def progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Says before each part of a suite how long all of it has taken and, from the second part on, how long it may yet.
+
+    Args:
+      weights: every part's name, in order, and what it costs compared with the others.
+    """
+
+    def __init__(self, weights: dict[str, float]):
+        self.weights = weights
+        self.started = time.perf_counter()
+
+    def start(self, part: str) -> None:
+        names = list(self.weights)
+        done = sum(self.weights[name] for name in names[: names.index(part)])
+        gone = time.perf_counter() - self.started
+        left = gone / done * (sum(self.weights.values()) - done) if done else None
+        estimate = "" if left is None else f", about {_minutes(left)} to go"
+        progress(f"[{names.index(part) + 1}/{len(names)}, {_minutes(gone)} gone{estimate}] {part}")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+# ---- flags
+
+
+def positive(text: str) -> int:
+    """A flag's whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """A flag's whole numbers, commas between them, in ascending order; "" is none."""
+    return tuple(sorted({positive(number) for number in text.split(",")})) if text else ()
+
+
+def some_of(kind: str, known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """The type of a flag that takes names out of ``known``, commas between them."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        for name in text.split(","):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise argparse.ArgumentTypeError(f"there is no {kind} {name!r}; {hint}known: {', '.join(known)}")
+        return tuple(dict.fromkeys(text.split(",")))
+
+    return parse
