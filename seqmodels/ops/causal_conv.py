@@ -41,7 +41,7 @@ def causal_conv(
     if state is None:
         state = jnp.zeros((batch, tail, channels), jnp.float32)
     inputs = jnp.concatenate([state.astype(jnp.float32), x.astype(jnp.float32)], axis=1)
-    taps = weight.astype(jnp.float32)
+    taps = jnp.asarray(weight, jnp.float32)
 
     if reset is None:
         new_state = inputs[:, steps:]

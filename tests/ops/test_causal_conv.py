@@ -62,7 +62,7 @@ def test_golden_gradients():
     assert relative_error(found["weight"].T, golden["grad_w"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("width", [1, 2, 4, 12])
 @pytest.mark.parametrize("steps", [1, 2, 3, 19])
 def test_documents_are_cut_in_outputs_and_in_the_tail(width, steps):
     inputs = sample(steps=steps, width=width)
@@ -93,9 +93,10 @@ def test_carrying_the_tail_over_a_cut_changes_nothing():
     np.testing.assert_array_equal(tail, whole_tail)
 
 
+@pytest.mark.parametrize("width", [4, 12])
 @pytest.mark.parametrize("place", ["x", "state"])
-def test_an_accident_stays_in_its_document(place):
-    inputs = sample()
+def test_an_accident_stays_in_its_document(place, width):
+    inputs = sample(width=width)
     reset = np.zeros((2, 19), bool)
     reset[0, [2, 10, 18]] = True
 
