@@ -28,8 +28,8 @@ exponentiated only relative to m (``mlstm_cell`` says how h and the gradients st
 Parameters: 6 D^2 + (38 + 12 H) D + 2 H for v1, 4 D^2 + (2 H + 1) D + 2 H for v2, with the default expansions.
 
 Deviations from the paper: q is scaled where the paper scales k, which is the same h. The output projection starts at
-1/sqrt(E), scaled with the depth by the model, instead of 2/(layers sqrt(D)). The model around v1 has RMSNorm, not LayerNorm;
-the one around v2 does not cap its logits.
+1/sqrt(E), scaled with the depth by the model, instead of 2/(layers sqrt(D)). The model around v1 has RMSNorm, not
+LayerNorm; the one around v2 does not cap its logits.
 """
 
 import dataclasses
@@ -119,8 +119,8 @@ class Mixer(nnx.Module):
         self.value_head_dim, odd_values = divmod(value_dim, config.num_heads)
         if odd_keys or odd_values or not key_dim or not value_dim:
             raise UserError(
-                f"model.mixers.mlstm.num_heads={config.num_heads} must divide the widths of keys ({key_dim}) and values "
-                f"({value_dim}), which come from model.d_model={d_model} and the expansions"
+                f"model.mixers.mlstm.num_heads={config.num_heads} must divide the widths of keys ({key_dim}) and "
+                f"values ({value_dim}), which come from model.d_model={d_model} and the expansions"
             )
         # Nguyen and Salazar 2019, as in the authors' code, for everything but the last projection.
         small = (2 / (5 * d_model)) ** 0.5
@@ -132,7 +132,8 @@ class Mixer(nnx.Module):
             blocks, odd = divmod(value_dim, config.projection_block)
             if odd:
                 raise UserError(
-                    f"model.mixers.mlstm.projection_block={config.projection_block} must divide the inner width {value_dim}"
+                    f"model.mixers.mlstm.projection_block={config.projection_block} must divide the inner width "
+                    f"{value_dim}: change it, or set width_multiple to a multiple of it"
                 )
             self.up_kernel = projection(d_model, value_dim)
             bound = config.conv_width**-0.5

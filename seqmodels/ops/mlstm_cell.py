@@ -5,19 +5,19 @@
     n_t = exp(log f_t + m_{t-1} - m_t) n_{t-1} + exp(i_t - m_t) k_t
     h_t = q_t^T C_t / (max(|q_t . n_t|, exp(-m_t)) + eps)
 
-"xLSTM", arXiv 2405.04517, eq. 19-27, and eq. 15-17 for the stabiliser; ``eps`` is its authors' code's. An empty state is
-C = n = m = 0, at the beginning and where a document starts.
+"xLSTM", arXiv 2405.04517, eq. 19-27, and eq. 15-17 for the stabiliser; ``eps`` is its authors' code's. An empty
+state is C = n = m = 0, at the beginning and where a document starts.
 
-``recurrent`` is this definition, one step after another. Every other form is ``gated_linear_attention`` with one decay per
-head: m by a parallel prefix over the maps m -> max(m + a, b), then both exponents above are <= 0 by the choice of m, and n
-is the memory of one more value column, which holds ones.
+``recurrent`` is this definition, one step after another. Every other form is ``gated_linear_attention`` with one decay
+per head: m by a parallel prefix over the maps m -> max(m + a, b), then both exponents above are <= 0 by the choice of
+m, and n is the memory of one more value column, which holds ones.
 
-*m is a gauge.* What the past is worth is exp(m) C and exp(m) n: with any other m the same h comes out, but for ``eps``. Two
-consequences. States are compared by exp(m) C and exp(m) n. And a gradient through m is the sum of terms that cancel, which
-costs digits, so that the parallel forms hold m constant where it cancels and differentiate it where it does not: at ``eps``, and
-in the state that enters and leaves.
+*m is a gauge.* What the past is worth is exp(m) C and exp(m) n: with any other m the same h comes out, but for
+``eps``. Two consequences. States are compared by exp(m) C and exp(m) n. And a gradient through m is a sum of terms
+that cancel, which costs digits, so that the parallel forms hold m constant where it cancels and differentiate it where
+it does not: at ``eps``, and in the state that enters and leaves.
 
-*No overflow.* m_t falls by 300 a step when both gates are shut as far, and exp(-m_t) leaves float32 after the first. h is
+*No overflow.* m_t falls by 300 a step when both gates are shut as far, and exp(-m_t) leaves float32 at the first. h is
 therefore computed with numerator and denominator multiplied by exp(c), c = min(m_t, 0): every exponent is <= 0 again.
 """
 
@@ -63,16 +63,16 @@ def mlstm_cell(
 ) -> tuple[Float[Array, "B T H V"], MLSTMState]:
     """Runs the recurrence at the top of this file over a sequence.
 
-    Nothing scales ``q`` or ``k``: the paper has k / sqrt(K), its authors' later code q / sqrt(K). Sums, gates and state are
-    float32 whatever the inputs are.
+    Nothing scales ``q`` or ``k``: the paper has k / sqrt(K), its authors' later code q / sqrt(K). Sums, gates and state
+    are float32 whatever the inputs are.
 
     Args:
       input_gate_logit: i~, of the exponential gate; any finite number (right and finite at +-300).
       forget_gate_logit: f~, of the sigmoid gate; likewise.
       state: what was read before; ``None`` is the empty state.
-      reset: a new document starts at step t: the state before it is empty. Non-finite values then stay in their document
-        and head.
-      implementation: ``"recurrent"``, ``"associative"``, ``"parallel"``, ``"chunked"``, or ``None`` for the fastest here.
+      reset: a new document starts at step t: the state before it is empty. Non-finite values then stay in their
+        document and head.
+      implementation: ``"recurrent"``, ``"associative"``, ``"parallel"``, ``"chunked"``; ``None`` is the fastest here.
       chunk_size: steps per chunk of ``"chunked"``, any number >= 1; ``None`` for the fastest here.
       eps: added to the denominator, in the gauge of m as in the authors' code.
 
@@ -126,7 +126,8 @@ def _check(q, k, v, input_gate_logit, forget_gate_logit, state, reset):
     for name, (array, shape) in expected.items():
         if array is not None and array.shape != shape:
             raise ValueError(
-                f"{name} must be {list(shape)} for q {list(q.shape)} and v {list(v.shape)}; got {list(array.shape)}"
+                f"{name} must be {list(shape)} for q {list(q.shape)} and v {list(v.shape)}; "
+                f"got {list(array.shape)}"
             )
     if reset is not None and reset.dtype != jnp.bool_:
         raise ValueError(f"reset must be bool; got {reset.dtype}")
@@ -201,6 +202,8 @@ def _stabilisers(i, log_f, m, reset) -> Float[Array, "B T H"]:
         known_1, a_1, b_1 = first
         known_2, a_2, b_2 = second
         # Selected, not given weight minus infinity: a NaN of an earlier document would come through.
-        return known_1 | known_2, jnp.where(known_2, a_2, a_1 + a_2), jnp.where(known_2, b_2, jnp.maximum(b_1 + a_2, b_2))
+        a = jnp.where(known_2, a_2, a_1 + a_2)
+        b = jnp.where(known_2, b_2, jnp.maximum(b_1 + a_2, b_2))
+        return known_1 | known_2, a, b
 
     return lax.associative_scan(then, (known, log_f, b), axis=1)[2]

@@ -21,7 +21,7 @@ every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS
 
 
 def in_our_layout(golden: Golden) -> Golden:
-    """Their weights so that a transpose makes ours of them: two projections in one, blocks [out, in], 1 + w in the norm."""
+    """Their weights so that a transpose makes ours of them; they have two projections in one, and 1 + w in the norm."""
     arrays = dict(golden.arrays)
     for prefix in ("w.", "gw."):
         arrays[prefix + "up"], arrays[prefix + "z"] = np.split(arrays.pop(prefix + "proj_up.weight"), 2)
@@ -137,7 +137,7 @@ def test_logits_of_a_checkpoint(implementation):
 
 
 def test_initialisation_of_v1():
-    """Of the authors' code: normal, sqrt(2 / 5D), for projections; shut input, open forget gates that read nothing yet."""
+    """Of the authors' code: normal, sqrt(2 / 5D), for projections; gates that read nothing yet, open to forget little."""
     params = initial("mlstm", mlstm.Config(), 256)
     for name in ("up_kernel", "gate_kernel"):
         assert params[name].shape == (256, 512)
