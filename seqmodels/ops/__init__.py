@@ -2,23 +2,33 @@
 
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
+from seqmodels.ops.diagonal_ssm import diagonal_ssm
+from seqmodels.ops.dplr_ssm import dplr_ssm
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS, gated_linear_attention
 from seqmodels.ops.interpreter import interpret
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.long_conv import long_conv
+from seqmodels.ops.lstm import lstm
+from seqmodels.ops.mlstm_cell import mlstm_cell
 from seqmodels.ops.rotary import rotary
 from seqmodels.ops.selective_scan import selective_scan
 from seqmodels.ops.softmax_attention import softmax_attention
+from seqmodels.ops.token_shift import token_shift
 
 __all__ = [
     "IMPLEMENTATIONS",
     "causal_conv",
     "complex_gated_linear_attention",
+    "diagonal_ssm",
+    "dplr_ssm",
     "gated_linear_attention",
     "interpret",
     "linear_recurrence",
     "long_conv",
+    "lstm",
+    "mlstm_cell",
     "rotary",
     "selective_scan",
     "softmax_attention",
+    "token_shift",
 ]
