@@ -19,7 +19,8 @@ from |z| = 1e-6 on, smaller within, zero at zero. And the angles of a text add u
 error would be the same error at every step.
 
 One key and one value channel per head ("max heads", num_heads=d_model) make S one number per channel: then ``linear_recurrence``
-runs on the complex numbers themselves, since scores between the steps of a chunk would cost chunk_size times its memory.
+runs on the complex numbers themselves. Scores between the steps of a chunk would cost chunk_size times its memory (temporaries of a
+gradient, in units of x, at T 1024: 21 against 304 where chunks of 64 are prepared side by side; 7 times the CPU time).
 
 Parameters: (4 key_expansion + 3 value_expansion) D^2, 4 D^2 with the defaults, and two biases per key channel; with a cartesian gate
 (2 key_expansion + 3 value_expansion) D^2 + 2 H (D + 1).
