@@ -22,5 +22,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
     },
     "s4d": {
         "s4": {"structure": "dplr", "discretisation": "bilinear"},
+    "mamba2": {
+        "groups_and_limits": {"head_dim": 16, "num_groups": 2, "dt_smallest": 0.01, "dt_largest": 0.5},
     },
 }
