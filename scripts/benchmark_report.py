@@ -1,6 +1,5 @@
 """What --suite=ops of benchmark.py found: verdicts on the stated goals, tables, a picture."""
 
-import os
 import textwrap
 
 from benchmark_cases import (
@@ -125,20 +124,20 @@ def print_goals(goals: list[dict]) -> None:
 COLOURS = {"recurrent": "C7", "associative": "C1", "parallel": "C2", CHUNKED: "C0", "pallas": "C3"}
 
 
-def draw(rows: list[dict], growth: list[dict], sizes: dict[str, int], path: str | os.PathLike) -> None:
+def picture(rows: list[dict], growth: list[dict], sizes: dict[str, int]) -> Figure:
     """A panel per op: time of the gradient against the length, a line per form; what was too large is named."""
     names = list(dict.fromkeys(row["op"] for row in rows))
     columns = min(3, len(names))
     height = -(-len(names) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.9 * height + 0.5), layout="constrained")
-    panels = figure.subplots(height, columns, squeeze=False).flat
-    for axes in list(panels)[len(names) :]:
+    panels = list(figure.subplots(height, columns, squeeze=False).flat)
+    for axes in panels[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(panels, names):
         draw_op(axes, name, [row for row in rows if row["op"] == name], [fit for fit in growth if fit["op"] == name])
         axes.set_title(f"{OPS[name].title}\n{describe({each: sizes[each] for each in OPS[name].sizes})}", fontsize=10)
     figure.suptitle(f"Forward and backward pass, B {sizes['batch_size']}: time against length")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def draw_op(axes, name, rows, growth) -> None:

@@ -80,7 +80,7 @@ def about_this_run() -> dict:
         "machine": {
             "devices": [device.device_kind for device in jax.devices()],
             "processor": processor_name(),
-            "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+            "cores": num_cores(),
             "huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
             "load_before": os.getloadavg()[0],
         },
@@ -93,6 +93,11 @@ def about_this_run() -> dict:
         f"load {machine['load_before']:.1f} at the start, huge pages {'on' if machine['huge_pages'] else 'off'}"
     )
     return about
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 
 
 def processor_name() -> str:
@@ -145,8 +150,13 @@ def positive(text: str) -> int:
 
 
 def lengths(text: str) -> tuple[int, ...]:
-    """A flag's whole numbers, commas between them, in ascending order; "" is none."""
-    return tuple(sorted({positive(number) for number in text.split(",")})) if text else ()
+    """A flag's whole numbers, commas between them, in ascending order."""
+    return tuple(sorted({positive(number) for number in text.split(",")}))
+
+
+def lengths_or_none(text: str) -> tuple[int, ...]:
+    """The same, or an empty line for none."""
+    return lengths(text) if text else ()
 
 
 def some_of(kind: str, known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
