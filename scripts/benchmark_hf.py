@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq_len", type=positive, default=256, help="tokens per sequence")
     parser.add_argument("--rounds", type=positive, default=4, help="turns of each contender")
     parser.add_argument(
-        "--seconds", type=float, default=30.0, help="a contender whose calls took so long gets no further turn"
+        "--seconds", type=float, default=30.0, help="a contender whose turns took so long gets no third"
     )
 
 
