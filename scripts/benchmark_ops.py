@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark_cases import CHUNKED, GROWTH_BATCH_SIZE, OPS, PASSES, STATED_SIZES, Op
-from benchmark_report import draw, judge, print_goals, print_growth, print_rows
-from benchmark_shared import Progress, lengths, positive, some_of, take_turns
+from benchmark_report import judge, picture, print_goals, print_growth, print_rows
+from benchmark_shared import Progress, lengths, lengths_or_none, positive, some_of, take_turns
 
 from seqmodels import ops
 from seqmodels.errors import UserError
@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", type=lengths, default="256,1024,4096", help="T, steps of a sequence")
     parser.add_argument(
         "--growth_lengths",
-        type=lengths,
+        type=lengths_or_none,
         default="1024,2048,4096,8192,16384,32768",
         help=f'lengths for the growth of the chunked gradient, at batch size {GROWTH_BATCH_SIZE}; "" for none',
     )
@@ -45,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--states", type=positive, default=STATED_SIZES["states"], help="N of selective_scan")
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each contender")
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="a contender whose calls took so long gets no further turn"
+        "--seconds", type=float, default=3.0, help="a contender whose turns took so long gets no third"
     )
     parser.add_argument(
         "--memory_gib", type=float, default=4.0, help="a program that needs more, outputs included, is not run"
@@ -55,8 +55,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict:
     if options.out is not None and options.out.suffix == ".png":
         raise UserError(f"--out={options.out} is for the JSON; the picture is written beside it")
-    if not options.lengths:
-        raise UserError("--lengths is empty; write steps of a sequence, like 256,1024")
     sizes = {name: getattr(options, name) for name in STATED_SIZES}
     # Compiling costs as much at any length, running as the length says.
     parts = {f"{name}, T {steps}": 1 + steps / 2048 for name in options.ops for steps in options.lengths}
@@ -84,9 +82,9 @@ def run(options: argparse.Namespace) -> dict:
     goals = judge(rows, growth, sizes)
     print_goals(goals)
     if options.out is not None:
-        picture = options.out.with_suffix(".png")
-        draw(rows, growth, sizes, picture)
-        print(f"\n{picture} shows it")
+        path = options.out.with_suffix(".png")
+        picture(rows, growth, sizes).savefig(path, dpi=120)
+        print(f"\n{path} shows it")
     return {
         "sizes": sizes,
         "memory_bound_gib": options.memory_gib,

@@ -1,6 +1,5 @@
 """What --suite=ops of benchmark.py found: verdicts on the stated goals, tables, a picture."""
 
-import os
 import textwrap
 
 from benchmark_cases import (
@@ -125,20 +124,20 @@ def print_goals(goals: list[dict]) -> None:
 COLOURS = {"recurrent": "C7", "associative": "C1", "parallel": "C2", CHUNKED: "C0", "pallas": "C3"}
 
 
-def draw(rows: list[dict], growth: list[dict], sizes: dict[str, int], path: str | os.PathLike) -> None:
+def picture(rows: list[dict], growth: list[dict], sizes: dict[str, int]) -> Figure:
     """A panel per op: time of the gradient against the length, a line per form; what was too large is named."""
     names = list(dict.fromkeys(row["op"] for row in rows))
     columns = min(3, len(names))
     height = -(-len(names) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.9 * height + 0.5), layout="constrained")
-    panels = figure.subplots(height, columns, squeeze=False).flat
-    for axes in list(panels)[len(names) :]:
+    figure = Figure(figsize=(4.6 * columns, 4.3 * height + 0.5), layout="constrained")
+    panels = list(figure.subplots(height, columns, squeeze=False).flat)
+    for axes in panels[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(panels, names):
         draw_op(axes, name, [row for row in rows if row["op"] == name], [fit for fit in growth if fit["op"] == name])
         axes.set_title(f"{OPS[name].title}\n{describe({each: sizes[each] for each in OPS[name].sizes})}", fontsize=10)
     figure.suptitle(f"Forward and backward pass, B {sizes['batch_size']}: time against length")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def draw_op(axes, name, rows, growth) -> None:
@@ -157,10 +156,10 @@ def draw_op(axes, name, rows, growth) -> None:
         axes.plot(fit["lengths"], times, color=COLOURS[CHUNKED], ls="--", marker=".", lw=1.2, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1024:g}k" if steps >= 1024 else f"{steps:g}")
     axes.yaxis.set_major_formatter(EngFormatter("s"))
-    axes.set_xlabel("T, steps")
+    axes.set_xlabel("T, steps (1k = 1024)")
     axes.set_ylabel("time")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+AT_LEAST_TURNS = 2
 
 
 def take_turns(
@@ -26,32 +27,25 @@ def take_turns(
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of one call of each, after one to warm up: the least wall time, its median, the least CPU time.
 
+    The call to warm up never counts, however long it took: a gradient that needs 2 GiB took three to six times as long
+    the first time, and counting it once made a slow form look three times slower than it is.
+
     Args:
       contenders: name -> a call that waits for its result.
       rounds: turns of each.
-      seconds: a contender whose calls have taken so long gets no further turn. If its first call alone did, that one
-        counts: what it lost by being the first matters little then.
+      seconds: a contender whose turns have taken so long gets no further one, beyond the first ``AT_LEAST_TURNS``.
     """
-    walls, cpus, spent = {name: [] for name in contenders}, {name: [] for name in contenders}, {}
-
-    def call(name):
-        cpu, wall = time.process_time(), time.perf_counter()
-        contenders[name]()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        return 1e3 * wall, 1e3 * cpu
-
-    for name in contenders:
-        wall, cpu = call(name)
-        spent[name] = wall / 1e3
-        if spent[name] >= seconds:
-            walls[name], cpus[name] = [wall], [cpu]
-    for _ in range(rounds):
-        for name in contenders:
-            if spent[name] < seconds:
-                wall, cpu = call(name)
-                walls[name].append(wall)
-                cpus[name].append(cpu)
-                spent[name] += wall / 1e3
+    for call in contenders.values():
+        call()
+    walls, cpus = ({name: [] for name in contenders} for _ in range(2))
+    for turn in range(rounds):
+        for name, call in contenders.items():
+            if turn >= AT_LEAST_TURNS and sum(walls[name]) >= 1e3 * seconds:
+                continue
+            cpu, wall = time.process_time(), time.perf_counter()
+            call()
+            walls[name].append(1e3 * (time.perf_counter() - wall))
+            cpus[name].append(1e3 * (time.process_time() - cpu))
     return {
         name: {
             "wall_ms": min(walls[name]),
@@ -80,7 +74,7 @@ def about_this_run() -> dict:
         "machine": {
             "devices": [device.device_kind for device in jax.devices()],
             "processor": processor_name(),
-            "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+            "cores": num_cores(),
             "huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
             "load_before": os.getloadavg()[0],
         },
@@ -93,6 +87,11 @@ def about_this_run() -> dict:
         f"load {machine['load_before']:.1f} at the start, huge pages {'on' if machine['huge_pages'] else 'off'}"
     )
     return about
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 
 
 def processor_name() -> str:
@@ -145,8 +144,13 @@ def positive(text: str) -> int:
 
 
 def lengths(text: str) -> tuple[int, ...]:
-    """A flag's whole numbers, commas between them, in ascending order; "" is none."""
-    return tuple(sorted({positive(number) for number in text.split(",")})) if text else ()
+    """A flag's whole numbers, commas between them, in ascending order."""
+    return tuple(sorted({positive(number) for number in text.split(",")}))
+
+
+def lengths_or_none(text: str) -> tuple[int, ...]:
+    """The same, or an empty line for none."""
+    return lengths(text) if text else ()
 
 
 def some_of(kind: str, known: Collection[str]) -> Callable[[str], tuple[str, ...]]:

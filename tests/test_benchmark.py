@@ -1,24 +1,39 @@
-"""scripts/benchmark.py measures a tiny shape without PyTorch, writes what it printed, and refuses what it lacks."""
+"""scripts/benchmark.py measures tiny shapes without PyTorch, writes what it printed, and refuses what it lacks."""
 
+import importlib
+import importlib.util
 import json
 import pathlib
 import subprocess
 import sys
+import time
 
+import jax
+import numpy as np
 import pytest
 
+from seqmodels.errors import UserError
+
 SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "benchmark.py"
+HAS_PYTORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def run(*arguments: str, cwd=None):
     return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
+@pytest.fixture
+def part(monkeypatch):
+    """A module that benchmark.py consists of, by name."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--suite=ops"], "not built yet"),
-        (["--suite=trian"], "there is train"),
+        (["--suite=decode"], "not built yet"),
+        (["--suite=trian"], "there is ops, train"),
         ([], "--suite"),
         (["--suite=train", "--mixers=atention"], "attention"),
         (["--suite=train", "--shapes=128"], "WIDTHxREPEATS"),
@@ -30,6 +45,31 @@ def test_mistakes_are_one_line(arguments, complaint):
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and complaint in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--suite=train", "--rounds=0"], "from 1 on"),
+        (["--suite=train", "--ops=scalar_decay"], "--ops"),
+        (["--suite=ops", "--ops=scalar_decai"], "did you mean 'scalar_decay'"),
+        (["--suite=ops", "--implementations=chunked,assoziative"], "did you mean 'associative'"),
+        (["--suite=ops", "--lengths=256,x"], "'x' is not a whole number"),
+        (["--suite=ops", "--lengths="], "--lengths: '' is not a whole number"),
+        (["--suite=ops", "--out=x.png"], "beside it"),
+        (["--suite=hf", "--models=mamba3"], "did you mean 'mamba'"),
+    ],
+)
+def test_mistakes_in_flags(part, monkeypatch, arguments, complaint):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    with pytest.raises(UserError, match=complaint):
+        options = part("benchmark").parse_flags()
+        part("benchmark").SUITES[options.suite].run(options)
+
+
+def test_help_lists_the_flags_of_a_suite():
+    ops = run("--suite=ops", "--help").stdout
+    assert "--growth_lengths" in ops and "--shapes" not in ops
 
 
 def test_train_suite(tmp_path):
@@ -46,3 +86,135 @@ def test_train_suite(tmp_path):
     parts = {row["name"]: row["count"] for row in results["parts"]}
     assert parts == {"attention": 1, "mlp": 1, "norm": 3, "embedding": 1, "loss": 1, "optimizer": 1}
     assert results["loss_memory"]["chunked_mib"] < results["loss_memory"]["plain_mib"] / 8
+
+
+def test_ops_suite(tmp_path):
+    """Attention step by step saves a ring per step for its gradient: more than the bound at the larger length."""
+    small = ("--batch_size=1", "--heads=1", "--key_dim=4", "--value_dim=4", "--channels=8", "--rounds=2")
+    which = ("--ops=linear_recurrence,softmax_attention", "--implementations=recurrent,parallel,chunked")
+    sizes = ("--lengths=256,16", "--growth_lengths=16,64,256", "--memory_gib=0.0015")
+    result = run("--suite=ops", "--out=results.json", *small, *which, *sizes, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "[4/6, " in result.stderr and " to go]" in result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = {(row["op"], row["implementation"], row["seq_len"]): row for row in results["ops"]}
+    assert {name: list(forms) for name, forms in results["lacking"].items()} == {
+        "linear_recurrence": ["parallel"],
+        "softmax_attention": [],
+    }
+    assert len(rows) == 2 * (2 + 3)
+    too_large = rows["softmax_attention", "recurrent", 256]["gradient"]
+    assert not too_large["run"] and "wall_ms" not in too_large and too_large["temp_bytes"] > 0.0015 * 2**30
+    assert "not run: would need more than 0.0015 GiB" in result.stdout
+    ran = [row[which] for row in rows.values() for which in ("forward", "gradient") if row[which] is not too_large]
+    assert all(each["wall_ms"] > 0 and each["compile_cpu_s"] > 0 and each["turns"] == 2 for each in ran)
+    ours, theirs = (rows["linear_recurrence", form, 256]["forward"] for form in ("chunked", "recurrent"))
+    assert theirs["of_chunked"]["wall_ms"] == pytest.approx(theirs["wall_ms"] / ours["wall_ms"])
+    assert [fit["lengths"] for fit in results["growth"]] == [[16, 64, 256]] * 2
+    assert {(fit["op"], fit["implementation"]) for fit in results["growth_of_forms"]} == {
+        ("linear_recurrence", "recurrent"),
+        ("linear_recurrence", "chunked"),
+        ("softmax_attention", "parallel"),
+        ("softmax_attention", "chunked"),
+    }
+    assert {goal["verdict"] for goal in results["goals"]} == {"not judged: not measured"}
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def gradient_row(op, implementation, *, wall_ms, temp_bytes=100, run=True):
+    measured = {"run": run, "temp_bytes": temp_bytes} | ({"wall_ms": wall_ms, "cpu_ms": wall_ms} if run else {})
+    return {"op": op, "implementation": implementation, "batch_size": 4, "seq_len": 1024, "gradient": measured}
+
+
+def verdicts(part, rows, growth=(), **other_sizes) -> list[str]:
+    sizes = part("benchmark_cases").STATED_SIZES | other_sizes
+    return [goal["verdict"] for goal in part("benchmark_report").judge(rows, list(growth), sizes)]
+
+
+def test_goals_are_judged(part):
+    chunked = gradient_row("selective_scan", "chunked", wall_ms=10.0)
+    unmeasured = "not judged: not measured"
+    rows = [chunked, gradient_row("selective_scan", "associative", wall_ms=30.0, temp_bytes=399)]
+    assert verdicts(part, rows) == ["met", "missed", unmeasured]
+    assert verdicts(part, rows, states=8) == [unmeasured] * 3
+    assert verdicts(part, rows, heads=1) == ["met", "missed", unmeasured]  # it has no heads
+    rows = [chunked, gradient_row("selective_scan", "associative", wall_ms=None, temp_bytes=400, run=False)]
+    assert verdicts(part, rows) == ["not judged: above the bound on memory", "met", unmeasured]
+    for exponent, lengths, verdict in (
+        (1.05, [1024, 32768], "met"),
+        (1.06, [1024, 2048, 32768], "missed"),
+        (0.5, [1024, 16384], "not judged: measured over [1024, 16384]"),
+    ):
+        growth = [{"op": "selective_scan", "lengths": lengths, "exponent": exponent, "exponent_cpu": exponent}]
+        assert verdicts(part, [chunked], growth)[-1] == verdict
+
+
+def test_growth_is_the_exponent_of_the_length(part):
+    times = {steps: {"wall_ms": 3e-4 * steps**1.5, "cpu_ms": 2.0 * steps} for steps in (256, 1024, 4096)}
+    (fit,) = part("benchmark_ops").fit("no_decay", "chunked", 1, times)
+    assert (fit["exponent"], fit["exponent_cpu"]) == pytest.approx((1.5, 1.0))
+    assert part("benchmark_ops").fit("no_decay", "chunked", 1, {256: times[256]}) == []
+
+
+def test_a_gradient_is_of_every_input(part):
+    """Of functions that return the final state beside the outputs; none of the inputs is forgotten or unused."""
+    cases = part("benchmark_cases")
+    sizes = cases.STATED_SIZES | {"key_dim": 4, "value_dim": 3, "channels": 5, "states": 2, "heads": 1}
+    for name in ("channel_decay", "selective_scan"):
+        programs = part("benchmark_ops").Programs(cases.OPS[name], "recurrent", sizes, 2, 4)
+        call, known = programs.compile("gradient")
+        results, gradients = call()
+        assert [x.ndim for x in results] == ([4, 4] if name == "channel_decay" else [3, 3])
+        inputs = cases.OPS[name].inputs(np.random.default_rng(0), sizes, 2, 4)
+        assert [x.shape for x in gradients] == [x.shape for x in inputs]
+        assert all(bool((x != 0).any()) for x in jax.tree.leaves(gradients))
+        assert known["output_bytes"] >= sum(x.nbytes for x in gradients)
+
+
+def test_the_picture_has_a_line_per_form(part):
+    rows = [gradient_row(op, form, wall_ms=1.0) for op in ("no_decay", "selective_scan") for form in ("chunked",)]
+    rows.append(gradient_row("no_decay", "associative", wall_ms=None, run=False))
+    growth = [{"op": "no_decay", "lengths": [1, 2], "wall_ms": [1.0, 2.0], "exponent": 1.0, "batch_size": 1}]
+    figure = part("benchmark_report").picture(rows, growth, part("benchmark_cases").STATED_SIZES)
+    labels = [[line.get_label() for line in axes.get_lines()] for axes in figure.axes]
+    assert labels == [["chunked", "associative (too large from T 1024)", "chunked, B 1: T^1.00"], ["chunked"]]
+
+
+def test_turns(part):
+    """The first call never counts, even of the slowest; who used up its time gets two turns all the same."""
+    calls = {"fast": 0, "slow": 0}
+
+    def contender(name, first, later):
+        def call():
+            calls[name] += 1
+            time.sleep(first if calls[name] == 1 else later)
+
+        return call
+
+    contenders = {"fast": contender("fast", 0, 0), "slow": contender("slow", 1.0, 0.1)}
+    times = part("benchmark_shared").take_turns(contenders, rounds=4, seconds=0.1)
+    assert calls == {"fast": 5, "slow": 3}
+    assert {name: measured["turns"] for name, measured in times.items()} == {"fast": 4, "slow": 2}
+    assert 100 <= times["slow"]["wall_ms"] <= times["slow"]["median_wall_ms"] < 900
+
+
+@pytest.mark.skipif(HAS_PYTORCH, reason="PyTorch and transformers are installed here")
+def test_hf_suite_says_what_it_needs(part, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--suite=hf"])
+    with pytest.raises(UserError, match="pip install torch transformers"):
+        part("benchmark_hf").run(part("benchmark").parse_flags())
+
+
+@pytest.mark.skipif(not HAS_PYTORCH, reason="needs torch and transformers, which nothing else here does")
+def test_hf_suite(tmp_path):
+    """Each model is measured or left out; what is measured has the same parameters on both sides, by assertion."""
+    small = ("--d_model=32", "--layers=1", "--batch_size=2", "--seq_len=16", "--rounds=1")
+    result = run("--suite=hf", "--out=results.json", *small, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {row["name"] for row in results["hf"]} | set(results["left_out"]) == {"mamba", "mamba2"}
+    for row in results["hf"]:
+        assert row["best"].startswith("transformers, ")
+        assert row["tokens_per_second"] == pytest.approx(1e3 * 2 * 16 / row["wall_ms"])
+    for name in {row["name"] for row in results["hf"]}:
+        assert any(row["side"] == "transformers, 1 thread" for row in results["hf"] if row["name"] == name)
