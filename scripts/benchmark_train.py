@@ -100,7 +100,7 @@ def measure_compile(names, sizes) -> dict:
     results = {}
     for name in names:
         progress(f"compiling {name}")
-        training = Training(f"{name} mlp", 128, 4, **sizes)
+        training = Training(mixers.pattern(name), 128, 4, **sizes)
         cpu, wall = time.process_time(), time.perf_counter()
         training.setup.train_step.lower(training.state, training.batch).compile()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -131,7 +131,7 @@ def measure_dispatch() -> dict:
 def measure_throughput(names, d_model, repeats, sizes, options, has_torch) -> list[dict]:
     """Training steps of every mixer, and of PyTorch's Transformer, in turns."""
     progress(f"training steps at width {d_model}, {repeats} repeats")
-    trainings = {name: Training(f"{name} mlp", d_model, repeats, **sizes) for name in names}
+    trainings = {name: Training(mixers.pattern(name), d_model, repeats, **sizes) for name in names}
     contenders = {name: training.step for name, training in trainings.items()}
     flops = {name: training.setup.flops_per_token for name, training in trainings.items()}
     if has_torch:
@@ -184,7 +184,7 @@ def pytorch_trainer(d_model, repeats, sizes, *, compiled):
 def measure_parts(names, d_model, repeats, sizes, rounds, has_torch) -> list[dict]:
     """Forward and backward of each part alone, times how often a step has it."""
     progress(f"parts of the step at width {d_model}")
-    counts = {name: repeats for name in names} | {
+    counts = {name: repeats * mixers.pattern(name).split().count(name) for name in names} | {
         "mlp": repeats, "norm": 2 * repeats + 1, "embedding": 1, "loss": 1, "optimizer": 1,
     }  # fmt: skip
     ours = our_parts(names, d_model, repeats, sizes)
@@ -208,7 +208,7 @@ def measure_parts(names, d_model, repeats, sizes, rounds, has_torch) -> list[dic
 
 def our_parts(names, d_model, repeats, sizes) -> dict[str, Callable]:
     """Name -> a call that runs the part forward and backward and waits."""
-    training = Training(f"{names[0]} mlp", d_model, repeats, **sizes)
+    training = Training(mixers.pattern(names[0]), d_model, repeats, **sizes)
     config, params = training.setup.config, training.state["params"]
     batch, embedding = training.batch, params["embedding"]
     random = np.random.default_rng(0)

@@ -17,12 +17,13 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "linear_attention": {
         "no_normaliser": {"normalize": False, "feature_map": "identity"},
     },
+    "mamba2": {
+        "groups_and_limits": {"head_dim": 16, "num_groups": 2, "dt_smallest": 0.01, "dt_largest": 0.5},
+    },
     "mlstm": {
         "v2": {"block": "v2"},
     },
     "s4d": {
         "s4": {"structure": "dplr", "discretisation": "bilinear"},
-    "mamba2": {
-        "groups_and_limits": {"head_dim": 16, "num_groups": 2, "dt_smallest": 0.01, "dt_largest": 0.5},
     },
 }
