@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py --suite=train [--out=benchmarks/results/NAME.json] [--mixers=attention,linear_attention]
     python scripts/benchmark.py --suite=ops   [--out=benchmarks/results/NAME.json] [--ops=channel_decay,selective_scan]
+    python scripts/benchmark.py --suite=decode [--out=benchmarks/results/NAME.json] [--contexts=256,2048]
     python scripts/benchmark.py --suite=hf    [--out=benchmarks/results/NAME.json]
 
 train: the training step of every mixer (against a PyTorch Transformer of the same shape, in the same process, if
@@ -9,6 +10,7 @@ PyTorch is installed): the host's time per step, compile time, tokens per second
 the memory of the loss at a large vocabulary.
 ops: every recurrence in every form: time, compile time and peak memory of values and gradients, how the time grows
 with the length, the stated goals with their verdicts, and a picture beside --out.
+decode: what a token costs to write as the context grows, for every mixer, with a picture beside --out.
 hf: the training step of Mamba and Mamba-2 against Hugging Face's models of the same sizes in PyTorch (pip install
 torch transformers).
 
@@ -30,6 +32,7 @@ import json
 import os
 from pathlib import Path
 
+import benchmark_decode
 import benchmark_hf
 import benchmark_ops
 import benchmark_train
@@ -39,8 +42,7 @@ from benchmark_shared import about_this_run
 from seqmodels import command_line
 from seqmodels.errors import UserError
 
-SUITES = {"ops": benchmark_ops, "train": benchmark_train, "hf": benchmark_hf}
-NOT_BUILT = ("decode",)
+SUITES = {"ops": benchmark_ops, "train": benchmark_train, "decode": benchmark_decode, "hf": benchmark_hf}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -62,8 +64,6 @@ def parse_flags() -> argparse.Namespace:
     choice = command_line.Parser(add_help=False, allow_abbrev=False)
     choice.add_argument("--suite")
     suite = choice.parse_known_args()[0].suite
-    if suite in NOT_BUILT:
-        raise UserError(f"--suite={suite} is not built yet; there is {', '.join(SUITES)}")
     if suite is not None and suite not in SUITES:
         raise UserError(f"--suite={suite} does not exist; there is {', '.join(SUITES)}")
 

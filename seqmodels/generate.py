@@ -86,7 +86,7 @@ def stream(
             token = _sample_row_keys(logits, key, index, **sampling)
             # The next call is dispatched before this token is read, so that host and device overlap.
             if index + 1 < max_tokens:
-                logits, state = _step(graphdef, params, token, state)
+                logits, state = step(graphdef, params, token, state)
             token_id = int(token[0])
             if token_id == end_of_text:
                 return
@@ -217,7 +217,8 @@ def _next_logits(graphdef, params, token, state):
     return logits[:, 0], state
 
 
-_step = jax.jit(_next_logits, static_argnums=0, donate_argnums=3)
+step = jax.jit(_next_logits, static_argnums=0, donate_argnums=3)
+"""(graphdef, params, token [B], state) -> (logits [B, L], state): one token for every row; the state passed is used up."""
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("max_tokens", "greedy", "top_k"))

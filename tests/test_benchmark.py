@@ -32,8 +32,7 @@ def part(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--suite=decode"], "not built yet"),
-        (["--suite=trian"], "there is ops, train"),
+        (["--suite=trian"], "there is ops, train, decode, hf"),
         ([], "--suite"),
         (["--suite=train", "--mixers=atention"], "attention"),
         (["--suite=train", "--shapes=128"], "WIDTHxREPEATS"),
@@ -58,6 +57,8 @@ def test_mistakes_are_one_line(arguments, complaint):
         (["--suite=ops", "--lengths="], "--lengths: '' is not a whole number"),
         (["--suite=ops", "--out=x.png"], "beside it"),
         (["--suite=hf", "--models=mamba3"], "did you mean 'mamba'"),
+        (["--suite=decode", "--mixers=mambo"], "did you mean 'mamba'"),
+        (["--suite=decode", "--out=x.png"], "beside it"),
     ],
 )
 def test_mistakes_in_flags(part, monkeypatch, arguments, complaint):
@@ -86,6 +87,33 @@ def test_train_suite(tmp_path):
     parts = {row["name"]: row["count"] for row in results["parts"]}
     assert parts == {"attention": 1, "mlp": 1, "norm": 3, "embedding": 1, "loss": 1, "optimizer": 1}
     assert results["loss_memory"]["chunked_mib"] < results["loss_memory"]["plain_mib"] / 8
+
+
+def test_decode_suite(tmp_path, part, monkeypatch):
+    """A recurrent state has one size and one compiled step per batch; a cache has one of each per context."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(part("benchmark_decode"), "HOST_WIDTH", 32)
+    monkeypatch.setattr(part("benchmark_decode"), "HOST_TOKENS", 3)
+    small = ["--contexts=16,32", "--batch_sizes=1,2", "--tokens=3", "--d_model=32", "--repeats=1", "--rounds=1"]
+    # the state of attention at the larger context and batch is 2 rows x 35 tokens x 2 x 32 floats, and some marks
+    which = ["--mixers=attention,attention_window,linear_attention", "--max_state_bytes=15000", "--out=results.json"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--suite=decode", *which, *small])
+    options = part("benchmark").parse_flags()
+    results = part("benchmark_decode").run(options)
+    rows = {(row["name"], row["batch_size"], row["context"]): row for row in results["rows"]}
+    assert len(rows) == 3 * 2 * 2
+    assert "seconds_per_step" not in rows["attention", 2, 32]
+    for row in rows.values():
+        if "seconds_per_step" in row:
+            assert row["state_bytes"] == row["counted_state_bytes"]
+            assert row["tokens_per_second"] == pytest.approx(row["batch_size"] / row["seconds_per_step"])
+    states = {key: row["counted_state_bytes"] for key, row in rows.items()}
+    assert states["attention", 1, 32] > states["attention", 1, 16]
+    assert states["linear_attention", 1, 32] == states["linear_attention", 1, 16]
+    compiled = [rows["linear_attention", 1, context]["compilations"] for context in (16, 32)]
+    assert compiled == [1, 0]
+    assert 0 < results["host"]["share"] <= 1
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_ops_suite(tmp_path):

@@ -1,17 +1,20 @@
 """What decoding costs: seconds a token at a given batch and context, as `generate` decodes."""
 
 import dataclasses
+import functools
+import math
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from seqmodels import generate
+from seqmodels import generate, model
+from seqmodels.layers import dense
 
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
+PIECE = 1024  # tokens of the context read in one call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,8 @@ class DecodeSpeed:
     tokens: int  # written by each row
     seconds_per_step: float  # one token for every row, the fastest of the rounds
     compile_seconds: float  # first call less the fastest
+    prefill_tokens_per_second: float  # of one row, the last piece of the context; nan for a context of one piece
+    state_bytes: int  # of the state there was, all rows
 
     @property
     def tokens_per_second(self) -> float:
@@ -41,24 +46,55 @@ def measure(
     rounds: int = 3,
     key: jax.Array,
 ) -> DecodeSpeed:
-    """Time the loop that `generate.generate` runs after the prompt, prompts being random tokens.
+    """Time the loop that `generate.generate` runs after the prompt.
+
+    The context is random tokens, read once, in pieces, by one row; its state is then every row's.
 
     Args:
         rounds: the loop runs so often after the run that compiles; other work on the machine only ever adds time.
         key: of the random tokens.
     """
-    prompts = np.asarray(jax.random.randint(key, (batch_size, context), 0, vocab_size))
-    padded, reset = generate.pad_prompts([row.tolist() for row in prompts])
-    logits, state = generate.prefill(graphdef, params, padded, reset, capacity=padded.shape[1] + tokens)
+    prompt = jax.random.randint(key, (1, context), 0, vocab_size, jnp.int32)
+    state = _empty(graphdef, params, context + tokens)
+    prefill = math.nan
+    for start in range(0, context, PIECE):
+        piece = prompt[:, start : start + PIECE]
+        begun = time.perf_counter()
+        logits, state = jax.block_until_ready(_read(graphdef, params, piece, state))
+        if start > 0 and piece.shape[1] == PIECE:  # the first piece's call also compiles
+            prefill = PIECE / (time.perf_counter() - begun)
+    logits, state = _repeat(graphdef, params, logits, state, batch_size)
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
     def run() -> float:
-        start = time.perf_counter()
+        begun = time.perf_counter()
         out = generate.decode(
             graphdef, params, logits, state, key, jnp.int32(-1), max_tokens=tokens,
             greedy=True, temperature=1.0, top_k=None, top_p=None,
         )  # fmt: skip
         jax.block_until_ready(out)
-        return time.perf_counter() - start
+        return time.perf_counter() - begun
 
     first, fastest = run(), min(run() for _ in range(rounds))
-    return DecodeSpeed(batch_size, context, tokens, fastest / tokens, max(0.0, first - fastest))
+    return DecodeSpeed(
+        batch_size, context, tokens, fastest / tokens, max(0.0, first - fastest), prefill, state_bytes
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _empty(graphdef, params, capacity):
+    return model.merge(graphdef, params).init_state(1, capacity)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _read(graphdef, params, tokens, state):
+    network = model.merge(graphdef, params)
+    hidden, state = network.features(tokens, state)
+    return dense(hidden[:, -1], network.head_kernel()).astype(jnp.float32), state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _repeat(graphdef, params, logits, state, batch_size):
+    """The same row so many times, and the state as one-token steps like it."""
+    state = jax.tree.map(lambda leaf: jnp.repeat(leaf, batch_size, axis=1), state)
+    return jnp.repeat(logits, batch_size, axis=0), model.merge(graphdef, params).unstack_state(state)
