@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--growth_lengths",
         type=lengths_or_none,
-        default="1024,2048,4096,8192,16384,32768",
+        default="1024,4096,16384,32768",
         help=f'lengths for the growth of the chunked gradient, at batch size {GROWTH_BATCH_SIZE}; "" for none',
     )
     parser.add_argument("--batch_size", type=positive, default=STATED_SIZES["batch_size"], help="B, sequences")
