@@ -13,8 +13,8 @@ State: E N numbers, and the last W - 1 inputs of the convolution, E each; all fl
 Numerical trap: dt A reaches -34 in practice, so that nothing may divide by a decay; softplus, A_log, D and the
 scan are float32 whatever the activations are.
 
-Parameters: 3 E D + E (2 R + 2 N) + E (N + W + 3), R = ceil(D / 16): about 6 D^2 with E = 2 D. The block stands alone
-in the paper: two of them replace attention and an MLP.
+Parameters: 3 E D + E (2 R + 2 N) + E (N + W + 3), R = ceil(D / 16): 6 D^2 with E = 2 D, and at D = 128 another D^2 for the
+rest. The block stands alone in the paper: two of them replace attention and an MLP.
 
 Deviations from the paper: B is discretised as dt B (Euler), as in the authors' code; the paper writes
 zero-order hold. Their in_proj is two kernels here.

@@ -16,7 +16,7 @@ Numerical trap: dt A may be any negative number, so that nothing may divide by a
 state are float32 whatever the activations are. A limit on dt belongs to the step by step form too (the one of
 Hugging Face forgets it).
 
-Parameters: 3 E D + (2 D + W + 1) G N + ... = E (3 D + W + 2) + 2 G N (D + W + 1) + H (D + 3): about 6 D^2 with E = 2 D.
+Parameters: E (3 D + W + 2) + 2 G N (D + W + 1) + H (D + 3): 6 D^2 with E = 2 D, and at D = 128 another D^2 for B and C.
 The block stands alone in the paper: two of them replace attention and an MLP.
 
 Deviations from the paper: the small sizes of the defaults. The authors' in_proj is three kernels here.
