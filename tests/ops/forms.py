@@ -1,15 +1,11 @@
 """The forms of gated linear attention under test, compiled once per form and signature."""
 
 import functools
-import importlib
 from unittest import mock
 
 import jax
 
-from seqmodels.ops import gated_linear_attention
-
-# The package exports the function by the module's name, so attribute access finds the function.
-MODULE = importlib.import_module("seqmodels.ops.gated_linear_attention")
+from seqmodels.ops import chunked_core, gated_linear_attention
 
 # name -> (implementation, chunk size, chunks prepared one by one)
 FORMS = {
@@ -60,4 +56,4 @@ def options(form):
 
 def scheduling(form):
     """Chunks one by one is what a CPU gets, together what any other device gets: both are tested on a CPU."""
-    return mock.patch.object(MODULE, "_one_by_one", lambda: FORMS[form][2])
+    return mock.patch.object(chunked_core, "one_by_one", lambda: FORMS[form][2])
