@@ -159,10 +159,10 @@ def pair_scores(
 def unit_lower_inverse(matrix: Float[Array, "*b C C"]) -> Float[Array, "*b C C"]:
     """T = (I + L)^-1 with L the part of ``matrix`` below the diagonal (the rest is not read); C is a power of two.
 
-    By blocks of m = 1, 2, 4, ... steps: if T holds the inverses of the diagonal blocks of m steps, those of 2 m steps have
-    -T L T below them, L cut down to what joins two neighbouring blocks. Nothing larger than an entry of an inverse is ever
-    formed. Neumann's series and Newton-Schulz form powers of L, which for alike keys grow to 1e8 before they cancel. Always
-    in float32 products, on every device: of T's errors nothing averages out.
+    By blocks of m = 1, 2, 4, ... steps: if T holds the inverses of the diagonal blocks of m steps, those of 2 m steps
+    differ by -T L T, L cut down to what joins two neighbouring blocks. Every number formed is one of an inverse.
+    (Neumann's series and Newton-Schulz have powers of L in them, which for alike keys grow to 1e8 before they cancel.)
+    Products are float32 on every device.
     """
     size = matrix.shape[-1]
     row, column = np.indices((size, size))
