@@ -87,16 +87,16 @@ class Mixer(nnx.Module):
                 f"model.mixers.deltanet.num_heads={config.num_heads} must divide the widths of keys ({self.key_dim}) "
                 f"and values ({self.value_dim}), model.d_model={d_model} times key_expansion and value_expansion"
             )
-        mixed = 2 * self.key_dim + self.value_dim
-        self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, mixed)))
-        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, mixed)))
+        self.mixed = 2 * self.key_dim + self.value_dim
+        self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, self.mixed)))
+        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
         self.beta_kernel = nnx.Param(normal_init(rngs.params(), (d_model, config.num_heads)))
         self.head_norm = RMSNorm(self.value_head_dim, eps=config.norm_eps, rngs=rngs)
         self.output_kernel = nnx.Param(normal_init(rngs.params(), (self.value_dim, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""
-        tail = jnp.zeros((batch_size, self.config.conv_width - 1, self.conv_kernel.shape[1]), jnp.float32)
+        tail = jnp.zeros((batch_size, self.config.conv_width - 1, self.mixed), jnp.float32)
         shape = (batch_size, self.config.num_heads, self.key_head_dim, self.value_head_dim)
         return State(tail, jnp.zeros(shape, jnp.float32))
 

@@ -104,9 +104,9 @@ class Mixer(nnx.Module):
                 f"({self.value_dim}), which is model.d_model={d_model} times value_expansion={config.value_expansion}"
             )
         heads = self.num_value_heads
-        mixed = 2 * self.key_dim + self.value_dim
-        self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, mixed)))
-        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, mixed)))
+        self.mixed = 2 * self.key_dim + self.value_dim
+        self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, self.mixed)))
+        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
         self.gate_kernel = nnx.Param(normal_init(rngs.params(), (d_model, self.value_dim)))
         self.beta_kernel = nnx.Param(normal_init(rngs.params(), (d_model, heads)))
         self.dt_kernel = nnx.Param(normal_init(rngs.params(), (d_model, heads)))
@@ -118,7 +118,7 @@ class Mixer(nnx.Module):
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""
-        tail = jnp.zeros((batch_size, self.config.conv_width - 1, self.conv_kernel.shape[1]), jnp.float32)
+        tail = jnp.zeros((batch_size, self.config.conv_width - 1, self.mixed), jnp.float32)
         shape = (batch_size, self.num_value_heads, self.key_head_dim, self.value_head_dim)
         return State(tail, jnp.zeros(shape, jnp.float32))
 

@@ -97,9 +97,9 @@ class Mixer(nnx.Module):
                 f"model.mixers.kda.num_heads={config.num_heads} must divide the widths of keys ({self.key_dim}) and "
                 f"values ({self.value_dim}), which are model.d_model={d_model} times key_expansion and value_expansion"
             )
-        mixed = 2 * self.key_dim + self.value_dim
-        self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, mixed)))
-        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, mixed)))
+        self.mixed = 2 * self.key_dim + self.value_dim
+        self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, self.mixed)))
+        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
         self.beta_kernel = nnx.Param(normal_init(rngs.params(), (d_model, config.num_heads)))
         self.dt_in_kernel = nnx.Param(normal_init(rngs.params(), (d_model, config.decay_rank)))
         self.dt_out_kernel = nnx.Param(normal_init(rngs.params(), (config.decay_rank, self.key_dim)))
@@ -114,7 +114,7 @@ class Mixer(nnx.Module):
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""
-        tail = jnp.zeros((batch_size, self.config.conv_width - 1, self.conv_kernel.shape[1]), jnp.float32)
+        tail = jnp.zeros((batch_size, self.config.conv_width - 1, self.mixed), jnp.float32)
         shape = (batch_size, self.config.num_heads, self.key_head_dim, self.value_head_dim)
         return State(tail, jnp.zeros(shape, jnp.float32))
 

@@ -27,7 +27,9 @@ def test_logits_of_a_checkpoint(implementation):
         ("head_norm", "scale"): "o_norm.weight",
         ("output_kernel",): "o_proj.weight",
     }
-    config = kda.Config(num_heads=2, key_expansion=0.5, value_expansion=0.5, norm_eps=1e-6, implementation=implementation)
+    config = kda.Config(
+        num_heads=2, key_expansion=0.5, value_expansion=0.5, norm_eps=1e-6, implementation=implementation
+    )
     network, arrays, rest = fla_model("hf/fla_kda", "kda", config, weights, short_conv=True)
     assert not rest
     assert_logits(network, arrays, 5e-5)
@@ -49,16 +51,16 @@ def test_a_floor_under_the_log_decay():
     floored, free = (
         kda.Mixer(kda.Config(log_decay_floor=floor), 32, rngs=nnx.Rngs(params=0)) for floor in (-5.0, None)
     )
-    params = {name: np.asarray(value[...], np.float64) for name, value in vars(free).items() if isinstance(value, nnx.Param)}
+    params = initial("kda", kda.Config(), 32)
     logit = np.asarray(x, np.float64) @ params["dt_in_kernel"] @ params["dt_out_kernel"] + params["dt_bias"]
-    logit, A = logit.reshape(2, 20, 4, 8), np.exp(params["A_log"])[:, None]
+    logit, A = logit.reshape(2, 20, 4, 8), np.exp(params["A_log"].astype(np.float64))[:, None]
     assert_close(free.log_decay(x), -A * np.logaddexp(logit, 0.0), 1e-5)
     assert_close(floored.log_decay(x), -5.0 / (1.0 + np.exp(-A * logit)), 1e-5)
     assert floored.log_decay(x).min() >= -5.0 > free.log_decay(x).min()
 
 
 def test_initialisation():
-    """A uniform in [1, 16], dt log-uniform in [1e-3, 1e-1], b_g = 0; normal kernels, torch's default for the convolution."""
+    """A uniform in [1, 16], dt log-uniform in [1e-3, 1e-1], b_g = 0; normal kernels, torch's convolution."""
     config = kda.Config(num_heads=256, decay_rank=64, gate_rank=64)
     params = initial("kda", config, 256)
     for name, (fan_in, fan_out) in {
