@@ -34,7 +34,8 @@ def test_logits_of_a_checkpoint(implementation):
 def test_negative_eigenvalues_are_a_doubled_beta():
     x = 3.0 * jax.random.normal(jax.random.key(1), (1, 200, 32))
     plain, negative = (
-        gated_deltanet.Mixer(gated_deltanet.Config(allow_neg_eigval=allow), 32, rngs=nnx.Rngs(params=0)) for allow in (False, True)
+        gated_deltanet.Mixer(gated_deltanet.Config(allow_neg_eigval=allow), 32, rngs=nnx.Rngs(params=0))
+        for allow in (False, True)
     )
     assert_close(negative.beta(x), 2 * plain.beta(x), 1e-7)
     assert plain.beta(x).max() < 1 < negative.beta(x).max() < 2
