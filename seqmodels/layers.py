@@ -65,6 +65,12 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"] | None = None, *
     return wide.astype(x.dtype)
 
 
+def l2_norm(x: Float[Array, "... K"], *, eps: float = 1e-6) -> Float[Array, "... K"]:
+    """x / sqrt(sum(x^2) + eps): length 1, or a little less for short x; in float32, returned in the dtype of ``x``."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
 def gated_rms_norm(
     x: Float[Array, "... D"],
     gate: Float[Array, "... D"],

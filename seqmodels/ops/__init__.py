@@ -2,6 +2,7 @@
 
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
+from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.diagonal_ssm import diagonal_ssm
 from seqmodels.ops.dplr_ssm import dplr_ssm
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS, gated_linear_attention
@@ -19,6 +20,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "causal_conv",
     "complex_gated_linear_attention",
+    "delta_rule",
     "diagonal_ssm",
     "dplr_ssm",
     "gated_linear_attention",

@@ -3,7 +3,7 @@
 A sequence is cut into chunks of C steps. What a chunk does to the state it starts from is linear in that state:
 
     u  = U - W S                 (W only for the delta rule)
-    o  = (q~ S) * b_read + O
+    o  = (q~ S) * b_read + O     (O = P u for the delta rule, whose u needs S)
     S' = gamma[:, None] * S * b_keep[None, :] + k~^T u
 
 ``prepare`` turns a chunk's inputs into these arrays (a ``Chunk``). It knows the parameterisation and nothing of the state, so
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -57,8 +58,10 @@ class Chunk(NamedTuple):
     """k~: keys, decayed until the end of the chunk."""
     value: Float[Array, "*b C V"]
     """U."""
-    inside: Float[Array, "*b C V"]
-    """O: what the chunk's own steps contribute to its output."""
+    inside: Float[Array, "*b C V"] | None = None
+    """O: what the chunk's own steps contribute to its output, where that is known before the state is."""
+    scores: Float[Array, "*b C C"] | None = None
+    """P: how each step reads the updates of the chunk's own steps, where O is not."""
     keep: Float[Array, "*b K"] | None = None
     """gamma: decay of the state over the chunk, per key channel or one for all."""
     erase: Float[Array, "*b C K"] | None = None
@@ -152,6 +155,47 @@ def pair_scores(
     return lower_triangle(diagonal, blocks, above=0.0)
 
 
+@jax.custom_vjp
+def unit_lower_inverse(matrix: Float[Array, "*b C C"]) -> Float[Array, "*b C C"]:
+    """T = (I + L)^-1 with L the part of ``matrix`` below the diagonal (the rest is not read); C is a power of two.
+
+    By blocks of m = 1, 2, 4, ... steps: if T holds the inverses of the diagonal blocks of m steps, those of 2 m steps
+    differ by -T L T, L cut down to what joins two neighbouring blocks. Every number formed is one of an inverse.
+    (Neumann's series and Newton-Schulz have powers of L in them, which for alike keys grow to 1e8 before they cancel.)
+    Products are float32 on every device.
+    """
+    size = matrix.shape[-1]
+    row, column = np.indices((size, size))
+    inverse = jnp.broadcast_to(jnp.eye(size, dtype=matrix.dtype), matrix.shape)
+    block = 1
+    while block < size:
+        joins = (row > column) & ((row ^ column) >= block) & ((row ^ column) < 2 * block)
+        below = jnp.where(joins, matrix, 0.0)
+        if block > 1:  # else the inverses so far are 1
+            below = _exact(inverse, _exact(below, inverse))
+        inverse = inverse - below
+        block *= 2
+    return inverse
+
+
+def _unit_lower_inverse_forward(matrix):
+    inverse = unit_lower_inverse(matrix)
+    return inverse, inverse
+
+
+def _unit_lower_inverse_backward(inverse, cotangent):
+    transposed = jnp.swapaxes(inverse, -1, -2)
+    below = np.tri(inverse.shape[-1], k=-1, dtype=bool)
+    return (jnp.where(below, -_exact(transposed, _exact(cotangent, transposed)), 0.0),)
+
+
+unit_lower_inverse.defvjp(_unit_lower_inverse_forward, _unit_lower_inverse_backward)
+
+
+def _exact(a, b):
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
 def advance(
     chunk: Chunk, state: Float[Array, "*b K V"], precision: lax.Precision
 ) -> tuple[Float[Array, "*b C V"], Float[Array, "*b K V"]]:
@@ -167,7 +211,8 @@ def advance(
         state = state * chunk.keep[..., :, None]
     if chunk.value_keep is not None:
         state = state * chunk.value_keep[..., None, :]
-    return output + chunk.inside, state + product("...ck,...cv->...kv", chunk.write, update)
+    inside = product("...ij,...jv->...iv", chunk.scores, update) if chunk.inside is None else chunk.inside
+    return output + inside, state + product("...ck,...cv->...kv", chunk.write, update)
 
 
 Prepare = Callable[[Inputs], Chunk]
@@ -259,6 +304,22 @@ def _chunk_scan_backward(prepare, chunk_size, precision, one_by_one, residuals, 
 
 
 chunk_scan.defvjp(_chunk_scan_forward, _chunk_scan_backward)
+
+
+def one_by_one() -> bool:
+    """A CPU wants one chunk at a time in its cache; any other device wants all chunks prepared in parallel."""
+    return jax.default_backend() == "cpu"
+
+
+def product_precision(q: Float[Array, "..."], k: Float[Array, "..."]) -> lax.Precision:
+    """float32 queries and keys ask for float32 products; for narrower ones the device's fastest are exact enough."""
+    narrow = min(jnp.finfo(q.dtype).bits, jnp.finfo(k.dtype).bits) < 32
+    return lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST
+
+
+def float32(tree: Inputs) -> Inputs:
+    """The arrays of a tree in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def pad_steps(x: Float[Array, "*b C X"], steps: int) -> Float[Array, "*b steps X"]:

@@ -134,12 +134,7 @@ def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
 
 def _default_chunk_size() -> int:
     """On a CPU 32 and 64 steps are within 20 % of each other, either way round; accelerators want larger products."""
-    return 32 if _one_by_one() else 64
-
-
-def _one_by_one() -> bool:
-    """A CPU wants one chunk at a time in its cache; any other device wants all chunks prepared in parallel."""
-    return jax.default_backend() == "cpu"
+    return 32 if chunked_core.one_by_one() else 64
 
 
 def _recurrent(q, k, v, log_decay, value_log_decay, bonus, state, reset):
@@ -148,7 +143,7 @@ def _recurrent(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     q, k = jnp.repeat(q, repeats, axis=2), jnp.repeat(k, repeats, axis=2)
 
     def step(state, inputs):
-        q, k, v, log_decay, value_log_decay = _float32(inputs[:5])
+        q, k, v, log_decay, value_log_decay = chunked_core.float32(inputs[:5])
         starts = inputs[5]
         if starts is not None:
             state = jnp.where(starts[:, None, None, None], 0.0, state)
@@ -173,7 +168,7 @@ def _associative(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     """A parallel prefix over the affine maps S -> a * S + b that the steps are; a reset makes a map that forgets S."""
     batch, steps, heads, _ = v.shape
     repeats = heads // q.shape[2]
-    q, k, v, log_decay, value_log_decay = _float32((q, k, v, log_decay, value_log_decay))
+    q, k, v, log_decay, value_log_decay = chunked_core.float32((q, k, v, log_decay, value_log_decay))
     q, k = jnp.repeat(q, repeats, axis=2), jnp.repeat(k, repeats, axis=2)
     update = k[..., :, None] * v[..., None, :]
     decay = jnp.ones((batch, steps, heads, 1, 1), jnp.float32)
@@ -236,7 +231,7 @@ def _parallel(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     prepare, inputs, state, ungroup = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
     padded = chunked_core.power_of_two(v.shape[1])
     chunk = prepare(jax.tree.map(lambda x: chunked_core.pad_steps(jnp.moveaxis(x, 1, -2), padded), inputs))
-    o, final = chunked_core.advance(chunk, state, _precision(q, k))
+    o, final = chunked_core.advance(chunk, state, chunked_core.product_precision(q, k))
     o = jnp.moveaxis(o[..., : v.shape[1], :], -2, 1).reshape(v.shape)
     return o + _bonus_term(q, k, v, bonus), ungroup(final)
 
@@ -247,7 +242,8 @@ def _chunked(q, k, v, log_decay, value_log_decay, bonus, state, reset, *, chunk_
     padding = -steps % chunk_size
     if padding:
         inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
-    o, final = chunked_core.chunk_scan(prepare, chunk_size, _precision(q, k), _one_by_one(), inputs, state)
+    precision, one_by_one = chunked_core.product_precision(q, k), chunked_core.one_by_one()
+    o, final = chunked_core.chunk_scan(prepare, chunk_size, precision, one_by_one, inputs, state)
     return o[:, :steps].reshape(v.shape) + _bonus_term(q, k, v, bonus), ungroup(final)
 
 
@@ -261,7 +257,7 @@ def _grouped(
     batch, steps, groups, channels = q.shape
     heads, width = v.shape[2:]
     repeats = heads // groups
-    precision = _precision(q, k)
+    precision = chunked_core.product_precision(q, k)
 
     def group(x, *, side_by_side=False):
         if x is None:
@@ -300,7 +296,7 @@ def _prepare_side_by_side(inputs: _Inputs, *, repeats: int, precision: lax.Preci
     There, the heads of a group read and write as one product with their common q and k, R V wide, and nothing as large
     as q for every head is ever made. (Decays on q and k took twice the time: B 16, T 256, R 8, K 64, V 32, on a CPU.)
     """
-    q, k, v, log_decay = _float32(inputs[:4])
+    q, k, v, log_decay = chunked_core.float32(inputs[:4])
     product = functools.partial(jnp.einsum, precision=precision)
     steps, width = v.shape[-2], v.shape[-1] // repeats
     by_head = jnp.swapaxes(log_decay[..., 0, :, :], -1, -2)[..., None]
@@ -349,7 +345,7 @@ _for_each_head.defvjp(_for_each_head_forward, _for_each_head_backward)
 
 def _prepare(inputs: _Inputs, *, read_before: bool, precision: lax.Precision) -> chunked_core.Chunk:
     """What chunks [..., G, R, C, features] do to the state, without the bonus term."""
-    q, k, v, log_decay, value_log_decay, opening = _float32(inputs)
+    q, k, v, log_decay, value_log_decay, opening = chunked_core.float32(inputs)
     product = functools.partial(jnp.einsum, precision=precision)
     steps = v.shape[-2]
     if log_decay is None and value_log_decay is None:
@@ -402,17 +398,7 @@ def _bonus_term(q, k, v, bonus):
     """(q_t . diag(bonus) k_t) v_t, or 0 without a bonus."""
     if bonus is None:
         return 0.0
-    q, k, v, bonus = _float32((q, k, v, bonus))
+    q, k, v, bonus = chunked_core.float32((q, k, v, bonus))
     repeats = v.shape[2] // q.shape[2]
     weight = jnp.repeat(q * k, repeats, axis=2) * bonus
     return jnp.sum(weight, axis=-1, keepdims=True) * v
-
-
-def _float32(tree):
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-
-def _precision(q, k) -> lax.Precision:
-    """float32 queries and keys ask for float32 products; for narrower ones the device's fastest are exact enough."""
-    narrow = min(jnp.finfo(q.dtype).bits, jnp.finfo(k.dtype).bits) < 32
-    return lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST

@@ -8,6 +8,9 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "grouped_window_qknorm": {"num_kv_heads": 2, "window": 9, "qk_norm": True},
         "no_rope": {"rope": False},
     },
+    "gated_deltanet": {
+        "grouped_negative": {"num_heads": 2, "num_value_heads": 4, "allow_neg_eigval": True},
+    },
     "gateloop": {
         "max_heads_cartesian": {"num_heads": 32, "key_expansion": 1.0, "gate": "cartesian"},
     },

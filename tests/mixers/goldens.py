@@ -23,12 +23,15 @@ def assert_close(actual, expected, bound: float, what: str = "values"):
     assert worst <= bound, f"{what}: relative error {worst:.1e}, allowed {bound:.0e}"
 
 
-# Where a parameter of ours is among theirs: a name, or a name and the rows it has of a projection they keep in one.
-Place = str | tuple[str, slice]
+# Where a parameter of ours is among theirs: a name, a name and the rows it has of a projection they keep in one, or the
+# names of what we keep in one.
+Place = str | tuple[str, slice] | list[str]
 
 
 def _take(path: str, place: Place, tensors: dict[str, np.ndarray], used: collections.Counter) -> np.ndarray:
     """Our parameter ``path``: kernels are transposed (a depthwise [channels, 1, width] too), the rest is as it is."""
+    if isinstance(place, list):
+        return np.concatenate([_take(path, name, tensors, used) for name in place], axis=-1)
     name, rows = (place, slice(None)) if isinstance(place, str) else place
     tensor = tensors[name][rows]
     used[name] += tensor.size
@@ -90,7 +93,9 @@ def assert_layer(
 Checkpoint = tuple[model.LanguageModel, dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
-def fla_model(name: str, mixer: str, config, weights: dict[tuple[str, ...], Place]) -> Checkpoint:
+def fla_model(
+    name: str, mixer: str, config, weights: dict[tuple[str, ...], Place], short_conv: bool = False
+) -> Checkpoint:
     """A checkpoint of flash-linear-attention (mixer, gated MLP, two norms per layer) in our language model.
 
     Args:
@@ -98,13 +103,14 @@ def fla_model(name: str, mixer: str, config, weights: dict[tuple[str, ...], Plac
       mixer: our name of the mixer.
       config: its Config.
       weights: path of a parameter within the mixer -> its place, the name without ``attn.``.
+      short_conv: whether queries, keys and values are convolved, which ``config`` must agree with.
 
     Returns:
       ``(network, the golden's arrays, checkpoint tensors without a place)``; the mixer's parameters that are not in
       ``weights`` keep their initial values.
     """
     theirs = json.loads((load(name).directory / "config.json").read_text())
-    assert theirs["hidden_act"] == "swish" and theirs["attn"] is None and not theirs["use_short_conv"]
+    assert theirs["hidden_act"] == "swish" and theirs["attn"] is None and theirs["use_short_conv"] == short_conv
     changes = {
         "pattern": f"{mixer} mlp",
         "mlp_hidden": theirs["intermediate_size"],
@@ -140,6 +146,8 @@ def mamba_model(name: str, mixer: str, config, weights: dict[tuple[str, ...], Pl
 
 
 def _within(prefix: str, place: Place) -> Place:
+    if isinstance(place, list):
+        return [prefix + name for name in place]
     return prefix + place if isinstance(place, str) else (prefix + place[0], place[1])
 
 

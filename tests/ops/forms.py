@@ -1,15 +1,11 @@
-"""The forms of gated linear attention under test, compiled once per form and signature."""
+"""The forms of gated linear attention (or another op) under test, compiled once per form and signature."""
 
 import functools
-import importlib
 from unittest import mock
 
 import jax
 
-from seqmodels.ops import gated_linear_attention
-
-# The package exports the function by the module's name, so attribute access finds the function.
-MODULE = importlib.import_module("seqmodels.ops.gated_linear_attention")
+from seqmodels.ops import chunked_core, gated_linear_attention
 
 # name -> (implementation, chunk size, chunks prepared one by one)
 FORMS = {
@@ -31,26 +27,26 @@ def fast_jit(function):
 
 
 @functools.cache
-def evaluate(form):
+def evaluate(form, op=gated_linear_attention):
     """(inputs, reset) -> (o, state); a function of arrays, compiled once per signature."""
-    return fast_jit(functools.partial(call, form))
+    return fast_jit(functools.partial(call, form, op=op))
 
 
 @functools.cache
-def differentiate(form):
+def differentiate(form, op=gated_linear_attention):
     """(inputs, reset, cotangents) -> ((o, state), gradients by input)."""
 
     def run(inputs, reset, cotangents):
-        outputs, pull = jax.vjp(lambda inputs: call(form, inputs, reset), inputs)
+        outputs, pull = jax.vjp(lambda inputs: call(form, inputs, reset, op=op), inputs)
         return outputs, pull(cotangents)[0]
 
     return fast_jit(run)
 
 
-def call(form, inputs, reset):
+def call(form, inputs, reset, *, op=gated_linear_attention):
     """Not compiled: for use under other transformations."""
     with scheduling(form):
-        return gated_linear_attention(**inputs, reset=reset, **options(form))
+        return op(**inputs, reset=reset, **options(form))
 
 
 def options(form):
@@ -60,4 +56,4 @@ def options(form):
 
 def scheduling(form):
     """Chunks one by one is what a CPU gets, together what any other device gets: both are tested on a CPU."""
-    return mock.patch.object(MODULE, "_one_by_one", lambda: FORMS[form][2])
+    return mock.patch.object(chunked_core, "one_by_one", lambda: FORMS[form][2])

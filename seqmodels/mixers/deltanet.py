@@ -1,0 +1,127 @@
+"""DeltaNet: a linear attention that corrects what its memory answers to a key, instead of adding to it.
+
+    q_t, k_t, v_t = silu(conv(x W_in)_t)                     causal, depthwise, W steps; split into heads
+    q_t, k_t = q_t / |q_t|, k_t / |k_t|                      |.| = sqrt(sum of squares + 1e-6)
+    beta_t = sigmoid(x_t W_beta)                             one per head; twice that with allow_neg_eigval
+    S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
+    o_t = RMSNorm(K^-1/2 q_t^T S_t)                          in every head
+    y_t = concat(o_t) W_o
+
+"Parallelizing linear transformers with the delta rule over sequence length", arXiv 2406.06484; twice the sigmoid:
+arXiv 2411.12537. The layer is that of the authors' code (flash-linear-attention).
+
+State: K V numbers per head, and the last W - 1 inputs of the convolution, H (2 K + V) each; all float32.
+
+Numerical trap: a step contracts the memory only while beta |k|^2 is within [0, 2], so that keys are normalised in
+float32; a chunk inverts a matrix of the overlaps of its keys, which no series does where keys are alike
+(``delta_rule.py``).
+
+Parameters: 4 D^2 + (3 W + H) D + D / H with the default expansions.
+
+Deviations from the paper: heads of any width (the paper's have 128 channels: ``paper``). The projections start normal
+with deviation 1/sqrt(fan in) as everywhere in this house (flash-linear-attention: 0.02 at every width), the
+convolution like torch's.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from seqmodels.errors import UserError
+from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init
+from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.delta_rule import delta_rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    num_heads: int = 4  # H; divides the widths of keys and values
+    key_expansion: float = 1.0  # H K = key_expansion d_model
+    value_expansion: float = 1.0  # H V = value_expansion d_model
+    conv_width: int = 4  # W, steps the convolution sees
+    allow_neg_eigval: bool = False  # beta up to 2, at which the memory under a key changes sign
+    norm_eps: float = 1e-5  # of the heads' RMSNorm
+    implementation: str | None = None  # of delta_rule; None: the fastest for device and shape
+    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+
+    def __post_init__(self):
+        for field in ("num_heads", "conv_width", "chunk_size"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"model.mixers.deltanet.{field}={value} must be at least 1")
+
+    @classmethod
+    def paper(cls, d_model: int) -> "Config":
+        """The published sizes: K = V = 128 (arXiv 2406.06484); d_model a multiple of 128."""
+        return cls(num_heads=d_model // 128)
+
+
+class State(NamedTuple):
+    tail: Float[Array, "B tail X"]  # the last W - 1 inputs of the convolution, H (2 K + V) wide
+    memory: Float[Array, "B H K V"]  # S
+
+
+class Mixer(nnx.Module):
+    """DeltaNet behind the interface of a mixer.
+
+    Args:
+      config: the options above.
+      d_model: D, width of the residual stream.
+      rngs: initialisation keys; ``rngs.params`` is used.
+
+    Raises:
+      UserError: sizes that do not fit together.
+    """
+
+    def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.key_dim, self.value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)
+        self.key_head_dim, odd_keys = divmod(self.key_dim, config.num_heads)
+        self.value_head_dim, odd_values = divmod(self.value_dim, config.num_heads)
+        if odd_keys or odd_values or not self.key_dim or not self.value_dim:
+            raise UserError(
+                f"model.mixers.deltanet.num_heads={config.num_heads} must divide the widths of keys ({self.key_dim}) "
+                f"and values ({self.value_dim}), model.d_model={d_model} times key_expansion and value_expansion"
+            )
+        self.mixed = 2 * self.key_dim + self.value_dim
+        self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, self.mixed)))
+        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
+        self.beta_kernel = nnx.Param(normal_init(rngs.params(), (d_model, config.num_heads)))
+        self.head_norm = RMSNorm(self.value_head_dim, eps=config.norm_eps, rngs=rngs)
+        self.output_kernel = nnx.Param(normal_init(rngs.params(), (self.value_dim, d_model)))
+
+    def init_state(self, batch_size: int, max_len: int) -> State:
+        """Zeros; the size does not depend on ``max_len``."""
+        tail = jnp.zeros((batch_size, self.config.conv_width - 1, self.mixed), jnp.float32)
+        shape = (batch_size, self.config.num_heads, self.key_head_dim, self.value_head_dim)
+        return State(tail, jnp.zeros(shape, jnp.float32))
+
+    def beta(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H"]:
+        """beta_t, float32."""
+        beta = jax.nn.sigmoid(dense(x, self.beta_kernel[...]).astype(jnp.float32))
+        return 2.0 * beta if self.config.allow_neg_eigval else beta
+
+    def __call__(
+        self, x: Float[Array, "B T D"], state: State | None = None, *, reset: Bool[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
+        """Mixes T steps that follow those of ``state``; ``reset`` marks the steps at which a new document starts."""
+        B, T, _ = x.shape
+        H, K, V = self.config.num_heads, self.key_head_dim, self.value_head_dim
+        tail, memory = (None, None) if state is None else state
+        mixed, tail = causal_conv(dense(x, self.input_kernel[...]), self.conv_kernel[...], state=tail, reset=reset)
+        q, k, v = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
+        o, memory = delta_rule(
+            l2_norm(q.reshape(B, T, H, K)) * K**-0.5,
+            l2_norm(k.reshape(B, T, H, K)),
+            v.reshape(B, T, H, V),
+            self.beta(x),
+            state=memory,
+            reset=reset,
+            implementation=self.config.implementation,
+            chunk_size=self.config.chunk_size,
+        )
+        return dense(self.head_norm(o).reshape(B, T, H * V), self.output_kernel[...]), State(tail, memory)
