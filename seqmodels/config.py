@@ -23,7 +23,6 @@ from seqmodels.training.optimizer import OptimConfig
 from seqmodels.training.sharding import MeshConfig
 from seqmodels.training.state import TrainConfig
 
-
 # Fields younger than some run folders, with what their runs had.
 YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None}
 

@@ -6,8 +6,9 @@
     y_t = concat(o_t) W_o
 
 "Transformers are RNNs", arXiv 2006.16236: eq. 5 (feature maps), 7 (phi = elu + 1), 18-20 (the recurrence); eps as in its
-authors' fast-transformers. Without the normaliser, ``o_t = RMSNorm(K^-1/2 phi(q_t)^T S_t)`` in every head; with
-``norm_eps``, RMSNorm after the normaliser, too ("The Devil in Linear Transformer", arXiv 2210.10340; the scale is flash-linear-attention's).
+authors' fast-transformers. Without the normaliser, ``o_t = RMSNorm(K^-1/2 phi(q_t)^T S_t)`` in every head
+("The Devil in Linear Transformer", arXiv 2210.10340; the scale is flash-linear-attention's, which also has the norm after
+the normaliser: ``norm_eps``).
 
 State: (V + 1) K numbers per head in float32, the last column being z (V K without the normaliser), whatever was read.
 

@@ -5,7 +5,7 @@ weight what are several kernels here.
 """
 
 import collections
-import json
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from seqmodels import mixers, model
-from tests.goldens import Golden, load, read_safetensors
+from seqmodels.interop import checkpoint, kinds
+from tests.goldens import Golden, load
 
 
 def assert_close(actual, expected, bound: float, what: str = "values"):
@@ -87,116 +88,41 @@ def assert_layer(
         assert_close(weights[name], expected, bound, f"gradient of {name}")
 
 
-Checkpoint = tuple[model.LanguageModel, dict[str, np.ndarray], dict[str, np.ndarray]]
+def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Of a mixer's parameters, by name."""
+    return jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
 
 
-def fla_model(name: str, mixer: str, config, weights: dict[tuple[str, ...], Place]) -> Checkpoint:
-    """A checkpoint of flash-linear-attention (mixer, gated MLP, two norms per layer) in our language model.
-
-    Args:
-      name: of the golden, like ``"hf/fla_gla"``.
-      mixer: our name of the mixer.
-      config: its Config.
-      weights: path of a parameter within the mixer -> its place, the name without ``attn.``.
-
-    Returns:
-      ``(network, the golden's arrays, checkpoint tensors without a place)``; the mixer's parameters that are not in
-      ``weights`` keep their initial values.
-    """
-    theirs = json.loads((load(name).directory / "config.json").read_text())
-    assert theirs["hidden_act"] == "swish" and theirs["attn"] is None and not theirs["use_short_conv"]
-    changes = {
-        "pattern": f"{mixer} mlp",
-        "mlp_hidden": theirs["intermediate_size"],
-        "norm_eps": theirs["norm_eps"],
-    }
-    outer = {
-        ("embedding",): "model.embeddings.weight",
-        ("final_norm", "scale"): "model.norm.weight",
-        ("output_kernel",): "lm_head.weight",
-    }
-    inner = {
-        (f"0_{mixer}", "norm", "scale"): "attn_norm.weight",
-        ("1_mlp", "norm", "scale"): "mlp_norm.weight",
-        ("1_mlp", "layer", "gate_kernel"): "mlp.gate_proj.weight",
-        ("1_mlp", "layer", "up_kernel"): "mlp.up_proj.weight",
-        ("1_mlp", "layer", "output_kernel"): "mlp.down_proj.weight",
-    }
-    inner |= {(f"0_{mixer}", "layer", *path): _within("attn.", place) for path, place in weights.items()}
-    return _checkpoint(name, theirs, mixer, config, changes, outer, "model.layers.", inner)
-
-
-def mamba_model(name: str, mixer: str, config, weights: dict[tuple[str, ...], Place]) -> Checkpoint:
-    """A checkpoint of transformers' Mamba family (one mixer and one norm per layer); as ``fla_model``, less ``mixer.``"""
-    theirs = json.loads((load(name).directory / "config.json").read_text())
-    assert theirs["hidden_act"] == "silu" and theirs["use_conv_bias"] and not theirs["use_bias"]
-    changes = {"pattern": mixer, "norm_eps": theirs["layer_norm_epsilon"]}
-    outer = {("embedding",): "backbone.embeddings.weight", ("final_norm", "scale"): "backbone.norm_f.weight"}
-    if not theirs["tie_word_embeddings"]:
-        outer[("output_kernel",)] = "lm_head.weight"
-    inner = {(f"0_{mixer}", "norm", "scale"): "norm.weight"}
-    inner |= {(f"0_{mixer}", "layer", *path): _within("mixer.", place) for path, place in weights.items()}
-    return _checkpoint(name, theirs, mixer, config, changes, outer, "backbone.layers.", inner)
-
-
-def _within(prefix: str, place: Place) -> Place:
-    return prefix + place if isinstance(place, str) else (prefix + place[0], place[1])
-
-
-def _checkpoint(
-    name: str,
-    theirs: dict,
-    mixer: str,
-    config,
-    changes: dict,
-    outer: dict[tuple[str, ...], Place],
-    layers: str,
-    inner: dict[tuple[str, ...], Place],
-) -> Checkpoint:
-    """A checkpoint in our language model.
+def places(model_type: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Place]:
+    """Our names of a mixer's parameters -> their places in a layer of a checkpoint kind, which is how many authors name them.
 
     Args:
-      theirs: its config.json, of which the widely used names are read.
-      changes: fields of ModelConfig that differ between libraries.
-      outer: path of a parameter -> its place.
-      layers: what the names of layer 0 have before their ``0.``.
-      inner: path of a stacked parameter within ``params["layers"]`` -> its place within a layer.
+      shapes: of our parameters, by name.
     """
-    network = model.ModelConfig(
-        **{
-            "d_model": theirs["hidden_size"],
-            "repeats": theirs["num_hidden_layers"],
-            "mixers": ((mixer, config),),
-            "mlp_kind": "gated",
-            "mlp_hidden": None,
-            "mlp_activation": "silu",
-            "tie_embeddings": theirs["tie_word_embeddings"],
-            "dropout": 0.0,
-            "remat": False,
-            "compute_dtype": "float32",
-        }
-        | changes
-    )
+    found = {}
+    for tensor in kinds.load(model_type).inner:
+        first = 0
+        paths = [path.removeprefix("mixer/") for path in tensor.ours.split() if path.startswith("mixer/")]
+        name = tensor.theirs.partition(".")[2]  # without the name of the layer within the block
+        for ours in paths:
+            end = first + shapes[ours][-1]
+            found[ours] = name if len(paths) == 1 else (name, slice(first, end))
+            first = end
+    return found
+
+
+def checkpoint_model(name: str, **options) -> tuple[model.LanguageModel, dict[str, np.ndarray]]:
+    """The checkpoint of a golden like ``"hf/fla_gla"`` in our language model, and the golden's arrays.
+
+    Args:
+      options: of the mixer, that the checkpoint does not decide (implementation, chunk_size).
+    """
     golden = load(name)
-    tensors, used = read_safetensors(golden.directory / "model.safetensors"), collections.Counter()
-    params = jax.jit(model.init_params, static_argnums=(0, 1))(network, theirs["vocab_size"], jax.random.key(0))
-    shapes = jax.tree.map(jnp.shape, params)
-
-    def put(path, value):
-        branch = params
-        for part in path[:-1]:
-            branch = branch[part]
-        assert path[-1] in branch, f"there is no parameter {path}"
-        branch[path[-1]] = jnp.asarray(value)
-
-    for path, place in outer.items():
-        put(path, _take(path[-1], place, tensors, used))
-    for path, place in inner.items():
-        places = [_within(f"{layers}{i}.", place) for i in range(network.repeats)]
-        put(("layers", *path), np.stack([_take(path[-1], one, tensors, used) for one in places]))
-    assert jax.tree.map(jnp.shape, params) == shapes
-    network = model.merge(model.graphdef(network, theirs["vocab_size"]), params)
-    return network, golden.arrays, _unused(tensors, used)
+    found = checkpoint.read(golden.directory)
+    ((mixer, config),) = found.config.mixers
+    config = dataclasses.replace(found.config, mixers=((mixer, dataclasses.replace(config, **options)),))
+    params = jax.tree.map(jnp.asarray, found.params)
+    return model.merge(model.graphdef(config, config.vocab_size), params), golden.arrays
 
 
 def assert_logits(network: model.LanguageModel, arrays: dict[str, np.ndarray], bound: float):

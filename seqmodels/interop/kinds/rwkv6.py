@@ -1,4 +1,7 @@
-"""RWKV-6, as flash-linear-attention saves it: LayerNorms with biases, one of them on the embedding; it orders the blends r, w, k, v, g."""
+"""RWKV-6, as flash-linear-attention saves it: LayerNorms with biases, one of them on the embedding.
+
+Its blends are in the order r, w, k, v, g; ours w, k, v, r, g.
+"""
 
 import numpy as np
 
