@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.data.toy_documents = 4000  # stories that the "toy" source generates for training
 
     config.model = ConfigDict()
+    config.model.vocab_size = config_dict.placeholder(int)  # rows of the embedding; None: the tokenizer's pieces
     config.model.d_model = 128  # D, width of the residual stream
     config.model.pattern = "attention mlp"  # layers in order: mixers (see config.model.mixers) and "mlp"
     config.model.repeats = 4  # R, how often the pattern is repeated
@@ -37,7 +38,10 @@ def get_config() -> ConfigDict:
     config.model.mlp_hidden = config_dict.placeholder(int)  # width of "mlp"; None: 8/3 d_model, for rwkv6 3.5 d_model
     config.model.mlp_activation = "silu"  # of the gated one: silu, gelu or relu
     config.model.tie_embeddings = True  # the head is the embedding's transpose
-    config.model.norm_eps = 1e-5  # epsilon of the RMSNorms between layers
+    config.model.embedding_norm = False  # a norm on the embedding, before the first layer
+    config.model.norm = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
+    config.model.norm_eps = 1e-5  # epsilon of the norms between layers
+    config.model.logit_cap = config_dict.placeholder(float)  # logits go through cap tanh(. / cap); None: as they are
     config.model.dropout = 0.0  # on what a layer adds to the residual stream
     config.model.remat = False  # recompute each repeat (of one: each layer) in the backward pass: less memory, more time
     config.model.compute_dtype = "float32"  # of activations (float32, bfloat16, float16); parameters stay float32

@@ -23,6 +23,9 @@ from seqmodels.training.optimizer import OptimConfig
 from seqmodels.training.sharding import MeshConfig
 from seqmodels.training.state import TrainConfig
 
+# Fields younger than some run folders, with what their runs had.
+YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None}
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -47,6 +50,11 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     if isinstance(config, ConfigDict):
         config = config.copy_and_resolve_references().to_dict()
     return _build(RunConfig, _with_mixer_configs(dict(config)), "config")
+
+
+def model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """The ``model`` part alone, with the same errors."""
+    return _build(ModelConfig, _with_mixer_configs({"model": dict(values)})["model"], "config.model")
 
 
 def to_dict(config: RunConfig) -> dict:
@@ -76,6 +84,8 @@ def load(path: str) -> RunConfig:
         raise UserError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
+    if isinstance(values.get("model"), dict):
+        values["model"] = YOUNG_MODEL_FIELDS | values["model"]
     return from_config_dict(values)
 
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from seqmodels import model
 from seqmodels.errors import UserError
-from seqmodels.layers import dense
 
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
 
@@ -208,7 +207,7 @@ def prefill(graphdef, params, tokens, reset, *, capacity):
     """
     network = model.merge(graphdef, params)
     hidden, state = network.features(tokens, network.init_state(tokens.shape[0], capacity), reset=reset)
-    logits = dense(hidden[:, -1], network.head_kernel()).astype(jnp.float32)  # of T positions, one is wanted
+    logits = network.logits(hidden[:, -1])  # of T positions, one is wanted
     return logits, network.unstack_state(state)
 
 

@@ -111,6 +111,28 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.scale[...], eps=self.eps)
 
 
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis with a learned scale and bias, initialised to 1 and 0 (arXiv 1607.06450, eq. 4)."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        wide = x.astype(jnp.float32)
+        wide = rms_norm(wide - jnp.mean(wide, axis=-1, keepdims=True), self.scale[...], eps=self.eps)
+        return (wide + self.bias[...]).astype(x.dtype)
+
+
+NORMS: dict[str, type[RMSNorm] | type[LayerNorm]] = {"rms": RMSNorm, "layer": LayerNorm}
+
+
+def soft_cap(logits: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """cap tanh(logits / cap), which stays within +-cap; None: the logits as they are (arXiv 2408.00118, section 2)."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,

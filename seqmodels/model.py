@@ -26,14 +26,15 @@ from jaxtyping import Array, Bool, Float, Int
 from seqmodels import mixers
 from seqmodels.errors import UserError
 from seqmodels.layers import (
+    NORMS,
     GatedMLP,
-    RMSNorm,
     RWKVChannelMix,
     default_mlp_hidden,
     default_rwkv_hidden,
     dense,
     dropout,
     normal_init,
+    soft_cap,
 )
 
 MLP = "mlp"
@@ -47,8 +48,9 @@ State = Any
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What the network is; the vocabulary size comes from the tokenizer. Defaults live in configs/base.py."""
+    """What the network is. Defaults live in configs/base.py."""
 
+    vocab_size: int | None  # L, rows of the embedding; None: as many as the tokenizer has pieces
     d_model: int
     pattern: str
     repeats: int
@@ -57,7 +59,10 @@ class ModelConfig:
     mlp_hidden: int | None  # None: 8/3 d_model, or 3.5 d_model for rwkv6: as many parameters
     mlp_activation: str
     tie_embeddings: bool
+    embedding_norm: bool
+    norm: str
     norm_eps: float
+    logit_cap: float | None
     dropout: float
     remat: bool
     compute_dtype: str
@@ -75,6 +80,12 @@ class ModelConfig:
             raise UserError(f"model.mlp_hidden={self.mlp_hidden} must be at least 1 (None: 8/3 d_model)")
         if self.mlp_kind not in MLP_KINDS:
             raise UserError(f"model.mlp_kind={self.mlp_kind!r} is not one of {', '.join(MLP_KINDS)}")
+        if self.norm not in NORMS:
+            raise UserError(f"model.norm={self.norm!r} is not one of {', '.join(NORMS)}")
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise UserError(f"model.vocab_size={self.vocab_size} must be at least 1 (None: the tokenizer's)")
+        if self.logit_cap is not None and self.logit_cap <= 0:
+            raise UserError(f"model.logit_cap={self.logit_cap} must be positive (None: no cap)")
         configured = dict(self.mixers)
         for name in mixers_in_pattern(self.pattern):
             if name not in configured:
@@ -112,7 +123,7 @@ class ResidualLayer(nnx.Module):
     def __init__(self, word: str, config: ModelConfig, layer_index: Array, *, rngs: nnx.Rngs):
         num_layers = config.repeats * len(pattern_words(config.pattern))
         self.word = word
-        self.norm = RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
+        self.norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
         if word == MLP and config.mlp_kind == "rwkv6":
             hidden = config.mlp_hidden or default_rwkv_hidden(config.d_model)
             self.layer = RWKVChannelMix(
@@ -151,7 +162,7 @@ class LanguageModel(nnx.Module):
 
     Args:
       config: the network.
-      vocab_size: L, the number of tokens the tokenizer knows.
+      vocab_size: L, rows of the embedding (see ``vocabulary_size``).
       rngs: initialisation keys; ``rngs.params`` is used.
 
     Raises:
@@ -163,6 +174,8 @@ class LanguageModel(nnx.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.embedding = nnx.Param(normal_init(rngs.params(), (vocab_size, config.d_model), stddev=0.02))
+        if config.embedding_norm:
+            self.embedding_norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
         # Named, not listed: list entries become integer keys, which checkpoints and JSON do not keep.
         self.layers = nnx.Dict()
         keys = [jax.random.split(rngs.params(), config.repeats) for _ in words]
@@ -180,7 +193,7 @@ class LanguageModel(nnx.Module):
                 by_position[position] = jax.tree.map(lambda leaf, place=place: leaf[place], built)
         for position, word in enumerate(words):
             self.layers[f"{position}_{word}"] = by_position[position]
-        self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
+        self.final_norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
         if not config.tie_embeddings:
             self.output_kernel = nnx.Param(normal_init(rngs.params(), (config.d_model, vocab_size), stddev=0.02))
 
@@ -239,6 +252,8 @@ class LanguageModel(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[State, ...] | UnstackedState]:
         """Everything but the head: the normalised hidden states, and the state after the last token."""
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(COMPUTE_DTYPES[self.config.compute_dtype])
+        if self.config.embedding_norm:
+            x = self.embedding_norm(x)
         if isinstance(state, UnstackedState):
             x, state = self._run_unrolled(x, state, reset)
         else:
@@ -264,7 +279,7 @@ class LanguageModel(nnx.Module):
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... L"]:
         """The head alone, in float32: next-token logits of hidden states from ``features``."""
-        return dense(hidden, self.head_kernel()).astype(jnp.float32)
+        return soft_cap(dense(hidden, self.head_kernel()).astype(jnp.float32), self.config.logit_cap)
 
     def _run_scanned(self, x, state, reset, dropout_key):
         def run_layer(layer, x, state, shared, key):
@@ -308,6 +323,21 @@ class LanguageModel(nnx.Module):
                 new_states.append(new)
             new_layers.append(tuple(new_states))
         return x, UnstackedState(tuple(new_layers))
+
+
+def vocabulary_size(config: ModelConfig, pieces: int | None) -> int:
+    """L: the config's, or else one row for each of the tokenizer's ``pieces`` (None: there is no tokenizer).
+
+    Raises:
+      UserError: neither says it, or the config has fewer rows than the tokenizer pieces.
+    """
+    if config.vocab_size is None and pieces is None:
+        raise UserError("model.vocab_size must be given where there is no tokenizer")
+    if config.vocab_size is None:
+        return pieces
+    if pieces is not None and pieces > config.vocab_size:
+        raise UserError(f"model.vocab_size={config.vocab_size} is less than the {pieces} pieces of the tokenizer")
+    return config.vocab_size
 
 
 def graphdef(config: ModelConfig, vocab_size: int) -> nnx.GraphDef:

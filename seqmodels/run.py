@@ -31,7 +31,8 @@ class Run:
 
     workdir: Path
     config: RunConfig
-    tokenizer: data.Tokenizer
+    # None: the checkpoint was imported from a folder without one
+    tokenizer: data.Tokenizer | None
     step: int
     params: dict
     setup: Setup
@@ -45,8 +46,8 @@ class Run:
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be integers of shape [B, T], not {tokens.dtype} of shape {tokens.shape}")
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.tokenizer.vocab_size:
-            raise ValueError(f"tokens must be in 0..{self.tokenizer.vocab_size - 1}, the tokenizer's vocabulary")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.setup.vocab_size:
+            raise ValueError(f"tokens must be in 0..{self.setup.vocab_size - 1}, the model's vocabulary")
         return _logits(self.setup.graphdef, self.params, tokens.astype(np.int32))
 
     def model(self) -> LanguageModel:
@@ -112,19 +113,36 @@ class Run:
 
     def prompt_tokens(self, prompt: str) -> list[int]:
         """A prompt as the model reads it; an empty one is the end of the text before."""
-        return self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
+        tokenizer = self.text_tokenizer()
+        return tokenizer.encode(prompt) or [tokenizer.end_of_text]
+
+    def text_tokenizer(self) -> data.Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            UserError: the run has none.
+        """
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.workdir} has no tokenizer.json, so it reads and writes no text (logits of tokens it has); copy the "
+                "one its model was trained with there"
+            )
+        return self.tokenizer
 
     def validation(self, source: str | None = None) -> data.ValidationSet:
         """The run's own validation tokens, or other text: a path, a hub id or `toy`, by the run's tokenizer.
 
         Raises:
-            UserError: the source cannot be read, or the run folder has lost its validation tokens.
+            UserError: the source cannot be read, or the run folder has no validation tokens (an imported one) or has
+                lost them.
         """
+        if source is None and self.step == 0 and not (self.workdir / "validation.npz").exists():
+            raise UserError(f"{self.workdir} is imported and has no validation tokens; give --data (a path, a hub id, or toy)")
         if source is None:
             return data.load_validation(self.workdir)
         of = self.config.data
         return data.validation_from_source(
-            source, self.tokenizer, cache_dir=of.cache_dir, revision=of.revision, packing=of.packing
+            source, self.text_tokenizer(), cache_dir=of.cache_dir, revision=of.revision, packing=of.packing
         )
 
     def evaluate(
@@ -169,9 +187,11 @@ def load_run(
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    tokenizer = data.load_tokenizer(workdir / "tokenizer.json")
+    # Only an imported checkpoint names its vocabulary, and only that may be without a tokenizer.
+    path = workdir / "tokenizer.json"
+    tokenizer = None if config.model.vocab_size and not path.exists() else data.load_tokenizer(path)
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
-    setup = Setup(one_device, tokenizer.vocab_size, devices=jax.devices()[:1])
+    setup = Setup(one_device, tokenizer and tokenizer.vocab_size, devices=jax.devices()[:1])
     restored = checkpoint.restore(
         workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report
     )

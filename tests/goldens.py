@@ -46,17 +46,3 @@ def load(name: str) -> Golden:
         arrays = {key: stored[key] for key in stored.files}
     return Golden(arrays=arrays, entry=entry, directory=path.parent)
 
-
-def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The float32 tensors of a .safetensors file: a length, a JSON header of byte ranges, then the bytes."""
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    header.pop("__metadata__")
-    tensors = {}
-    for name, tensor in header.items():
-        if tensor["dtype"] != "F32":
-            raise ValueError(f"{path}: {name} is {tensor['dtype']}, not F32")
-        first, last = tensor["data_offsets"]
-        tensors[name] = np.frombuffer(content[start + first : start + last], "<f4").reshape(tensor["shape"])
-    return tensors

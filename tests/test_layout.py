@@ -39,6 +39,7 @@ MAY_KNOW = {
     "config": {"errors", "mixers", "model", "data", "evaluation", "training"},
     "command_line": {"errors"},
     "huge_pages": set(),
+    "interop": {"errors", "layers", "mixers", "model", "data", "training", "config"},
     "run": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "training", "config"},
 }
 

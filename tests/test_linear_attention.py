@@ -10,6 +10,7 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import linear_attention
+from tests.mixers.goldens import assert_logits, checkpoint_model
 from tests.ops.judge import relative_error
 
 D_MODEL = 32
@@ -48,6 +49,8 @@ def quadratic(mixer, x):
     if config.normalize:
         scores = scores / (scores.sum(-1, keepdims=True) + config.eps)
     o = np.einsum("bhts,bshv->bthv", scores, v)
+    if config.norm_eps is not None:
+        o = o / np.sqrt((o**2).mean(-1, keepdims=True) + config.norm_eps)
     if not config.normalize:
         o = o * mixer.head_dim**-0.5
         o = o / np.sqrt((o**2).mean(-1, keepdims=True) + config.eps)
@@ -61,6 +64,7 @@ def quadratic(mixer, x):
         {},
         {"feature_map": "relu", "num_heads": 2},
         {"feature_map": "softmax"},
+        {"norm_eps": 1e-2},
         {"normalize": False},
         {"normalize": False, "feature_map": "identity", "num_heads": 8},
     ],
@@ -69,6 +73,10 @@ def quadratic(mixer, x):
 def test_equals_the_quadratic_formula(options, implementation):
     mixer, x = build(**options, implementation=implementation, chunk_size=8), inputs()
     assert relative_error(mixer(x)[0], quadratic(mixer, x)) < 2e-6
+
+
+def test_logits_of_a_checkpoint():
+    assert_logits(*checkpoint_model("hf/fla_linear_attn"), 5e-5)
 
 
 def test_the_normaliser_is_not_rounded_to_the_compute_dtype():
@@ -100,6 +108,7 @@ def test_the_state_holds_the_normaliser_as_one_more_column(normalize, columns):
         ({"feature_map": "eluu"}, "'eluu' is not one of elu"),
         ({"feature_map": "identity"}, "normalize=False"),
         ({"chunk_size": 0}, "chunk_size=0"),
+        ({"normalize": False, "norm_eps": 1e-5}, "norm_eps=1e-05"),
         ({"num_heads": 5}, "num_heads=5 must divide model.d_model=32"),
     ],
 )

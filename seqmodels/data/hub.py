@@ -38,10 +38,10 @@ def load(name: str, revision: str) -> Any:
     Raises:
         UserError: no network and no copy, or no such data set.
     """
-    reachable = _reachable()
-    if not reachable and not _prepared(name, revision):
+    online = reachable()
+    if not online and not _prepared(name, revision):
         raise UserError(_unreachable(name))
-    datasets = _import_datasets(offline=not reachable)
+    datasets = _import_datasets(offline=not online)
     try:
         splits = datasets.load_dataset(name, revision=revision or None)
     except ConnectionError as error:
@@ -52,7 +52,7 @@ def load(name: str, revision: str) -> Any:
             f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {reason}"
         ) from error
     # Without the hub, datasets opens the copy used last, whatever its revision.
-    if not reachable and not all(
+    if not online and not all(
         revision in file["filename"] for split in splits.values() for file in split.cache_files
     ):
         raise UserError(_unreachable(name))
@@ -82,7 +82,7 @@ def _unreachable(name: str) -> str:
     )
 
 
-def _reachable() -> bool:
+def reachable() -> bool:
     """Whether the hub answers, found out in seconds: ``datasets`` itself tries for 23."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False

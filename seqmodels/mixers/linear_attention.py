@@ -7,7 +7,8 @@
 
 "Transformers are RNNs", arXiv 2006.16236: eq. 5 (feature maps), 7 (phi = elu + 1), 18-20 (the recurrence); eps as in its
 authors' fast-transformers. Without the normaliser, ``o_t = RMSNorm(K^-1/2 phi(q_t)^T S_t)`` in every head
-("The Devil in Linear Transformer", arXiv 2210.10340; the scale is flash-linear-attention's).
+("The Devil in Linear Transformer", arXiv 2210.10340; the scale is flash-linear-attention's, which also has the norm after
+the normaliser: ``norm_eps``).
 
 State: (V + 1) K numbers per head in float32, the last column being z (V K without the normaliser), whatever was read.
 
@@ -43,7 +44,8 @@ class Config:
     num_heads: int = 4  # H; divides d_model, K = V = d_model / num_heads
     feature_map: str = "elu"  # phi: elu (elu(x) + 1), relu, softmax, or identity (without the normaliser only)
     normalize: bool = True  # divide by phi(q) . z; without it, RMSNorm in every head
-    eps: float = 1e-6  # added to the denominator, or inside the RMSNorm
+    eps: float = 1e-6  # added to the denominator, or inside the RMSNorm that replaces it
+    norm_eps: float | None = None  # of an RMSNorm in every head after the normaliser; None: there is none
     implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
@@ -58,6 +60,8 @@ class Config:
                 f"{prefix}.feature_map={self.feature_map!r} takes both signs, so its sum can be zero: "
                 "set normalize=False or choose another feature map"
             )
+        if self.norm_eps is not None and not self.normalize:
+            raise UserError(f"{prefix}.norm_eps={self.norm_eps} is for normalize=True; without it eps is the RMSNorm's")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
@@ -89,8 +93,8 @@ class Mixer(nnx.Module):
         self.key_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
         self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
         self.output_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
-        if not config.normalize:
-            self.output_norm = RMSNorm(self.head_dim, eps=config.eps, rngs=rngs)
+        if not config.normalize or config.norm_eps is not None:
+            self.output_norm = RMSNorm(self.head_dim, eps=config.norm_eps or config.eps, rngs=rngs)
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""
@@ -117,6 +121,6 @@ class Mixer(nnx.Module):
         )
         if self.config.normalize:
             o = (o[..., :-1] / (o[..., -1:] + self.config.eps)).astype(x.dtype)
-        else:
+        if not self.config.normalize or self.config.norm_eps is not None:
             o = self.output_norm(o)
         return dense(o.reshape(x.shape), self.output_kernel[...]), state

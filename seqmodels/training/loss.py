@@ -7,13 +7,14 @@ one chunk instead of [B, T, L] (the idea of Liger-Kernel, Hsu et al. 2024, arXiv
 Cut Cross-Entropy, Wijmans et al. 2024, arXiv:2411.09009, section 4).
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from seqmodels.layers import matmul_precision
+from seqmodels.layers import matmul_precision, soft_cap
 
 # Bytes of one chunk's float32 logits, and the fewest tokens in it. On a CPU a chunk should stay in the last-level
 # cache, but each chunk also reads and writes the whole kernel gradient, which few tokens do not pay for. Measured
@@ -32,6 +33,7 @@ def cross_entropy(
     weights: Float[Array, "*batch"] | None = None,
     *,
     chunk_tokens: int | None = None,
+    logit_cap: float | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the losses in nats, and the sum of the weights; their ratio is the mean loss per token.
 
@@ -42,12 +44,14 @@ def cross_entropy(
     Memory beyond the gradients: under three chunks of logits. A chunk holds `chunk_tokens` tokens (default: what
     fills the chunk bytes above, at least MIN_CHUNK_TOKENS), the same number from every sequence and so at least
     one from each; that leaves a batch that is sharded over devices where it is.
+
+    With `logit_cap` the logits are those of `layers.soft_cap`.
     """
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
     weights = weights.astype(jnp.float32)
     chunks = _in_chunks((hidden, targets, weights), targets.shape, head_kernel.shape[1], chunk_tokens)
-    return _loss_sum(chunks[0], head_kernel, *chunks[1:]), jnp.sum(weights)
+    return _loss_sum(logit_cap, chunks[0], head_kernel, *chunks[1:]), jnp.sum(weights)
 
 
 def token_losses(
@@ -56,6 +60,7 @@ def token_losses(
     targets: Int[Array, "*batch"],
     *,
     chunk_tokens: int | None = None,
+    logit_cap: float | None = None,
 ) -> Float[Array, "*batch"]:
     """The loss of every token in nats, for evaluation; same chunks and precision as `cross_entropy`.
 
@@ -63,7 +68,7 @@ def token_losses(
     """
     chunked = _in_chunks((hidden, targets), targets.shape, head_kernel.shape[1], chunk_tokens)
     kernel = head_kernel.astype(hidden.dtype)
-    losses = jax.lax.map(lambda chunk: _softmax(chunk[0], kernel, chunk[1])[0], chunked)  # [chunks, rows * time]
+    losses = jax.lax.map(lambda chunk: _softmax(chunk[0], kernel, chunk[1], logit_cap)[1], chunked)  # [chunks, rows * time]
     rows, time = _rows_and_time(targets.shape)
     return jnp.moveaxis(losses.reshape(len(losses), rows, -1), 0, 1).reshape(rows, -1)[:, :time].reshape(targets.shape)
 
@@ -91,38 +96,40 @@ def _in_chunks(arrays, shape, vocabulary_size, chunk_tokens):
     return tuple(split(x) for x in arrays)
 
 
-def _softmax(hidden, kernel, targets):
-    """For one chunk: losses [tokens], exp(logits - max) [tokens, L] and its sum [tokens]."""
-    logits = _product(hidden, kernel)
+def _softmax(hidden, kernel, targets, cap):
+    """For one chunk: logits [tokens, L], losses [tokens], exp(logits - max) [tokens, L] and its sum [tokens]."""
+    logits = soft_cap(_product(hidden, kernel), cap)
     largest = jnp.max(logits, axis=-1)
     exponentials = jnp.exp(logits - largest[:, None])
     total = jnp.sum(exponentials, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return jnp.log(total) + largest - target_logits, exponentials, total
+    return logits, jnp.log(total) + largest - target_logits, exponentials, total
 
 
-@jax.custom_vjp
-def _loss_sum(hidden, kernel, targets, weights):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss_sum(cap, hidden, kernel, targets, weights):
     """hidden [chunks, tokens, D], targets and weights [chunks, tokens] -> scalar."""
     kernel = kernel.astype(hidden.dtype)
 
     def add_chunk(loss_sum, chunk):
         hidden, targets, weights = chunk
-        losses, _, _ = _softmax(hidden, kernel, targets)
+        _, losses, _, _ = _softmax(hidden, kernel, targets, cap)
         return loss_sum + jnp.sum(losses * weights), None
 
     return jax.lax.scan(add_chunk, jnp.float32(0), (hidden, targets, weights))[0]
 
 
-def _loss_sum_forward(hidden, kernel, targets, weights):
+def _loss_sum_forward(cap, hidden, kernel, targets, weights):
     kernel_in_use = kernel.astype(hidden.dtype)
 
     def add_chunk(carry, chunk):
         loss_sum, kernel_gradient = carry
         hidden, targets, weights = chunk
-        losses, exponentials, total = _softmax(hidden, kernel_in_use, targets)
+        logits, losses, exponentials, total = _softmax(hidden, kernel_in_use, targets, cap)
         is_target = targets[:, None] == jnp.arange(kernel.shape[1])
         logits_gradient = exponentials * (weights / total)[:, None] - jnp.where(is_target, weights[:, None], 0)
+        if cap is not None:
+            logits_gradient *= 1 - jnp.square(logits / cap)  # d/dz cap tanh(z / cap)
         logits_gradient = logits_gradient.astype(hidden.dtype)
         hidden_gradient = _product(logits_gradient, kernel_in_use.T).astype(hidden.dtype)
         kernel_gradient += _transposed_product(hidden, logits_gradient)
@@ -135,7 +142,7 @@ def _loss_sum_forward(hidden, kernel, targets, weights):
     return loss_sum, (hidden_gradient, kernel_gradient.astype(kernel.dtype), losses)
 
 
-def _loss_sum_backward(gradients, cotangent):
+def _loss_sum_backward(cap, gradients, cotangent):
     hidden_gradient, kernel_gradient, weights_gradient = (
         (g.astype(jnp.float32) * cotangent).astype(g.dtype) for g in gradients
     )

@@ -45,7 +45,7 @@ class Setup:
 
     Args:
       config: a ``seqmodels.config.RunConfig``.
-      vocab_size: L of the tokenizer.
+      pieces: how many the tokenizer has; None: there is none, and ``config.model.vocab_size`` says L.
       devices: which devices to use; default all.
 
     Attributes:
@@ -60,12 +60,12 @@ class Setup:
       UserError: sizes that do not fit together, or a mesh that does not fit the devices.
     """
 
-    def __init__(self, config, vocab_size: int, devices: list[jax.Device] | None = None):
+    def __init__(self, config, pieces: int | None, devices: list[jax.Device] | None = None):
         self.config = config
-        self.vocab_size = vocab_size
+        self.vocab_size = model.vocabulary_size(config.model, pieces)
         self.mesh = sharding.make_mesh(config.mesh, devices)
         self._check_batch()
-        self.graphdef = model.graphdef(config.model, vocab_size)
+        self.graphdef = model.graphdef(config.model, self.vocab_size)
         self.schedule = optimizer.learning_rate_schedule(config.optim, config.train.steps)
         self._optimizer = optimizer.make_optimizer(config.optim, config.train.steps)
         shapes = jax.eval_shape(self._init, jax.random.key(config.seed))

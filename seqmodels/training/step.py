@@ -28,7 +28,9 @@ def train_step(graphdef, optimizer, schedule, state, batch, *, accumulation_step
     def loss_sum(params, batch, key):
         network = model.merge(graphdef, params)
         hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"), dropout_key=key)
-        total, weight = cross_entropy(hidden, network.head_kernel(), batch["targets"], batch.get("weights"))
+        total, weight = cross_entropy(
+            hidden, network.head_kernel(), batch["targets"], batch.get("weights"), logit_cap=network.config.logit_cap
+        )
         return total, weight
 
     value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
@@ -72,7 +74,7 @@ def eval_step(graphdef, params, batch):
     """Weighted sums over the batch, by position: ``{"loss": [T] nats, "weight": [T]}``."""
     network = model.merge(graphdef, params)
     hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"))
-    losses = token_losses(hidden, network.head_kernel(), batch["targets"])
+    losses = token_losses(hidden, network.head_kernel(), batch["targets"], logit_cap=network.config.logit_cap)
     return {
         "loss": jnp.sum(jnp.where(batch["weights"] > 0, losses * batch["weights"], 0.0), axis=0),
         "weight": jnp.sum(batch["weights"], axis=0),

@@ -253,7 +253,7 @@ def fake_hub(monkeypatch):
     )
     fake = FakeHub(splits)
     hub.load.cache_clear()
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     yield fake
     hub.load.cache_clear()

@@ -5,6 +5,7 @@ weight what are several kernels here.
 """
 
 import collections
+import dataclasses
 import json
 
 import jax
@@ -13,7 +14,10 @@ import numpy as np
 from flax import nnx
 
 from seqmodels import mixers, model
-from tests.goldens import Golden, load, read_safetensors
+from seqmodels.interop import checkpoint, kinds
+from seqmodels.interop.safetensors import read as read_safetensors
+from tests.configs import tiny
+from tests.goldens import Golden, load
 
 
 def assert_close(actual, expected, bound: float, what: str = "values"):
@@ -90,6 +94,43 @@ def assert_layer(
         assert_close(weights[name], expected, bound, f"gradient of {name}")
 
 
+def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Of a mixer's parameters, by name."""
+    return jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
+def places(model_type: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Place]:
+    """Our names of a mixer's parameters -> their places in a layer of a checkpoint kind, which is how many authors name them.
+
+    Args:
+      shapes: of our parameters, by name.
+    """
+    found = {}
+    for tensor in kinds.load(model_type).inner:
+        first = 0
+        paths = [path.removeprefix("mixer/") for path in tensor.ours.split() if path.startswith("mixer/")]
+        name = tensor.theirs.partition(".")[2]  # without the name of the layer within the block
+        for ours in paths:
+            end = first + shapes[ours][-1]
+            found[ours] = name if len(paths) == 1 else (name, slice(first, end))
+            first = end
+    return found
+
+
+def checkpoint_model(name: str, **options) -> tuple[model.LanguageModel, dict[str, np.ndarray]]:
+    """The checkpoint of a golden like ``"hf/fla_gla"`` in our language model, and the golden's arrays.
+
+    Args:
+      options: of the mixer, that the checkpoint does not decide (implementation, chunk_size).
+    """
+    golden = load(name)
+    found = checkpoint.read(golden.directory)
+    ((mixer, config),) = found.config.mixers
+    config = dataclasses.replace(found.config, mixers=((mixer, dataclasses.replace(config, **options)),))
+    params = jax.tree.map(jnp.asarray, found.params)
+    return model.merge(model.graphdef(config, config.vocab_size), params), golden.arrays
+
+
 Checkpoint = tuple[model.LanguageModel, dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
@@ -132,19 +173,6 @@ def fla_model(
     return _checkpoint(name, theirs, mixer, config, changes, outer, "model.layers.", inner)
 
 
-def mamba_model(name: str, mixer: str, config, weights: dict[tuple[str, ...], Place]) -> Checkpoint:
-    """A checkpoint of transformers' Mamba family (one mixer and one norm per layer); as ``fla_model``, less ``mixer.``"""
-    theirs = json.loads((load(name).directory / "config.json").read_text())
-    assert theirs["hidden_act"] == "silu" and theirs["use_conv_bias"] and not theirs["use_bias"]
-    changes = {"pattern": mixer, "norm_eps": theirs["layer_norm_epsilon"]}
-    outer = {("embedding",): "backbone.embeddings.weight", ("final_norm", "scale"): "backbone.norm_f.weight"}
-    if not theirs["tie_word_embeddings"]:
-        outer[("output_kernel",)] = "lm_head.weight"
-    inner = {(f"0_{mixer}", "norm", "scale"): "norm.weight"}
-    inner |= {(f"0_{mixer}", "layer", *path): _within("mixer.", place) for path, place in weights.items()}
-    return _checkpoint(name, theirs, mixer, config, changes, outer, "backbone.layers.", inner)
-
-
 def _within(prefix: str, place: Place) -> Place:
     if isinstance(place, list):
         return [prefix + name for name in place]
@@ -170,21 +198,13 @@ def _checkpoint(
       layers: what the names of layer 0 have before their ``0.``.
       inner: path of a stacked parameter within ``params["layers"]`` -> its place within a layer.
     """
-    network = model.ModelConfig(
-        **{
-            "d_model": theirs["hidden_size"],
-            "repeats": theirs["num_hidden_layers"],
-            "mixers": ((mixer, config),),
-            "mlp_kind": "gated",
-            "mlp_hidden": None,
-            "mlp_activation": "silu",
-            "tie_embeddings": theirs["tie_word_embeddings"],
-            "dropout": 0.0,
-            "remat": False,
-            "compute_dtype": "float32",
-        }
-        | changes
-    )
+    settings = {
+        "d_model": theirs["hidden_size"],
+        "repeats": theirs["num_hidden_layers"],
+        "tie_embeddings": theirs["tie_word_embeddings"],
+    } | changes
+    network = tiny(**{f"model.{field}": value for field, value in settings.items()}).model
+    network = dataclasses.replace(network, mixers=((mixer, config),))
     golden = load(name)
     tensors, used = read_safetensors(golden.directory / "model.safetensors"), collections.Counter()
     params = jax.jit(model.init_params, static_argnums=(0, 1))(network, theirs["vocab_size"], jax.random.key(0))

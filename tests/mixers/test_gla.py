@@ -9,25 +9,12 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import gla
 from tests.goldens import load
-from tests.mixers.goldens import assert_close, assert_logits, assert_normal, assert_uniform, fla_model, initial
+from tests.mixers.goldens import assert_close, assert_logits, assert_normal, assert_uniform, checkpoint_model, initial
 
 
 @pytest.mark.parametrize("implementation", ["recurrent", "associative", "parallel", "chunked"])
 def test_logits_of_a_checkpoint(implementation):
-    weights = {
-        ("query_kernel",): "q_proj.weight",
-        ("key_kernel",): "k_proj.weight",
-        ("value_kernel",): "v_proj.weight",
-        ("gate_kernel",): "g_proj.weight",
-        ("decay_in_kernel",): "gk_proj.0.weight",
-        ("decay_out_kernel",): "gk_proj.1.weight",
-        ("decay_bias",): "gk_proj.1.bias",
-        ("head_norm", "scale"): "g_norm.weight",
-        ("output_kernel",): "o_proj.weight",
-    }
-    config = gla.Config(num_heads=2, norm_eps=1e-6, implementation=implementation)
-    network, arrays, rest = fla_model("hf/fla_gla", "gla", config, weights)
-    assert not rest
+    network, arrays = checkpoint_model("hf/fla_gla", implementation=implementation)
     assert_logits(network, arrays, 5e-5)
 
 

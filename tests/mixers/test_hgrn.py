@@ -12,12 +12,8 @@ from seqmodels.mixers import hgrn2
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
 from tests.configs import tiny
 from tests.goldens import load
-from tests.mixers.goldens import assert_close, assert_logits, assert_normal, fla_model, initial
+from tests.mixers.goldens import assert_close, assert_logits, assert_normal, checkpoint_model, initial
 
-WEIGHTS = {
-    "hgrn": {"input": "i", "gate_logit": "f", "gate": "g", "output": "o"},
-    "hgrn2": {"query": "q", "gate_logit": "f", "value": "i", "output": "o"},
-}
 FORMS = {
     "hgrn": ("recurrent", "associative", "chunked"),
     "hgrn2": ("recurrent", "associative", "parallel", "chunked"),
@@ -26,14 +22,7 @@ FORMS = {
 
 @pytest.mark.parametrize(("mixer", "implementation"), [(mixer, form) for mixer in FORMS for form in FORMS[mixer]])
 def test_logits_of_a_checkpoint(mixer, implementation):
-    weights = {(f"{ours}_kernel",): f"{theirs}_proj.weight" for ours, theirs in WEIGHTS[mixer].items()}
-    options = {"hgrn": {"norm_eps": 1e-6}, "hgrn2": {"num_heads": 2}}[mixer]
-    config = mixers.load(mixer).Config(implementation=implementation, **options)
-    weights |= {("norm", "scale"): "g_norm.weight"}
-    network, arrays, rest = fla_model(f"hf/fla_{mixer}", mixer, config, weights)
-    rows = network.layers[f"0_{mixer}"].layer.lower_bound_logit
-    rows[...] = jnp.asarray(rest.pop("model.lower_bounds"))
-    assert not rest
+    network, arrays = checkpoint_model(f"hf/fla_{mixer}", implementation=implementation)
     assert_logits(network, arrays, 5e-5)
 
 

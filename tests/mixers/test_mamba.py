@@ -10,38 +10,29 @@ from seqmodels.errors import UserError
 from seqmodels.mixers import mamba
 from seqmodels.training.optimizer import decay_mask
 from tests.goldens import load
-from tests.mixers.goldens import assert_close, assert_layer, assert_logits, assert_uniform, initial, mamba_model
-
-
-def places(inner):
-    """Our names -> the authors' (transformers has the same); they keep both input projections in one weight."""
-    return {
-        "input_kernel": ("in_proj.weight", slice(0, inner)),
-        "gate_kernel": ("in_proj.weight", slice(inner, None)),
-        "conv_kernel": "conv1d.weight",
-        "conv_bias": "conv1d.bias",
-        "selection_kernel": "x_proj.weight",
-        "dt_kernel": "dt_proj.weight",
-        "dt_bias": "dt_proj.bias",
-        "A_log": "A_log",
-        "D": "D",
-        "output_kernel": "out_proj.weight",
-    }
+from tests.mixers.goldens import (
+    assert_close,
+    assert_layer,
+    assert_logits,
+    assert_uniform,
+    checkpoint_model,
+    initial,
+    places,
+    shapes,
+)
 
 
 @pytest.mark.parametrize("implementation", ["recurrent", "associative", "chunked"])
 def test_layer_of_the_authors(implementation):
     golden = load("layer_mamba1")
     module = mamba.Mixer(mamba.Config(d_state=8, implementation=implementation), 16, rngs=nnx.Rngs(params=0))
-    assert_layer(module, golden, places(32), 5e-6)
+    assert_layer(module, golden, places("mamba", shapes(module)), 5e-6)
 
 
 @pytest.mark.parametrize("implementation", ["recurrent", "associative", "chunked"])
-def test_logits_of_a_checkpoint(implementation):
-    weights = {(ours,): theirs for ours, theirs in places(128).items()}
-    config = mamba.Config(d_state=8, implementation=implementation)
-    network, arrays, rest = mamba_model("hf/mamba", "mamba", config, weights)
-    assert not rest
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
+def test_logits_of_a_checkpoint(name, implementation):
+    network, arrays = checkpoint_model(f"hf/{name}", implementation=implementation)
     assert_logits(network, arrays, 5e-5)
 
 

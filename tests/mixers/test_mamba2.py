@@ -10,25 +10,18 @@ from seqmodels.errors import UserError
 from seqmodels.mixers import mamba2
 from seqmodels.training.optimizer import decay_mask
 from tests.goldens import load
-from tests.mixers.goldens import assert_close, assert_layer, assert_logits, assert_uniform, initial, mamba_model
+from tests.mixers.goldens import (
+    assert_close,
+    assert_layer,
+    assert_logits,
+    assert_uniform,
+    checkpoint_model,
+    initial,
+    places,
+    shapes,
+)
 
 IMPLEMENTATIONS = ["recurrent", "associative", "parallel", "chunked"]
-
-
-def places(inner, mixed):
-    """Our names -> the authors' (transformers has the same); they keep all input projections in one weight: z, xBC, dt."""
-    return {
-        "input_kernel": ("in_proj.weight", slice(inner, inner + mixed)),
-        "gate_kernel": ("in_proj.weight", slice(0, inner)),
-        "dt_kernel": ("in_proj.weight", slice(inner + mixed, None)),
-        "conv_kernel": "conv1d.weight",
-        "conv_bias": "conv1d.bias",
-        "dt_bias": "dt_bias",
-        "A_log": "A_log",
-        "D": "D",
-        "norm_scale": "norm.weight",
-        "output_kernel": "out_proj.weight",
-    }
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -36,15 +29,12 @@ def test_layer_of_the_authors(implementation):
     golden = load("layer_mamba2")
     config = mamba2.Config(head_dim=8, d_state=8, num_groups=2, implementation=implementation)
     module = mamba2.Mixer(config, 16, rngs=nnx.Rngs(params=0))
-    assert_layer(module, golden, places(32, 64), 5e-6)
+    assert_layer(module, golden, places("mamba2", shapes(module)), 5e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_logits_of_a_checkpoint(implementation):
-    weights = {(ours,): theirs for ours, theirs in places(128, 192).items()}
-    config = mamba2.Config(head_dim=16, d_state=16, num_groups=2, implementation=implementation)
-    network, arrays, rest = mamba_model("hf/mamba2", "mamba2", config, weights)
-    assert not rest
+    network, arrays = checkpoint_model("hf/mamba2", implementation=implementation)
     assert_logits(network, arrays, 5e-5)
 
 

@@ -1,7 +1,6 @@
 """mLSTM: the layer of its authors' code (v1), transformers' checkpoint (v2), the initialisation."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seqmodels import model
 from seqmodels.errors import UserError
 from seqmodels.mixers import mlstm
 from seqmodels.training.optimizer import decay_mask
-from tests.goldens import Golden, load, read_safetensors
-from tests.mixers.goldens import assert_layer, assert_logits, assert_normal, assert_uniform, initial
+from tests.goldens import Golden, load
+from tests.mixers.goldens import (
+    assert_layer,
+    assert_logits,
+    assert_normal,
+    assert_uniform,
+    checkpoint_model,
+    initial,
+)
 
 IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked")
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -56,84 +61,10 @@ def test_layer_of_the_authors(implementation):
     assert_layer(module, golden, names, 1e-5)
 
 
-class Capped:
-    """A language model whose logits go through cap * tanh(. / cap), which ours does not have."""
-
-    def __init__(self, network: model.LanguageModel, cap: float):
-        self.network, self.init_state, self.cap = network, network.init_state, cap
-
-    def __call__(self, tokens, state=None):
-        logits, state = self.network(tokens, state)
-        return self.cap * jnp.tanh(logits / self.cap), state
-
-
 @every_implementation
 def test_logits_of_a_checkpoint(implementation):
-    golden = load("hf/xlstm")
-    theirs = json.loads((golden.directory / "config.json").read_text())
-    assert theirs["add_out_norm"] and not theirs["use_bias"] and not theirs["tie_word_embeddings"]
-    config = dataclasses.replace(
-        mlstm.Config.xlstm_7b(),
-        num_heads=theirs["num_heads"],
-        key_expansion=theirs["qk_dim_factor"],
-        value_expansion=theirs["v_dim_factor"],
-        gate_cap=theirs["gate_soft_cap"],
-        norm_eps=theirs["norm_eps"],
-        implementation=implementation,
-        chunk_size=theirs["chunk_size"],
-    )
-    tensors = read_safetensors(golden.directory / "model.safetensors")
-    network = model.ModelConfig(
-        d_model=theirs["hidden_size"],
-        pattern="mlstm mlp",
-        repeats=theirs["num_blocks"],
-        mixers=(("mlstm", config),),
-        mlp_hidden=tensors["backbone.blocks.0.ffn.proj_up.weight"].shape[0],
-        mlp_activation="silu",
-        tie_embeddings=False,
-        norm_eps=theirs["norm_eps"],
-        dropout=0.0,
-        remat=False,
-        compute_dtype="float32",
-    )
-
-    def stacked(names: dict[str, str]):
-        return {
-            ours: jnp.stack([tensors.pop(f"backbone.blocks.{i}.{name}").T for i in range(network.repeats)])
-            for ours, name in names.items()
-        }
-
-    mixing = {
-        "query_kernel": "mlstm_layer.q.weight",
-        "key_kernel": "mlstm_layer.k.weight",
-        "value_kernel": "mlstm_layer.v.weight",
-        "gate_kernel": "mlstm_layer.ogate_preact.weight",
-        "input_gate_logit_kernel": "mlstm_layer.igate_preact.weight",
-        "input_gate_logit_bias": "mlstm_layer.igate_preact.bias",
-        "forget_gate_logit_kernel": "mlstm_layer.fgate_preact.weight",
-        "forget_gate_logit_bias": "mlstm_layer.fgate_preact.bias",
-        "head_norm_scale": "mlstm_layer.multihead_norm.weight",
-        "output_kernel": "mlstm_layer.out_proj.weight",
-    }
-    channels = {
-        "gate_kernel": "ffn.proj_up_gate.weight",
-        "up_kernel": "ffn.proj_up.weight",
-        "output_kernel": "ffn.proj_down.weight",
-    }
-    params = {
-        "embedding": jnp.asarray(tensors.pop("backbone.embeddings.weight")),
-        "final_norm": {"scale": jnp.asarray(tensors.pop("backbone.out_norm.weight"))},
-        "output_kernel": jnp.asarray(tensors.pop("lm_head.weight").T),
-        "layers": {
-            "0_mlstm": {"norm": stacked({"scale": "norm_mlstm.weight"}), "layer": stacked(mixing)},
-            "1_mlp": {"norm": stacked({"scale": "norm_ffn.weight"}), "layer": stacked(channels)},
-        },
-    }
-    assert not tensors
-    initial_params = jax.eval_shape(lambda: model.init_params(network, theirs["vocab_size"], jax.random.key(0)))
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, initial_params)
-    merged = model.merge(model.graphdef(network, theirs["vocab_size"]), params)
-    assert_logits(Capped(merged, theirs["output_logit_soft_cap"]), golden.arrays, 5e-5)
+    network, arrays = checkpoint_model("hf/xlstm", implementation=implementation, chunk_size=16)
+    assert_logits(network, arrays, 5e-5)
 
 
 def test_initialisation_of_v1():

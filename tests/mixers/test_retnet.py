@@ -8,7 +8,14 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import retnet
 from tests.goldens import load
-from tests.mixers.goldens import assert_close, assert_layer, assert_logits, assert_uniform, fla_model, initial
+from tests.mixers.goldens import (
+    assert_close,
+    assert_layer,
+    assert_logits,
+    assert_uniform,
+    checkpoint_model,
+    initial,
+)
 
 # The reference divides by running sums before the norm, so it agrees with itself only up to the norm's epsilon (4e-5).
 LAYER_BOUND = 1e-4
@@ -33,20 +40,7 @@ def test_torchscale_layer(implementation):
 
 
 def test_logits_of_a_checkpoint():
-    config = retnet.Config(
-        num_heads=2, key_expansion=1.0, value_expansion=2.0, rope="llama", norm_scale=True, norm_eps=1e-6
-    )
-    weights = {
-        ("query_kernel",): "q_proj.weight",
-        ("key_kernel",): "k_proj.weight",
-        ("value_kernel",): "v_proj.weight",
-        ("gate_kernel",): "g_proj.weight",
-        ("head_norm", "scale"): "g_norm.weight",
-        ("output_kernel",): "o_proj.weight",
-    }
-    network, arrays, rest = fla_model("hf/fla_retnet", "retnet", config, weights)
-    assert not rest
-    assert_logits(network, arrays, 5e-5)
+    assert_logits(*checkpoint_model("hf/fla_retnet"), 5e-5)
 
 
 def test_initialisation():

@@ -1,7 +1,6 @@
 """RWKV-6's time mix: its authors' layer and initialisation, flash-linear-attention's checkpoint, decays of zero."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,16 @@ from flax import nnx
 from seqmodels import model
 from seqmodels.errors import UserError
 from seqmodels.mixers import rwkv6
-from tests.goldens import load, read_safetensors
-from tests.mixers.goldens import assert_close, assert_layer, assert_logits, assert_normal, assert_uniform, initial
+from tests.goldens import load
+from tests.mixers.goldens import (
+    assert_close,
+    assert_layer,
+    assert_logits,
+    assert_normal,
+    assert_uniform,
+    checkpoint_model,
+    initial,
+)
 
 IMPLEMENTATIONS = ["recurrent", "associative", "parallel", "chunked"]
 GOLDEN_SIZES = rwkv6.Config(num_heads=2, key_expansion=1.0, mix_rank=32, decay_rank=64)
@@ -157,90 +164,16 @@ def test_initialisation_in_a_model_goes_by_depth(repeats):
 def network_config(*, repeats, d_model, mixer, mlp_hidden):
     return model.ModelConfig(
         d_model=d_model, pattern="rwkv6 mlp", repeats=repeats, mixers=(("rwkv6", mixer),), mlp_kind="rwkv6",
-        mlp_hidden=mlp_hidden, mlp_activation="silu", tie_embeddings=False, norm_eps=1e-5, dropout=0.0, remat=False,
+        mlp_hidden=mlp_hidden, mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, norm="rms",
+        logit_cap=None, norm_eps=1e-5, dropout=0.0, remat=False,
         compute_dtype="float32",
     )  # fmt: skip
 
 
-class LayerNorm(nnx.Module):
-    """What flash-linear-attention's model has in the places of our RMSNorms."""
-
-    def __init__(self, scale, bias):
-        self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
-
-    def __call__(self, x):
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5) * self.scale[...] + self.bias[...]
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_logits_of_a_checkpoint(implementation):
-    """Time mix and channel mix are ours; the norms are exchanged here, and the one after the embedding is in its table."""
-    golden = load("hf/fla_rwkv6")
-    theirs = json.loads((golden.directory / "config.json").read_text())
-    rank = theirs["proj_low_rank_dim"]
-    mixer = rwkv6.Config(
-        num_heads=theirs["num_heads"],
-        key_expansion=theirs["expand_k"],
-        mix_rank=rank,
-        decay_rank=theirs["gate_low_rank_dim"],
-        norm_eps=theirs["norm_eps"],
-        implementation=implementation,
-    )
-    D, R = theirs["hidden_size"], theirs["num_hidden_layers"]
-    config = network_config(repeats=R, d_model=D, mixer=mixer, mlp_hidden=theirs["intermediate_size"])
-    tensors = read_safetensors(golden.directory / "model.safetensors")
-
-    def norm(name, index=None):
-        names = [f"model.{name}"] if index is None else [f"model.layers.{i}.{name}" for i in index]
-        scale, bias = (jnp.stack([tensors.pop(f"{each}.{part}") for each in names]) for part in ("weight", "bias"))
-        return LayerNorm(scale[0], bias[0]) if index is None else LayerNorm(scale, bias)
-
-    def stacked(name):
-        return np.stack([tensors.pop(f"model.layers.{i}.{name}") for i in range(R)])
-
-    def kernel(name):
-        return np.swapaxes(stacked(f"{name}.weight"), 1, 2)
-
-    order = [1, 2, 3, 0, 4]  # theirs is r, w, k, v, g
-    heads = (R, mixer.num_heads, -1)
-    mixing = {
-        "shift_mix": stacked("attn.x_proj.0.mu"),
-        "mix": stacked("attn.x_bias")[:, order],
-        "mix_in": kernel("attn.x_proj.0.linear").reshape(R, D, 5, rank)[:, :, order].reshape(R, D, -1),
-        "mix_out": np.moveaxis(stacked("attn.x_proj.2.weight").reshape(R, D, 5, rank), 1, 3)[:, order],
-        "decay_bias": stacked("attn.w_proj.linear.lora.2.bias"),
-        "decay_in_kernel": kernel("attn.w_proj.linear.lora.0"),
-        "decay_out_kernel": kernel("attn.w_proj.linear.lora.2"),
-        "bonus": stacked("attn.bonus"),
-        "receptance_kernel": kernel("attn.r_proj.linear"),
-        "key_kernel": kernel("attn.k_proj.linear"),
-        "value_kernel": kernel("attn.v_proj.linear"),
-        "gate_kernel": kernel("attn.g_proj.linear"),
-        "head_scale": stacked("attn.g_norm.weight").reshape(heads),
-        "head_bias": stacked("attn.g_norm.bias").reshape(heads),
-        "output_kernel": kernel("attn.o_proj"),
-    }
-    channels = {
-        "key_mix": stacked("ffn.key.mu"),
-        "receptance_mix": stacked("ffn.receptance.mu"),
-        "key_kernel": kernel("ffn.key.linear"),
-        "receptance_kernel": kernel("ffn.receptance.linear"),
-        "output_kernel": kernel("ffn.value"),
-    }
-    params = jax.jit(model.init_params, static_argnums=(0, 1))(config, theirs["vocab_size"], jax.random.key(0))
-    shapes = jax.tree.map(jnp.shape, params)
-    params["layers"]["0_rwkv6"]["layer"] = jax.tree.map(jnp.asarray, mixing)
-    params["layers"]["1_mlp"]["layer"] = jax.tree.map(jnp.asarray, channels)
-    params["embedding"] = norm("layers.0.pre_norm")(jnp.asarray(tensors.pop("model.embeddings.weight")))
-    params["output_kernel"] = jnp.asarray(tensors.pop("lm_head.weight").T)
-    assert jax.tree.map(jnp.shape, params) == shapes
-    network = model.merge(model.graphdef(config, theirs["vocab_size"]), params)
-    network.layers["0_rwkv6"].norm = norm("attn_norm", range(R))
-    network.layers["1_mlp"].norm = norm("ffn_norm", range(R))
-    network.final_norm = norm("norm")
-    assert not tensors
-    assert_logits(network, golden.arrays, 5e-5)
+    network, arrays = checkpoint_model("hf/fla_rwkv6", implementation=implementation)
+    assert_logits(network, arrays, 5e-5)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -1,0 +1,34 @@
+"""Write a run's model as transformers or flash-linear-attention saves it.
+
+    python scripts/export_hf.py --workdir=runs/y --out=DIR
+
+DIR gets config.json, model.safetensors and the tokenizer. What such a checkpoint has no place for is an error that names it.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
+
+from seqmodels import command_line
+from seqmodels.interop import checkpoint
+from seqmodels.run import load_run
+
+
+def main() -> None:
+    parser = command_line.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
+    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--dtype", default="float32", help="of the tensors: float32 (default, exact), bfloat16, float16")
+    options = parser.parse_args()
+
+    run = load_run(options.workdir, options.step)
+    kind = checkpoint.export_folder(
+        run.config.model, run.params, run.setup.vocab_size, run.tokenizer, options.out.expanduser(), dtype=options.dtype
+    )
+    print(f"{options.out}: {kind.architecture} of {kind.library}, {run.setup.num_parameters:,} parameters, step {run.step}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,253 @@
+"""From a folder that transformers or flash-linear-attention saved to a run folder, and back."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqmodels import config as config_lib
+from seqmodels import data, model
+from seqmodels.config import RunConfig
+from seqmodels.data import atomic
+from seqmodels.errors import UserError
+from seqmodels.interop import kinds, safetensors, table
+from seqmodels.model import MLP, ModelConfig, pattern_words
+from seqmodels.training import checkpoint
+
+EXPORT_DTYPES: Final = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
+# Windows that eval.py scores, where the model was trained for longer ones.
+LONGEST_WINDOW: Final = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A checkpoint of theirs in our terms; `theirs` is its config.json, and `params` are float32."""
+
+    kind: table.Kind
+    theirs: dict[str, Any]
+    config: ModelConfig
+    params: dict
+
+
+def read(folder: str | os.PathLike, report: Callable[[str], None] = lambda line: None) -> Foreign:
+    """Read a folder with config.json and safetensors.
+
+    Args:
+        report: called with one line for each thing a person should know.
+
+    Raises:
+        UserError: it is no such folder, or of a kind, with a field or with a tensor that has no place here.
+    """
+    folder = Path(folder)
+    theirs = _read_json(folder)
+    kind = kinds.load(theirs["model_type"])
+    config = table.read_config(kind, theirs, report)
+    tensors = safetensors.read_folder(folder)
+    shapes = jax.eval_shape(
+        functools.partial(model.init_params, config, config.vocab_size), jax.random.key(0)
+    )
+    return Foreign(kind, theirs, config, table.read_tensors(kind, config, shapes, tensors))
+
+
+def import_folder(
+    folder: str | os.PathLike,
+    workdir: str | os.PathLike,
+    *,
+    defaults: RunConfig,
+    compute_dtype: str = "float32",
+    report: Callable[[str], None] = lambda line: None,
+) -> RunConfig:
+    """Make the run folder `workdir`, at step 0, of a folder with config.json and safetensors; returns its config.
+
+    A tokenizer.json is taken along, if it fits; `workdir` appears whole or not at all.
+
+    Args:
+        defaults: everything in the run's config but the model.
+        compute_dtype: of the activations; parameters are float32.
+        report: called with one line for each thing a person should know.
+
+    Raises:
+        UserError: as `read`, or `workdir` has something in it.
+    """
+    folder, workdir = Path(folder), Path(workdir)
+    _check_new(workdir, "--workdir")
+    foreign = read(folder, report)
+    tokenizer = _tokenizer(folder, foreign.config, report)
+    longest = foreign.theirs["max_position_embeddings"] if "max_position_embeddings" in foreign.theirs else None
+    config = dataclasses.replace(
+        defaults,
+        model=dataclasses.replace(foreign.config, compute_dtype=compute_dtype),
+        data=dataclasses.replace(
+            defaults.data,
+            tokenizer=str(workdir / "tokenizer.json"),
+            seq_len=min(longest, LONGEST_WINDOW) if isinstance(longest, int) and longest > 0 else LONGEST_WINDOW,
+        ),
+    )
+    with _whole(workdir) as temporary:
+        if tokenizer is not None:
+            tokenizer.save(temporary / "tokenizer.json")
+        writer = checkpoint.Writer(temporary / "checkpoints", keep=1)
+        try:
+            params = jax.tree.map(jnp.asarray, foreign.params)
+            writer.save(0, {"params": params}, {"imported_from": str(folder)}, validation_loss=None)
+            writer.wait()
+        finally:
+            writer.close()
+        config_lib.save(config, str(temporary / "config.json"))
+    return config
+
+
+def export_folder(
+    config: ModelConfig,
+    params: dict,
+    vocab_size: int,
+    tokenizer: data.Tokenizer | None,
+    out: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+) -> table.Kind:
+    """Write the folder `out` as its library saves such a model; returns the kind. It appears whole or not at all.
+
+    Args:
+        config, params, vocab_size: the model.
+        tokenizer: written as tokenizer.json; its end of text ends theirs, too.
+        dtype: of the tensors; anything but float32 rounds them.
+
+    Raises:
+        UserError: no kind has such a model (which field is in the way is named), or `out` has something in it.
+    """
+    out = Path(out)
+    _check_new(out, "--out")
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f"--dtype={dtype!r} is not one of {', '.join(EXPORT_DTYPES)}")
+    kind, config, params, theirs = _as_kind(config, params, vocab_size)
+    end = None if tokenizer is None else tokenizer.end_of_text
+    theirs |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None, "dtype": dtype, "use_cache": True}
+    tensors = {
+        name: tensor.astype(EXPORT_DTYPES[dtype]) for name, tensor in table.write_tensors(kind, config, params).items()
+    }
+    with _whole(out) as temporary:
+        safetensors.write(temporary / safetensors.FILE_NAME, tensors)
+        if tokenizer is not None:
+            tokenizer.save(temporary / "tokenizer.json")
+            (temporary / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(tokenizer), indent=2) + "\n")
+        (temporary / "config.json").write_text(json.dumps(theirs, indent=2, sort_keys=True) + "\n")
+    return kind
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: it is not a checkpoint's folder")
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(theirs, dict) or not isinstance(theirs.get("model_type"), str):
+        raise UserError(f"{path} has no model_type: it is not the config of a checkpoint")
+    return theirs
+
+
+def _special_float(values: dict[str, Any]) -> Any:
+    """transformers 5 writes infinity, which JSON does not have, as {"__float__": "Infinity"}."""
+    return float(values["__float__"]) if values.keys() == {"__float__"} else values
+
+
+def _tokenizer(folder: Path, config: ModelConfig, report: Callable[[str], None]) -> data.Tokenizer | None:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        report(f"{folder} has no tokenizer.json: the run takes tokens, not text")
+        return None
+    tokenizer = data.load_tokenizer(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        report(
+            f"{path} is left out: with an end of text it has {tokenizer.vocab_size} pieces, the model {config.vocab_size}; "
+            "the run takes tokens, not text"
+        )
+        return None
+    return tokenizer
+
+
+def _tokenizer_config(tokenizer: data.Tokenizer) -> dict[str, Any]:
+    """What transformers' AutoTokenizer needs beside tokenizer.json."""
+    added = {entry["id"]: entry["content"] for entry in json.loads(tokenizer.to_json())["added_tokens"]}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": added[tokenizer.end_of_text]}
+
+
+def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.Kind, ModelConfig, dict, dict[str, Any]]:
+    """The kind whose table has a place for everything in the model; the model with that kind's pattern; their config."""
+    complaints = []
+    for kind in map(kinds.load, kinds.names()):
+        copies = _copies(kind.pattern, config.pattern)
+        if copies is None:
+            continue
+        repeated, stacked = _restack(kind, config, params, copies)
+        repeated = dataclasses.replace(repeated, vocab_size=vocab_size, mlp_hidden=_mlp_hidden(kind, stacked))
+        try:
+            return kind, repeated, stacked, table.write_config(kind, repeated)
+        except UserError as complaint:
+            complaints.append(str(complaint))
+    if complaints:
+        raise UserError("; ".join(complaints))
+    patterns = dict.fromkeys(kinds.load(name).pattern for name in kinds.names())
+    raise UserError(f"no kind of checkpoint has model.pattern={config.pattern!r}; there are {', '.join(map(repr, patterns))}")
+
+
+def _copies(pattern: str, of: str) -> int | None:
+    """How many times a kind's pattern makes up a model's; None: it does not."""
+    words, wanted = pattern_words(pattern), pattern_words(of)
+    copies, odd = divmod(len(wanted), len(words))
+    return copies if not odd and words * copies == wanted else None
+
+
+def _restack(kind: table.Kind, config: ModelConfig, params: dict, copies: int) -> tuple[ModelConfig, dict]:
+    """The same model with the kind's pattern: "mamba mamba", 4 times, is "mamba", 8 times."""
+    words = pattern_words(kind.pattern)
+    layers = {
+        f"{position}_{word}": jax.tree.map(
+            lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], axis=1).reshape(-1, *leaves[0].shape[1:]),
+            *(params["layers"][f"{copy * len(words) + position}_{word}"] for copy in range(copies)),
+        )
+        for position, word in enumerate(words)
+    }
+    config = dataclasses.replace(config, pattern=kind.pattern, repeats=config.repeats * copies)
+    return config, params | {"layers": layers}
+
+
+def _mlp_hidden(kind: table.Kind, params: Mapping[str, Any]) -> int | None:
+    if MLP not in pattern_words(kind.pattern):
+        return None
+    *path, _ = kind.path("mlp/output_kernel")
+    layer = functools.reduce(lambda tree, part: tree[part], path, params)
+    return layer["output_kernel"].shape[-2]
+
+
+def _check_new(folder: Path, flag: str) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and is not empty; choose another {flag}, or delete it")
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when all is in it, and is gone if that fails."""
+    temporary = folder.with_name(f".{folder.name}.{atomic.unique()}")
+    with atomic.explained("folder", folder.parent):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if folder.exists():
+                folder.rmdir()
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
