@@ -242,6 +242,11 @@ class LanguageModel(nnx.Module):
         """The output projection: the embedding's transpose when tied."""
         return self.embedding[...].T if self.config.tie_embeddings else self.output_kernel[...]
 
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What the first layer reads."""
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(COMPUTE_DTYPES[self.config.compute_dtype])
+        return self.embedding_norm(x) if self.config.embedding_norm else x
+
     def features(
         self,
         tokens: Int[Array, "B T"],
@@ -251,9 +256,7 @@ class LanguageModel(nnx.Module):
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[State, ...] | UnstackedState]:
         """Everything but the head: the normalised hidden states, and the state after the last token."""
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(COMPUTE_DTYPES[self.config.compute_dtype])
-        if self.config.embedding_norm:
-            x = self.embedding_norm(x)
+        x = self.embed(tokens)
         if isinstance(state, UnstackedState):
             x, state = self._run_unrolled(x, state, reset)
         else:
@@ -280,6 +283,24 @@ class LanguageModel(nnx.Module):
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... L"]:
         """The head alone, in float32: next-token logits of hidden states from ``features``."""
         return soft_cap(dense(hidden, self.head_kernel()).astype(jnp.float32), self.config.logit_cap)
+
+    def attention_weights(self, tokens: Int[Array, "B T"]) -> Float[Array, "layers B H T T"]:
+        """What every layer of softmax attention looks at, in the order of depth, each text read from an empty state.
+
+        Rows are queries, columns keys; float32. To look at, not to train with: it holds every pair of tokens.
+
+        Raises:
+          UserError: the pattern has no mixer that weighs tokens.
+        """
+        if not any(hasattr(layer.layer, "weights") for layer in self._layers()):
+            raise UserError(f"model.pattern={self.config.pattern!r} has no attention, and so no attention weights")
+        x, shared, found = self.embed(tokens), self._shared(), []
+        for repeat in range(self.config.repeats):
+            for layer in jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], self._layers()):
+                if hasattr(layer.layer, "weights"):
+                    found.append(layer.layer.weights(layer.norm(x)))
+                x, _, shared = layer(x, None, shared, reset=None, dropout_key=None)
+        return jnp.stack(found)
 
     def _run_scanned(self, x, state, reset, dropout_key):
         def run_layer(layer, x, state, shared, key):

@@ -43,12 +43,26 @@ class Run:
         Raises:
             ValueError: tokens are not [B, T] integers of the vocabulary.
         """
+        return _logits(self.setup.graphdef, self.params, self._checked(tokens))
+
+    def attention_weights(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "layers B H T T"]:
+        """How each head of each attention layer spreads over the tokens so far, float32, each row summing to 1.
+
+        Layers are in the order of depth, other mixers' left out; `evaluation.plots.attention_weights` draws it.
+
+        Raises:
+            ValueError: tokens are not [B, T] integers of the vocabulary.
+            UserError: the model has no attention.
+        """
+        return _attention_weights(self.setup.graphdef, self.params, self._checked(tokens))
+
+    def _checked(self, tokens: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be integers of shape [B, T], not {tokens.dtype} of shape {tokens.shape}")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.setup.vocab_size:
             raise ValueError(f"tokens must be in 0..{self.setup.vocab_size - 1}, the model's vocabulary")
-        return _logits(self.setup.graphdef, self.params, tokens.astype(np.int32))
+        return tokens.astype(np.int32)
 
     def model(self) -> LanguageModel:
         """The model with its parameters, to call and look into."""
@@ -216,3 +230,8 @@ def read_config(workdir: str | Path) -> RunConfig:
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(graphdef, params, tokens):
     return model.merge(graphdef, params)(tokens)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attention_weights(graphdef, params, tokens):
+    return model.merge(graphdef, params).attention_weights(tokens)

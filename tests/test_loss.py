@@ -183,3 +183,25 @@ def test_batch_sharded_over_devices_stays_there():
     )
     assert_close(step(*arguments), expected, 2e-6)
     assert "all-gather" not in step.lower(*arguments).compile().as_text()
+
+
+def test_capped_logits():
+    """cap tanh(logits / cap), in the loss, in its gradients and in the losses of tokens."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden, kernel = jax.random.normal(keys[0], (2, 7, 8)), jax.random.normal(keys[1], (8, 11))
+    targets = jax.random.randint(keys[2], (2, 7), 0, 11)
+
+    def plain(hidden, kernel):
+        logits = 2.0 * jnp.tanh(hidden @ kernel / 2.0)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+
+    def ours(hidden, kernel):
+        return loss.cross_entropy(hidden, kernel, targets, chunk_tokens=4, logit_cap=2.0)[0]
+
+    expected, gradients = jax.value_and_grad(lambda *args: plain(*args).sum(), argnums=(0, 1))(hidden, kernel)
+    total, found = jax.value_and_grad(ours, argnums=(0, 1))(hidden, kernel)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    for ours_of, theirs in zip(found, gradients):
+        np.testing.assert_allclose(ours_of, theirs, atol=1e-5)
+    losses = loss.token_losses(hidden, kernel, targets, chunk_tokens=4, logit_cap=2.0)
+    np.testing.assert_allclose(losses, plain(hidden, kernel), rtol=1e-4, atol=1e-5)

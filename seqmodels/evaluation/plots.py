@@ -64,6 +64,29 @@ def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.
     figure.savefig(path, dpi=120)
 
 
+def attention_weights(
+    weights: Float[np.ndarray, "layers H T T"], path: str | os.PathLike, tokens: Sequence[str] | None = None
+) -> None:
+    """One square per layer (down) and head (across): queries down, keys across, dark where a query looks.
+
+    Args:
+        weights: of one text, `run.attention_weights(tokens)[:, 0]`.
+        path: the PNG to write.
+        tokens: the text's T pieces, to stand at the axes.
+    """
+    layers, heads, length, _ = weights.shape
+    figure = Figure(figsize=(2.4 * heads + 0.6, 2.4 * layers + 0.4), layout="constrained")
+    for row, of_layer in enumerate(figure.subplots(layers, heads, squeeze=False)):
+        for head, axes in enumerate(of_layer):
+            axes.imshow(weights[row, head], cmap="Blues", vmin=0.0, vmax=1.0)
+            axes.set_title(f"layer {row}, head {head}", fontsize=8)
+            axes.tick_params(labelsize=6)
+            if tokens is not None:
+                axes.set_xticks(range(length), tokens, rotation=90)
+                axes.set_yticks(range(length), tokens)
+    figure.savefig(path, dpi=120)
+
+
 def sparkline(values: Float[np.ndarray, "N"], width: int = 64) -> str:
     """A row of at most `width` bars for the terminal; a longer series is averaged over neighbours, nans left out."""
     blocks = np.array_split(values, min(width, len(values)))

@@ -20,12 +20,13 @@ Deviations from the paper: no bias, no dropout on the weights, rotary positions 
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, normal_init
+from seqmodels.layers import RMSNorm, dense, matmul_precision, normal_init
 from seqmodels.ops.rotary import document_positions, rotary
 from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
 
@@ -110,15 +111,10 @@ class Mixer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], State]:
         """Mixes T steps that follow those of ``state``; ``reset`` marks the steps at which a new document starts."""
         (B, T, _), K = x.shape, self.head_dim
-        q = dense(x, self.query_kernel[...]).reshape(B, T, -1, K)
-        k = dense(x, self.key_kernel[...]).reshape(B, T, -1, K)
         v = dense(x, self.value_kernel[...]).reshape(B, T, -1, K)
-        if self.config.qk_norm:
-            q, k = self.query_norm(q), self.key_norm(k)
         cache, start = (None, None) if state is None else state
         positions = document_positions(T, start=start, reset=reset)
-        if self.config.rope:
-            q, k = (rotary(side, positions, base=self.config.rope_base) for side in (q, k))
+        q, k = self._queries_and_keys(x, positions)
         o, cache = softmax_attention(
             q * K**-0.5,
             k,
@@ -130,3 +126,24 @@ class Mixer(nnx.Module):
         )
         y = dense(o.reshape(B, T, -1), self.output_kernel[...])
         return y, State(cache, jnp.broadcast_to(positions[:, -1] + 1, (B,)))
+
+    def weights(self, x: Float[Array, "B T D"]) -> Float[Array, "B H T T"]:
+        """The softmax of each head, float32, from an empty state: rows are queries, and sum to 1. To look at: it holds all pairs."""
+        T = x.shape[1]
+        q, k = self._queries_and_keys(x, document_positions(T))
+        k = jnp.repeat(k, self.config.num_heads // self.num_kv_heads, axis=2)
+        q, k = (side.astype(jnp.float32) for side in (q * self.head_dim**-0.5, k))
+        scores = jnp.einsum("bthk,bshk->bhts", q, k, precision=matmul_precision(q.dtype))
+        ago = jnp.arange(T)[:, None] - jnp.arange(T)
+        seen = (ago >= 0) & (ago < (self.config.window or T))
+        return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+
+    def _queries_and_keys(self, x, positions):
+        (B, T, _), K = x.shape, self.head_dim
+        q = dense(x, self.query_kernel[...]).reshape(B, T, -1, K)
+        k = dense(x, self.key_kernel[...]).reshape(B, T, -1, K)
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.config.rope:
+            q, k = (rotary(side, positions, base=self.config.rope_base) for side in (q, k))
+        return q, k

@@ -29,7 +29,7 @@ Parameters: 6 D^2 + (38 + 12 H) D + 2 H for v1, 4 D^2 + (2 H + 1) D + 2 H for v2
 
 Deviations from the paper: q is scaled where the paper scales k, which is the same h. The output projection starts at
 1/sqrt(E), scaled with the depth by the model, instead of 2/(layers sqrt(D)). The model around v1 has RMSNorm, not
-LayerNorm; the one around v2 does not cap its logits.
+LayerNorm; the one around v2 caps its logits with ``model.logit_cap=30``, which is not the default.
 """
 
 import dataclasses
