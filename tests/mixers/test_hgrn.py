@@ -14,6 +14,10 @@ from tests.configs import tiny
 from tests.goldens import load
 from tests.mixers.goldens import assert_close, assert_logits, assert_normal, checkpoint_model, initial
 
+KERNELS = {
+    "hgrn": ("input", "gate_logit", "gate", "output"),
+    "hgrn2": ("query", "gate_logit", "value", "output"),
+}
 FORMS = {
     "hgrn": ("recurrent", "associative", "chunked"),
     "hgrn2": ("recurrent", "associative", "parallel", "chunked"),
@@ -100,7 +104,7 @@ def test_every_layer_of_a_hybrid_has_its_own_bound(mixer):
 @pytest.mark.parametrize("mixer", ["hgrn", "hgrn2"])
 def test_initialisation_and_sizes(mixer):
     params = initial(mixer, mixers.load(mixer).Config(), 128)
-    for name in WEIGHTS[mixer]:
+    for name in KERNELS[mixer]:
         assert params[f"{name}_kernel"].shape == (128, 128)
         assert_normal(params[f"{name}_kernel"], 128**-0.5)
     assert np.array_equal(params["norm"]["scale"], np.ones(128))
