@@ -25,6 +25,7 @@ from seqmodels.training.state import TrainConfig
 
 # Fields younger than some run folders, with what their runs had.
 YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None}
+YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,10 @@ def load(path: str) -> RunConfig:
         raise UserError(f"{path} is not the config of a run")
     if isinstance(values.get("model"), dict):
         values["model"] = YOUNG_MODEL_FIELDS | values["model"]
+        options = values["model"].get("mixers")
+        for name, young in YOUNG_MIXER_FIELDS.items():
+            if isinstance(options, dict) and isinstance(options.get(name), dict):
+                options[name] = young | options[name]
     return from_config_dict(values)
 
 

@@ -1,6 +1,7 @@
 """A config is a tree of frozen dataclasses; a mistake in it is one line that says what to do."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -98,3 +99,13 @@ def test_damaged_config_json(tmp_path, content):
 def test_missing_config_json(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         config.load(str(tmp_path / "config.json"))
+
+
+def test_a_run_folder_older_than_a_field_is_still_read(tmp_path):
+    original = tiny(**{"model.pattern": "linear_attention mlp"})
+    values = config.to_dict(original)
+    for name in config.YOUNG_MODEL_FIELDS:
+        del values["model"][name]
+    del values["model"]["mixers"]["linear_attention"]["norm_eps"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert config.load(tmp_path / "config.json") == original

@@ -39,7 +39,9 @@ def _take(path: str, place: Place, tensors: dict[str, np.ndarray], used: collect
     name, rows = (place, slice(None)) if isinstance(place, str) else place
     tensor = tensors[name][rows]
     used[name] += tensor.size
-    return tensor.reshape(len(tensor), -1).T if path.endswith("kernel") else tensor
+    if tensor.ndim == 3 and tensor.shape[1] == 1:
+        tensor = tensor[:, 0]
+    return tensor.T if path.endswith("kernel") else tensor
 
 
 def _unused(tensors: dict[str, np.ndarray], used: collections.Counter) -> dict[str, np.ndarray]:
