@@ -15,7 +15,7 @@ from tests.mixers.goldens import assert_close, assert_layer, assert_normal, init
 
 
 def in_our_names(golden: Golden) -> Golden:
-    """The layer golden with complex numbers as two arrays and the GLU as two matrices, each transposed for `assert_layer`."""
+    """The layer golden with complex numbers as two arrays and the GLU as two matrices."""
     arrays = {key: value for key, value in golden.arrays.items() if not key.startswith(("w.", "gw."))}
     for prefix in ("w.", "gw."):
         theirs = {key.removeprefix(prefix): x for key, x in golden.arrays.items() if key.startswith(prefix)}
@@ -24,10 +24,10 @@ def in_our_names(golden: Golden) -> Golden:
         C = theirs.pop("kernel.C")
         ours = {
             "log_dt": theirs.pop("kernel.log_dt"),
-            "A_log": theirs.pop("kernel.log_A_real").T,
-            "A_imag": theirs.pop("kernel.A_imag").T,
-            "C_real": C[..., 0].T,
-            "C_imag": C[..., 1].T,
+            "A_log": theirs.pop("kernel.log_A_real"),
+            "A_imag": theirs.pop("kernel.A_imag"),
+            "C_real": C[..., 0],
+            "C_imag": C[..., 1],
             "D": theirs.pop("D"),
             "output_kernel": value,
             "output_bias": value_bias,
