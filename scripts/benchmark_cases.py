@@ -49,6 +49,13 @@ def _with_decay(random, sizes, batch, steps, width):
     return *_queries_keys_values(random, sizes, batch, steps), -np.logaddexp(0.0, -logits)
 
 
+def _delta_rule_inputs(random, sizes, batch, steps, width):
+    q, k, v, log_decay = _with_decay(random, sizes, batch, steps, width)
+    k = k / np.linalg.norm(k, axis=-1, keepdims=True)
+    beta = 1.0 / (1.0 + np.exp(-random.normal(size=(batch, steps, sizes["heads"]))))
+    return q, k, v, beta, log_decay
+
+
 def _selective_scan_inputs(random, sizes, batch, steps):
     E, N = sizes["channels"], sizes["states"]
     x, dt = (random.normal(size=(batch, steps, E)) for _ in range(2))
@@ -75,6 +82,18 @@ OPS = {
         "gated_linear_attention, a decay per key channel",
         ops.gated_linear_attention,
         lambda random, sizes, *rest: _with_decay(random, sizes, *rest, width=sizes["key_dim"]),
+        _HEADS,
+    ),
+    "delta_rule": Op(
+        "delta_rule, one decay per head",
+        ops.delta_rule,
+        lambda *arguments: _delta_rule_inputs(*arguments, width=1),
+        _HEADS,
+    ),
+    "channel_delta_rule": Op(
+        "delta_rule, a decay per key channel",
+        ops.delta_rule,
+        lambda random, sizes, *rest: _delta_rule_inputs(random, sizes, *rest, width=sizes["key_dim"]),
         _HEADS,
     ),
     "selective_scan": Op("selective_scan", ops.selective_scan, _selective_scan_inputs, ("channels", "states")),

@@ -33,11 +33,14 @@ ROOT = Path(__file__).resolve().parent.parent
 import jax
 import numpy as np
 
+from configs import hybrid, tinystories
 from seqmodels import command_line, mixers
+from seqmodels.config import from_config_dict
 from seqmodels.data.atomic import write_whole
 from seqmodels.errors import UserError
 from seqmodels.evaluation import decode
 from seqmodels.run import Run, load_run
+from seqmodels.training.state import Setup
 
 HYBRID = "hybrid"
 PHASES = ("quality", "speed")
@@ -82,8 +85,7 @@ def main() -> None:
             results["rows"][name] |= row | {"config": config, "command": command}
             save(results, options.out)
     if "speed" in phases:
-        runs = {name: load_run(workdir) for name, workdir in workdirs.items()}
-        for name, measured in speed(runs, options.rounds).items():
+        for name, measured in speed({name: fresh_setup(name) for name in entries}, options.rounds).items():
             results["rows"].setdefault(name, {}).update(measured)
         save(results, options.out)
 
@@ -132,35 +134,43 @@ def quality(run: Run) -> dict:
     }
 
 
-def speed(runs: dict[str, Run], rounds: int) -> dict[str, dict]:
+def fresh_setup(name: str) -> Setup:
+    """An entry's model and training step as its config has them, with no data: what they cost depends on no weight."""
+    config = hybrid.get_config("small") if name == HYBRID else tinystories.get_config(name)
+    config.mesh.data = 1
+    return Setup(from_config_dict(config), config.data.vocab_size, jax.devices()[:1])
+
+
+def speed(setups: dict[str, Setup], rounds: int) -> dict[str, dict]:
     """Tokens per second of training steps, taken in turns, and of decoding one text and 32 at once."""
     from benchmark_shared import take_turns
 
-    results, contenders = {name: {} for name in runs}, {}
-    for name, run in runs.items():
+    results, contenders = {name: {} for name in setups}, {}
+    for name, setup in setups.items():
         print(f"compiling the training step of {name}", file=sys.stderr)
-        contenders[name] = training_step(run)
-    tokens = {name: run.config.data.batch_size * run.config.data.seq_len for name, run in runs.items()}
+        contenders[name] = training_step(setup)
     for name, times in take_turns(contenders, rounds).items():
-        results[name]["train_tokens_per_second"] = 1e3 * tokens[name] / times["wall_ms"]
+        of = setups[name].config.data
+        results[name]["train_tokens_per_second"] = 1e3 * of.batch_size * of.seq_len / times["wall_ms"]
         results[name]["train_step_ms"] = times
     contenders.clear()
-    for name, run in runs.items():
+    for name, setup in setups.items():
         print(f"decoding with {name}", file=sys.stderr)
+        params = setup.init()["params"]
         for batch_size in (1, 32):
             measured = decode.measure(
-                run.setup.graphdef, run.params, run.tokenizer.vocab_size,
+                setup.graphdef, params, setup.vocab_size,
                 batch_size=batch_size, context=256, tokens=128, key=jax.random.key(0),
             )  # fmt: skip
             results[name][f"decode_tokens_per_second_batch_{batch_size}"] = measured.tokens_per_second
     return results
 
 
-def training_step(run: Run):
+def training_step(setup: Setup):
     """A call that takes one optimizer step from fresh parameters on random tokens, and waits for it."""
-    setup, of = run.setup, run.config.data
+    of = setup.config.data
     tokens = np.random.default_rng(0).integers(
-        run.tokenizer.vocab_size, size=(of.batch_size, of.seq_len + 1), dtype=np.int32
+        setup.vocab_size, size=(of.batch_size, of.seq_len + 1), dtype=np.int32
     )
     batch = setup.put({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]})
     carried = {"state": setup.init()}

@@ -6,7 +6,6 @@ from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.diagonal_ssm import diagonal_ssm
 from seqmodels.ops.dplr_ssm import dplr_ssm
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS, gated_linear_attention
-from seqmodels.ops.interpreter import interpret
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.long_conv import long_conv
 from seqmodels.ops.lstm import lstm
@@ -14,11 +13,13 @@ from seqmodels.ops.mlstm_cell import mlstm_cell
 from seqmodels.ops.rotary import rotary
 from seqmodels.ops.selective_scan import selective_scan
 from seqmodels.ops.softmax_attention import softmax_attention
+from seqmodels.ops.target import compile_for, interpret
 from seqmodels.ops.token_shift import token_shift
 
 __all__ = [
     "IMPLEMENTATIONS",
     "causal_conv",
+    "compile_for",
     "complex_gated_linear_attention",
     "delta_rule",
     "diagonal_ssm",

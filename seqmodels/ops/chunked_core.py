@@ -28,6 +28,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from seqmodels.ops import target
+
 Inputs = Any
 """A tuple of arrays [B, T, heads, features]; ``None`` for what a parameterisation does not have."""
 
@@ -308,7 +310,7 @@ chunk_scan.defvjp(_chunk_scan_forward, _chunk_scan_backward)
 
 def one_by_one() -> bool:
     """A CPU wants one chunk at a time in its cache; any other device wants all chunks prepared in parallel."""
-    return jax.default_backend() == "cpu"
+    return target.device() == "cpu"
 
 
 def product_precision(q: Float[Array, "..."], k: Float[Array, "..."]) -> lax.Precision:

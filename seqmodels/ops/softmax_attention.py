@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels.ops import documents
+from seqmodels.ops import documents, target
 
 # The time of a key that no query may see: an empty slot of the ring, or padding.
 NOWHERE = int(np.iinfo(np.int32).max)
@@ -333,7 +333,7 @@ def _block_length(num_steps: int, window: int | None) -> int:
 
 def _product_dtype(dtype):
     """Narrow operands pay off on matrix units; a CPU has none and would widen them at every product."""
-    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+    return jnp.float32 if target.device() == "cpu" else dtype
 
 
 def _product(subscripts: str, a, b, dtype) -> Float[Array, "..."]:
@@ -562,7 +562,7 @@ _tiles.defvjp(_tiles_forward, _tiles_backward)
 
 def _kernel_lacks(q, k, v, cache, reset) -> str | None:
     """What keeps this call from the device's kernel; None if nothing does."""
-    if jax.default_backend() == "tpu":
+    if target.device() == "tpu":
         return "splash attention on TPU is not wired in yet"
     if "cuda" not in jax.devices()[0].client.platform_version:
         return "cuDNN's attention needs an NVIDIA GPU"

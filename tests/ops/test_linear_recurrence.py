@@ -1,7 +1,6 @@
 """Every form of the elementwise linear recurrence against float64 numpy: values, states, gradients, documents."""
 
 import functools
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from seqmodels.ops import target
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from tests import goldens
 from tests.ops.forms import fast_jit
@@ -82,7 +82,7 @@ def differentiate(form, backend="cpu"):
     """(inputs, reset, cotangents) -> ((h, state), gradients by input), with the schedule meant for `backend`."""
 
     def run(inputs, reset, cotangents):
-        with mock.patch("jax.default_backend", lambda: backend):
+        with target.compile_for(backend):
             outputs, pull = jax.vjp(lambda x: linear_recurrence(**x, reset=reset, implementation=form), inputs)
             return outputs, pull(cotangents)[0]
 
