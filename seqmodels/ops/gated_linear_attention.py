@@ -10,7 +10,8 @@ Table 1 of arXiv 2312.06635 lists what reduces to it: linear attention (no decay
 
 ``recurrent`` is the definition, step by step, and the judge of the others; ``associative`` the textbook parallel scan over
 the states (memory T K V); ``parallel`` the quadratic closed form; ``chunked`` the quadratic form inside chunks and a recurrence
-between them (``chunked_core.py`` says why it is stable for every decay).
+between them (``chunked_core.py`` says why it is stable for every decay), and ``pallas`` is ``chunked`` with that recurrence
+in a kernel.
 """
 
 import functools
@@ -23,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunked_core, documents
+from seqmodels.ops import chunked_core, documents, kernels
 
 IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 
@@ -67,27 +68,25 @@ def gated_linear_attention(
       bonus: given, the state is read before the update and the current pair counts with this weight per key channel.
       state: what was read before; ``None`` is an empty state of zeros.
       reset: a new document starts at step t: S_{t-1} is taken to be zero. Non-finite values then stay in their document and head.
-      implementation: ``"recurrent"``, ``"associative"``, ``"parallel"``, ``"chunked"``, or ``None`` for the fastest here.
-      chunk_size: steps per chunk of ``"chunked"``, any number >= 1; ``None`` for the fastest here.
+      implementation: ``"recurrent"``, ``"associative"``, ``"parallel"``, ``"chunked"``, ``"pallas"``, or ``None`` for the fastest
+        here: recurrent for one step, else pallas where the device has the kernel, else chunked.
+      chunk_size: steps per chunk of ``"chunked"`` and ``"pallas"``, any number >= 1; ``None`` for the fastest here.
 
     Returns:
       ``(o, state)``: outputs in the dtype of ``v``, and the float32 state after the last step.
 
     Raises:
-      ValueError: shapes that do not fit, an unknown implementation, or a chunk size for a form without chunks.
-      NotImplementedError: ``implementation="pallas"``.
+      ValueError: shapes that do not fit, an unknown implementation, or a chunk size below 1.
+      NotImplementedError: ``implementation="pallas"`` where the kernel cannot run; the message says why.
     """
     _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset)
     batch, steps, heads, width = v.shape
-    if implementation is None:
-        implementation = "recurrent" if steps == 1 else "chunked"
-    elif implementation not in IMPLEMENTATIONS:
+    if implementation is None and steps == 1:
+        implementation = "recurrent"
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
-    if implementation == "pallas":
-        raise NotImplementedError("gated_linear_attention has no Pallas kernel yet; use implementation='chunked'")
-
     if state is None:
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
     state = state.astype(jnp.float32)
@@ -99,8 +98,7 @@ def gated_linear_attention(
     elif implementation == "parallel":
         o, state = _contained(_parallel, *arguments)
     else:
-        chunk_size = min(steps, _default_chunk_size() if chunk_size is None else chunk_size)
-        o, state = _contained(functools.partial(_chunked, chunk_size=chunk_size), *arguments)
+        o, state = _contained(functools.partial(_chunked, implementation, chunk_size), *arguments)
     return o.astype(v.dtype), state
 
 
@@ -134,7 +132,7 @@ def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
 
 def _default_chunk_size() -> int:
     """On a CPU 32 and 64 steps are within 20 % of each other, either way round; accelerators want larger products."""
-    return 32 if chunked_core.one_by_one() else 64
+    return 32 if chunked_core.schedule() is chunked_core.Schedule.ONE_BY_ONE else 64
 
 
 def _recurrent(q, k, v, log_decay, value_log_decay, bonus, state, reset):
@@ -236,14 +234,26 @@ def _parallel(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     return o + _bonus_term(q, k, v, bonus), ungroup(final)
 
 
-def _chunked(q, k, v, log_decay, value_log_decay, bonus, state, reset, *, chunk_size):
+def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bonus, state, reset):
+    """``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has."""
     prepare, inputs, state, ungroup = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
     steps = v.shape[1]
+    chunk_size = min(steps, _default_chunk_size() if chunk_size is None else chunk_size)
+    precision = chunked_core.product_precision(q, k)
+    kernel = kernels.choose(
+        implementation,
+        "chunk_core",
+        "gated_linear_attention",
+        precision=precision,
+        channels=state.shape[-2],
+        width=state.shape[-1],
+        chunk_size=chunked_core.power_of_two(chunk_size),
+    )
     padding = -steps % chunk_size
     if padding:
         inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
-    precision, one_by_one = chunked_core.product_precision(q, k), chunked_core.one_by_one()
-    o, final = chunked_core.chunk_scan(prepare, chunk_size, precision, one_by_one, inputs, state)
+    schedule = chunked_core.schedule() if kernel is None else kernel
+    o, final = chunked_core.chunk_scan(prepare, chunk_size, precision, schedule, inputs, state)
     return o[:, :steps].reshape(v.shape) + _bonus_term(q, k, v, bonus), ungroup(final)
 
 
