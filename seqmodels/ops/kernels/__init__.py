@@ -9,7 +9,7 @@ kernel's passes. Nothing else in the project imports Pallas.
 | | | ``backward(chunk, d_outputs, d_final, *, precision, interpret)`` |
 | selective_scan | x, dt, A, B, C | ``forward(x, dt, A, B, C, state, reset, *, keep_starts, interpret)``, |
 | | | ``backward(x, dt, A, B, C, reset, starts, dy, dfinal, *, interpret)`` |
-| linear_recurrence | a | ``scan(a, b, carry, reset, *, reverse, interpret)`` |
+| linear_recurrence | dtype | ``scan(a, b, carry, reset, *, reverse, interpret)`` |
 
 What the passes take and give is the same on every device, and written where they are called (``chunked_core.py``,
 ``selective_scan.py``, ``linear_recurrence.py``).
