@@ -17,7 +17,6 @@ from seqmodels.ops.kernels import chunk_core_tpu
 from tests.ops import forms
 from tests.ops import test_delta_rule as of_delta_rule
 from tests.ops import test_gated_linear_attention as of_attention
-from tests.ops import test_linear_attention_goldens as of_goldens
 from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
 
@@ -25,13 +24,6 @@ FORM = "pallas_tpu"
 # float32 against float64, relative to the largest value
 TOLERANCE = 5e-6
 
-ATTENTION = {
-    "no decay": {},
-    "no decay, bonus, groups": {"bonus": True, "heads": 4, "groups": 2},
-    "per head, groups": {"decay": "head", "heads": 4, "groups": 2},
-    "per channel, one group": {"decay": "channel", "heads": 3, "groups": 1},
-    "both sides, bonus": {"decay": "channel", "value_decay": True, "bonus": True},
-}
 DELTA = {
     "no decay, groups": {"heads": 4, "groups": 2},
     "per head": {"decay": "head"},
@@ -39,13 +31,10 @@ DELTA = {
 }
 
 
-@pytest.mark.parametrize("documents", [True, False])
-@pytest.mark.parametrize("signature", ATTENTION)
-def test_gated_linear_attention(signature, documents):
-    if not documents and signature not in ("no decay", "both sides, bonus"):
-        pytest.skip("documents are the harder case of the others")
-    inputs = of_attention.sample(steps=37, **ATTENTION[signature])
-    found = of_attention.errors(FORM, inputs, of_attention.marks(inputs, (5, 16, 17), (0, 30, 36)) if documents else None)
+@pytest.mark.parametrize("bonus", [True, False])
+def test_gated_linear_attention_with_decays_on_both_sides(bonus):
+    inputs = of_attention.sample(steps=37, decay="channel", value_decay=True, bonus=bonus)
+    found = of_attention.errors(FORM, inputs, of_attention.marks(inputs, (5, 16, 17), (0, 30, 36)) if bonus else None)
     assert max(found.values()) < TOLERANCE, found
 
 
@@ -58,49 +47,34 @@ def test_delta_rule(signature):
 
 @pytest.mark.parametrize("strength", ["to -300", "one shut gate"])
 def test_decays_of_any_strength(strength):
-    for module, kind in ((of_attention, "channel"), (of_delta_rule, "head")):
-        inputs = module.sample(steps=64, batch=1, decay=kind)
-        decay = module.DECAYS[strength](np.random.default_rng(3), inputs["log_decay"].shape)
-        found = module.errors(FORM, inputs | {"log_decay": decay.astype(np.float32)})
-        assert max(found.values()) < 1e-5, (kind, found)
+    inputs = of_delta_rule.sample(steps=64, batch=1, decay="head")
+    decay = of_delta_rule.DECAYS[strength](np.random.default_rng(3), inputs["log_decay"].shape)
+    found = of_delta_rule.errors(FORM, inputs | {"log_decay": decay.astype(np.float32)})
+    assert max(found.values()) < 1e-5, found
 
 
-def test_small_gate_gradients_keep_their_digits():
-    of_attention.test_small_gate_gradients_keep_their_digits(FORM, "channel")
-
-
-def test_goldens():
+def test_golden():
     with forms.traced_for(FORM):
         of_delta_rule.test_golden("kda_gva", FORM)
-        of_goldens.test_golden("gla_strong", FORM)
 
 
-@pytest.mark.parametrize("op", ["gated_linear_attention", "delta_rule"])
-def test_bfloat16_operands_keep_a_float32_state(op):
-    """What bfloat16 products may cost: a few units of 2^-9, in the gate's gradient as well, which adds like terms."""
-    module, narrow = {
-        "gated_linear_attention": (of_attention, ("q", "k", "v")),
-        "delta_rule": (of_delta_rule, ("q", "k", "v")),
-    }[op]
-    inputs = module.sample(steps=37, decay="channel")
-    inputs |= {name: jnp.asarray(inputs[name], jnp.bfloat16) for name in narrow}
-    cotangents = module.cotangents_for(inputs)
+def test_bfloat16_operands_keep_a_float32_state():
+    """What bfloat16 products may cost: a few units of 2^-9."""
+    inputs = of_delta_rule.sample(steps=37, decay="channel")
+    inputs |= {name: jnp.asarray(inputs[name], jnp.bfloat16) for name in ("q", "k", "v")}
+    cotangents = of_delta_rule.cotangents_for(inputs)
     cotangents = jnp.asarray(cotangents[0], jnp.bfloat16), cotangents[1]
-    (o, state), gradients = module.differentiate(FORM)(inputs, None, cotangents)
+    (o, state), gradients = of_delta_rule.differentiate(FORM)(inputs, None, cotangents)
     assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
-    if module is of_attention:
-        expected_o, expected_state, tape = of_attention.run(inputs)
-        expected = of_attention.gradients(tape, *cotangents)
-    else:
-        expected_o, expected_state, expected = of_delta_rule.judge(inputs, None, *cotangents)
+    assert all(gradients[name].dtype == inputs[name].dtype for name in inputs)
+    expected_o, expected_state, expected = of_delta_rule.judge(inputs, None, *cotangents)
     found = {name: relative_error(gradients[name], expected[name]) for name in inputs}
     found |= {"o": relative_error(o, expected_o), "final state": relative_error(state, expected_state)}
-    assert all(gradients[name].dtype == inputs[name].dtype for name in inputs)
     assert max(found.values()) < 1e-2, found
 
 
 def test_an_accident_stays_in_its_document_and_head():
-    of_attention.test_an_accident_stays_in_its_document_and_head(FORM, False, np.nan)
+    of_delta_rule.test_an_accident_stays_in_its_document_and_head(FORM, np.nan)
 
 
 def chunks(*, count=2, batch=2, groups=1, repeats=1, steps=8, channels=8, width=8, names, shared=(), seed=0):
@@ -175,12 +149,12 @@ def test_the_interpreter_that_models_the_memories_agrees():
 
 
 def test_transformations_agree_with_the_plain_gradient():
-    inputs = of_attention.sample(steps=21, decay="head")
-    reset, cotangents = of_attention.marks(inputs, (5,), ()), of_attention.cotangents_for(inputs)
-    plain = forms.differentiate("chunked")(inputs, reset, cotangents)[1]
+    inputs = of_delta_rule.sample(steps=21, decay="head")
+    reset, cotangents = of_delta_rule.marks(inputs, (5,), ()), of_delta_rule.cotangents_for(inputs)
+    plain = of_delta_rule.differentiate("chunked")(inputs, reset, cotangents)[1]
 
     def loss(inputs, reset, cotangents):
-        o, state = forms.call(FORM, inputs, reset)
+        o, state = of_delta_rule.call(FORM, inputs, reset)
         return jnp.sum(o * cotangents[0]) + jnp.sum(state * cotangents[1])
 
     by_row = jax.tree.map(lambda x: x[:, None], (inputs, reset, cotangents))
@@ -191,7 +165,7 @@ def test_transformations_agree_with_the_plain_gradient():
     def through_layers(form):
         def loss(v):
             def layer(v, _):
-                return forms.call(form, inputs | {"v": v}, reset)[0], None
+                return of_delta_rule.call(form, inputs | {"v": v}, reset)[0], None
 
             return jnp.sum(lax.scan(layer, v, None, length=2)[0] * cotangents[0])
 
@@ -204,41 +178,39 @@ def test_transformations_agree_with_the_plain_gradient():
 
 
 def test_none_is_the_kernel_on_a_tpu_and_never_on_a_cpu():
-    inputs = of_attention.sample(steps=37, decay="head")
+    inputs = of_delta_rule.sample(steps=37, decay="head")
 
     def kernels_in(device, **options):
         with compile_for(device):
-            return str(jax.make_jaxpr(lambda x: gated_linear_attention(**x, **options))(inputs)).count("pallas_call")
+            return str(jax.make_jaxpr(lambda x: delta_rule(**x, **options))(inputs)).count("pallas_call")
 
     assert kernels_in("tpu") == 1 and kernels_in("cpu") == 0
     assert kernels_in("tpu", implementation="chunked") == 0
     one = {name: x if name == "state" else x[:, :1] for name, x in inputs.items()}
     with compile_for("tpu"):
-        assert "pallas_call" not in str(jax.make_jaxpr(lambda: gated_linear_attention(**one))())
+        assert "pallas_call" not in str(jax.make_jaxpr(lambda: delta_rule(**one))())
 
 
 def test_a_state_too_large_for_vmem_is_refused_by_name_and_left_to_xla_by_default():
-    inputs = of_attention.sample(steps=2, batch=1, heads=1, channels=4096, width=512)
+    inputs = of_delta_rule.sample(steps=2, batch=1, heads=1, channels=4096, width=512)
     with interpret("tpu"):
         with pytest.raises(NotImplementedError, match=r"no Pallas kernel for this call: a state of 4096 x 512 needs \d+ MiB"):
-            gated_linear_attention(**inputs, implementation="pallas")
-        assert "pallas_call" not in str(jax.make_jaxpr(lambda x: gated_linear_attention(**x))(inputs))
+            delta_rule(**inputs, implementation="pallas")
+        assert "pallas_call" not in str(jax.make_jaxpr(lambda x: delta_rule(**x))(inputs))
 
 
-# op, G, H, K, V, decay
-SIZES = {
-    "GLA": (gated_linear_attention, 16, 16, 128, 128, "channel"),
-    "Mamba-2": (gated_linear_attention, 1, 24, 128, 64, "head"),
-    "small heads": (gated_linear_attention, 4, 4, 64, 64, None),
-    "Gated DeltaNet": (delta_rule, 8, 16, 128, 128, "head"),
-    "DeltaNet": (delta_rule, 16, 16, 128, 128, None),
+SIZES = {  # op, G, H, K, V, decays
+    "Gated DeltaNet": (delta_rule, 8, 16, 128, 128, {"log_decay": 1}),
+    "DeltaNet": (delta_rule, 16, 16, 128, 128, {}),
+    "KDA": (delta_rule, 4, 4, 64, 64, {"log_decay": 64}),
+    "DFW": (gated_linear_attention, 4, 4, 64, 128, {"log_decay": 64, "value_log_decay": 128}),
 }
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("model", SIZES)
 def test_lowers_for_a_tpu(model, dtype):
-    op, groups, heads, channels, width, decay = SIZES[model]
+    op, groups, heads, channels, width, decays = SIZES[model]
 
     def shaped(*shape, dtype=dtype):
         return jax.ShapeDtypeStruct((2, 256, *shape), dtype)
@@ -246,8 +218,7 @@ def test_lowers_for_a_tpu(model, dtype):
     inputs = {"q": shaped(groups, channels), "k": shaped(groups, channels), "v": shaped(heads, width)}
     if op is delta_rule:
         inputs["beta"] = shaped(heads, dtype="float32")
-    if decay:
-        inputs["log_decay"] = shaped(heads, channels if decay == "channel" else 1, dtype="float32")
+    inputs |= {name: shaped(heads, number, dtype="float32") for name, number in decays.items()}
 
     def gradients(inputs):
         outputs, pull = jax.vjp(lambda x: op(**x, implementation="pallas"), inputs)
@@ -258,28 +229,33 @@ def test_lowers_for_a_tpu(model, dtype):
     assert exported.mlir_module().count("tpu_custom_call") == 2
 
 
-SWEEP = of_attention.SWEEP | {"together": st.just(False)}
+SWEEP = {
+    "steps": st.integers(1, 20),
+    "chunk_size": st.integers(1, 9),
+    "groups": st.integers(1, 2),
+    "repeats": st.integers(1, 3),
+    "channels": st.integers(1, 5),
+    "width": st.integers(1, 5),
+    "decay": st.sampled_from([None, "head", "channel"]),
+    "marked": st.booleans(),
+    "seed": st.integers(0, 9),
+}
 
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(**SWEEP)
-def test_a_sweep_of_small_shapes(steps, chunk_size, groups, repeats, marked, together, seed, **signature):
-    inputs = of_attention.sample(steps=steps, groups=groups, heads=groups * repeats, low=-20.0, seed=seed, **signature)
+def test_a_sweep_of_small_shapes(steps, chunk_size, groups, repeats, marked, seed, **signature):
+    inputs = of_delta_rule.sample(steps=steps, groups=groups, heads=groups * repeats, low=-20.0, seed=seed, **signature)
     reset = np.random.default_rng(seed).random((2, steps)) < 0.2 if marked else None
-    cotangents = of_attention.cotangents_for(inputs)
 
     @fast_jit
-    def both(inputs, cotangents):
+    def compute(inputs, reset, cotangents):
         outputs, pull = jax.vjp(
-            lambda x: gated_linear_attention(**x, reset=reset, implementation="pallas", chunk_size=chunk_size), inputs
+            lambda x: delta_rule(**x, reset=reset, implementation="pallas", chunk_size=chunk_size), inputs
         )
         return outputs, pull(cotangents)[0]
 
     with interpret("tpu"):
-        (o, state), gradients = both(inputs, cotangents)
-    expected_o, expected_state, tape = of_attention.run(inputs, reset)
-    expected = of_attention.gradients(tape, *cotangents)
-    found = {name: relative_error(gradients[name], expected[name]) for name in inputs}
-    found |= {"o": relative_error(o, expected_o), "final state": relative_error(state, expected_state)}
+        found = of_delta_rule.errors(FORM, inputs, reset, compute)
     assert max(found.values()) < 1e-5, found
