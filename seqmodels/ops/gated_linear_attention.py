@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunked_core, documents
+from seqmodels.ops import choices, chunked_core, documents, tuning
 
 IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 
@@ -92,6 +92,8 @@ def gated_linear_attention(
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
     state = state.astype(jnp.float32)
     arguments = (q, k, v, log_decay, value_log_decay, bonus, state, reset)
+    chunk_size = tuning.chunk_size("gated_linear_attention", steps, chunk_size) if implementation == "chunked" else None
+    choices.note("gated_linear_attention", implementation, chunk_size)
     if implementation == "recurrent":
         o, state = _recurrent(*arguments)
     elif implementation == "associative":
@@ -99,7 +101,6 @@ def gated_linear_attention(
     elif implementation == "parallel":
         o, state = _contained(_parallel, *arguments)
     else:
-        chunk_size = min(steps, _default_chunk_size() if chunk_size is None else chunk_size)
         o, state = _contained(functools.partial(_chunked, chunk_size=chunk_size), *arguments)
     return o.astype(v.dtype), state
 
@@ -130,11 +131,6 @@ def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
             )
     if reset is not None and reset.dtype != jnp.bool_:
         raise ValueError(f"reset must be bool; got {reset.dtype}")
-
-
-def _default_chunk_size() -> int:
-    """On a CPU 32 and 64 steps are within 20 % of each other, either way round; accelerators want larger products."""
-    return 32 if chunked_core.one_by_one() else 64
 
 
 def _recurrent(q, k, v, log_decay, value_log_decay, bonus, state, reset):

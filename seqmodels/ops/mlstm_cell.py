@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops import choices
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS, gated_linear_attention
 
 
@@ -93,6 +94,7 @@ def mlstm_cell(
     if implementation == "pallas":
         raise NotImplementedError("mlstm_cell has no Pallas kernel yet; use implementation='chunked'")
 
+    choices.note("mlstm_cell", implementation)
     if state is None:
         state = empty_mlstm_state(q.shape[0], *q.shape[2:], v.shape[3])
     state = MLSTMState(*(x.astype(jnp.float32) for x in state))

@@ -31,10 +31,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops import choices, tuning
 from seqmodels.ops.linear_recurrence import linear_recurrence
-
-# Measured on CPU: 8 to 64 take the same time; larger ones save fewer states, smaller ones recompute in less memory.
-_CHUNK_SIZE = 32
 
 
 def selective_scan(
@@ -60,7 +58,7 @@ def selective_scan(
       state: h before the first step; None is zero.
       reset: marks the steps at which a new document starts: h is zero before such a step.
       implementation: a row of the table above; None is recurrent for one step, else chunked.
-      chunk_size: most steps per chunk of ``chunked``, any number >= 1; other forms have no use for it. None is 32.
+      chunk_size: most steps per chunk of ``chunked``, any number >= 1; other forms have no use for it. None: ``tuning.py``.
 
     Returns:
       ``(y, state)``: outputs in the dtype of ``x``, and the float32 state after the last step.
@@ -79,8 +77,10 @@ def selective_scan(
     if state is None:
         state = jnp.zeros((x.shape[0], *A.shape), jnp.float32)
     form = _IMPLEMENTATIONS[implementation]
+    chunk_size = tuning.chunk_size("selective_scan", x.shape[1], chunk_size) if implementation == "chunked" else None
+    choices.note("selective_scan", implementation, chunk_size)
     if implementation == "chunked":
-        form = functools.partial(form, _CHUNK_SIZE if chunk_size is None else chunk_size)
+        form = functools.partial(form, chunk_size)
     return form(x, dt, A, B, C, state.astype(jnp.float32), reset)
 
 
