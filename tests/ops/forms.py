@@ -5,7 +5,7 @@ import functools
 
 import jax
 
-from seqmodels.ops import compile_for, gated_linear_attention
+from seqmodels.ops import compile_for, gated_linear_attention, interpret
 
 # name -> (implementation, chunk size, what it is traced for: chunks one by one is what a CPU gets, together any other device)
 FORMS = {
@@ -15,6 +15,8 @@ FORMS = {
     "chunked": ("chunked", 16, contextlib.nullcontext),
     "chunked_together": ("chunked", 7, functools.partial(compile_for, "tpu")),
 }
+# The kernels in their interpreter, tested on fewer cases: it takes longer.
+KERNELS = {"pallas_tpu": ("pallas", 16, functools.partial(interpret, "tpu"))}
 # The tests compile far more than they compute, and unoptimised code is the same mathematics. Without its new fusion
 # emitters, XLA compiles these programs four times faster; later versions have nothing else.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
@@ -50,10 +52,10 @@ def call(form, inputs, reset, *, op=gated_linear_attention):
 
 
 def options(form):
-    implementation, chunk_size, _ = FORMS[form]
+    implementation, chunk_size, _ = (FORMS | KERNELS)[form]
     return {"implementation": implementation, "chunk_size": chunk_size}
 
 
 def traced_for(form):
     """The context in which the op chooses the form's schedule."""
-    return FORMS[form][2]()
+    return (FORMS | KERNELS)[form][2]()

@@ -7,9 +7,12 @@ kernel's passes. Nothing else in the project imports Pallas.
 |---|---|---|
 | chunk_core | precision, channels, width, chunk_size | ``forward(chunk, state, *, precision, keep_starts, interpret)``, |
 | | | ``backward(chunk, d_outputs, d_final, *, precision, interpret)`` |
+| gated_linear_attention | q, k, v, decays (a head has), | ``forward(q, k, v, log_decay, opening, state, *, chunk_size, read_before, |
+| (optional) | precision, chunk_size | precision, output_dtype, keep_starts, interpret)``, ``backward(q, k, v, log_decay, |
+| | | opening, starts, d_output, d_final, *, chunk_size, read_before, precision, interpret)`` |
 | selective_scan | x, dt, A, B, C | ``forward(x, dt, A, B, C, state, reset, *, keep_starts, interpret)``, |
 | | | ``backward(x, dt, A, B, C, reset, starts, dy, dfinal, *, interpret)`` |
-| linear_recurrence | a | ``scan(a, b, carry, reset, *, reverse, interpret)`` |
+| linear_recurrence | dtype | ``scan(a, b, carry, reset, *, reverse, interpret)`` |
 
 What the passes take and give is the same on every device, and written where they are called (``chunked_core.py``,
 ``selective_scan.py``, ``linear_recurrence.py``).
@@ -34,6 +37,11 @@ class Kernel:
     interpret: bool
 
 
+def find(name: str, **call: Any) -> Kernel | None:
+    """The kernel of this name for the device that the caller is traced for, if there is one for this call."""
+    return Kernel(_module(name), target.interpreting()) if _lacking(name, call) is None else None
+
+
 def choose(implementation: str | None, name: str, op: str, **call: Any) -> Kernel | None:
     """The kernel that an op's ``implementation`` means, for the device that the caller is traced for.
 
@@ -48,12 +56,10 @@ def choose(implementation: str | None, name: str, op: str, **call: Any) -> Kerne
     """
     if implementation not in ("pallas", None):
         return None
-    reason = _lacking(name, call)
-    if reason is None:
-        return Kernel(_module(name), target.interpreting())
-    if implementation is None:
-        return None
-    raise NotImplementedError(f"{op} has no Pallas kernel for {reason}")
+    kernel = find(name, **call)
+    if kernel is None and implementation == "pallas":
+        raise NotImplementedError(f"{op} has no Pallas kernel for {_lacking(name, call)}")
+    return kernel
 
 
 def _lacking(name: str, call: dict[str, Any]) -> str | None:
