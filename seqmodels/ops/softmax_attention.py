@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.ops import choices, documents, kernels, target
 
+IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 # The time of a key that no query may see: an empty slot of the ring, or padding.
 NOWHERE = int(np.iinfo(np.int32).max)
 # At most so many blocks of queries are written out, each against all its keys; longer sequences loop over tiles.
@@ -83,7 +84,8 @@ def softmax_attention(
       reset: marks the steps at which a new document starts. Attention never crosses a start, and a NaN or an
         infinity in one document changes no other.
       window: a query sees the keys of the last ``window`` steps, its own among them; None sees everything.
-      implementation: a row of the table above; None picks the fastest form for the device and the shape.
+      implementation: a row of the table above; None is recurrent for one step with a cache, else pallas where the device
+        has the kernel for the call, else chunked.
 
     Returns:
       ``(o, cache)``, ``o`` in q's dtype. The ring has the structure, shapes and dtypes of the one that was given.
@@ -94,14 +96,23 @@ def softmax_attention(
       NotImplementedError: the named implementation cannot do this; the message says what is missing.
     """
     _check(q, k, v, cache, reset, window)
-    if implementation is None:
-        implementation = _fastest(q, k, v, cache, reset, window)
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(_IMPLEMENTATIONS)}")
+    if implementation is None and cache is not None and q.shape[1] == 1:
+        implementation = "recurrent"
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    kernel = kernels.choose(
+        implementation, "softmax_attention", "softmax_attention",
+        q=q, k=k, v=v, cache=cache, reset=reset, window=window,
+    )  # fmt: skip
+    if kernel is not None:
+        implementation, form = "pallas", functools.partial(_pallas, kernel)
+    else:
+        implementation = implementation or "chunked"
+        form = _FORMS[implementation]
     choices.note("softmax_attention", implementation)
     if cache is not None:
         k, v = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
-    return _IMPLEMENTATIONS[implementation](q, k, v, cache, reset, window)
+    return form(q, k, v, cache, reset, window)
 
 
 def _check(q, k, v, cache, reset, window):
@@ -119,16 +130,6 @@ def _check(q, k, v, cache, reset, window):
         for ring, x in ((cache.keys, k), (cache.values, v))
     ):
         raise ValueError(f"a ring of {cache.keys.shape}, {cache.values.shape} does not fit k {k.shape}, v {v.shape}")
-
-
-def _fastest(q, k, v, cache, reset, window) -> str:
-    if cache is not None and q.shape[1] == 1:
-        return "recurrent"
-    try:
-        _kernel(q, k, v, cache, reset, window)
-    except NotImplementedError:
-        return "chunked"
-    return "pallas"
 
 
 # ---- the ring
@@ -565,28 +566,16 @@ _tiles.defvjp(_tiles_forward, _tiles_backward)
 # ---- a library's kernel
 
 
-def _kernel(q, k, v, cache, reset, window):
-    """The kernel for the device; raises NotImplementedError, saying why, if there is none for this call."""
-    kernel = kernels.find("softmax_attention")
-    lacking = kernel.lacks(q, k, v, cache, reset, window)
-    if lacking is not None:
-        raise NotImplementedError(f"softmax_attention has no kernel for this: {lacking}; use implementation='chunked'")
-    return kernel
-
-
-def _pallas(q, k, v, cache, reset, window):
-    kernel = _kernel(q, k, v, cache, reset, window)
-
+def _pallas(kernel: kernels.Kernel, q, k, v, cache, reset, window):
     def attend(q, keys, values, query_points, key_points, window, num_old):
-        return kernel.attend(q, keys, values, query_points.documents, window)
+        return kernel.passes.attend(q, keys, values, query_points.documents, window, interpret=kernel.interpret)
 
     return _all_at_once(attend, q, k, v, cache, reset, window)
 
 
-_IMPLEMENTATIONS = {
+_FORMS = {
     "recurrent": _recurrent,
     "associative": _associative,
     "parallel": _parallel,
     "chunked": _chunked,
-    "pallas": _pallas,
 }

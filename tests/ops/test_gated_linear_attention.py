@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqmodels.ops import gated_linear_attention
-from tests.ops.forms import FORMS, call, differentiate, evaluate, fast_jit, scheduling
+from tests.ops.forms import FORMS, call, differentiate, evaluate, fast_jit, traced_for
 from tests.ops.judge import gradients, relative_error, run
 
 # float32 against float64, relative to the largest value; measured 4e-7 or less at these lengths
@@ -377,7 +377,7 @@ def check_one(steps, chunk_size, groups, repeats, marked, together, seed, **sign
         outputs, pull = jax.vjp(call, inputs)
         return outputs, pull(cotangents)[0]
 
-    with scheduling("chunked_together" if together else "chunked"):
+    with traced_for("chunked_together" if together else "chunked"):
         (o, state), grads = both(inputs, cotangents)
     expected_o, expected_state, tape = run(inputs, reset)
     expected = gradients(tape, *cotangents)

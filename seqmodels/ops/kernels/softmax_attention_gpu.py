@@ -5,7 +5,7 @@ cuDNN is loaded with the GPU: without one, this can be neither run nor compiled.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from seqmodels.ops import target
 
@@ -29,12 +29,13 @@ def attend(
     q: Float[Array, "B G R T K"],
     k: Float[Array, "B G T K"],
     v: Float[Array, "B G T V"],
-    documents: Int[Array, "B T"] | None,
+    documents: None,
     window: int | None,
+    *,
+    interpret: bool,
 ) -> Float[Array, "B G R T V"]:
     """Causal attention over the last ``window`` steps. ``q`` arrives scaled."""
     B, G, R, T, K = q.shape
-    assert documents is None
     # The library's window counts the steps before the query.
     before = None if window is None else (window - 1, 0)
     # To the library's layout, [B, T, heads, K]: XLA drops these transpositions and the caller's.

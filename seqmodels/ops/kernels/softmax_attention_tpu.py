@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Float, Int
 
-from seqmodels.ops import target
-
 LANES = 128  # what lengths of tiles are multiples of
 MAX_TILE = 512  # queries, keys of a tile: scores of 1 MiB
 
@@ -31,6 +29,8 @@ def attend(
     v: Float[Array, "B G T V"],
     documents: Int[Array, "B T"] | None,
     window: int | None,
+    *,
+    interpret: bool,
 ) -> Float[Array, "B G R T V"]:
     """Causal attention within documents, over the last ``window`` steps. ``q`` arrives scaled."""
     B, G, R, T, K = q.shape
@@ -42,7 +42,7 @@ def attend(
     if documents is not None:
         documents = jnp.pad(documents, ((0, 0), (0, padding)))
         segments = splash.SegmentIds(documents, documents)
-    kernel = _kernel(G * R, T + padding, tile, window)
+    kernel = _kernel(G * R, T + padding, tile, window, interpret)
     o = jax.vmap(kernel)(q, k, v, segments)
     return o[:, :, :T].reshape(B, G, R, T, v.shape[-1])
 
@@ -59,7 +59,7 @@ def _lanes(length: int) -> int:
     return -(-length // LANES) * LANES
 
 
-def _kernel(num_heads: int, num_steps: int, tile: int, window: int | None):
+def _kernel(num_heads: int, num_steps: int, tile: int, window: int | None, interpret: bool):
     shape = (num_steps, num_steps)
     # The library's window counts the steps before the query.
     mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), offset=0)
@@ -73,5 +73,5 @@ def _kernel(num_heads: int, num_steps: int, tile: int, window: int | None):
             block_q_dq=tile,
             block_kv_dq=tile,
         ),
-        interpret=target.interpreting(),
+        interpret=interpret,
     )
