@@ -13,7 +13,6 @@ should be there is not, or if one goes beyond the bounds in this file.
 
 import argparse
 import concurrent.futures
-import functools
 import importlib.metadata
 import json
 import os
@@ -21,6 +20,7 @@ import platform
 import queue
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -36,6 +36,7 @@ from benchmark_shared import num_cores, some_of
 from seqmodels import command_line
 from seqmodels.errors import UserError
 
+PTXAS = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
 OUT = ROOT / "benchmarks" / "results" / "aot.json"
 NEEDS = {"jax": "0.11.2", "libtpu": None, "jax-cuda13-plugin": "0.11.2", "jax-cuda13-pjrt": "0.11.2"}
 # A compiler that has not ended by then will not (Mosaic's search for layouts has been seen to run for hours).
@@ -111,10 +112,12 @@ def compile_job(chip: str, cases: list[str]) -> list[dict]:
 def run_worker(chip: str, cases: list[str]) -> list[dict]:
     """The results of one process; the case at which it ended before its time has an error."""
     with tempfile.TemporaryDirectory(prefix="seqmodels-aot-") as folder:
-        command = [sys.executable, str(ROOT / "scripts" / "aot_compile.py"), chip, folder, *cases]
+        reports = Path(folder) / "reports"
+        reports.mkdir()
+        command = [sys.executable, str(ROOT / "scripts" / "aot_compile.py"), chip, str(reports), *cases]
         with open(Path(folder) / "stderr", "w+") as errors:
             child = subprocess.Popen(
-                command, env=environment(chip, folder, cases), stdout=subprocess.PIPE, stderr=errors, text=True
+                command, env=environment(str(reports), cases), stdout=subprocess.PIPE, stderr=errors, text=True
             )
             lines = queue.SimpleQueue()
             threading.Thread(target=lambda: [lines.put(line) for line in (*child.stdout, None)], daemon=True).start()
@@ -136,7 +139,7 @@ def run_worker(chip: str, cases: list[str]) -> list[dict]:
             return results
 
 
-def environment(chip: str, folder: str, cases: list[str]) -> dict[str, str]:
+def environment(folder: str, cases: list[str]) -> dict[str, str]:
     """What makes the compilers run without hardware, and write their reports on kernels into the folder."""
     variables = {
         "JAX_PLATFORMS": "cpu",
@@ -144,10 +147,13 @@ def environment(chip: str, folder: str, cases: list[str]) -> dict[str, str]:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
         "MOSAIC_GPU_DUMP_TO": folder,
-        "PATH": os.pathsep.join([*aot_tables.CUDA_FOLDERS, os.environ["PATH"]]),
+        "PATH": os.pathsep.join([str(PTXAS), os.environ["PATH"]]),
     }
     if cases[0] in CASES:
-        variables["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        variables["LIBTPU_INIT_ARGS"] = (
+            f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
+            "--xla_jf_dump_llo_pass_label_regex=final_(hlo|bundles).*"
+        )
     return os.environ | variables
 
 
