@@ -26,7 +26,7 @@ def test_each_choice_once_in_order():
         return ops.softmax_attention(x, x, x)
 
     assert choices_of(hybrid, X, GATE) == [
-        "gated_linear_attention: chunked (chunk 32)",
+        "gated_linear_attention: chunked (chunk 40)",
         "delta_rule: recurrent",
         "softmax_attention: chunked",
     ]
@@ -43,7 +43,7 @@ def test_only_tracing_chooses_and_only_inside():
     with ops.record_choices() as later:
         pass
     jax.eval_shape(lambda x: ops.linear_recurrence(x, x), x)
-    assert list(outer) == list(inner) == ["gated_linear_attention: chunked (chunk 32)"]
+    assert list(outer) == list(inner) == ["gated_linear_attention: chunked (chunk 40)"]
     assert not again and not later
 
 
