@@ -85,6 +85,7 @@ def forward(
             row = n * math.prod(heads) + head
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # S_s and o_s are free again
             S_s[...] = S.astype(OPERAND)
+            S = _decayed(S, tile)  # before the barrier: after the last one of a step its tiles may be overwritten
             plgpu.commit_smem()
             if keep_starts:
                 plgpu.copy_smem_to_gmem(S_s, starts[0].at[pl.ds(row * K, K), columns])
@@ -99,7 +100,7 @@ def forward(
             o_s[...] = o
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(o_s, outputs.at[pl.ds(row * STEPS, STEPS), columns])
-            return product(tile["write"].transpose((1, 0)), update, plus=_decayed(S, tile))
+            return product(tile["write"].transpose((1, 0)), update, plus=S)
 
         S = _load(initial.at[of_head, columns])
         S = _chunks(step, count, tiles, find(head), block, S)(*inputs.values())
@@ -168,6 +169,7 @@ def backward(
             row = (count - 1 - i) * math.prod(heads) + head
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # dS_s is free again
             dS_s[...] = dS.astype(OPERAND)
+            dS = _decayed(dS, tile)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(dS_s, ends.at[pl.ds(row * K, K), columns])
             do = tile["value"]
@@ -175,7 +177,7 @@ def backward(
                 du = product(tile["scores"].transpose((1, 0)), do)
                 du_s[...] = -product(tile["write"], dS_s, plus=du).astype(OPERAND)
                 plgpu.commit_smem()
-            dS = product(tile["read"].transpose((1, 0)), do, plus=_decayed(dS, tile))
+            dS = product(tile["read"].transpose((1, 0)), do, plus=dS)
             return product(tile["erase"].transpose((1, 0)), du_s, plus=dS) if "erase" in tile else dS
 
         dS = _load(last.at[of_head, columns])

@@ -1,4 +1,4 @@
-"""The elementwise recurrence (``linear_recurrence.py``) on Hopper: one thread a channel, one step after the other, in either direction.
+"""The elementwise recurrence (``linear_recurrence.py``) on Hopper: one thread a channel, step after step, either way in time.
 
     h_t = a_t * h_{t-1} + b_t                     forward
     g_t = b_t + carry,   carry = a_t * g_t        reverse, backwards in time: the gradient, with b = dh

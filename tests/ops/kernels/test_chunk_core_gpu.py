@@ -9,8 +9,10 @@ import pytest
 
 from seqmodels import ops
 from seqmodels.ops.kernels import chunk_core_gpu
-from tests.ops import judge, test_delta_rule
+from tests.ops import judge
 from tests.ops.judge import relative_error
+from tests.ops.test_delta_rule import judge as delta_judge
+from tests.ops.test_delta_rule import sample as delta_sample
 from tests.ops.test_gated_linear_attention import cotangents_for, marks, sample
 
 pytestmark = pytest.mark.gpu_kernels
@@ -25,7 +27,7 @@ def attention_judge(inputs, reset, *cotangents):
     return o, state, judge.gradients(tape, *cotangents)
 
 
-JUDGES = {ops.gated_linear_attention: attention_judge, ops.delta_rule: test_delta_rule.judge}
+JUDGES = {ops.gated_linear_attention: attention_judge, ops.delta_rule: delta_judge}
 
 
 def errors(op, inputs, reset=None, dtype=jnp.bfloat16, implementation="pallas"):
@@ -78,7 +80,7 @@ DELTA = {
 
 @pytest.mark.parametrize("signature", DELTA)
 def test_delta_rule(signature):
-    inputs = test_delta_rule.sample(**{"batch": 1, "heads": 1} | DELTA[signature])
+    inputs = delta_sample(**{"batch": 1, "heads": 1} | DELTA[signature])
     found = delta(inputs, marks(inputs, (5, 64)))
     assert max(found.values()) < TOLERANCE, found
 
@@ -95,7 +97,7 @@ DECAYS = {
 @pytest.mark.parametrize("op", [attention, delta], ids=["attention", "delta_rule"])
 @pytest.mark.parametrize("strength", DECAYS)
 def test_decays_of_any_strength(op, strength):
-    make = sample if op is attention else test_delta_rule.sample
+    make = sample if op is attention else delta_sample
     inputs = make(steps=130, batch=1, heads=1, channels=64, width=64, decay="channel")
     inputs["log_decay"] = DECAYS[strength](np.random.default_rng(3), inputs["log_decay"].shape).astype(np.float32)
     found = op(inputs)

@@ -81,12 +81,8 @@ def test_bfloat16_operands_keep_a_float32_state(kind):
     assert max(found.values()) < 1e-2, found
 
 
-@pytest.mark.parametrize("bonus", [False, True])
-def test_an_accident_stays_in_its_document_and_head(bonus, monkeypatch):
-    sample = xla.sample
-    monkeypatch.setattr(xla, "sample", lambda *, value_decay, **choice: sample(**choice))
-    monkeypatch.delitem(xla.ACCIDENTS, "value decay")
-    xla.test_an_accident_stays_in_its_document_and_head(FORM, bonus, np.nan)
+def test_an_accident_stays_in_its_document_and_head():
+    xla.check_accidents(FORM, xla.sample(steps=37, decay="channel", bonus=True), np.nan)
 
 
 # G, R, K, V, heads of a step (groups, of each)
