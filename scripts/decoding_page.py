@@ -111,8 +111,9 @@ def page(results: dict, source: str) -> str:
     lines += [
         "## The host",
         "",
-        f"A token that is streamed by {host['pattern']} of width {host['width']} takes {1e3 * host['streamed_s']:.2f} ms, of which the "
-        f"host needs {1e3 * host['dispatch_s']:.2f} until its call returns: {100 * host['share']:.1f} % (goal: under 5 %).",
+        f"A token that is streamed by {host['pattern']} of width {host['width']} takes {1e3 * host['streamed_s']:.2f} ms, of "
+        f"which the host needs {1e3 * host['dispatch_s']:.2f} until its call returns: {100 * host['share']:.1f} % (goal: under "
+        "5 %).",
     ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -8,6 +8,7 @@
 The first form prints the prompt and its continuation, and the speed on stderr. The second continues a YAML list of
 prompts, many at a time, into one JSON object per line (prompt, continuation), written as they finish. The third keeps what the
 model knows at the end; the fourth goes on from there, as often and with as many seeds as you like.
+--attention_plot=FILE.png draws what each token looked at.
 """
 
 import argparse
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from seqmodels import command_line
 from seqmodels.errors import UserError
+from seqmodels.evaluation import plots
 from seqmodels.run import Run, load_run, read_config
 
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
@@ -37,7 +39,7 @@ def main() -> None:
     run = load_run(options.workdir, options.step)
     sampling = {name: getattr(options, name) for name in SAMPLING}
     if prompts is None and options.output is None:
-        stream(run, options.prompt or "", sampling, options.from_state, options.save_state)
+        stream(run, options.prompt or "", sampling, options)
     else:
         write_batches(run, [options.prompt] if prompts is None else prompts, sampling, options.batch_size, options.output)
 
@@ -60,15 +62,16 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="another seed, another story (default 0)")
     parser.add_argument("--save_state", type=Path, help="keep what the model knows at the end in this file (.npz)")
     parser.add_argument("--from_state", type=Path, help="go on from such a file; --prompt is then read after it")
+    parser.add_argument("--attention_plot", type=Path, help="draw what each token looked at, of models with attention")
     options = parser.parse_args()
     if options.prompt is not None and options.prompts_file is not None:
         raise UserError("give either --prompt or --prompts_file, not both")
     if options.prompt is None and options.prompts_file is None and options.from_state is None:
         raise UserError('give either --prompt="Once upon a time" or --prompts_file=FILE.yaml')
-    for name in ("save_state", "from_state"):
+    for name in ("save_state", "from_state", "attention_plot"):
         if getattr(options, name) is not None and (options.prompts_file is not None or options.output is not None):
             raise UserError(f"--{name} is for one text that is printed, not for --prompts_file or --output")
-    for name in ("output", "save_state"):
+    for name in ("output", "save_state", "attention_plot"):
         path = getattr(options, name)
         if path is not None and not path.parent.is_dir():
             raise UserError(f"--{name}={path}: there is no folder {path.parent}")
@@ -93,8 +96,8 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def stream(run: Run, prompt: str, sampling: dict, from_state: Path | None, save_state: Path | None) -> None:
-    before = None if from_state is None else run.load_state(from_state)
+def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -> None:
+    before = None if options.from_state is None else run.load_state(options.from_state)
     written, clock = [], []
 
     def on_token(token: int) -> None:
@@ -110,11 +113,17 @@ def stream(run: Run, prompt: str, sampling: dict, from_state: Path | None, save_
         # The first token waits for the prefill and the second for the step to compile.
         speed = (len(clock) - 2) / (clock[-1] - clock[1])
         print(f"{len(clock)} tokens, {speed:,.0f} tokens/s", file=sys.stderr)
-    if save_state is not None:
-        ended = [run.tokenizer.end_of_text] if len(written) < sampling["max_tokens"] else []
-        state = run.read([*written, *ended], run.read(prompt, before))
-        state.save(save_state)
-        print(f"{save_state}: the state after {len(state.tokens):,} tokens", file=sys.stderr)
+    if options.save_state is None and options.attention_plot is None:
+        return
+    ended = [run.tokenizer.end_of_text] if len(written) < options.max_tokens else []
+    state = run.read([*written, *ended], run.read(prompt, before))
+    if options.save_state is not None:
+        state.save(options.save_state)
+        print(f"{options.save_state}: the state after {len(state.tokens):,} tokens", file=sys.stderr)
+    if options.attention_plot is not None:
+        weights = run.attention_weights([state.tokens])[:, 0]
+        plots.attention_weights(weights, options.attention_plot, [run.tokenizer.decode([token]) for token in state.tokens])
+        print(f"{options.attention_plot}: {weights.shape[0]} layers, {weights.shape[1]} heads", file=sys.stderr)
 
 
 def write_batches(run: Run, prompts: list[str], sampling: dict, batch_size: int, output: Path | None) -> None:

@@ -197,9 +197,8 @@ class Run:
         return "".join([*map(text.push, tokens), text.flush()])
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """A prompt as the model reads it; an empty one is the end of the text before."""
-        tokenizer = self.text_tokenizer()
-        return tokenizer.encode(prompt) or [tokenizer.end_of_text]
+        """A prompt as the model reads it; an empty one is at least the end of the text before."""
+        return data.prompt_tokens(self.text_tokenizer(), prompt)
 
     def text_tokenizer(self) -> data.Tokenizer:
         """The tokenizer.

@@ -4,7 +4,6 @@ Prompts of very different lengths share a batch, padded on the left; the full pa
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -9,7 +9,7 @@ import pytest
 import seqmodels
 from configs import base, from_run
 from seqmodels.config import from_config_dict
-from seqmodels.data.tokenizer import BytesTokenizer
+from seqmodels.data.tokenizer import LibraryTokenizer
 from seqmodels.errors import UserError
 from seqmodels.interop import checkpoint
 from seqmodels.training import loop, run_folder
@@ -59,7 +59,7 @@ def test_training_on_from_an_imported_checkpoint(imported, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.d_model": 32}, r"does not fit config.model: \S+ is \[\S+, 64\] there and \[\S+, 32\] here; --config=configs/from_run.py:"),
+        ({"model.d_model": 32}, r"does not fit config.model: \S+ is \[97, 64\] there and \[97, 32\] here; --config=configs/from"),
         ({"model.repeats": 1}, r"is \[2, .*\] there and \[1, .*\] here"),
         ({"model.tie_embeddings": True}, r"output_kernel is \[64, 97\] there and absent here"),
         ({"data.tokenizer": "bytes", "model.vocab_size": 257}, r"another tokenizer .* set --config.data.tokenizer=\S+tokenizer.json"),
@@ -87,8 +87,9 @@ def test_a_run_without_a_tokenizer_takes_any_that_fits(tmp_path):
     theirs = run_folder.read_config(tmp_path / "run")
     setup = Setup(theirs, None)
     config = dataclasses.replace(theirs, train=dataclasses.replace(theirs.train, init_from=str(tmp_path / "run")))
-    params = run_folder.initial_params(config, BytesTokenizer(), setup.abstract_state()["params"], lambda line: None)
-    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, setup.abstract_state()["params"])
+    abstract = setup.abstract_state()["params"]
+    params = run_folder.initial_params(config, LibraryTokenizer(word_tokenizer(90)), abstract, lambda line: None)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, abstract)
 
 
 def test_the_config_needs_a_run(tmp_path):

@@ -235,6 +235,13 @@ def test_a_state_is_saved_and_gone_on_from(trained, run, tmp_path, monkeypatch, 
     assert capsys.readouterr().out == run.generate(begun, max_tokens=6, temperature=0) + "\n"
 
 
+def test_what_the_text_looked_at_is_drawn(trained, tmp_path, monkeypatch, capsys):
+    options = (f"--workdir={trained[0]}", "--max_tokens=2", "--prompt=Once", f"--attention_plot={tmp_path / 'looked.png'}")
+    assert in_process(monkeypatch, "scripts/generate.py", *options) == 0
+    assert "looked.png: 1 layers, 4 heads" in capsys.readouterr().err
+    assert (tmp_path / "looked.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_state_of_another_step_is_refused(trained, run, tmp_path):
     state = run.read("Once")
     earlier = seqmodels.load_run(trained[0], step=3)

@@ -221,7 +221,7 @@ class _Run:
 
     def sample(self) -> None:
         tokenizer = self.dataset.tokenizer
-        prompt = tokenizer.encode(self.config.train.sample_prompt) or [tokenizer.end_of_text]
+        prompt = data.prompt_tokens(tokenizer, self.config.train.sample_prompt)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
         with self.signals.interrupting():
             [tokens] = generate.generate(
