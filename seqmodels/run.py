@@ -96,6 +96,7 @@ class Run:
             seed: the same seed gives the same text.
             on_token: called with each token, of which a piece of text may take several.
         """
+        generate.check_sampling(max_tokens, temperature, top_k, top_p, min_p)  # ahead of reading, which compiles
         state = self.read(prompt, after, room=max_tokens)
         tokens = read_state.stream(
             self.setup.graphdef, self.params, state, max_tokens=max_tokens, key=jax.random.key(seed),
