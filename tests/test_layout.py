@@ -35,7 +35,7 @@ MAY_KNOW = {
     "data": {"errors"},
     "generate": {"errors", "layers", "model"},
     "evaluation": {"errors", "layers", "model", "generate", "data"},
-    "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config"},
+    "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config", "ops"},
     "config": {"errors", "mixers", "model", "data", "evaluation", "training"},
     "command_line": {"errors"},
     "huge_pages": set(),

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import data, generate
+from seqmodels import data, generate, ops
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -159,7 +159,10 @@ class _Run:
 
     def train_one_step(self) -> None:
         batch = self.setup.put(self.dataset.train_batch(self.step))
-        self.state, metrics = self.setup.train_step(self.state, batch)
+        with ops.record_choices() as choices:
+            self.state, metrics = self.setup.train_step(self.state, batch)
+        if choices:  # in the step that compiled
+            self.log.line("; ".join(choices))
         self.step += 1
         # Only the metrics of the step before are waited for, so that the device always has a step to work on.
         self.settle()
