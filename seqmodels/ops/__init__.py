@@ -1,6 +1,7 @@
 """Pure functions on arrays: one per recurrence, in all its forms. Layout [batch, time, heads, feature] throughout."""
 
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.choices import record_choices
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
 from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.diagonal_ssm import diagonal_ssm
@@ -30,6 +31,7 @@ __all__ = [
     "long_conv",
     "lstm",
     "mlstm_cell",
+    "record_choices",
     "rotary",
     "selective_scan",
     "softmax_attention",

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunked_core, documents, kernels
+from seqmodels.ops import choices, chunked_core, documents, kernels, tuning
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS
 
 _MISSING = {
@@ -104,6 +104,7 @@ def delta_rule(
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
     arguments = (q, k, v, beta, log_decay, state.astype(jnp.float32), reset)
     if implementation == "recurrent":
+        choices.note("delta_rule", implementation)
         o, state = _recurrent(*arguments)
     else:
         o, state = _contained(functools.partial(_chunked, implementation, chunk_size), *arguments)
@@ -135,11 +136,6 @@ def _check_shapes(q, k, v, beta, log_decay, state, reset):
             )
     if reset is not None and reset.dtype != jnp.bool_:
         raise ValueError(f"reset must be bool; got {reset.dtype}")
-
-
-def _default_chunk_size() -> int:
-    """On a CPU 16 and 64 steps take 1.3 to 1.8 times as long as 32; accelerators want larger products."""
-    return 32 if chunked_core.schedule() is chunked_core.Schedule.ONE_BY_ONE else 64
 
 
 def _recurrent(q, k, v, beta, log_decay, state, reset):
@@ -189,7 +185,7 @@ def _contained(form, q, k, v, beta, log_decay, state, reset):
 def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset):
     """``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has."""
     batch, steps, groups, _ = q.shape
-    chunk_size = min(steps, _default_chunk_size() if chunk_size is None else chunk_size)
+    chunk_size = tuning.chunk_size("delta_rule", steps, chunk_size)
     precision = chunked_core.product_precision(q, k)
     kernel = kernels.choose(
         implementation,
@@ -200,6 +196,7 @@ def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset)
         width=state.shape[-1],
         chunk_size=chunked_core.power_of_two(chunk_size),
     )
+    choices.note("delta_rule", "chunked" if kernel is None else "pallas", chunk_size)
     repeats = v.shape[2] // groups
     if reset is not None:
         # A reset is what it is to a decay: the logarithm of zero.

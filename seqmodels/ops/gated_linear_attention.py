@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunked_core, documents, kernels
+from seqmodels.ops import choices, chunked_core, documents, kernels, tuning
 
 IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 
@@ -91,6 +91,8 @@ def gated_linear_attention(
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
     state = state.astype(jnp.float32)
     arguments = (q, k, v, log_decay, value_log_decay, bonus, state, reset)
+    if implementation in ("recurrent", "associative", "parallel"):
+        choices.note("gated_linear_attention", implementation)
     if implementation == "recurrent":
         o, state = _recurrent(*arguments)
     elif implementation == "associative":
@@ -128,11 +130,6 @@ def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
             )
     if reset is not None and reset.dtype != jnp.bool_:
         raise ValueError(f"reset must be bool; got {reset.dtype}")
-
-
-def _default_chunk_size() -> int:
-    """On a CPU 32 and 64 steps are within 20 % of each other, either way round; accelerators want larger products."""
-    return 32 if chunked_core.schedule() is chunked_core.Schedule.ONE_BY_ONE else 64
 
 
 def _recurrent(q, k, v, log_decay, value_log_decay, bonus, state, reset):
@@ -245,10 +242,11 @@ def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bo
             "gated_linear_attention", q=q, k=k, v=v, decays=decays, precision=precision, chunk_size=chunk_size
         )
         if whole is not None:
+            choices.note("gated_linear_attention", "pallas", chunk_size)
             o, state = _whole(whole, chunk_size, precision, bonus is not None, q, k, v, decayed, opening, state)
             return o + _bonus_term(q, k, v, bonus), state
 
-    chunk_size = min(steps, _default_chunk_size() if chunk_size is None else chunk_size)
+    chunk_size = tuning.chunk_size("gated_linear_attention", steps, chunk_size)
     prepare, inputs, state, ungroup = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
     kernel = kernels.choose(
         implementation,
@@ -259,6 +257,7 @@ def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bo
         width=state.shape[-1],
         chunk_size=chunked_core.power_of_two(chunk_size),
     )
+    choices.note("gated_linear_attention", "chunked" if kernel is None else "pallas", chunk_size)
     padding = -steps % chunk_size
     if padding:
         inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops import choices
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS, gated_linear_attention
 
 
@@ -97,6 +98,7 @@ def mlstm_cell(
     i = input_gate_logit.astype(jnp.float32)
     log_f = jax.nn.log_sigmoid(forget_gate_logit.astype(jnp.float32))
     if implementation == "recurrent":
+        choices.note("mlstm_cell", implementation)
         h, state = _recurrent(q, k, v, i, log_f, state, reset, eps)
     else:
         h, state = _by_linear_attention(q, k, v, i, log_f, state, reset, eps, implementation, chunk_size)

@@ -31,11 +31,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import kernels
+from seqmodels.ops import choices, kernels, tuning
 from seqmodels.ops.linear_recurrence import linear_recurrence
-
-# Measured on CPU: 8 to 64 take the same time; larger ones save fewer states, smaller ones recompute in less memory.
-_CHUNK_SIZE = 32
 
 
 def selective_scan(
@@ -62,7 +59,7 @@ def selective_scan(
       reset: marks the steps at which a new document starts: h is zero before such a step.
       implementation: a row of the table above; None is recurrent for one step, else pallas where the device has the kernel,
         else chunked.
-      chunk_size: most steps per chunk of ``chunked``, any number >= 1; other forms have no use for it. None is 32.
+      chunk_size: most steps per chunk of ``chunked``, any number >= 1; other forms have no use for it. None: ``tuning.py``.
 
     Returns:
       ``(y, state)``: outputs in the dtype of ``x``, and the float32 state after the last step.
@@ -83,10 +80,14 @@ def selective_scan(
     kernel = kernels.choose(implementation, "selective_scan", "selective_scan", x=x, dt=dt, A=A, B=B, C=C)
     if kernel is not None:
         form = functools.partial(_pallas, kernel)
+        choices.note("selective_scan", "pallas")
     elif implementation in ("chunked", None):
-        form = functools.partial(_chunked, _CHUNK_SIZE if chunk_size is None else chunk_size)
+        chunk_size = tuning.chunk_size("selective_scan", x.shape[1], chunk_size)
+        form = functools.partial(_chunked, chunk_size)
+        choices.note("selective_scan", "chunked", chunk_size)
     else:
         form = _IMPLEMENTATIONS[implementation]
+        choices.note("selective_scan", implementation)
     return form(x, dt, A, B, C, state.astype(jnp.float32), reset)
 
 

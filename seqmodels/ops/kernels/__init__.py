@@ -13,9 +13,10 @@ kernel's passes. Nothing else in the project imports Pallas.
 | selective_scan | x, dt, A, B, C | ``forward(x, dt, A, B, C, state, reset, *, keep_starts, interpret)``, |
 | | | ``backward(x, dt, A, B, C, reset, starts, dy, dfinal, *, interpret)`` |
 | linear_recurrence | dtype | ``scan(a, b, carry, reset, *, reverse, interpret)`` |
+| softmax_attention | q, k, v, cache, reset, window | ``attend(q, k, v, documents, window, *, interpret)`` |
 
 What the passes take and give is the same on every device, and written where they are called (``chunked_core.py``,
-``selective_scan.py``, ``linear_recurrence.py``).
+``selective_scan.py``, ``linear_recurrence.py``, ``softmax_attention.py``).
 """
 
 import dataclasses

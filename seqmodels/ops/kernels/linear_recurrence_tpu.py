@@ -44,10 +44,9 @@ def scan(
     block = max(x for x in range(128, most + 1, 128) if -(-channels // 128) * 128 % x == 0)
     length = min(_STEPS, -(-steps // _UNROLLED) * _UNROLLED)
 
-    def planes(x, fill):
-        """[B, T, E] float32, one array or real and imaginary part, whole blocks of steps and channels."""
+    def planes(x, rows, fill=0.0):
+        """[B, whole blocks of ``rows`` rows, whole blocks of channels] float32: one array, or real and imaginary part."""
         x = x.reshape(batch, -1, channels)
-        rows = 1 if x.shape[1] == 1 else length
         missing = ((0, 0), (0, -x.shape[1] % rows), (0, -channels % block))
         parts = ((x.real, fill), (x.imag, 0.0)) if is_complex else ((x, fill),)
         return [
@@ -55,8 +54,8 @@ def scan(
         ]
 
     # A step that fills a stretch keeps any carry as it is.
-    rows = [*planes(a, 1.0), *planes(b, 0.0)]
-    first = planes(carry[:, None], 0.0)
+    rows = [*planes(a, length, fill=1.0), *planes(b, length)]
+    first = planes(carry, 1)
     count = rows[0].shape[1] // length
     marks = []
     if reset is not None:

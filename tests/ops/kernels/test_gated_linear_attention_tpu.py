@@ -39,9 +39,8 @@ def test_values_states_and_gradients_with_documents(signature):
     assert max(found.values()) < TOLERANCE, found
 
 
-@pytest.mark.parametrize("signature", ["no decay", "per channel, bonus"])
-def test_values_states_and_gradients_without_documents(signature):
-    found = xla.errors(FORM, xla.sample(steps=37, **SIGNATURES[signature]))
+def test_values_states_and_gradients_without_documents():
+    found = xla.errors(FORM, xla.sample(steps=37, **SIGNATURES["per channel, bonus"]))
     assert max(found.values()) < TOLERANCE, found
 
 
@@ -81,12 +80,8 @@ def test_bfloat16_operands_keep_a_float32_state(kind):
     assert max(found.values()) < 1e-2, found
 
 
-@pytest.mark.parametrize("bonus", [False, True])
-def test_an_accident_stays_in_its_document_and_head(bonus, monkeypatch):
-    sample = xla.sample
-    monkeypatch.setattr(xla, "sample", lambda *, value_decay, **choice: sample(**choice))
-    monkeypatch.delitem(xla.ACCIDENTS, "value decay")
-    xla.test_an_accident_stays_in_its_document_and_head(FORM, bonus, np.nan)
+def test_an_accident_stays_in_its_document_and_head():
+    xla.check_accidents(FORM, xla.sample(steps=37, decay="channel", bonus=True), np.nan)
 
 
 # G, R, K, V, heads of a step (groups, of each)
@@ -97,18 +92,26 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("decays", [1, None])
-def test_heads_in_every_layout(layout, decays):
+@pytest.mark.parametrize(
+    "layout, decay",
+    [
+        ("four heads that are registers", "head"),
+        ("half of a group's heads", "head"),
+        ("half of a group's heads", "channel"),
+        pytest.param("four heads that are registers", "channel", marks=pytest.mark.slow),
+        pytest.param("all heads", "channel", marks=pytest.mark.slow),
+    ],
+)
+def test_heads_in_every_layout(layout, decay):
     (groups, repeats, channels, width), blocks = LAYOUTS[layout]
     assert heads_tpu.heads_at_once(groups, repeats, channels, width)[:2] == blocks
     sizes = dict(steps=20, batch=1, heads=groups * repeats, groups=groups, channels=channels, width=width)
-    inputs = xla.sample(decay="channel" if decays is None else "head", **sizes)
+    inputs = xla.sample(decay=decay, **sizes)
     found = xla.errors(FORM, inputs)
     assert max(found.values()) < TOLERANCE, found
 
 
-@pytest.mark.parametrize("kind", ["head", "channel"])
+@pytest.mark.parametrize("kind", [pytest.param("head", marks=pytest.mark.slow), "channel"])
 def test_the_interpreter_that_models_the_memories_agrees(kind):
     inputs = xla.sample(steps=20, batch=1, decay=kind)
     cotangents = xla.cotangents_for(inputs)
