@@ -42,7 +42,7 @@ OPERAND = jnp.bfloat16
 MATRICES = ("read", "write", "value", "erase", "scores")
 
 
-def lacks(precision: lax.Precision, channels: int, width: int, chunk_size: int) -> str | None:
+def lacks(*, precision: lax.Precision, channels: int, width: int, chunk_size: int) -> str | None:
     """What keeps a call from the kernel, for K ``channels``, V ``width`` and C ``chunk_size``."""
     if lacking := hopper.lacks():
         return lacking

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from seqmodels import ops
 from seqmodels.ops.kernels import chunk_core_gpu
@@ -90,6 +92,25 @@ DELTA = {
 def test_delta_rule(signature):
     inputs = delta_sample(**{"batch": 1, "heads": 1} | DELTA[signature])
     found = delta(inputs, marks(inputs, (5, inputs["q"].shape[1] - 1)))
+    assert max(found.values()) < TOLERANCE, found
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    op=st.sampled_from([attention, delta]),
+    steps=st.integers(1, 130),
+    channels=st.integers(1, 128),
+    width=st.integers(1, 130),
+    groups=st.integers(1, 2),
+    repeats=st.integers(1, 2),
+    decay=st.sampled_from([None, "head", "channel"]),
+)
+def test_any_shape(op, steps, channels, width, groups, repeats, decay):
+    make = sample if op is attention else delta_sample
+    inputs = make(
+        steps=steps, batch=1, heads=groups * repeats, groups=groups, channels=channels, width=width, decay=decay
+    )
+    found = op(inputs)
     assert max(found.values()) < TOLERANCE, found
 
 

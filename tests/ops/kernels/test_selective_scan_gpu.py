@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from seqmodels import ops
 from seqmodels.ops.kernels import selective_scan_gpu
@@ -39,6 +41,17 @@ def errors(inputs, reset=None, dtype=jnp.float32):
 def test_values_states_and_gradients():
     inputs = sample(steps=37, batch=2, channels=70, states=5)
     found = errors(inputs, marks(inputs, (5, 8, 31)))
+    assert max(found.values()) < TOLERANCE[jnp.float32], found
+
+
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    steps=st.integers(1, 40), batch=st.integers(1, 2), channels=st.integers(1, 70), states=st.integers(1, 32), seed=st.integers(0, 99)
+)
+def test_any_shape(steps, batch, channels, states, seed):
+    inputs = sample(steps=steps, batch=batch, channels=channels, states=states, seed=seed)
+    reset = np.random.default_rng(seed).random((batch, steps)) < 0.1
+    found = errors(inputs, reset)
     assert max(found.values()) < TOLERANCE[jnp.float32], found
 
 
