@@ -26,7 +26,6 @@ TOLERANCE = 5e-6
 
 DELTA = {
     "no decay, groups": {"heads": 4, "groups": 2},
-    "per head": {"decay": "head"},
     "per channel, one group": {"decay": "channel", "heads": 3, "groups": 1},
 }
 

@@ -31,8 +31,7 @@ def errors(inputs, reset=None):
         return xla.errors("pallas", inputs, reset, "tpu")
 
 
-@pytest.mark.parametrize("is_complex", [False, True])
-@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("is_complex, documents", [(False, True), (True, True), (True, False)])
 def test_values_states_and_gradients(is_complex, documents):
     inputs = xla.sample(steps=37, is_complex=is_complex)
     found = errors(inputs, xla.marks(inputs, (5, 16, 17), (0, 30, 36)) if documents else None)
