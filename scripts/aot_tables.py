@@ -22,7 +22,7 @@ def write(results: dict) -> None:
 
 def tables(results: dict) -> str:
     found = results["results"]
-    kernels = [(result, kernel) for result in found for kernel in result.get("kernels", ())]
+    kernels = [(result, kernel) for result in found for kernel in result.get("kernels") or []]
     on_tpu = [pair for pair in kernels if pair[0]["chip"] != "sm_90a" and pair[0]["kind"] == "op"]
     on_gpu = [pair for pair in kernels if pair[0]["chip"] == "sm_90a" and pair[0]["kind"] == "op"]
     steps = [result for result in found if result.get("kind") == "step"]
