@@ -105,7 +105,7 @@ def compile_job(chip: str, cases: list[str], seconds: float) -> list[dict]:
         for result in run_worker(chip, left, seconds):
             left.remove(result["case"])
             results.append({"chip": chip} | result)
-            outcome = result.get("error") or result.get("lacks") or f"{result['seconds']:.1f} s"
+            outcome = result.get("error") or result.get("lacks") or f"{result['seconds']:.1f} CPU seconds"
             print(f"{chip}, {result['case']}: {outcome}", file=sys.stderr, flush=True)
     return results
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from seqmodels import ops
 from seqmodels.errors import UserError
 from seqmodels.training import flops, optimizer, sharding
 from seqmodels.training.state import Setup
@@ -110,6 +111,23 @@ def test_flops_of_loops_are_multiplied_out():
 
     x, kernel = jnp.zeros((3, 4)), jnp.zeros((4, 4))
     assert flops.count_matmul_flops(jax.jit(function), x, kernel) == 5 * 2 * 3 * 4 * 4
+
+
+def test_flops_of_a_kernel_are_those_of_its_grid():
+    x = jax.ShapeDtypeStruct((2, 1024, 3, 16), jnp.bfloat16)
+
+    def gradient(q, k, v):
+        def loss(*x):
+            return jnp.sum(ops.softmax_attention(*x, implementation="pallas")[0].astype(jnp.float32))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    with ops.compile_for("tpu"):
+        jaxpr = jax.make_jaxpr(gradient)(x, x, x).jaxpr
+    one_product = 2 * 2 * 3 * 1024 * 1024 * 16
+    found = {kernel.name.split("_")[2]: (kernel.backward, kernel.flops / one_product) for kernel in flops.kernels(jaxpr)}
+    # Backwards the scores are made twice, once for the queries' gradient and once for the keys'.
+    assert found == {"fwd": (False, 2), "dq": (True, 3), "dkv": (True, 4)}
 
 
 def test_flops_per_token_of_a_transformer():
