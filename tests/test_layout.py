@@ -40,7 +40,8 @@ MAY_KNOW = {
     "command_line": {"errors"},
     "huge_pages": set(),
     "interop": {"errors", "layers", "mixers", "model", "data", "training", "config"},
-    "run": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "training", "config"},
+    "read_state": {"errors", "model", "generate", "data"},
+    "run": {"errors", "layers", "mixers", "model", "generate", "read_state", "data", "evaluation", "training", "config"},
 }
 
 

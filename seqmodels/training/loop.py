@@ -27,7 +27,7 @@ from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.evaluation import perplexity
-from seqmodels.training import checkpoint, optimizer
+from seqmodels.training import checkpoint, optimizer, run_folder
 from seqmodels.training.log import Log, peak_flops_per_second
 from seqmodels.training.state import Setup
 
@@ -86,6 +86,9 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         )
         if restored is None:
             step, state, seconds = 0, setup.init(), 0.0
+            if config.train.init_from is not None:
+                abstract_params = setup.abstract_state()["params"]
+                state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, _print)
             dataset.tokenizer.save(workdir / "tokenizer.json")
             data.save_validation(dataset, workdir)
         else:
@@ -221,7 +224,7 @@ class _Run:
 
     def sample(self) -> None:
         tokenizer = self.dataset.tokenizer
-        prompt = tokenizer.encode(self.config.train.sample_prompt) or [tokenizer.end_of_text]
+        prompt = data.prompt_tokens(tokenizer, self.config.train.sample_prompt)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
         with self.signals.interrupting():
             [tokens] = generate.generate(

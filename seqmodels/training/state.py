@@ -19,8 +19,9 @@ from seqmodels.training import flops, optimizer, sharding, step
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long a run goes and what it reports. Defaults live in configs/base.py."""
+    """How a run begins, how long it goes and what it reports. Defaults live in configs/base.py."""
 
+    init_from: str | None
     steps: int
     log_every_steps: int
     eval_every_steps: int
