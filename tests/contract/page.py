@@ -11,7 +11,7 @@ FACTOR, FLOOR = 10.0, 2e-6  # a figure is current within this factor, and within
 Key = tuple[str, str]  # name of the case (mixer and variant), implementation ("default" for None)
 Row = tuple[float, ...] | str  # worst error in every law, or why there is no such implementation
 # One mixer for each op with kernels: `make test` measures their rows of `pallas` again, `make test-all` those of all.
-KERNELS_IN_EVERY_RUN = ("gla-default", "gated_deltanet-default", "mamba-default", "hgrn-default")
+KERNELS_IN_EVERY_RUN = ("deltanet-default", "gated_retention-default", "hgrn-default", "mamba-default")
 
 HEADER = """# Every form is the same mixer: the equivalence matrix
 

@@ -5,7 +5,8 @@
 Channels lie along lanes and the N numbers of a channel along sublanes, so that everything over channels is elementwise, B_t
 and C_t are columns, and only the sum over N crosses sublanes. A step of the grid holds 128 steps of time, for one row of the
 batch and up to 512 channels, and walks through them one after the other; the state passes from stretch to stretch in scratch
-memory. Columns are taken from a [N, 128] block that turns by one lane a step, so that the wanted one is always at the same place.
+memory. Eight steps are written out, so that what does not wait for the state is done beside it; their columns are taken from a
+[N, 128] block that turns by eight lanes after them, so that the wanted ones are always at the same places.
 
 The way back keeps the states at the starts of stretches, N E numbers per 128 steps. It makes the states of one stretch again,
 into scratch memory, and walks backwards through it. Gradients of B and C are sums over channels: those of each block of
@@ -22,6 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 _STEPS = 128  # of one step of the grid: one lane each in the blocks of B and C
+_UNROLLED = 8
 _CHANNELS = 512
 _MOST_STATES = 64  # the states of a stretch take 4 * _STEPS * N * channels bytes of VMEM
 
@@ -127,14 +129,15 @@ def _forward_kernel(x, dt, B, C, A, first, *refs, marked, keep_starts):
     added[...] = dt_wide[...] * x[...].astype(jnp.float32)
     decay_rate = A[...]
 
-    def step(t, carried):
+    def steps(group, carried):
         h, B, C = carried
-        at = pl.ds(t, 1)
-        h = jnp.exp(dt_wide[at, :] * decay_rate) * _drop(h, reset, t) + added[at, :] * B[:, :1]
-        y_wide[at, :] = jnp.sum(h * C[:, :1], axis=0, keepdims=True)
-        return h, _next(B), _next(C)
+        for i in range(_UNROLLED):
+            t, at = _time(group, i)
+            h = jnp.exp(dt_wide[at, :] * decay_rate) * _drop(h, reset, t) + added[at, :] * _column(B, i)
+            y_wide[at, :] = jnp.sum(h * _column(C, i), axis=0, keepdims=True)
+        return h, _later(B), _later(C)
 
-    h, _, _ = lax.fori_loop(0, _STEPS, step, (carry[...], B[...], C[...]))
+    h, _, _ = lax.fori_loop(0, _STEPS // _UNROLLED, steps, (carry[...], B[...], C[...]))
     carry[...] = h
     y[...] = y_wide[...].astype(y.dtype)
 
@@ -159,36 +162,42 @@ def _backward_kernel(x, dt, dy, B, C, starts, A, dfinal, *refs, marked):
     added[...] = dt_wide[...] * x_wide[...]
     decay_rate = A[...]
 
-    def recompute(t, carried):
+    def recompute(group, carried):
         h, B = carried
-        h = _drop(h, reset, t)
-        before[t] = h
-        at = pl.ds(t, 1)
-        return jnp.exp(dt_wide[at, :] * decay_rate) * h + added[at, :] * B[:, :1], _next(B)
+        for i in range(_UNROLLED):
+            t, at = _time(group, i)
+            h = _drop(h, reset, t)
+            before[t] = h
+            h = jnp.exp(dt_wide[at, :] * decay_rate) * h + added[at, :] * _column(B, i)
+        return h, _later(B)
 
-    lax.fori_loop(0, _STEPS, recompute, (starts[...], B[...]))
+    groups = _STEPS // _UNROLLED
+    lax.fori_loop(0, groups, recompute, (starts[...], B[...]))
+    lane = lax.broadcasted_iota(jnp.int32, B.shape, 1)
 
-    def step(i, carried):
+    def steps(done, carried):
         dh, dA, B, C, dB, dC = carried
-        t = _STEPS - 1 - i
-        at = pl.ds(t, 1)
-        B, C = _previous(B), _previous(C)
-        dt_t, added_t, dy_t, h_before = dt_wide[at, :], added[at, :], dy_wide[at, :], before[t]
-        decay = jnp.exp(dt_t * decay_rate)
-        h = decay * h_before + added_t * B[:, :1]
-        g = dh + dy_t * C[:, :1]
-        dh = g * decay
-        w = dh * h_before
-        written = jnp.sum(g * B[:, :1], axis=0, keepdims=True)
-        dx_wide[at, :] = dt_t * written
-        ddt_wide[at, :] = jnp.sum(w * decay_rate, axis=0, keepdims=True) + x_wide[at, :] * written
-        dB = _put_first(dB, jnp.sum(g * added_t, axis=1, keepdims=True))
-        dC = _put_first(dC, jnp.sum(h * dy_t, axis=1, keepdims=True))
-        return _drop(dh, reset, t), dA + w * dt_t, B, C, dB, dC
+        # The last group's columns to the front; those found so far move behind the ones to come.
+        B, C, dB, dC = (_earlier(x) for x in (B, C, dB, dC))
+        for i in reversed(range(_UNROLLED)):
+            t, at = _time(groups - 1 - done, i)
+            dt_t, added_t, dy_t, h_before = dt_wide[at, :], added[at, :], dy_wide[at, :], before[t]
+            decay, B_t = jnp.exp(dt_t * decay_rate), _column(B, i)
+            h = decay * h_before + added_t * B_t
+            g = dh + dy_t * _column(C, i)
+            dh = g * decay
+            w = dh * h_before
+            written = jnp.sum(g * B_t, axis=0, keepdims=True)
+            dx_wide[at, :] = dt_t * written
+            ddt_wide[at, :] = jnp.sum(w * decay_rate, axis=0, keepdims=True) + x_wide[at, :] * written
+            dB = jnp.where(lane == i, jnp.sum(g * added_t, axis=1, keepdims=True), dB)
+            dC = jnp.where(lane == i, jnp.sum(h * dy_t, axis=1, keepdims=True), dC)
+            dh, dA = _drop(dh, reset, t), dA + w * dt_t
+        return dh, dA, B, C, dB, dC
 
     columns = jnp.zeros(B.shape, jnp.float32)
     carried = (carry[...], dA_sum[...], B[...], C[...], columns, columns)
-    dh, dA_so_far, _, _, dB[...], dC[...] = lax.fori_loop(0, _STEPS, step, carried)
+    dh, dA_so_far, _, _, dB[...], dC[...] = lax.fori_loop(0, groups, steps, carried)
     carry[...], dA_sum[...] = dh, dA_so_far
     dx[...] = dx_wide[...].astype(dx.dtype)
     ddt[...] = ddt_wide[...].astype(ddt.dtype)
@@ -199,19 +208,23 @@ def _backward_kernel(x, dt, dy, B, C, starts, A, dfinal, *refs, marked):
         dstate[...] = dh
 
 
-def _next(columns):
-    """The block of columns turned, so that its second column is its first."""
-    return pltpu.roll(columns, columns.shape[1] - 1, 1)
+def _time(group, i):
+    """A step, and its row."""
+    t = pl.multiple_of(group * _UNROLLED, _UNROLLED) + i
+    return t, pl.ds(t, 1)
 
 
-def _previous(columns):
-    return pltpu.roll(columns, 1, 1)
+def _column(columns, i):
+    return columns[:, i : i + 1]
 
 
-def _put_first(columns, column):
-    """The block with its last column out and ``column`` in front: filled backwards in time, it ends up in order."""
-    lane = lax.broadcasted_iota(jnp.int32, columns.shape, 1)
-    return jnp.where(lane == 0, column, _previous(columns))
+def _later(columns):
+    """The block of columns turned, so that those of the next group are its first."""
+    return pltpu.roll(columns, _STEPS - _UNROLLED, 1)
+
+
+def _earlier(columns):
+    return pltpu.roll(columns, _UNROLLED, 1)
 
 
 def _drop(h, reset, t):

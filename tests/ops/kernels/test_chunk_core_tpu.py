@@ -26,7 +26,6 @@ TOLERANCE = 5e-6
 
 DELTA = {
     "no decay, groups": {"heads": 4, "groups": 2},
-    "per head": {"decay": "head"},
     "per channel, one group": {"decay": "channel", "heads": 3, "groups": 1},
 }
 
@@ -73,6 +72,7 @@ def test_bfloat16_operands_keep_a_float32_state():
     assert max(found.values()) < 1e-2, found
 
 
+@pytest.mark.slow
 def test_an_accident_stays_in_its_document_and_head():
     of_delta_rule.test_an_accident_stays_in_its_document_and_head(FORM, np.nan)
 
@@ -148,6 +148,7 @@ def test_the_interpreter_that_models_the_memories_agrees():
         assert relative_error(got, want) < 2e-6
 
 
+@pytest.mark.slow
 def test_transformations_agree_with_the_plain_gradient():
     inputs = of_delta_rule.sample(steps=21, decay="head")
     reset, cotangents = of_delta_rule.marks(inputs, (5,), ()), of_delta_rule.cotangents_for(inputs)

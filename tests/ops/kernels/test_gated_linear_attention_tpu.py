@@ -23,10 +23,8 @@ FORM = "pallas_tpu"
 TOLERANCE = 5e-6  # float32 against float64, relative to the largest value
 
 SIGNATURES = {
-    "no decay": {},
     "no decay, bonus, groups": {"bonus": True, "heads": 4, "groups": 2},
     "per head, groups": {"decay": "head", "heads": 4, "groups": 2},
-    "per head, bonus": {"decay": "head", "bonus": True},
     "per channel, bonus": {"decay": "channel", "bonus": True},
     "per channel, one group": {"decay": "channel", "heads": 3, "groups": 1},
 }
@@ -39,15 +37,16 @@ def test_values_states_and_gradients_with_documents(signature):
     assert max(found.values()) < TOLERANCE, found
 
 
-@pytest.mark.parametrize("signature", ["no decay", "per channel, bonus"])
+@pytest.mark.slow
+@pytest.mark.parametrize("signature", [{}, {"bonus": True}, {"decay": "head", "bonus": True}, SIGNATURES["per channel, bonus"]])
 def test_values_states_and_gradients_without_documents(signature):
-    found = xla.errors(FORM, xla.sample(steps=37, **SIGNATURES[signature]))
+    found = xla.errors(FORM, xla.sample(steps=37, **signature))
     assert max(found.values()) < TOLERANCE, found
 
 
 @pytest.mark.parametrize("kind", ["head", "channel"])
 def test_decays_of_any_strength(kind):
-    inputs = xla.sample(steps=64, batch=1, decay=kind)
+    inputs = xla.sample(steps=256, batch=1, decay=kind)
     for strength in ("-20", "to -300", "one closed gate", "one shut gate", "0"):
         decay = xla.DECAYS[strength](np.random.default_rng(3), inputs["log_decay"].shape)
         found = xla.errors(FORM, inputs | {"log_decay": decay.astype(np.float32)})
@@ -59,7 +58,7 @@ def test_small_gate_gradients_keep_their_digits(kind):
     xla.test_small_gate_gradients_keep_their_digits(FORM, kind)
 
 
-@pytest.mark.parametrize("name", ["mamba2_strong", "rwkv6_extreme"])
+@pytest.mark.parametrize("name", ["mamba2_strong", pytest.param("rwkv6_extreme", marks=pytest.mark.slow)])
 def test_goldens(name):
     goldens.test_golden(name, FORM)
 
@@ -93,18 +92,26 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("decays", [1, None])
-def test_heads_in_every_layout(layout, decays):
+@pytest.mark.parametrize(
+    "layout, decay",
+    [
+        ("four heads that are registers", "head"),
+        ("half of a group's heads", "head"),
+        ("half of a group's heads", "channel"),
+        pytest.param("four heads that are registers", "channel", marks=pytest.mark.slow),
+        pytest.param("all heads", "channel", marks=pytest.mark.slow),
+    ],
+)
+def test_heads_in_every_layout(layout, decay):
     (groups, repeats, channels, width), blocks = LAYOUTS[layout]
     assert heads_tpu.heads_at_once(groups, repeats, channels, width)[:2] == blocks
     sizes = dict(steps=20, batch=1, heads=groups * repeats, groups=groups, channels=channels, width=width)
-    inputs = xla.sample(decay="channel" if decays is None else "head", **sizes)
+    inputs = xla.sample(decay=decay, **sizes)
     found = xla.errors(FORM, inputs)
     assert max(found.values()) < TOLERANCE, found
 
 
-@pytest.mark.parametrize("kind", ["head", "channel"])
+@pytest.mark.parametrize("kind", [pytest.param("head", marks=pytest.mark.slow), "channel"])
 def test_the_interpreter_that_models_the_memories_agrees(kind):
     inputs = xla.sample(steps=20, batch=1, decay=kind)
     cotangents = xla.cotangents_for(inputs)
@@ -131,7 +138,7 @@ def test_the_interpreter_that_models_the_memories_agrees(kind):
 
 
 def test_transformations_agree_with_the_plain_gradient():
-    inputs = xla.sample(steps=21, decay="channel")
+    inputs = xla.sample(steps=21, decay="head")
     reset, cotangents = xla.marks(inputs, (5,), ()), xla.cotangents_for(inputs)
     plain = forms.differentiate("chunked")(inputs, reset, cotangents)[1]
 
