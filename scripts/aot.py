@@ -24,6 +24,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +103,7 @@ def compile_job(chip: str, cases: list[str], seconds: float) -> list[dict]:
     """The cases on one chip, one after the other, by as many processes as it takes."""
     results, left = [], list(cases)
     while left:
-        for result in run_worker(chip, left, seconds):
+        for result in run_worker(chip, list(left), seconds):
             left.remove(result["case"])
             results.append({"chip": chip} | result)
             outcome = result.get("error") or result.get("lacks") or f"{result['seconds']:.1f} CPU seconds"
@@ -110,8 +111,8 @@ def compile_job(chip: str, cases: list[str], seconds: float) -> list[dict]:
     return results
 
 
-def run_worker(chip: str, cases: list[str], seconds: float) -> list[dict]:
-    """The results of one process; the case at which it ended before its time has an error."""
+def run_worker(chip: str, cases: list[str], seconds: float) -> Iterator[dict]:
+    """The results of one process, as they come; the case at which it ended before its time has an error."""
     with tempfile.TemporaryDirectory(prefix="seqmodels-aot-") as folder:
         reports = Path(folder) / "reports"
         reports.mkdir()
@@ -122,22 +123,23 @@ def run_worker(chip: str, cases: list[str], seconds: float) -> list[dict]:
             )
             lines = queue.SimpleQueue()
             threading.Thread(target=lambda: [lines.put(line) for line in (*child.stdout, None)], daemon=True).start()
-            results, begun = [], None
+            done, begun = 0, None
             try:
                 while (line := lines.get(timeout=seconds)) is not None:
                     said = json.loads(line)
                     begun = said["case"] if len(said) == 1 else None
-                    results += [said] if begun is None else []
+                    if begun is None:
+                        done += 1
+                        yield said
             except queue.Empty:
                 errors.write(f"did not end within {seconds:.0f} s")
             finally:
                 child.kill()
                 child.wait()
-            if len(results) < len(cases):
+            if done < len(cases):
                 errors.seek(0)
                 last = " ".join(errors.read().split())[-500:]
-                results.append({"case": begun or cases[len(results)], "error": f"the compiler ended: {last}"})
-            return results
+                yield {"case": begun or cases[done], "error": f"the compiler ended: {last}"}
 
 
 def environment(folder: str, cases: list[str]) -> dict[str, str]:
