@@ -24,6 +24,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,8 +40,6 @@ from seqmodels.errors import UserError
 PTXAS = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
 OUT = ROOT / "benchmarks" / "results" / "aot.json"
 NEEDS = {"jax": "0.11.2", "libtpu": None, "jax-cuda13-plugin": "0.11.2", "jax-cuda13-pjrt": "0.11.2"}
-# A compiler that has not ended by then will not (Mosaic's search for layouts has been seen to run for hours).
-SECONDS_PER_CASE = 300.0
 
 # What a kernel may spill: bytes of local memory of a thread on a GPU, vector registers of a TPU's program.
 MOST_SPILLED_BYTES = 0
@@ -53,6 +52,9 @@ def main() -> None:
     names = (*CASES, *STEPS)
     parser.add_argument("--cases", type=some_of("case", names), default=names, help="which kernels and steps")
     parser.add_argument("--out", type=Path, help=f"default: {OUT.relative_to(ROOT)}, if all is compiled")
+    parser.add_argument(
+        "--seconds", type=float, default=300.0, help="a compiler that has not ended by then will not: search for layouts may"
+    )
     parser.add_argument("--jobs", type=int, default=num_cores(), help="compilers that run side by side")
     options = parser.parse_args()
     complete = options.cases == names and options.chips == tuple(CHIPS)
@@ -93,24 +95,24 @@ def compile_all(options: argparse.Namespace) -> list[dict]:
         jobs += [(chip, [case for case in options.cases if case in kind]) for kind in (STEPS, CASES)]
     jobs = sorted((job for job in jobs if job[1]), key=lambda job: job[1][0] in CASES)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        results = [result for found in pool.map(lambda job: compile_job(*job), jobs) for result in found]
+        results = [result for found in pool.map(lambda job: compile_job(*job, options.seconds), jobs) for result in found]
     return sorted(results, key=lambda result: (options.cases.index(result["case"]), options.chips.index(result["chip"])))
 
 
-def compile_job(chip: str, cases: list[str]) -> list[dict]:
+def compile_job(chip: str, cases: list[str], seconds: float) -> list[dict]:
     """The cases on one chip, one after the other, by as many processes as it takes."""
     results, left = [], list(cases)
     while left:
-        for result in run_worker(chip, left):
+        for result in run_worker(chip, list(left), seconds):
             left.remove(result["case"])
             results.append({"chip": chip} | result)
-            outcome = result.get("error") or result.get("lacks") or f"{result['seconds']:.1f} s"
+            outcome = result.get("error") or result.get("lacks") or f"{result['seconds']:.1f} CPU seconds"
             print(f"{chip}, {result['case']}: {outcome}", file=sys.stderr, flush=True)
     return results
 
 
-def run_worker(chip: str, cases: list[str]) -> list[dict]:
-    """The results of one process; the case at which it ended before its time has an error."""
+def run_worker(chip: str, cases: list[str], seconds: float) -> Iterator[dict]:
+    """The results of one process, as they come; the case at which it ended before its time has an error."""
     with tempfile.TemporaryDirectory(prefix="seqmodels-aot-") as folder:
         reports = Path(folder) / "reports"
         reports.mkdir()
@@ -121,22 +123,23 @@ def run_worker(chip: str, cases: list[str]) -> list[dict]:
             )
             lines = queue.SimpleQueue()
             threading.Thread(target=lambda: [lines.put(line) for line in (*child.stdout, None)], daemon=True).start()
-            results, begun = [], None
+            done, begun = 0, None
             try:
-                while (line := lines.get(timeout=SECONDS_PER_CASE)) is not None:
+                while (line := lines.get(timeout=seconds)) is not None:
                     said = json.loads(line)
                     begun = said["case"] if len(said) == 1 else None
-                    results += [said] if begun is None else []
+                    if begun is None:
+                        done += 1
+                        yield said
             except queue.Empty:
-                errors.write(f"did not end within {SECONDS_PER_CASE:.0f} s")
+                errors.write(f"did not end within {seconds:.0f} s")
             finally:
                 child.kill()
                 child.wait()
-            if len(results) < len(cases):
+            if done < len(cases):
                 errors.seek(0)
                 last = " ".join(errors.read().split())[-500:]
-                results.append({"case": begun or cases[len(results)], "error": f"the compiler ended: {last}"})
-            return results
+                yield {"case": begun or cases[done], "error": f"the compiler ended: {last}"}
 
 
 def environment(folder: str, cases: list[str]) -> dict[str, str]:

@@ -12,24 +12,26 @@ MATRIX, SPILL = "MXU", "VSTORE:SPILL"
 
 def of_tpu(program: str, folder: Path, known: list[Kernel]) -> list[dict]:
     """The kernels of a compiled program: its HLO, and the folder that libtpu has written the last of its passes to."""
-    flops = {(kernel.name, kernel.backward): kernel.flops for kernel in known}
-    found = []
+    left, found = list(known), []
     for call in re.finditer(r'%(\S+) = [^\n]*custom_call_target="tpu_custom_call"', program):
         rest = program[call.end() :].split("\n  %", 1)[0]
         name, backward = re.sub(r"\.\d+$", "", call[1]), "transpose(" in re.search(r'op_name="([^"]*)"', rest)[1]
+        same_way = [kernel for kernel in left if kernel.backward == backward]
+        kernel = next((kernel for kernel in same_way if kernel.name == name), same_way[0])
+        left.remove(kernel)
         used = re.search(r'"used_scoped_memory_configs":\[([^\]]*)\]', rest)[1]
         units = _units(_report(folder, call[1], "final_hlo-static-per-bundle-utilization"))
         found.append(
             {
-                "name": _title(name, backward),
-                "flops": flops.get((name, backward)),
+                "name": name if kernel.name == name else _title(kernel),
+                "flops": kernel.flops,
                 "memory_bytes": sum(int(size) for size in re.findall(r'"size":"(\d+)"', used)),
                 "bundles": _loop(_report(folder, call[1], "final_bundles")),
                 "matrix_instructions": units[MATRIX],
                 "spills": units[SPILL],
             }
         )
-    return sorted(found, key=lambda kernel: "backward" in kernel["name"])
+    return found
 
 
 def _report(folder: Path, name: str, what: str) -> list[str]:
@@ -64,7 +66,7 @@ def of_gpu(folder: Path, known: list[Kernel]) -> list[dict]:
         said = path.read_text()
         found.append(
             {
-                "name": _title(name, kernel.backward),
+                "name": _title(kernel),
                 "flops": kernel.flops,
                 "memory_bytes": int(re.search(r"smem_scratch_bytes=(\d+)", path.with_suffix(".resources.txt").read_text())[1]),
                 "registers": int(re.search(r"Used (\d+) registers", said)[1]),
@@ -75,5 +77,5 @@ def of_gpu(folder: Path, known: list[Kernel]) -> list[dict]:
     return found
 
 
-def _title(name: str, backward: bool) -> str:
-    return f"{name}, backward" if backward and "backward" not in name else name
+def _title(kernel: Kernel) -> str:
+    return "backward" if kernel.backward else "forward"

@@ -22,7 +22,7 @@ def write(results: dict) -> None:
 
 def tables(results: dict) -> str:
     found = results["results"]
-    kernels = [(result, kernel) for result in found for kernel in result.get("kernels", ())]
+    kernels = [(result, kernel) for result in found for kernel in result.get("kernels") or []]
     on_tpu = [pair for pair in kernels if pair[0]["chip"] != "sm_90a" and pair[0]["kind"] == "op"]
     on_gpu = [pair for pair in kernels if pair[0]["chip"] == "sm_90a" and pair[0]["kind"] == "op"]
     steps = [result for result in found if result.get("kind") == "step"]
@@ -33,7 +33,7 @@ def tables(results: dict) -> str:
         parts.append(
             table(
                 "op, forward and backward | kernel | chip | GFLOP | VMEM, KiB | bundles in the loop | in the matrix unit "
-                "| spilled vectors | seconds",
+                "| spilled vectors | CPU seconds",
                 [
                     [
                         result["case"], kernel["name"], result["chip"], gflop(kernel["flops"]),
@@ -47,7 +47,7 @@ def tables(results: dict) -> str:
     if on_gpu:
         parts.append(
             table(
-                "op, forward and backward | kernel | GFLOP | registers | spilled bytes | shared memory, KiB | wgmma | seconds",
+                "op, forward and backward | kernel | GFLOP | registers | spilled bytes | shared memory, KiB | wgmma | CPU seconds",
                 [
                     [
                         result["case"], kernel["name"], gflop(kernel["flops"]), number(kernel["registers"]),
@@ -61,7 +61,7 @@ def tables(results: dict) -> str:
     if steps:
         parts.append(
             table(
-                "training step of | chip | ops | kernels | arguments, GiB | temporaries, GiB | seconds",
+                "training step of | chip | ops | kernels | arguments, GiB | temporaries, GiB | CPU seconds",
                 [
                     [
                         f"`{result['case']}`", result["chip"], "; ".join(result["choices"]), number(result["num_kernels"]),

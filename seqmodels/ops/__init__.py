@@ -14,7 +14,7 @@ from seqmodels.ops.mlstm_cell import mlstm_cell
 from seqmodels.ops.rotary import rotary
 from seqmodels.ops.selective_scan import selective_scan
 from seqmodels.ops.softmax_attention import softmax_attention
-from seqmodels.ops.target import compile_for, interpret
+from seqmodels.ops.target import compile_for, interpret, on_mesh
 from seqmodels.ops.token_shift import token_shift
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "long_conv",
     "lstm",
     "mlstm_cell",
+    "on_mesh",
     "record_choices",
     "rotary",
     "selective_scan",

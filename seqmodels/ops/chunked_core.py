@@ -252,7 +252,7 @@ def chunk_scan(
       schedule: which chunk is prepared when; with a kernel (``chunk_core``) all chunks together, and the kernel runs the recurrence.
         For chunks [N, B, *heads, C, X], where a head axis may be 1 in some arrays, and a state [B, *heads, K, V] it has
         ``forward``: (outputs [N, B, *heads, C, V], final state, and with ``keep_starts`` the states at chunk starts
-        [N, B, *heads, K, V], else None), all float32;
+        [N, B, *heads, K, V], else None), float32 but for those, which may have the products' dtype;
         ``backward``, of the state alone, from d_outputs and d_final: (the cotangents of the states after every chunk
         [N, B, *heads, K, V], that of the first state). It needs no state:
 

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, chunked_core, documents, kernels, tuning
+from seqmodels.ops import choices, chunked_core, documents, kernels, target, tuning
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS
 
 _MISSING = {
@@ -210,14 +210,11 @@ def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset)
     padding = -steps % chunk_size
     if padding:
         inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
-    o, final = chunked_core.chunk_scan(
-        functools.partial(_prepare, precision=precision),
-        chunk_size,
-        precision,
-        chunked_core.schedule() if kernel is None else kernel,
-        inputs,
-        state.reshape(batch, groups, repeats, *state.shape[2:]),
-    )
+    prepare = functools.partial(_prepare, precision=precision)
+    schedule = chunked_core.schedule() if kernel is None else kernel
+    run = functools.partial(chunked_core.chunk_scan, prepare, chunk_size, precision, schedule)
+    grouped_state = state.reshape(batch, groups, repeats, *state.shape[2:])
+    o, final = run(inputs, grouped_state) if kernel is None else target.by_rows(run, inputs, grouped_state)
     return o[:, :steps].reshape(v.shape), final.reshape(state.shape)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, chunked_core, documents, kernels, tuning
+from seqmodels.ops import choices, chunked_core, documents, kernels, target, tuning
 
 IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 
@@ -243,7 +243,8 @@ def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bo
         )
         if whole is not None:
             choices.note("gated_linear_attention", "pallas", chunk_size)
-            o, state = _whole(whole, chunk_size, precision, bonus is not None, q, k, v, decayed, opening, state)
+            run = functools.partial(_whole, whole, chunk_size, precision, bonus is not None)
+            o, state = target.by_rows(run, q, k, v, decayed, opening, state)
             return o + _bonus_term(q, k, v, bonus), state
 
     chunk_size = tuning.chunk_size("gated_linear_attention", steps, chunk_size)
@@ -262,7 +263,8 @@ def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bo
     if padding:
         inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
     schedule = chunked_core.schedule() if kernel is None else kernel
-    o, final = chunked_core.chunk_scan(prepare, chunk_size, precision, schedule, inputs, state)
+    run = functools.partial(chunked_core.chunk_scan, prepare, chunk_size, precision, schedule)
+    o, final = run(inputs, state) if kernel is None else target.by_rows(run, inputs, state)
     return o[:, :steps].reshape(v.shape) + _bonus_term(q, k, v, bonus), ungroup(final)
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from seqmodels.ops import choices, kernels, tuning
+from seqmodels.ops import choices, kernels, target, tuning
 
 
 def linear_recurrence(
@@ -67,6 +67,8 @@ def linear_recurrence(
     kernel = kernels.choose(implementation, "linear_recurrence", "linear_recurrence", dtype=dtype)
     if kernel is not None or implementation in ("chunked", None):
         form = functools.partial(_scanned, kernel)
+        if kernel is not None:
+            form = functools.partial(target.by_rows, form)
         implementation = "chunked" if kernel is None else "pallas"
     else:
         form = _IMPLEMENTATIONS[implementation]

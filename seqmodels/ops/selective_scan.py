@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, kernels, tuning
+from seqmodels.ops import choices, kernels, target, tuning
 from seqmodels.ops.linear_recurrence import linear_recurrence
 
 
@@ -79,7 +79,7 @@ def selective_scan(
         state = jnp.zeros((x.shape[0], *A.shape), jnp.float32)
     kernel = kernels.choose(implementation, "selective_scan", "selective_scan", x=x, dt=dt, A=A, B=B, C=C)
     if kernel is not None:
-        form = functools.partial(_pallas, kernel)
+        form = functools.partial(target.by_rows, functools.partial(_pallas, kernel), whole=(2,))  # A
         choices.note("selective_scan", "pallas")
     elif implementation in ("chunked", None):
         chunk_size = tuning.chunk_size("selective_scan", x.shape[1], chunk_size)

@@ -568,7 +568,8 @@ _tiles.defvjp(_tiles_forward, _tiles_backward)
 
 def _pallas(kernel: kernels.Kernel, q, k, v, cache, reset, window):
     def attend(q, keys, values, query_points, key_points, window, num_old):
-        return kernel.passes.attend(q, keys, values, query_points.documents, window, interpret=kernel.interpret)
+        attend = functools.partial(kernel.passes.attend, window=window, interpret=kernel.interpret)
+        return target.by_rows(attend, q, keys, values, query_points.documents)
 
     return _all_at_once(attend, q, k, v, cache, reset, window)
 

@@ -1,4 +1,5 @@
-"""Pallas kernels, one file per recurrence and device: ``<name>_tpu.py`` and ``<name>_gpu.py`` (Mosaic, for Hopper).
+"""Pallas kernels, one file per recurrence and device: ``<name>_tpu.py`` and ``<name>_gpu.py`` (Mosaic, for
+Hopper; what those share is ``hopper.py``).
 
 Each file has ``lacks(...)``, which says in a few words what keeps a call from its kernel (None if nothing does), and the
 kernel's passes. Nothing else in the project imports Pallas.

@@ -42,7 +42,7 @@ OPERAND = jnp.bfloat16
 MATRICES = ("read", "write", "value", "erase", "scores")
 
 
-def lacks(precision: lax.Precision, channels: int, width: int, chunk_size: int) -> str | None:
+def lacks(*, precision: lax.Precision, channels: int, width: int, chunk_size: int) -> str | None:
     """What keeps a call from the kernel, for K ``channels``, V ``width`` and C ``chunk_size``."""
     if lacking := hopper.lacks():
         return lacking
@@ -64,10 +64,10 @@ def forward(
     interpret: bool,
 ) -> tuple[Float[Array, "N B *heads C V"], Float[Array, "B *heads K V"], Float[Array, "N B *heads K V"] | None]:
     """Outputs, the final state (both float32), and the states at chunk starts (bfloat16) if they are kept."""
-    count, heads, columns = chunk.read.shape[0], state.shape[:-2], state.shape[-1]
+    count, heads, width = chunk.read.shape[0], state.shape[:-2], state.shape[-1]
     steps, channels = chunk.read.shape[-2:]
     arrays = _arrays(chunk)
-    K, V = _padded(channels, columns)
+    K, V = _padded(channels, width)
     find = _finder(arrays, heads)
     product = functools.partial(_product, interpret)
     tiles = {name: x.reshape(-1, x.shape[-1]) for name, x in arrays.items()}
@@ -125,15 +125,15 @@ def forward(
         grid={"head": rows, "block": V // COLUMNS},
         interpret=interpret,
     )(*tiles.values(), _pad(state, K, V).reshape(-1, V))
-    outputs = outputs.reshape(count, *heads, STEPS, V)[..., :steps, :columns]
+    outputs = outputs.reshape(count, *heads, STEPS, V)[..., :steps, :width]
     if chunk.value_read is not None:
         outputs = outputs * chunk.value_read
     if chunk.inside is not None:
         outputs = outputs + chunk.inside
-    final = final.reshape(*heads, K, V)[..., :channels, :columns]
+    final = final.reshape(*heads, K, V)[..., :channels, :width]
     if not keep_starts:
         return outputs, final, None
-    return outputs, final, starts[0].reshape(count, *heads, K, V)[..., :channels, :columns]
+    return outputs, final, starts[0].reshape(count, *heads, K, V)[..., :channels, :width]
 
 
 def backward(
@@ -145,12 +145,11 @@ def backward(
     interpret: bool,
 ) -> tuple[Float[Array, "N B *heads K V"], Float[Array, "B *heads K V"]]:
     """The cotangents of the states after every chunk and of the first state, float32."""
-    count, heads, columns = d_outputs.shape[0], d_final.shape[:-2], d_final.shape[-1]
-    channels = d_final.shape[-2]
+    count, heads, (channels, width) = d_outputs.shape[0], d_final.shape[:-2], d_final.shape[-2:]
     if chunk.value_read is not None:
         d_outputs = d_outputs * chunk.value_read
     arrays = _arrays(chunk._replace(value=d_outputs))  # do lies as U does
-    K, V = _padded(channels, columns)
+    K, V = _padded(channels, width)
     find = _finder(arrays, heads)
     product = functools.partial(_product, interpret)
     if "erase" not in arrays:
@@ -196,16 +195,16 @@ def backward(
         grid={"head": rows, "block": V // COLUMNS},
         interpret=interpret,
     )(*tiles.values(), _pad(d_final, K, V).reshape(-1, V))
-    ends = ends.reshape(count, *heads, K, V)[..., :channels, :columns].astype(jnp.float32)
-    return ends, first.reshape(*heads, K, V)[..., :channels, :columns]
+    ends = ends.reshape(count, *heads, K, V)[..., :channels, :width].astype(jnp.float32)
+    return ends, first.reshape(*heads, K, V)[..., :channels, :width]
 
 
 # ---- around the kernels
 
 
-def _padded(channels, columns):
+def _padded(channels, width):
     """K and V as the kernels want them; a zero channel or column stays zero."""
-    return next(size for size in CHANNELS if channels <= size), -(-columns // COLUMNS) * COLUMNS
+    return next(size for size in CHANNELS if channels <= size), -(-width // COLUMNS) * COLUMNS
 
 
 def _pad(x, rows, columns):

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Bool, Int32
 
 from seqmodels.ops import target
 
@@ -23,6 +25,14 @@ def lacks() -> str | None:
     if capability != "9.0":
         return f"the kernels for GPUs are for Hopper (compute capability 9.0), and this device has {capability}"
     return None
+
+
+def marks(reset: Bool[Array, "B T"], steps: int) -> Int32[Array, "rows 4"]:
+    """``reset`` with ``steps`` in time, as the kernels read it: a copy into shared memory moves rows of 16 bytes, and a tile of them
+    has to be a multiple of 128 bytes, or the next stage's would not lie where such a copy may write.
+    """
+    reset = jnp.pad(reset, ((0, 0), (0, steps - reset.shape[1])))
+    return jnp.broadcast_to(reset.reshape(-1, 1).astype(jnp.int32), (reset.size, 4))
 
 
 def launch(

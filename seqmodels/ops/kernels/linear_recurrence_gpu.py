@@ -9,6 +9,8 @@ real planes. A reset selects: h before the step forward, a_t g_t in reverse. Eve
 a step and channel (24 for complex ones).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,7 +20,8 @@ from jaxtyping import Array, Bool, Inexact
 
 from seqmodels.ops.kernels import hopper
 
-_STEPS = 32  # of a tile
+_STEPS = 32  # of a tile of real numbers
+_TOGETHER = 4  # steps whose rows are loaded before the first is taken: the chain is of multiply-adds, not of loads as well
 _STAGES = 3  # tiles in shared memory: enough bytes on their way to hide a microsecond of latency
 _CHANNELS = hopper.WARPGROUP
 
@@ -39,22 +42,22 @@ def scan(
 ) -> tuple[Inexact[Array, "B T *channels"], Inexact[Array, "B *channels"]]:
     """All outputs and the last carry, in the dtype of the arguments, float32 or complex64."""
     batch, steps = a.shape[:2]
-    channels = a[0, 0].size
-    T, E = -(-steps // _STEPS) * _STEPS, -(-channels // _CHANNELS) * _CHANNELS
-    count = T // _STEPS
+    channels = math.prod(a.shape[2:])
+    size = len(_planes(carry))
+    length = _STEPS // size  # of a tile: complex numbers are two
+    T, E = -(-steps // length) * length, -(-channels // _CHANNELS) * _CHANNELS
+    count = T // length
 
-    def padded(x, fill):
+    def padded(x, fill, steps):
+        """[B, any, *channels] as planes [B steps, E]."""
         x = x.reshape(batch, -1, channels)
-        missing = (T - steps if x.shape[1] == steps else 0, E - channels)
-        return jnp.pad(x, ((0, 0), *((0, more) for more in missing)), constant_values=fill).reshape(-1, E)
+        missing = ((0, 0), (0, steps - x.shape[1]), (0, E - channels))
+        return _planes(jnp.pad(x, missing, constant_values=fill).reshape(batch * steps, E))
 
     # A padded step has a = 1 and b = 0: it keeps any carry.
-    planes = [_planes(padded(a, 1)), _planes(padded(b, 0))]
-    carries = _planes(padded(carry[:, None], 0))
-    size = len(carries)
-    by_step = [*planes[0], *planes[1]]
+    by_step, carries = [*padded(a, 1, T), *padded(b, 0, T)], padded(carry[:, None], 0, 1)
     if reset is not None:
-        by_step.append(jnp.pad(reset, ((0, 0), (0, T - steps))).astype(jnp.int32).reshape(-1))
+        by_step.append(hopper.marks(reset, T))
 
     def body(*refs):
         inputs, refs = refs[: len(by_step)], refs[len(by_step) :]
@@ -69,34 +72,35 @@ def scan(
             (i,), tile, carry = index, carried[:-1], carried[-1]
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the outputs' tiles are free again
 
-            def keep(x, t):
-                if reset is None:
-                    return x
-                starts = lax.broadcast_in_dim(tile[-1][t], (_CHANNELS,), ()) != 0
-                return [jnp.where(starts, jnp.zeros_like(part), part) for part in x]
-
-            def step(j, carry):
-                t = _STEPS - 1 - j if reverse else j
-                a, b = ([_load(ref.at[t]) for ref in tile[k * size : (k + 1) * size]] for k in range(2))
+            def steps(j, carry):
+                times = [j * _TOGETHER + k for k in range(_TOGETHER)]
                 if reverse:
-                    output = [x + y for x, y in zip(b, carry)]
-                    carry = keep(_times(a, output), t)
-                else:
-                    output = carry = [x + y for x, y in zip(_times(a, keep(carry, t)), b)]
-                for ref, part in zip(tiles, output):
-                    ref[t] = part
+                    times = [length - 1 - t for t in times]
+                a, b = ([[_load(ref.at[t]) for ref in tile[k * size : (k + 1) * size]] for t in times] for k in range(2))
+                starts = [None if reset is None else tile[-1][t, 0] for t in times]
+                outputs = []
+                for a_t, b_t, start in zip(a, b, starts):
+                    if reverse:
+                        outputs.append([x + y for x, y in zip(b_t, carry)])
+                        carry = _keep(_times(a_t, outputs[-1]), start)
+                    else:
+                        carry = [x + y for x, y in zip(_times(a_t, _keep(carry, start)), b_t)]
+                        outputs.append(carry)
+                for t, output in zip(times, outputs):
+                    for ref, part in zip(tiles, output):
+                        ref[t] = part
                 return carry
 
-            carry = lax.fori_loop(0, _STEPS, step, carry)
+            carry = lax.fori_loop(0, length // _TOGETHER, steps, carry)
             plgpu.commit_smem()
             for ref, output in zip(tiles, outputs):
-                plgpu.copy_smem_to_gmem(ref, output.at[pl.ds(place(i) * _STEPS, _STEPS), columns])
+                plgpu.copy_smem_to_gmem(ref, output.at[pl.ds(place(i) * length, length), columns])
             return carry
 
-        of_steps = plgpu.BlockSpec((_STEPS, _CHANNELS), lambda i: (place(i), block))
+        of_steps = plgpu.BlockSpec((length, _CHANNELS), lambda i: (place(i), block))
         specs = [of_steps] * (2 * size)
         if reset is not None:
-            specs.append(plgpu.BlockSpec((_STEPS,), lambda i: (place(i),)))
+            specs.append(plgpu.BlockSpec((length, 4), lambda i: (place(i), 0)))
         carry = plgpu.emit_pipeline(
             advance,
             grid=(count,),
@@ -114,7 +118,7 @@ def scan(
             *[jax.ShapeDtypeStruct((batch * T, E), jnp.float32)] * size,
             *[jax.ShapeDtypeStruct((batch, E), jnp.float32)] * size,
         ],
-        scratch_types=[plgpu.SMEM((_STEPS, _CHANNELS), jnp.float32)] * size,
+        scratch_types=[plgpu.SMEM((length, _CHANNELS), jnp.float32)] * size,
         grid={"row": batch, "block": E // _CHANNELS},
         interpret=interpret,
         barriers=False,
@@ -138,6 +142,14 @@ def _times(x, y):
     if len(x) == 1:
         return [x[0] * y[0]]
     return [x[0] * y[0] - x[1] * y[1], x[0] * y[1] + x[1] * y[0]]
+
+
+def _keep(x, start):
+    """x, a number in planes, unless the step is the start of a document; then zero."""
+    if start is None:
+        return x
+    starts = lax.broadcast_in_dim(start, x[0].shape, ()) != 0
+    return [jnp.where(starts, jnp.zeros_like(part), part) for part in x]
 
 
 def _load(ref):

@@ -29,6 +29,7 @@ from seqmodels.ops.kernels import hopper
 
 _STEPS = 32  # of a tile, forward
 _KEPT = 8  # steps from one kept state to the next, and of a tile, backward: 64 KB of states at N = 16 and 128 channels
+_TOGETHER = 2  # steps whose rows are loaded before the first is taken, forward
 _MOST_STATES = 32
 _STAGES = 2  # tiles in shared memory: the one in work and the next
 _BLOCKS = 132  # enough to give every multiprocessor one
@@ -64,24 +65,29 @@ def forward(
         inputs, (A_ref, initial, y, final, *starts), y_s = refs[: len(tiles)], refs[len(tiles) : -1], refs[-1]
         b, e = lax.axis_index("row"), lax.axis_index("block")
         over_states, over_channels = _broadcasts(width, N)
-        decay_rate = _load(A_ref.at[pl.ds(e * width, width)])
+        rate = _load(A_ref.at[pl.ds(e * width, width)])
 
         def advance(index, *carried):
             (n,), tile, h = index, dict(zip(tiles, carried)), carried[-1]
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # y_s is free again
 
-            def step(t, h):
-                x, dt = _by_channel(tile["x"], t), _by_channel(tile["dt"], t)
-                h = _keep(h, tile, t)
-                h = jnp.exp(over_states(dt) * decay_rate) * h + over_states(dt * x) * over_channels(_by_state(tile["B"], t))
-                y_s[t] = jnp.sum(h * over_channels(_by_state(tile["C"], t)), axis=1).astype(y_s.dtype)
+            def steps(first, h):
+                times = [first + k for k in range(_TOGETHER)]
+                rows = [[_by_channel(tile[name], t) for name in ("x", "dt")] for t in times]
+                columns = [[_by_state(tile[name], t) for name in ("B", "C")] for t in times]
+                ys = []
+                for t, (x, dt), (B, C) in zip(times, rows, columns):
+                    h = jnp.exp(over_states(dt) * rate) * _keep(h, tile, t) + over_states(dt * x) * over_channels(B)
+                    ys.append(jnp.sum(h * over_channels(C), axis=1))
+                for t, y_t in zip(times, ys):
+                    y_s[t] = y_t.astype(y_s.dtype)
                 return h
 
             def stretch(k, h):
                 if keep_starts:
                     place = (b * (T // _KEPT) + n * (_STEPS // _KEPT) + k) * E + e * width
                     starts[0].at[pl.ds(place, width)][...] = h
-                return lax.fori_loop(0, _KEPT, lambda j, h: step(k * _KEPT + j, h), h)
+                return lax.fori_loop(0, _KEPT // _TOGETHER, lambda j, h: steps(k * _KEPT + j * _TOGETHER, h), h)
 
             h = lax.fori_loop(0, _STEPS // _KEPT, stretch, h)
             plgpu.commit_smem()
@@ -144,7 +150,7 @@ def backward(
         A_ref, last, dx, ddt, dA, dB, dC, first, before, dx_s, ddt_s, dB_s, dC_s = refs
         b, e = lax.axis_index("row"), lax.axis_index("block")
         over_states, over_channels = _broadcasts(width, N)
-        decay_rate = _load(A_ref.at[pl.ds(e * width, width)])
+        rate = _load(A_ref.at[pl.ds(e * width, width)])
 
         def advance(index, *carried):
             (i,), tile, (dh, dA) = index, dict(zip(tiles, carried)), carried[-1]
@@ -154,9 +160,7 @@ def backward(
                 x, dt = _by_channel(tile["x"], t), _by_channel(tile["dt"], t)
                 h = _keep(h, tile, t)
                 before[t] = h
-                return jnp.exp(over_states(dt) * decay_rate) * h + over_states(dt * x) * over_channels(
-                    _by_state(tile["B"], t)
-                )
+                return jnp.exp(over_states(dt) * rate) * h + over_states(dt * x) * over_channels(_by_state(tile["B"], t))
 
             def step(j, carry):
                 dh, dA = carry
@@ -164,14 +168,14 @@ def backward(
                 x, dt, dy = (_by_channel(tile[name], t) for name in ("x", "dt", "dy"))
                 B, C = over_channels(_by_state(tile["B"], t)), over_channels(_by_state(tile["C"], t))
                 h_before, added = _load(before.at[t]), over_states(dt * x)
-                decay = jnp.exp(over_states(dt) * decay_rate)
+                decay = jnp.exp(over_states(dt) * rate)
                 h = decay * h_before + added * B
                 g = dh + over_states(dy) * C
                 dh = g * decay
                 w = dh * h_before
                 written = jnp.sum(g * B, axis=1)
                 dx_s[t] = (dt * written).astype(dx_s.dtype)
-                ddt_s[t] = (jnp.sum(w * decay_rate, axis=1) + x * written).astype(ddt_s.dtype)
+                ddt_s[t] = (jnp.sum(w * rate, axis=1) + x * written).astype(ddt_s.dtype)
                 dB_s[t] = jnp.sum(g * added, axis=0)
                 dC_s[t] = jnp.sum(h * over_states(dy), axis=0)
                 return _keep(dh, tile, t), dA + w * over_states(dt)
@@ -248,7 +252,7 @@ def _padded(x, dt, B, C, reset, **others):
         arrays["dy"] = _pad(others["dy"], T, E)
     arrays = {name: array.reshape(batch * T, array.shape[-1]) for name, array in arrays.items()}
     if reset is not None:
-        arrays["reset"] = jnp.pad(reset, ((0, 0), (0, T - steps))).astype(jnp.int32).reshape(batch * T)
+        arrays["reset"] = hopper.marks(reset, T)
     if "starts" in others:
         arrays["starts"] = others["starts"]
     return width, arrays, (T, E, N)
@@ -268,9 +272,7 @@ def _specs(tiles, steps, width, place, e):
     def spec(name, x):
         if name == "starts":
             return plgpu.BlockSpec((None, width, x.shape[-1]), lambda i: (place(i), e, 0))
-        if name == "reset":
-            return plgpu.BlockSpec((steps,), lambda i: (place(i),))
-        if name in ("B", "C"):
+        if name in ("B", "C", "reset"):
             return plgpu.BlockSpec((steps, x.shape[-1]), lambda i: (place(i), 0))
         return plgpu.BlockSpec((steps, width), lambda i: (place(i), e))
 
@@ -305,5 +307,5 @@ def _keep(h, tile, t):
     """h where step t belongs to the same document as step t - 1, else zero."""
     if "reset" not in tile:
         return h
-    starts = lax.broadcast_in_dim(tile["reset"][t], h.shape, ()) != 0
+    starts = lax.broadcast_in_dim(tile["reset"][t, 0], h.shape, ()) != 0
     return jnp.where(starts, jnp.zeros_like(h), h)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from seqmodels import ops
+from tests.ops.kernels.lowering import lower
 from tests.ops.test_linear_recurrence import cotangents_for, distance, judge, marks, sample
 
 pytestmark = pytest.mark.gpu_kernels
@@ -28,13 +29,22 @@ def errors(inputs, reset=None):
     return found | {"h": distance(h, expected_h), "final state": distance(state, expected_state)}
 
 
-@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
-@pytest.mark.parametrize("shape", [{"steps": 37, "channels": (3, 50)}, {"steps": 64, "channels": (128,), "batch": 1}])
-def test_values_states_and_gradients(shape, is_complex):
-    inputs = sample(**shape, is_complex=is_complex)
+def test_values_states_and_gradients():
+    inputs = sample(steps=37, channels=(3, 50))
     for reset in (None, marks(inputs, (5, 31, 32))):
         found = errors(inputs, reset)
         assert max(found.values()) < TOLERANCE, found
+
+
+def test_one_step():
+    found = errors(sample(steps=1, channels=(3,)))
+    assert max(found.values()) < TOLERANCE, found
+
+
+def test_complex_numbers():
+    inputs = sample(steps=37, batch=1, channels=(128,), is_complex=True)
+    found = errors(inputs, marks(inputs, (5, 31, 32)))
+    assert max(found.values()) < TOLERANCE, found
 
 
 def test_decays_that_underflow():
@@ -65,3 +75,14 @@ def test_an_accident_stays_in_its_document():
     np.testing.assert_array_equal(state, clean_state)
     np.testing.assert_array_equal(gradients["a"][:, 9:], clean["a"][:, 9:])
     assert np.isnan(h[0, 3:9, 1]).all()
+
+
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
+def test_lowers_for_a_gpu(is_complex):
+    inputs = sample(steps=64, channels=(256,), is_complex=is_complex)
+
+    def loss(inputs, reset):
+        h, state = ops.linear_recurrence(**inputs, reset=reset, implementation="pallas")
+        return jnp.sum(h.real) + jnp.sum(state.real)
+
+    lower(jax.grad(loss), inputs, marks(inputs))
