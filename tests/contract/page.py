@@ -16,8 +16,8 @@ KERNELS_IN_EVERY_RUN = ("deltanet-default", "gated_retention-default", "hgrn-def
 
 HEADER = """# Every form is the same mixer: the equivalence matrix
 
-Made by `python scripts/equivalence.py`; `make test` measures it again and fails when it differs. The rows called `pallas` are the TPU's
-kernels in their interpreter: of these `make test` measures {kernels}; `make test-all` measures all.
+Made by `python scripts/equivalence.py`; `make test` measures it again and fails when it differs. The rows called `pallas` are
+the TPU's kernels in their interpreter: of these `make test` measures {kernels}; `make test-all` measures all.
 
 Each mixer of `seqmodels/mixers`, in each implementation, against each law of the contract (`tests/contract/laws.py`): the worst
 relative error seen, on three rows of up to 63 tokens at width 32, on a CPU in float32 (0 is exactly zero). `default` is what a
