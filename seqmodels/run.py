@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from seqmodels import config as config_lib
 from seqmodels import data, generate, model
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
-from seqmodels.evaluation.perplexity import Evaluation, evaluate, state_bytes
+from seqmodels.evaluation.accuracy import LabelEvaluation
+from seqmodels.evaluation.perplexity import Evaluation, state_bytes
 from seqmodels.model import LanguageModel
 from seqmodels.training import checkpoint
 from seqmodels.training.sharding import MeshConfig
@@ -31,7 +32,7 @@ class Run:
 
     workdir: Path
     config: RunConfig
-    # None: the checkpoint was imported from a folder without one
+    # None: a synthetic task has none, nor has a checkpoint imported from a folder without one
     tokenizer: data.Tokenizer | None
     step: int
     params: dict
@@ -136,6 +137,8 @@ class Run:
         Raises:
             UserError: the run has none.
         """
+        if self.config.data.probe is not None:
+            raise UserError(f"{self.workdir} is a run on data.task={self.config.data.task}, which has no text")
         if self.tokenizer is None:
             raise UserError(
                 f"{self.workdir} has no tokenizer.json, so it reads and writes no text (logits of tokens it has); copy the "
@@ -143,13 +146,20 @@ class Run:
             )
         return self.tokenizer
 
-    def validation(self, source: str | None = None) -> data.ValidationSet:
+    def validation(self, source: str | None = None) -> data.ValidationSet | data.HeldOut:
         """The run's own validation tokens, or other text: a path, a hub id or `toy`, by the run's tokenizer.
+
+        Of a run on a synthetic task its test, which its config alone decides.
 
         Raises:
             UserError: the source cannot be read, or the run folder has no validation tokens (an imported one) or has
                 lost them.
         """
+        task = self.config.data.probe
+        if task is not None:
+            if source is not None:
+                raise UserError(f"--data={source}: {self.workdir} is a run on data.task={self.config.data.task}, not on text")
+            return data.held_out(task, task.test_segments(self.config.data.seq_len))
         if source is None and self.step == 0 and not (self.workdir / "validation.npz").exists():
             raise UserError(f"{self.workdir} is imported and has no validation tokens; give --data (a path, a hub id, or toy)")
         if source is None:
@@ -161,22 +171,41 @@ class Run:
 
     def evaluate(
         self,
-        validation: data.ValidationSet | None = None,
+        validation: data.ValidationSet | data.HeldOut | None = None,
         *,
         max_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Evaluation:
-        """Score `validation` (default: the run's own) in windows of the training length.
+    ) -> Evaluation | LabelEvaluation:
+        """Score `validation` (default: the run's own), text in windows of the training length.
 
         Args:
             max_tokens: score only the first so many.
-            progress: called with the number of tokens scored so far.
+            progress: called with the number of tokens done.
         """
-        return evaluate(
-            self.setup.eval_step, self.params, self.validation() if validation is None else validation,
-            batch_size=self.config.data.batch_size, seq_len=self.config.data.seq_len,
-            max_tokens=max_tokens, put=self.setup.put, progress=progress,
-        )  # fmt: skip
+        validation = self.validation() if validation is None else validation
+        return self.setup.evaluate(self.params, validation, max_tokens=max_tokens, progress=progress)
+
+    def evaluate_lengths(
+        self, lengths: Sequence[int], source: str | None = None, *, max_tokens: int | None = None
+    ) -> dict[int, Evaluation]:
+        """How the model fares at other lengths than that of its training.
+
+        Text (`source` as in `validation`) is read in windows of each length, at most `max_tokens` of it; of a synthetic
+        task the test has examples of each length, and about `max_tokens` of all are read.
+
+        Raises:
+            UserError: as `validation`; a length that the task does not have.
+        """
+        validation = self.validation(source)
+        if isinstance(validation, data.HeldOut):
+            task = self.config.data.probe
+            test = data.held_out(task, tuple(task.segment(length, task.test_examples) for length in lengths))
+            scored = self.evaluate(test, max_tokens=max_tokens).segments.values()
+        else:
+            scored = [
+                self.setup.evaluate(self.params, validation, seq_len=length, max_tokens=max_tokens) for length in lengths
+            ]
+        return dict(zip(lengths, scored, strict=True))
 
     def state_bytes(self, max_len: int | None = None) -> int:
         """Bytes of one sequence's decoding state at a capacity of `max_len` tokens (default: the training length)."""
@@ -201,17 +230,27 @@ def load_run(
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    # Only an imported checkpoint names its vocabulary, and only that may be without a tokenizer.
-    path = workdir / "tokenizer.json"
-    tokenizer = None if config.model.vocab_size and not path.exists() else data.load_tokenizer(path)
+    tokenizer, pieces = _tokens(config, workdir)
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
-    setup = Setup(one_device, tokenizer and tokenizer.vocab_size, devices=jax.devices()[:1])
+    setup = Setup(one_device, pieces, devices=jax.devices()[:1])
     restored = checkpoint.restore(
         workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report
     )
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
     return Run(workdir, config, tokenizer, restored.step, restored.state["params"], setup)
+
+
+def _tokens(config: RunConfig, workdir: Path) -> tuple[data.Tokenizer | None, int | None]:
+    """A run's tokenizer, and how many tokens there are; None for what it does not have."""
+    path = workdir / "tokenizer.json"
+    if config.data.probe is not None:
+        return None, config.data.probe.vocab_size
+    # Only an imported checkpoint names its vocabulary, and only that may be without a tokenizer.
+    if config.model.vocab_size and not path.exists():
+        return None, None
+    tokenizer = data.load_tokenizer(path)
+    return tokenizer, tokenizer.vocab_size
 
 
 def read_config(workdir: str | Path) -> RunConfig:

@@ -91,7 +91,7 @@ def small_network(pattern):
         d_model=32, pattern=pattern, repeats=2, mixers=tuple(options.items()), mlp_hidden=None,
         mlp_kind="rwkv6" if "rwkv6" in pattern else "gated",
         mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, norm="rms",
-        logit_cap=None, norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype="float32",
+        logit_cap=None, readout="each", norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype="float32",
     )  # fmt: skip
     params = jax.jit(model.init_params, static_argnums=(0, 1))(config, VOCABULARY, jax.random.key(1))
     params = jax.tree.map(lambda kernel: 3 * kernel, params)  # decided logits: no near-ties
