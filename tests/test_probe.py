@@ -7,10 +7,10 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import jax
 
 import seqmodels
 import train

@@ -285,7 +285,7 @@ _GROUPS: Final = {
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def product_table(group: str) -> Int[np.ndarray, "n n"]:
     """[a, b] -> a b, by the numbers of the elements; 0 is the identity."""
     return _GROUPS[group]()
