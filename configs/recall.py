@@ -25,7 +25,7 @@ def _mqar_small(config):
     config.data.tasks.mqar.pairs = 4
     config.model.d_model = 64
     config.train.steps = 1500
-    config.optim.learning_rate = 3e-3
+    config.optim.learning_rate = 6e-3
 
 
 def _mqar_sweep(config):
@@ -36,8 +36,8 @@ def _mqar_sweep(config):
     config.data.tasks.mqar.train_mix = tuple((64, pairs, 0) for pairs in (2, 4, 8, 16))
     config.data.tasks.mqar.test_mix = tuple((64, pairs, 512) for pairs in (2, 4, 8, 16))
     config.model.d_model = 64
-    config.train.steps = 1600
-    config.optim.learning_rate = 3e-3
+    config.train.steps = 1000
+    config.optim.learning_rate = 6e-3
 
 
 def _mqar(config):
