@@ -5,8 +5,8 @@
 1. Two layers of attention solve associative recall of 4 pairs (Arora et al. 2023, arXiv:2312.04927).
 2. Linear attention, whose state is fixed, recalls fewer of more pairs, and fewer than attention (Arora et al. 2024,
    arXiv:2402.18668). Both are runs of mqar_sweep.py.
-3. An LSTM learns parity at 40 tokens; attention, and state spaces with positive eigenvalues, do not (Merrill et al. 2024,
-   arXiv:2404.08819; Grazzi et al. 2024, arXiv:2411.12537).
+3. An LSTM learns the parity of each prefix of 40 tokens; attention, and state spaces with positive eigenvalues, do not
+   (Merrill et al. 2024, arXiv:2404.08819; Grazzi et al. 2024, arXiv:2411.12537).
 
 A run that has ended is not repeated. The results, and a picture in docs/, are written after each one.
 """
@@ -35,8 +35,10 @@ PICTURE = ROOT / "docs" / "known_truths.png"
 
 _PAIRS = (2, 16)  # the fewest and the most of configs/recall.py:mqar_sweep
 _PARITY = (
-    "--config.data.batch_size=64", "--config.data.tasks.parity.test_lengths=(10,20,40,80)", "--config.model.d_model=32",
-    "--config.train.steps=2000", "--config.optim.learning_rate=1e-2", "--config.optim.warmup_steps=100",
+    # With a label on the last token alone an LSTM needs more than the 128,000 examples that a minute has.
+    "--config.data.tasks.parity.every=True", "--config.data.tasks.parity.test_lengths=(10,20,40,80)",
+    "--config.data.batch_size=64", "--config.model.d_model=32", "--config.train.steps=1000",
+    "--config.optim.learning_rate=5e-3", "--config.optim.warmup_steps=100",
 )  # fmt: skip
 
 RUNS = {
@@ -84,7 +86,7 @@ def verdicts(rows: dict) -> dict[str, bool | None]:
             accuracy("pairs_linear_attention", fewest) - accuracy("pairs_linear_attention", most) > 0.2
             and accuracy("pairs_attention", most) - accuracy("pairs_linear_attention", most) > 0.2
         ),
-        "an LSTM learns parity at 40 tokens": lambda: accuracy("parity_lstm", "length 40") > 0.99,
+        "an LSTM learns parity to 40 tokens, each prefix labelled": lambda: accuracy("parity_lstm", "length 40") > 0.99,
         "attention does not": lambda: accuracy("parity_attention", "length 40") < 0.75,
         "a state space with positive eigenvalues (Mamba) does not": lambda: accuracy("parity_mamba", "length 40") < 0.75,
     }
