@@ -32,11 +32,11 @@ CONFIG = "configs/recall.py:mqar_sweep"
 
 def probe(mixer: str) -> Probe:
     """The run of a mixer."""
+    seldom = ("--config.train.eval_every_steps=500", "--config.train.checkpoint_every_steps=500")
     if mixer == "attention":
-        return Probe(CONFIG, ())
-    pattern = f"attention {mixer}"
-    window = "--config.model.mixers.attention.window=4"
-    return Probe(CONFIG, (f"--config.model.pattern={pattern}", "--config.model.repeats=1", window))
+        return Probe(CONFIG, seldom)
+    pattern, window = f"--config.model.pattern=attention {mixer}", "--config.model.mixers.attention.window=4"
+    return Probe(CONFIG, (pattern, "--config.model.repeats=1", window, *seldom))
 
 
 def main() -> None:
