@@ -24,6 +24,10 @@ class Probe:
     config: str  # configs/FILE.py:SETTING
     flags: tuple[str, ...]
 
+    def with_(self, *flags: str) -> "Probe":
+        """The same with further flags."""
+        return Probe(self.config, (*self.flags, *flags))
+
     @property
     def command(self) -> str:
         """For a person to run it again."""

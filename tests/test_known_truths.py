@@ -33,8 +33,8 @@ def test_verdicts(script, tmp_path):
         "parity_lstm": row(1.0, 1.0, segments=TOKENS),
         "parity_mamba": row(0.99, 0.76, segments=TOKENS),
     }
-    assert list(truths.verdicts(rows).values()) == [True, False, True, None, False]
-    assert list(truths.verdicts({}).values()) == [None] * 5
+    assert list(truths.verdicts(rows).values()) == [True, False, True, None, False, None]
+    assert list(truths.verdicts({}).values()) == [None] * 6
     for rows_there in (rows, {}):
         truths.draw(rows_there, tmp_path / "picture.png")
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
