@@ -44,7 +44,7 @@ _PARITY = (
 RUNS = {
     "mqar_small": Probe("configs/recall.py:mqar_small", ()),
     "pairs_attention": mqar_sweep.probe("attention"),
-    # The sum of k v^T as it is, with a norm on what is read: the feature map of the default learns no recall in a minute.
+    # The sum of k v^T as it is, with a norm on what is read: the default's feature map learns no recall in 1,000 steps.
     "pairs_linear_attention": mqar_sweep.probe("linear_attention").with_(
         "--config.model.mixers.linear_attention.feature_map=identity",
         "--config.model.mixers.linear_attention.normalize=False",
@@ -86,8 +86,10 @@ def verdicts(rows: dict) -> dict[str, bool | None]:
     fewest, most = (f"length 64, {pairs} pairs" for pairs in (_PAIRS[0], _PAIRS[-1]))
     truths = {
         "two layers of attention solve associative recall of 4 pairs": lambda: accuracy("mqar_small") > 0.99,
-        "linear attention, of fixed state, recalls fewer of more pairs, and fewer than attention": lambda: (
-            accuracy("pairs_linear_attention", fewest) - accuracy("pairs_linear_attention", most) > 0.2
+        # A model that has learnt which tokens are values, and no more, answers one of K questions right.
+        "linear attention, of fixed state, recalls few pairs, fewer of more, and fewer than attention": lambda: (
+            accuracy("pairs_linear_attention", fewest) > 0.75
+            and accuracy("pairs_linear_attention", fewest) - accuracy("pairs_linear_attention", most) > 0.2
             and accuracy("pairs_attention", most) - accuracy("pairs_linear_attention", most) > 0.2
         ),
         "an LSTM learns parity to 40 tokens, each prefix labelled": lambda: accuracy("parity_lstm", "length 40") > 0.99,

@@ -34,6 +34,8 @@ def test_verdicts(script, tmp_path):
         "parity_mamba": row(0.99, 0.76, segments=TOKENS),
     }
     assert list(truths.verdicts(rows).values()) == [True, False, True, None, False, None]
+    guesses = rows | {"pairs_linear_attention": row(0.5, 1 / 16, segments=PAIRS)}
+    assert list(truths.verdicts(guesses).values())[1] is False, "one of K is no recall"
     assert list(truths.verdicts({}).values()) == [None] * 6
     for rows_there in (rows, {}):
         truths.draw(rows_there, tmp_path / "picture.png")
