@@ -125,6 +125,8 @@ def test_a_run_folder_older_than_a_field_is_still_read(tmp_path):
         del values["model"][name]
     for name in config.YOUNG_DATA_FIELDS:
         del values["data"][name]
+    for name in config.YOUNG_TRAIN_FIELDS:
+        del values["train"][name]
     del values["model"]["mixers"]["linear_attention"]["norm_eps"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert config.load(tmp_path / "config.json") == original

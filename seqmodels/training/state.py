@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seqmodels import model
+from seqmodels import model, ops
 from seqmodels.data import HeldOut, ValidationSet
 from seqmodels.errors import UserError
 from seqmodels.evaluation import accuracy, perplexity
@@ -24,8 +24,9 @@ from seqmodels.training import flops, optimizer, sharding, step
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long a run goes and what it reports. Defaults live in configs/base.py."""
+    """How a run begins, how long it goes and what it reports. Defaults live in configs/base.py."""
 
+    init_from: str | None
     steps: int
     log_every_steps: int
     eval_every_steps: int
@@ -80,18 +81,19 @@ class Setup:
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self._batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
         labelled = config.data.probe is not None
+        on_mesh = ops.on_mesh(self.mesh, *sharding.BATCH)
         self.train_step = jax.jit(
-            functools.partial(
+            on_mesh(functools.partial(
                 step.train_step, self.graphdef, self._optimizer, self.schedule,
                 accumulation_steps=config.optim.accumulation_steps,
                 dropout_seed=config.seed if config.model.dropout > 0 else None, labelled=labelled,
-            ),
+            )),
             in_shardings=(self._shardings, self._batch_sharding),
             out_shardings=(self._shardings, self._whole),
             donate_argnums=0,
         )
         self.eval_step = jax.jit(
-            functools.partial(step.eval_step, self.graphdef, labelled=labelled),
+            on_mesh(functools.partial(step.eval_step, self.graphdef, labelled=labelled)),
             in_shardings=(self._shardings["params"], self._batch_sharding),
             out_shardings=self._whole,
         )
@@ -124,7 +126,8 @@ class Setup:
         """Floating point operations of the matrix products of one training step, per token.
 
         Counted over the traced forward pass at the config's length (attention's products included), times 3
-        for forward and backward.
+        for forward and backward. In the forms of a CPU on every device: work is what the mathematics asks for, not what
+        a kernel does beside it.
         """
         data = self.config.data
         tokens = jax.ShapeDtypeStruct((1, data.seq_len), jnp.int32)
@@ -132,7 +135,8 @@ class Setup:
         def forward(params, tokens):
             return model.merge(self.graphdef, params)(tokens)[0]
 
-        return 3.0 * flops.count_matmul_flops(forward, self._shapes["params"], tokens) / data.seq_len
+        with ops.compile_for("cpu"):
+            return 3.0 * flops.count_matmul_flops(forward, self._shapes["params"], tokens) / data.seq_len
 
     def evaluate(
         self,
