@@ -307,7 +307,7 @@ def _our_name(kind: Kind, name: str) -> str:
 # Of ModelConfig, what kinds have alike unless their tables say otherwise.
 _PLAIN: Final = {
     "mlp_kind": "gated", "mlp_hidden": None, "mlp_activation": "silu", "embedding_norm": False, "norm": "rms",
-    "logit_cap": None, "dropout": 0.0, "remat": False, "compute_dtype": "float32",
+    "logit_cap": None, "readout": "each", "dropout": 0.0, "remat": False, "compute_dtype": "float32",
 }  # fmt: skip
 
 
