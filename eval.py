@@ -1,10 +1,16 @@
 """Score a run on its validation tokens: perplexity, bits per byte, loss by position, speed and state size.
 
     python eval.py --workdir=runs/gla [--step=N] [--data=PATH|HUB_ID|toy]
+    python eval.py --workdir=runs/gla --lengths=256,1024,4096
 
-Needs only the run folder. Draws loss_by_position.png into it; the last line of stdout is one JSON object.
+Of a run on a synthetic task: its loss and accuracy on the task's test. With --lengths, how both fare at other lengths than
+that of the training: text in longer windows, the task's examples of these lengths.
+
+Needs only the run folder. Draws loss_by_position.png (or extrapolation.png) into it; the last line of stdout is one JSON
+object.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -14,9 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from seqmodels import command_line
-from seqmodels.data import ValidationSet
 from seqmodels.errors import UserError
 from seqmodels.evaluation import plots
+from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
 from seqmodels.run import Run, load_run, read_config
 
@@ -27,24 +33,40 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
     parser.add_argument("--data", help="score this source's validation split: a path, a hub id, or toy")
     parser.add_argument("--max_tokens", type=int, help="score only so many tokens; default all")
+    parser.add_argument("--lengths", type=lengths, help="score at these lengths instead, commas between them")
     options = parser.parse_args()
     if options.max_tokens is not None and options.max_tokens < 1:
         raise UserError(f"--max_tokens={options.max_tokens} scores nothing; give 1 or more")
 
     command_line.use_compilation_cache(read_config(options.workdir).train.compilation_cache_dir)
     run = load_run(options.workdir, options.step)
-    evaluation = evaluate_with_progress(run, run.validation(options.data), options.max_tokens)
-    if not math.isfinite(evaluation.loss):
-        raise UserError(f"the loss at step {run.step} is {evaluation.loss}: the model has diverged; try another --step")
+    if options.lengths is not None:
+        by_length = run.evaluate_lengths(options.lengths, options.data, max_tokens=options.max_tokens)
+        for evaluation in by_length.values():
+            check_finite(run, evaluation)
+        report_lengths(run, by_length)
+        plots.extrapolation(by_length, run.config.data.seq_len, options.workdir / "extrapolation.png")
+        print(json.dumps(summary_of_lengths(run, by_length)))
+        return
+    evaluation = evaluate_with_progress(run, options.data, options.max_tokens)
+    check_finite(run, evaluation)
     report(run, evaluation)
-    curve = {run.config.model.pattern: evaluation.loss_by_position}
-    plots.loss_by_position(curve, options.workdir / "loss_by_position.png")
+    plots.loss_by_position(loss_curves(run, evaluation), options.workdir / "loss_by_position.png")
     print(json.dumps(summary(run, evaluation)))
 
 
-def evaluate_with_progress(run: Run, validation: ValidationSet, max_tokens: int | None) -> Evaluation:
+def lengths(text: str) -> tuple[int, ...]:
+    """A flag's whole numbers, commas between them, in ascending order."""
+    numbers = text.split(",")
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of lengths like 256,1024")
+    return tuple(sorted({int(number) for number in numbers}))
+
+
+def evaluate_with_progress(run: Run, source: str | None, max_tokens: int | None) -> Evaluation | LabelEvaluation:
     """`run.evaluate` under a bar, where stderr is a terminal."""
     columns = (TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    validation = run.validation(source)
     total = min(max_tokens or len(validation), len(validation))
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total)
@@ -53,39 +75,107 @@ def evaluate_with_progress(run: Run, validation: ValidationSet, max_tokens: int 
         )
 
 
-def summary(run: Run, evaluation: Evaluation) -> dict:
+def check_finite(run: Run, evaluation: Evaluation | LabelEvaluation) -> None:
+    """Raises UserError where the model has no loss."""
+    if not math.isfinite(evaluation.loss):
+        raise UserError(f"the loss at step {run.step} is {evaluation.loss}: the model has diverged; try another --step")
+
+
+def summary(run: Run, evaluation: Evaluation | LabelEvaluation) -> dict:
     """The JSON line: the fixed keys first."""
-    return {
+    line = {
         "step": run.step,
         "validation_loss": evaluation.loss,
-        "perplexity": evaluation.perplexity,
-        "bits_per_byte": evaluation.bits_per_byte,
+        **evaluation.scores,
         "tokens_per_second": evaluation.tokens_per_second,
         "parameters": run.setup.num_parameters,
         "state_bytes": run.state_bytes(),
-        "tokenizer": run.tokenizer.name,
+        **about_the_data(run),
         "validation_tokens": evaluation.tokens,
         "state_max_len": run.config.data.seq_len,
-        "loss_by_position": loss_by_context_length(evaluation),
+    }
+    if isinstance(evaluation, Evaluation):
+        line["loss_by_position"] = loss_by_context_length(evaluation)
+    return line
+
+
+def summary_of_lengths(run: Run, by_length: dict[int, Evaluation]) -> dict:
+    """The JSON line of --lengths."""
+    return {
+        "step": run.step,
+        "parameters": run.setup.num_parameters,
+        **about_the_data(run),
+        "trained_at": run.config.data.seq_len,
+        "lengths": {
+            str(length): {
+                "validation_loss": evaluation.loss,
+                **scores_of(evaluation),
+                "validation_tokens": evaluation.tokens,
+                "tokens_per_second": evaluation.tokens_per_second,
+                "state_bytes": run.state_bytes(length),
+                "loss_by_position": loss_by_context_length(evaluation),
+            }
+            for length, evaluation in by_length.items()
+        },
     }
 
 
-def report(run: Run, evaluation: Evaluation) -> None:
+def about_the_data(run: Run) -> dict[str, str]:
+    """What the tokens are."""
+    return {"task": run.config.data.task} if run.tokenizer is None else {"tokenizer": run.tokenizer.name}
+
+
+def scores_of(evaluation: Evaluation) -> dict[str, float]:
+    """What says something about one length: perplexity and bits per byte of text, accuracy of labels."""
+    return evaluation.scores if evaluation.accuracy is None else {"accuracy": evaluation.accuracy}
+
+
+def report(run: Run, evaluation: Evaluation | LabelEvaluation) -> None:
     """The same for a person, on stderr."""
-    lines = {
-        "run": f"{run.workdir}, step {run.step:,}, {run.config.model.repeats} x {run.config.model.pattern!r}",
-        "perplexity": f"{evaluation.perplexity:.3f} per token of {run.tokenizer.name}",
-        "loss": f"{evaluation.loss:.4f} nats per token",
-        "bits per byte": f"{evaluation.bits_per_byte:.4f}",
-        "scored": f"{evaluation.tokens:,} tokens, {evaluation.tokens_per_second:,.0f} a second",
-        "parameters": f"{run.setup.num_parameters:,}",
-        "state": f"{run.state_bytes():,} bytes a sequence at {run.config.data.seq_len} tokens",
-    }
-    for name, text in lines.items():
-        print(f"{name:>14}  {text}", file=sys.stderr)
-    print(f"\nloss by tokens of context (nats)\n{plots.sparkline(evaluation.loss_by_position)}", file=sys.stderr)
-    for tokens, loss in loss_by_context_length(evaluation).items():
-        print(f"{tokens:>14}  {loss:.3f}", file=sys.stderr)
+    heading(run)
+    if isinstance(evaluation, LabelEvaluation):
+        say("accuracy", f"{evaluation.accuracy:.4f} of the labels of {run.config.data.task}")
+        if len(evaluation.segments) > 1:
+            for name, segment in evaluation.segments.items():
+                say("", f"{segment.accuracy:.4f}  {name}")
+        say("loss", f"{evaluation.loss:.4f} nats per label")
+        say("scored", f"{evaluation.tokens:,} labels, {evaluation.tokens_per_second:,.0f} tokens a second")
+    else:
+        say("perplexity", f"{evaluation.perplexity:.3f} per token of {run.tokenizer.name}")
+        say("loss", f"{evaluation.loss:.4f} nats per token")
+        say("bits per byte", f"{evaluation.bits_per_byte:.4f}")
+        say("scored", f"{evaluation.tokens:,} tokens, {evaluation.tokens_per_second:,.0f} a second")
+    say("parameters", f"{run.setup.num_parameters:,}")
+    say("state", f"{run.state_bytes():,} bytes a sequence at {run.config.data.seq_len} tokens")
+    if isinstance(evaluation, Evaluation):
+        line = plots.sparkline(evaluation.loss_by_position)
+        print(f"\nloss by tokens of context (nats)\n{line}", file=sys.stderr)
+        for tokens, loss in loss_by_context_length(evaluation).items():
+            say(tokens, f"{loss:.3f}")
+
+
+def report_lengths(run: Run, by_length: dict[int, Evaluation]) -> None:
+    """How it fares at each length, on stderr."""
+    heading(run)
+    say("trained at", f"{run.config.data.seq_len} tokens")
+    for length, evaluation in by_length.items():
+        scores = "  ".join(f"{name.replace('_', ' ')} {score:.4g}" for name, score in scores_of(evaluation).items())
+        say(str(length), f"loss {evaluation.loss:.4f}  {scores}")
+
+
+def heading(run: Run) -> None:
+    say("run", f"{run.workdir}, step {run.step:,}, {run.config.model.repeats} x {run.config.model.pattern!r}")
+
+
+def say(name: str, text: str) -> None:
+    print(f"{name:>14}  {text}", file=sys.stderr)
+
+
+def loss_curves(run: Run, evaluation: Evaluation | LabelEvaluation) -> dict:
+    """The loss by position: of text one curve, of a task's test one for each segment."""
+    if isinstance(evaluation, Evaluation):
+        return {run.config.model.pattern: evaluation.loss_by_position}
+    return {name: segment.loss_by_position for name, segment in evaluation.segments.items()}
 
 
 def loss_by_context_length(evaluation: Evaluation) -> dict[str, float]:

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
 from seqmodels import mixers
+from seqmodels.data import synthetic
 
 
 def get_config() -> ConfigDict:
@@ -28,6 +29,8 @@ def get_config() -> ConfigDict:
     config.data.cache_dir = "~/.cache/seqmodels/data"  # where tokens are kept, written once per source and tokenizer
     config.data.max_train_documents = 0  # use only the first so many documents of the train split; 0: all
     config.data.toy_documents = 4000  # stories that the "toy" source generates for training
+    config.data.task = "text"  # or a synthetic task: its name in config.data.tasks; of the above, it asks seq_len and batch_size
+    config.data.tasks = ConfigDict({name: _options(task) for name, task in synthetic.TASKS.items()})
 
     config.model = ConfigDict()
     config.model.vocab_size = config_dict.placeholder(int)  # rows of the embedding; None: the tokenizer's pieces
@@ -42,6 +45,7 @@ def get_config() -> ConfigDict:
     config.model.norm = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
     config.model.norm_eps = 1e-5  # epsilon of the norms between layers
     config.model.logit_cap = config_dict.placeholder(float)  # logits go through cap tanh(. / cap); None: as they are
+    config.model.readout = "each"  # logits at each position; "last": all from the last one's vector, for the task "compression"
     config.model.dropout = 0.0  # on what a layer adds to the residual stream
     config.model.remat = False  # recompute each repeat (of one: each layer) in the backward pass: less memory, more time
     config.model.compute_dtype = "float32"  # of activations (float32, bfloat16, float16); parameters stay float32
@@ -65,7 +69,7 @@ def get_config() -> ConfigDict:
     config.train.steps = 1000  # optimizer steps
     config.train.log_every_steps = 10  # a row of metrics.jsonl and TensorBoard
     config.train.eval_every_steps = 100  # loss on the validation split
-    config.train.eval_tokens = 131072  # validation tokens scored during training; eval.py scores them all
+    config.train.eval_tokens = 131072  # validation tokens scored (of a task: read) during training; eval.py takes all
     config.train.checkpoint_every_steps = 100  # between two saves
     config.train.keep_checkpoints = 2  # newest ones kept, beside the best
     config.train.sample_every_steps = 250  # a story written by the model; 0: never
@@ -81,7 +85,7 @@ def get_config() -> ConfigDict:
 
 
 def _options(options: type) -> ConfigDict:
-    """A mixer's Config as a ConfigDict; an optional field becomes a typed placeholder."""
+    """A mixer's Config or a task as a ConfigDict; an optional field becomes a typed placeholder."""
     hints = typing.get_type_hints(options)
     values = ConfigDict()
     for field in dataclasses.fields(options):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from configs import base
 from seqmodels import config as config_lib
+from seqmodels.data import TEXT
 from seqmodels.errors import UserError
 from seqmodels.training import run_folder
 
@@ -24,6 +25,8 @@ def get_config(run: str = ""):
     config.model.update(theirs["model"])
     config.data.update(theirs["data"])
     config.data.tokenizer = str(folder / "tokenizer.json")
+    if theirs["data"]["task"] != TEXT:
+        config.train.sample_every_steps = 0
     config.train.init_from = str(folder)
     config.optim.learning_rate = 2e-4
     return config

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from seqmodels import mixers
-from seqmodels.data import DataConfig
+from seqmodels.data import TEXT, DataConfig, synthetic
 from seqmodels.errors import UserError
 from seqmodels.model import ModelConfig, mixers_in_pattern
 from seqmodels.training.optimizer import OptimConfig
@@ -24,9 +24,10 @@ from seqmodels.training.sharding import MeshConfig
 from seqmodels.training.state import TrainConfig
 
 # Fields younger than some run folders, with what their runs had.
-YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None}
+YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
 YOUNG_TRAIN_FIELDS = {"init_from": None}
 YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None}}
+YOUNG_DATA_FIELDS = {"task": "text", "tasks": {}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +41,28 @@ class RunConfig:
     train: TrainConfig
     mesh: MeshConfig
 
+    def __post_init__(self):
+        readout = "each" if self.data.probe is None else self.data.probe.readout
+        if self.model.readout != readout:
+            raise UserError(f"model.readout={self.model.readout!r}: data.task={self.data.task} asks for {readout!r}")
+        if self.data.probe is not None and self.train.sample_every_steps:
+            raise UserError(
+                f"data.task={self.data.task} has no text to write: set train.sample_every_steps=0, not "
+                f"{self.train.sample_every_steps}"
+            )
+
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     """A ConfigDict (or the nested dict of a config.json) as frozen dataclasses.
 
-    Options of mixers that the pattern does not use are dropped.
+    Options of mixers that the pattern does not use are dropped, and so are those of tasks other than data.task.
 
     Raises:
       UserError: an unknown or missing field, a wrong type, or values that cannot work together.
     """
     if isinstance(config, ConfigDict):
         config = config.copy_and_resolve_references().to_dict()
-    return _build(RunConfig, _with_mixer_configs(dict(config)), "config")
+    return _build(RunConfig, _with_task(_with_mixer_configs(dict(config))), "config")
 
 
 def model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -63,6 +74,7 @@ def to_dict(config: RunConfig) -> dict:
     """The nested plain dict of a RunConfig: what config.json holds."""
     values = dataclasses.asdict(config)
     values["model"]["mixers"] = {name: dataclasses.asdict(options) for name, options in config.model.mixers}
+    values["data"]["tasks"] = {name: dataclasses.asdict(options) for name, options in config.data.tasks}
     return values
 
 
@@ -86,6 +98,8 @@ def load(path: str) -> RunConfig:
         raise UserError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
+    if isinstance(values.get("data"), dict):
+        values["data"] = YOUNG_DATA_FIELDS | values["data"]
     if isinstance(values.get("train"), dict):
         values["train"] = YOUNG_TRAIN_FIELDS | values["train"]
     if isinstance(values.get("model"), dict):
@@ -135,6 +149,23 @@ def _mixer_configs(pattern: str, options: Mapping[str, Any]) -> tuple[tuple[str,
     )
 
 
+def _with_task(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of the synthetic task, whose types depend on its name, as its dataclass; of text none."""
+    try:
+        task, options = values["data"]["task"], values["data"]["tasks"]
+    except (KeyError, TypeError):
+        return values
+    if not isinstance(task, str) or not isinstance(options, Mapping):
+        return values
+    chosen = ()
+    if task != TEXT:
+        cls = synthetic.load(task)
+        if task not in options:
+            raise UserError(f"data.task is {task!r}, but data.tasks has no options for it")
+        chosen = ((task, _build(cls, options[task], f"config.data.tasks.{task}")),)
+    return values | {"data": {**values["data"], "tasks": chosen}}
+
+
 def _build(cls: type, values: Any, path: str) -> Any:
     if not isinstance(values, Mapping):
         raise UserError(f"{path} must be a group of fields, not {values!r}")
@@ -161,9 +192,16 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
         origin = typing.get_origin(hint)
     if origin is tuple:
-        return tuple(value)
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{path}={value!r} must be a tuple, not {type(value).__name__}")
+        return _as_tuples(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
         raise UserError(f"{path}={value!r} must be {hint.__name__}, not {type(value).__name__}")
     return value
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value

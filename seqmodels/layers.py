@@ -56,6 +56,13 @@ def dense(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array,
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def sinusoids(length: int, d_model: int, *, base: float = 10000.0) -> Float[Array, "T D"]:
+    """Positions 0..T-1 as sines (even features) and cosines (odd) of wavelengths 2 pi .. 2 pi base (arXiv 1706.03762, 3.5)."""
+    frequencies = base ** (-jnp.arange(0, d_model, 2) / d_model)
+    angles = jnp.arange(length)[:, None] * frequencies
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, -1)[:, :d_model]
+
+
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"] | None = None, *, eps: float) -> Float[Array, "... D"]:
     """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv 1910.07467, eq. 4)."""
     wide = x.astype(jnp.float32)

@@ -34,11 +34,13 @@ from seqmodels.layers import (
     dense,
     dropout,
     normal_init,
+    sinusoids,
     soft_cap,
 )
 
 MLP = "mlp"
 MLP_KINDS = ("gated", "rwkv6")
+READOUTS = ("each", "last")
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 UNROLL_UP_TO = 8  # repeats
@@ -63,6 +65,7 @@ class ModelConfig:
     norm: str
     norm_eps: float
     logit_cap: float | None
+    readout: str
     dropout: float
     remat: bool
     compute_dtype: str
@@ -82,6 +85,8 @@ class ModelConfig:
             raise UserError(f"model.mlp_kind={self.mlp_kind!r} is not one of {', '.join(MLP_KINDS)}")
         if self.norm not in NORMS:
             raise UserError(f"model.norm={self.norm!r} is not one of {', '.join(NORMS)}")
+        if self.readout not in READOUTS:
+            raise UserError(f"model.readout={self.readout!r} is not one of {', '.join(READOUTS)}")
         if self.vocab_size is not None and self.vocab_size < 1:
             raise UserError(f"model.vocab_size={self.vocab_size} must be at least 1 (None: the tokenizer's)")
         if self.logit_cap is not None and self.logit_cap <= 0:
@@ -194,6 +199,9 @@ class LanguageModel(nnx.Module):
         for position, word in enumerate(words):
             self.layers[f"{position}_{word}"] = by_position[position]
         self.final_norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
+        if config.readout == "last":
+            self.readout_kernel = nnx.Param(normal_init(rngs.params(), (config.d_model, config.d_model), stddev=config.d_model**-0.5))
+            self.readout_bias = nnx.Param(jnp.zeros(config.d_model))
         if not config.tie_embeddings:
             self.output_kernel = nnx.Param(normal_init(rngs.params(), (config.d_model, vocab_size), stddev=0.02))
 
@@ -255,13 +263,21 @@ class LanguageModel(nnx.Module):
         reset: Bool[Array, "B T"] | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[State, ...] | UnstackedState]:
-        """Everything but the head: the normalised hidden states, and the state after the last token."""
+        """Everything but the head: the normalised hidden states, and the state after the last token.
+
+        With the readout "last", what follows the last token is told to all T positions of this call, with their number
+        (MAD's compression, arXiv:2403.17844): gelu(W (h_T + sinusoid_t) + b), to which the head is the second layer.
+        """
         x = self.embed(tokens)
         if isinstance(state, UnstackedState):
             x, state = self._run_unrolled(x, state, reset)
         else:
             x, state = self._run_scanned(x, state, reset, dropout_key)
-        return self.final_norm(x), state
+        x = self.final_norm(x)
+        if self.config.readout == "last":
+            told = x[:, -1:] + sinusoids(tokens.shape[1], self.config.d_model).astype(x.dtype)
+            x = jax.nn.gelu(dense(told, self.readout_kernel[...]) + self.readout_bias[...].astype(x.dtype))
+        return x, state
 
     def __call__(
         self,

@@ -14,11 +14,12 @@ from jaxtyping import Array, Float, Int
 from seqmodels import data, generate, model, read_state
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
-from seqmodels.evaluation.perplexity import Evaluation, evaluate, state_bytes
+from seqmodels.evaluation.accuracy import LabelEvaluation
+from seqmodels.evaluation.perplexity import Evaluation, state_bytes
 from seqmodels.model import LanguageModel
 from seqmodels.read_state import ReadState
 from seqmodels.training import checkpoint
-from seqmodels.training.run_folder import read_config, read_tokenizer
+from seqmodels.training.run_folder import num_pieces, read_config, read_tokenizer
 from seqmodels.training.sharding import MeshConfig
 from seqmodels.training.state import Setup
 
@@ -32,7 +33,7 @@ class Run:
 
     workdir: Path
     config: RunConfig
-    # None: the checkpoint was imported from a folder without one
+    # None: a synthetic task has none, nor has a checkpoint imported from a folder without one
     tokenizer: data.Tokenizer | None
     step: int
     params: dict
@@ -207,6 +208,8 @@ class Run:
         Raises:
             UserError: the run has none.
         """
+        if self.config.data.probe is not None:
+            raise UserError(f"{self.workdir} is a run on data.task={self.config.data.task}, which has no text")
         if self.tokenizer is None:
             raise UserError(
                 f"{self.workdir} has no tokenizer.json, so it reads and writes no text (logits of tokens it has); copy the "
@@ -214,13 +217,20 @@ class Run:
             )
         return self.tokenizer
 
-    def validation(self, source: str | None = None) -> data.ValidationSet:
+    def validation(self, source: str | None = None) -> data.ValidationSet | data.HeldOut:
         """The run's own validation tokens, or other text: a path, a hub id or `toy`, by the run's tokenizer.
+
+        Of a run on a synthetic task its test, which its config alone decides.
 
         Raises:
             UserError: the source cannot be read, or the run folder has no validation tokens (an imported one) or has
                 lost them.
         """
+        task = self.config.data.probe
+        if task is not None:
+            if source is not None:
+                raise UserError(f"--data={source}: {self.workdir} is a run on data.task={self.config.data.task}, not on text")
+            return data.held_out(task, task.test_segments(self.config.data.seq_len))
         if source is None and self.step == 0 and not (self.workdir / "validation.npz").exists():
             raise UserError(f"{self.workdir} is imported and has no validation tokens; give --data (a path, a hub id, or toy)")
         if source is None:
@@ -232,22 +242,41 @@ class Run:
 
     def evaluate(
         self,
-        validation: data.ValidationSet | None = None,
+        validation: data.ValidationSet | data.HeldOut | None = None,
         *,
         max_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Evaluation:
-        """Score `validation` (default: the run's own) in windows of the training length.
+    ) -> Evaluation | LabelEvaluation:
+        """Score `validation` (default: the run's own), text in windows of the training length.
 
         Args:
             max_tokens: score only the first so many.
-            progress: called with the number of tokens scored so far.
+            progress: called with the number of tokens done.
         """
-        return evaluate(
-            self.setup.eval_step, self.params, self.validation() if validation is None else validation,
-            batch_size=self.config.data.batch_size, seq_len=self.config.data.seq_len,
-            max_tokens=max_tokens, put=self.setup.put, progress=progress,
-        )  # fmt: skip
+        validation = self.validation() if validation is None else validation
+        return self.setup.evaluate(self.params, validation, max_tokens=max_tokens, progress=progress)
+
+    def evaluate_lengths(
+        self, lengths: Sequence[int], source: str | None = None, *, max_tokens: int | None = None
+    ) -> dict[int, Evaluation]:
+        """How the model fares at other lengths than that of its training.
+
+        Text (`source` as in `validation`) is read in windows of each length, at most `max_tokens` of it; of a synthetic
+        task the test has examples of each length, and about `max_tokens` of all are read.
+
+        Raises:
+            UserError: as `validation`; a length that the task does not have.
+        """
+        validation = self.validation(source)
+        if isinstance(validation, data.HeldOut):
+            task = self.config.data.probe
+            test = data.held_out(task, tuple(task.segment(length, task.test_examples) for length in lengths))
+            scored = self.evaluate(test, max_tokens=max_tokens).segments.values()
+        else:
+            scored = [
+                self.setup.evaluate(self.params, validation, seq_len=length, max_tokens=max_tokens) for length in lengths
+            ]
+        return dict(zip(lengths, scored, strict=True))
 
     def state_bytes(self, max_len: int | None = None) -> int:
         """Bytes of one sequence's decoding state at a capacity of `max_len` tokens (default: the training length)."""
@@ -274,7 +303,7 @@ def load_run(
     config = read_config(workdir)
     tokenizer = read_tokenizer(workdir, config)
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
-    setup = Setup(one_device, tokenizer and tokenizer.vocab_size, devices=jax.devices()[:1])
+    setup = Setup(one_device, num_pieces(config, tokenizer), devices=jax.devices()[:1])
     restored = checkpoint.restore(
         workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report
     )

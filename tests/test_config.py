@@ -7,6 +7,7 @@ import pytest
 
 from configs import base
 from seqmodels import config, mixers
+from seqmodels.data import synthetic
 from seqmodels.errors import UserError
 from tests.configs import tiny
 
@@ -33,6 +34,20 @@ def test_base_holds_every_option_of_every_mixer():
     for name in mixers.names():
         fields = {field.name: field.default for field in dataclasses.fields(mixers.load(name).Config)}
         assert {key: options[name][key] for key in options[name]} == fields
+
+
+def test_base_holds_every_option_of_every_task():
+    options = base.get_config().data.tasks
+    for name, task in synthetic.TASKS.items():
+        fields = {field.name: field.default for field in dataclasses.fields(task)}
+        assert {key: options[name][key] for key in options[name]} == fields
+        assert task(**fields).name == name and hash(task()) == hash(task())
+
+
+def test_only_the_task_in_use_is_kept():
+    chosen = tiny(**{"data.task": "parity", "train.sample_every_steps": 0}).data
+    assert [name for name, _ in chosen.tasks] == ["parity"] and chosen.probe == synthetic.TASKS["parity"]()
+    assert tiny().data.tasks == () and tiny().data.probe is None
 
 
 def test_differences_name_the_fields():
@@ -75,6 +90,8 @@ def values(**changes):
         ({"model.repeats": 0}, "must be at least 1"),
         ({"optim.schedule": "cosin"}, "optim.schedule='cosin' is not one of"),
         ({"train.steps": 0}, "train.steps=0 must be at least 1"),
+        ({"data.task": "parity"}, "data.task is 'parity', but data.tasks has no options for it"),
+        ({"data.task": "parity", "data.tasks": {"parity": {"every": 1}}}, "config.data.tasks.parity lacks train_examples"),
     ],
 )
 def test_mistakes(changes, message):
@@ -106,6 +123,8 @@ def test_a_run_folder_older_than_a_field_is_still_read(tmp_path):
     values = config.to_dict(original)
     for name in config.YOUNG_MODEL_FIELDS:
         del values["model"][name]
+    for name in config.YOUNG_DATA_FIELDS:
+        del values["data"][name]
     for name in config.YOUNG_TRAIN_FIELDS:
         del values["train"][name]
     del values["model"]["mixers"]["linear_attention"]["norm_eps"]

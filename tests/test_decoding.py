@@ -13,7 +13,11 @@ from tests.test_generate import VOCABULARY, small_network
 LENGTHS = (1, 7, 63, 200)
 NEW = 8  # tokens decoded
 BOUND = 1e-4  # of a log-probability, in float32
-PATTERNS = {name: f"{name} mlp" for name in mixers.names()} | {"hybrid": "mamba2 attention gated_deltanet mlp"}
+# Mixers by themselves compile faster; of RWKV-6 the channel mix has a state, too.
+PATTERNS = {name: name for name in mixers.names()} | {
+    "rwkv6": "rwkv6 mlp",
+    "hybrid": "mamba2 attention gated_deltanet mlp",
+}
 PROMPTS = [[int(n) for n in np.random.default_rng(length).integers(0, VOCABULARY, length)] for length in LENGTHS]
 GREEDY = dict(greedy=True, temperature=1.0, top_k=None, top_p=None, min_p=None)
 
@@ -58,7 +62,8 @@ def test_decoding_is_the_full_pass(name):
     tokens, stepped = decode(network, PROMPTS)
     texts = [prompt + row.tolist() for prompt, row in zip(PROMPTS, tokens)]
     whole = full_pass(network, texts)
-    assert np.abs(stepped - whole).max() <= BOUND
+    worst = np.abs(stepped - whole).max()
+    assert worst <= BOUND, f"worst difference of a log-probability {worst:.1e}"
     best = np.sort(whole, axis=-1)
     tied = best[..., -1] - best[..., -2] < 2 * BOUND
     assert tied.mean() < 0.1

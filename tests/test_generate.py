@@ -99,9 +99,11 @@ def small_network(pattern, compute_dtype="float32", repeats=2, scale=3):
         d_model=32, pattern=pattern, repeats=repeats, mixers=tuple(options.items()), mlp_hidden=None,
         mlp_kind="rwkv6" if "rwkv6" in pattern else "gated",
         mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, norm="rms",
-        logit_cap=None, norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype=compute_dtype,
+        logit_cap=None, readout="each", norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype=compute_dtype,
     )  # fmt: skip
-    params = jax.jit(model.init_params, static_argnums=(0, 1))(config, VOCABULARY, jax.random.key(1))
+    # Run once, so that optimising it would take longer than it saves.
+    init = jax.jit(model.init_params, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
+    params = init(config, VOCABULARY, jax.random.key(1))
     params = jax.tree.map(lambda kernel: scale * kernel, params)  # decided logits: no near-ties
     return model.graphdef(config, VOCABULARY), params
 

@@ -9,6 +9,7 @@ import time
 import pytest
 from tensorboardX.proto import event_pb2
 
+from seqmodels.evaluation.perplexity import text_scores
 from seqmodels.training.log import (
     Log,
     MetricsFile,
@@ -26,8 +27,7 @@ def rows_of(path):
 
 def open_log(workdir, step, **options):
     return Log(
-        workdir, step=step, total_steps=10, tokens_per_step=64, bytes_per_token=2.0, flops_per_token=1e3,
-        flops_per_second=1e9, **options,
+        workdir, step=step, total_steps=10, tokens_per_step=64, flops_per_token=1e3, flops_per_second=1e9, **options,
     )  # fmt: skip
 
 
@@ -35,13 +35,13 @@ def train_to(log, first, last):
     for step in range(first, last + 1):
         log.stopwatch.step()
         log.progress(step)
-        log.train(step, loss=1.0 / step, gradient_norm=1.0, learning_rate=1e-3)
+        log.train(step, loss=1.0 / step, scores=text_scores(1.0 / step, 2.0), gradient_norm=1.0, learning_rate=1e-3)
 
 
 def test_rows_beyond_the_checkpoint_are_written_once(tmp_path):
     log = open_log(tmp_path, 0)
     train_to(log, 1, 7)
-    log.validation(5, loss=0.5, bits_per_byte=1.0, tokens_per_second=10.0)
+    log.validation(5, loss=0.5, scores=text_scores(0.5, 2.0), tokens_per_second=10.0)
     log.sample(5, "Once upon a time")
     log.sample(6, "there was")
     log.close()
@@ -90,7 +90,7 @@ def test_a_kill_while_rewriting_leaves_the_old_file(tmp_path, monkeypatch):
 def test_rows_are_json_even_when_numbers_are_not_finite(tmp_path):
     log = open_log(tmp_path, 0)
     log.stopwatch.step()
-    log.validation(1, loss=800.0, bits_per_byte=math.nan, tokens_per_second=1.0)
+    log.validation(1, loss=800.0, scores={"perplexity": math.inf, "bits_per_byte": math.nan}, tokens_per_second=1.0)
     log.close()
     [row] = rows_of(tmp_path / "metrics.jsonl")
     assert row["perplexity"] is None and row["bits_per_byte"] is None and row["loss"] == 800.0
@@ -110,7 +110,7 @@ def test_tensorboard_events_are_written_at_once_and_purged_on_resume(tmp_path):
     log = open_log(tmp_path, 0)
     train_to(log, 1, 3)
     log.sample(3, "Once upon a time")
-    log.validation(3, loss=math.nan, bits_per_byte=1.0, tokens_per_second=10.0)
+    log.validation(3, loss=math.nan, scores={"bits_per_byte": 1.0}, tokens_per_second=10.0)
     # Not closed: as if killed.
     events = list(events_of(tmp_path / "tensorboard"))
     points = ((event.step, point) for event in events for point in event.summary.value)

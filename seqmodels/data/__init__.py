@@ -1,4 +1,4 @@
-"""Text to batches: sources, repair, tokenizers, a cache of tokens, the order of training.
+"""Text to batches: sources, repair, tokenizers, a cache of tokens, the order of training. And synthetic tasks (``synthetic``).
 
     dataset = data.prepare(config, seed=0)
     batch = dataset.train_batch(step)                    # a pure function of (seed, step)
@@ -8,15 +8,20 @@
 Knows no model and imports no JAX.
 """
 
-from seqmodels.data.dataset import DataConfig, Dataset, prepare, save_validation, validation_from_source
+from seqmodels.data.dataset import TEXT, DataConfig, Dataset, prepare, save_validation, validation_from_source
+from seqmodels.data.probe import HeldOut, ProbeDataset, held_out
 from seqmodels.data.tokenizer import Tokenizer, load_tokenizer, prompt_tokens
 from seqmodels.data.validation import ValidationSet, load_validation
 
 __all__ = [
+    "TEXT",
     "DataConfig",
     "Dataset",
+    "HeldOut",
+    "ProbeDataset",
     "Tokenizer",
     "ValidationSet",
+    "held_out",
     "load_tokenizer",
     "load_validation",
     "prepare",

@@ -1,19 +1,26 @@
-"""From a config to batches: source, tokenizer, cached tokens, training order and validation text."""
+"""From a config to batches: source, tokenizer, cached tokens, training order and validation text; or a synthetic task."""
 
+import hashlib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from seqmodels.data import atomic, fingerprint, progress, sources
+import numpy as np
+
+from seqmodels.data import atomic, fingerprint, probe, progress, sources
 from seqmodels.data import tokenizer as tokenizers
 from seqmodels.data import validation as validations
 from seqmodels.data.batches import PACKINGS, Batch, Batches, train_batches
+from seqmodels.data.probe import ProbeDataset
 from seqmodels.data.shards import TokenStream, cached_tokens
+from seqmodels.data.synthetic import Task
 from seqmodels.data.tokenizer import Tokenizer
 from seqmodels.data.validation import ValidationSet
 from seqmodels.errors import UserError
+
+TEXT: Final = "text"
 
 _AT_LEAST_ONE: Final = ("seq_len", "batch_size", "toy_documents")
 
@@ -42,6 +49,10 @@ class DataConfig:
     """The first so many documents of the training split; 0 for all."""
     toy_documents: int
     """Training stories of the source ``toy``."""
+    task: str
+    """``text``, or a synthetic task (``seqmodels.data.synthetic``), of which only seq_len and batch_size are asked above."""
+    tasks: tuple[tuple[str, Task], ...]
+    """(name, options) of the task; empty for text."""
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -57,16 +68,30 @@ class DataConfig:
             )
         if self.tokenizer == "bpe":
             tokenizers.check_bpe_size(self.vocab_size)
+        if self.probe is not None:
+            probe.check(self.probe, self.seq_len, self.batch_size)
+
+    @property
+    def probe(self) -> Task | None:
+        """The synthetic task, if it is one."""
+        return None if self.task == TEXT else dict(self.tasks)[self.task]
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Tokens ready to train on: ``train`` a memory-mapped stream, ``validation`` a text in fixed order."""
 
+    name: str
+    """The field of the config that says where the text is from, and its value."""
     tokenizer: Tokenizer
     train: TokenStream
     validation: ValidationSet
     train_batches: Batches
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that an embedding needs."""
+        return self.tokenizer.vocab_size
 
     def train_batch(self, step: int) -> Batch:
         """The batch of a training step, a pure function of (seed, step).
@@ -86,15 +111,39 @@ class Dataset:
         """Bytes of training text per token, the ends of text counted as tokens."""
         return self.train.bytes_per_token
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of 256 blocks spread over the training tokens, at a cost that does not grow with them."""
+        tokens = self.train.tokens
+        digest = hashlib.blake2b(str(len(tokens)).encode(), digest_size=16)
+        for begin in np.linspace(0, max(0, len(tokens) - 4096), 256, dtype=np.int64):
+            digest.update(tokens[begin : begin + 4096].tobytes())
+        return digest.hexdigest()
 
-def prepare(config: DataConfig, *, seed: int) -> Dataset:
+    def save(self, workdir: str | os.PathLike[str]) -> None:
+        """Write what eval.py and generate.py need of the data: the tokenizer and the validation tokens.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        self.tokenizer.save(Path(workdir) / "tokenizer.json")
+        save_validation(self, workdir)
+
+
+def prepare(config: DataConfig, *, seed: int) -> Dataset | ProbeDataset:
     """Open the source, train or load the tokenizer, tokenise what the cache has not; ready for any step.
+
+    Of a synthetic task, the same without any of this: it has no tokenizer, and no bytes of text.
 
     Raises:
         UserError: the config, the source, the tokenizer or the cache folder cannot be used.
     """
     if seed < 0:
         raise UserError(f"seed is {seed}: it must be 0 or more")
+    if config.probe is not None:
+        return ProbeDataset(
+            config.task, config.probe, seq_len=config.seq_len, batch_size=config.batch_size, seed=seed
+        )
     source = sources.with_validation(
         sources.open_source(config.source, revision=config.revision, toy_documents=config.toy_documents)
     )
@@ -114,7 +163,13 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset:
         seed=seed,
     )
     validation = _validation_set(source.name, source.validation, tokenizer, config.cache_dir, config.packing)
-    return Dataset(tokenizer=tokenizer, train=stream, validation=validation, train_batches=batches)
+    return Dataset(
+        name=f"data.source={config.source}",
+        tokenizer=tokenizer,
+        train=stream,
+        validation=validation,
+        train_batches=batches,
+    )
 
 
 def validation_from_source(

@@ -6,6 +6,8 @@ With l_i the loss of target i in nats, over all N targets with a weight and the 
 
 Loss and perplexity are per token, so they compare only under one tokenizer; bits per byte compare across
 tokenizers. An end-of-text target costs nats but is no byte of text: a story's end counts towards its bytes.
+
+The labels of a synthetic task are no text: there the accuracy is what says something (seqmodels.evaluation.accuracy).
 """
 
 import dataclasses
@@ -40,7 +42,14 @@ class Evaluation:
     bits_per_byte: float  # bits per byte of the text the targets account for; nan where that is no text
     loss_by_position: Float[np.ndarray, "T"]  # nats per token at each window position; nan where nothing counted
     tokens: int  # targets that counted
-    tokens_per_second: float  # forward pass only, the first batch (which compiles) left out if there are more
+    tokens_per_second: float  # read by the forward pass, the first batch (which compiles) left out if there are more
+    accuracy: float | None = None  # share of the targets that the model puts above all else; None for text
+    accuracy_by_position: Float[np.ndarray, "T"] | None = None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """What stands beside the loss in results."""
+        return {"perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
 
 
 def evaluate(
@@ -57,7 +66,8 @@ def evaluate(
     """Score `params` on every window of `validation`, or on its first `max_tokens` targets.
 
     Args:
-        eval_step: maps (params, batch) to `loss` (nats) and `weight`, each [T] and summed over the batch.
+        eval_step: maps (params, batch) to `loss` (nats), `weight` and, where targets are labels, `hits`, each [T] and
+            summed over the batch.
         put: moves a host batch to the devices, sharded as `eval_step` wants it.
         progress: called after each batch with the number of targets scored so far.
 
@@ -67,50 +77,56 @@ def evaluate(
     Raises:
         ValueError: the validation set holds not a single target.
     """
-    loss_sum = np.zeros(seq_len, np.float64)
-    weight_sum = np.zeros(seq_len, np.float64)
+    totals: dict[str, np.ndarray] = {}
     num_bytes = 0.0
+    read = 0
     in_flight = None
     start = clock_start = time.perf_counter()
-    tokens_before_clock = 0.0
+    read_before_clock = 0
 
     def collect(sums):
-        nonlocal loss_sum, weight_sum
-        loss_sum += np.asarray(sums["loss"], np.float64)
-        weight_sum += np.asarray(sums["weight"], np.float64)
+        for name, by_position in sums.items():
+            totals[name] = np.asarray(by_position, np.float64) + (totals[name] if name in totals else 0.0)
         if progress is not None:
-            progress(int(weight_sum.sum()))
+            progress(int(totals["weight"].sum()))
 
     for index, batch in enumerate(validation.batches(batch_size, seq_len, max_tokens)):
-        num_bytes += float(batch["bytes"][batch["weights"] > 0].sum(dtype=np.float64))
+        if "bytes" in batch:
+            num_bytes += float(batch["bytes"][batch["weights"] > 0].sum(dtype=np.float64))
         sums = eval_step(params, put({name: array for name, array in batch.items() if name != "bytes"}))
+        read += batch["inputs"].size
         if index == 0:
             collect(sums)
-            clock_start, tokens_before_clock = time.perf_counter(), weight_sum.sum()
+            clock_start, read_before_clock = time.perf_counter(), read
             continue
         if in_flight is not None:
             collect(in_flight)
         in_flight = sums
     if in_flight is None:
-        clock_start, tokens_before_clock = start, 0.0
+        clock_start, read_before_clock = start, 0
     else:
         collect(in_flight)
 
-    tokens = weight_sum.sum()
-    if tokens == 0:
+    if not read or not totals["weight"].any():
         raise ValueError("the validation set holds no target to score")
     seconds = time.perf_counter() - clock_start
-    nats = loss_sum.sum()
-    counted = weight_sum > 0
-    loss_by_position = np.full(seq_len, np.nan)
-    loss_by_position[counted] = loss_sum[counted] / weight_sum[counted]
+    tokens, nats = totals["weight"].sum(), totals["loss"].sum()
+    counted = totals["weight"] > 0
+
+    def mean_by_position(name):
+        means = np.full(seq_len, np.nan)
+        means[counted] = totals[name][counted] / totals["weight"][counted]
+        return means
+
     return Evaluation(
         loss=float(nats / tokens),
         perplexity=perplexity(float(nats / tokens)),
         bits_per_byte=float(nats / math.log(2) / num_bytes) if num_bytes else math.nan,
-        loss_by_position=loss_by_position,
+        loss_by_position=mean_by_position("loss"),
         tokens=int(tokens),
-        tokens_per_second=float((tokens - tokens_before_clock) / seconds),
+        tokens_per_second=(read - read_before_clock) / seconds,
+        accuracy=float(totals["hits"].sum() / tokens) if "hits" in totals else None,
+        accuracy_by_position=mean_by_position("hits") if "hits" in totals else None,
     )
 
 
@@ -128,6 +144,11 @@ def by_context_length(loss_by_position: Float[np.ndarray, "T"]) -> dict[tuple[in
             means[first, last] = float(np.nanmean(losses))
         first, last = last + 1, 2 * last
     return means
+
+
+def text_scores(loss: float, bytes_per_token: float) -> dict[str, float]:
+    """The scores of a loss in nats per token, on text with so many bytes per token."""
+    return {"perplexity": perplexity(loss), "bits_per_byte": loss / math.log(2) / bytes_per_token}
 
 
 def perplexity(loss: float) -> float:

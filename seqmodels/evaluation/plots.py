@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from seqmodels.evaluation.perplexity import by_context_length
+from seqmodels.evaluation.perplexity import Evaluation, by_context_length
 
 Rows = Sequence[Mapping[str, float]]  # rows of a metrics.jsonl
 
@@ -61,6 +61,38 @@ def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.
     axes.set_ylabel("validation loss (nats per token)")
     axes.legend(frameon=False)
     _finish(axes)
+    figure.savefig(path, dpi=120)
+
+
+def extrapolation(by_length: Mapping[int, Evaluation], trained_at: int, path: str | os.PathLike) -> None:
+    """How a model fares at several lengths, and its loss by position at each; a line marks the length of its training.
+
+    Args:
+        by_length: tokens to what was scored there: accuracy, where targets are labels, or else loss.
+        trained_at: tokens.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    over_lengths, over_positions = figure.subplots(1, 2)
+    labelled = all(evaluation.accuracy is not None for evaluation in by_length.values())
+    scores = [evaluation.accuracy if labelled else evaluation.loss for evaluation in by_length.values()]
+    over_lengths.plot(list(by_length), scores, marker="o", ms=4, lw=1.8)
+    over_lengths.set_xlabel("length (tokens)")
+    over_lengths.set_ylabel("accuracy" if labelled else "validation loss (nats per token)")
+    if labelled:
+        over_lengths.set_ylim(-0.02, 1.02)
+    for index, (length, evaluation) in enumerate(by_length.items()):
+        means = by_context_length(evaluation.loss_by_position)
+        middles = [math.sqrt(first * last) for first, last in means]
+        over_positions.plot(middles, means.values(), color=f"C{index % 10}", label=f"{length}", lw=1.5, marker="o", ms=4)
+    over_positions.set_xlabel("position (tokens)")
+    over_positions.set_ylabel("loss (nats)")
+    over_positions.legend(title="length", frameon=False)
+    for axes in (over_lengths, over_positions):
+        axes.axvline(trained_at, color="grey", lw=1.0, ls="--")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _finish(axes)
     figure.savefig(path, dpi=120)
 
 

@@ -17,8 +17,6 @@ from typing import TextIO
 import jax
 import jax.numpy as jnp
 
-from seqmodels.evaluation.perplexity import perplexity
-
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
 # `device_kind` counts. A TPU v2 or v3 chip is two devices.
 PEAK_FLOPS = {
@@ -26,6 +24,10 @@ PEAK_FLOPS = {
     "TPU v5": 459e12, "TPU v6": 918e12, "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12,
     "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12,
 }  # fmt: skip
+
+
+# What the terminal shows of a row, and how.
+SHOWN = {"loss": ".4f", "perplexity": ".2f", "accuracy": ".4f", "bits_per_byte": ".4f"}
 
 
 class Log:
@@ -36,15 +38,14 @@ class Log:
         step: rows, samples and events of later steps are dropped: they will be written again.
         total_steps: where the run ends.
         tokens_per_step: B * T.
-        bytes_per_token: of the train split, for the bits per byte of training rows.
         flops_per_second: the rate that counts as a utilisation of 1 (`peak_flops_per_second`), or None.
         flops_per_token: of one training step.
         seconds: training time before this process.
     """
 
     def __init__(
-        self, workdir: Path, *, step: int, total_steps: int, tokens_per_step: int, bytes_per_token: float,
-        flops_per_token: float, flops_per_second: float | None, seconds: float = 0.0,
+        self, workdir: Path, *, step: int, total_steps: int, tokens_per_step: int, flops_per_token: float,
+        flops_per_second: float | None, seconds: float = 0.0,
     ):  # fmt: skip
         self._metrics = MetricsFile(workdir / "metrics.jsonl", last_step=step)
         self._samples = SamplesFile(workdir / "samples.txt", last_step=step)
@@ -52,7 +53,6 @@ class Log:
         self._terminal = Terminal(step, total_steps)
         self.stopwatch = Stopwatch(seconds)
         self._tokens_per_step = tokens_per_step
-        self._bytes_per_token = bytes_per_token
         self._flops_per_token = flops_per_token
         self._flops_per_second = flops_per_second
 
@@ -78,18 +78,20 @@ class Log:
         """Move the bar."""
         self._terminal.progress(step)
 
-    def train(self, step: int, *, loss: float, gradient_norm: float, learning_rate: float) -> None:
-        """The row of one training step: its own loss, and the speed since the row before."""
+    def train(
+        self, step: int, *, loss: float, scores: Mapping, gradient_norm: float, learning_rate: float
+    ) -> None:
+        """The row of one training step: its own loss and scores (perplexity, ...), and the speed since the row before."""
         tokens_per_second = self.stopwatch.steps_per_second() * self._tokens_per_step
         mfu = None
         if self._flops_per_second is not None:
             mfu = tokens_per_second * self._flops_per_token / self._flops_per_second
-        row = self._row(step, "train", loss, loss / math.log(2) / self._bytes_per_token, tokens_per_second)
+        row = self._row(step, "train", loss, scores, tokens_per_second)
         self._write({**row, "gradient_norm": gradient_norm, "learning_rate": learning_rate, "mfu": mfu})
 
-    def validation(self, step: int, *, loss: float, bits_per_byte: float, tokens_per_second: float) -> None:
+    def validation(self, step: int, *, loss: float, scores: Mapping, tokens_per_second: float) -> None:
         """The row of one evaluation; its tokens_per_second are those of the forward pass."""
-        self._write(self._row(step, "validation", loss, bits_per_byte, tokens_per_second))
+        self._write(self._row(step, "validation", loss, scores, tokens_per_second))
 
     def sample(self, step: int, text: str) -> None:
         """A text that the model wrote."""
@@ -107,13 +109,12 @@ class Log:
         self._metrics.close()
         self._tensorboard.close()
 
-    def _row(self, step, split, loss, bits_per_byte, tokens_per_second) -> dict:
+    def _row(self, step, split, loss, scores, tokens_per_second) -> dict:
         return {
             "step": step,
             "split": split,
             "loss": loss,
-            "perplexity": perplexity(loss),
-            "bits_per_byte": bits_per_byte,
+            **scores,
             "tokens_per_second": tokens_per_second,
             "tokens": step * self._tokens_per_step,
             "seconds": self.stopwatch.seconds,
@@ -273,9 +274,10 @@ class Terminal:
 
     def row(self, row: Mapping) -> None:
         """Show a row of metrics.jsonl."""
-        numbers = f"loss {row['loss']:.4f}  perplexity {row['perplexity']:.2f}"
+        shown = [f"{name.replace('_', ' ')} {row[name]:{form}}" for name, form in SHOWN.items() if name in row]
+        numbers = "  ".join(shown[:2])  # a line of training has the loss and one score
         if row["split"] == "validation":
-            self.line(f"step {row['step']}: validation {numbers}  bits per byte {row['bits_per_byte']:.4f}")
+            self.line(f"step {row['step']}: validation {'  '.join(shown)}")
         elif self._bar is not None:
             speed = f"{row['tokens_per_second']:,.0f} tokens/s"
             self._bar.update(self._bar.task_ids[0], numbers=f"{numbers}  {speed}")

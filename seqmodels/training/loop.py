@@ -8,7 +8,6 @@ killed at any moment and started again ends with the parameters, bit for bit, an
 import contextlib
 import errno
 import fcntl
-import hashlib
 import math
 import os
 import signal
@@ -43,6 +42,9 @@ HORIZON_FIELDS = ("train.steps", "optim.decay_steps")
 
 SAMPLE_TOKENS = 120
 
+# What may stand beside the loss in a row of metrics.jsonl: of text, or of a synthetic task.
+SCORES = ("perplexity", "bits_per_byte", "accuracy", "accuracy_by_segment")
+
 
 class Stopped(BaseException):
     """A signal ended the run in good order. Not an Exception, so that no library swallows it."""
@@ -56,9 +58,9 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
     """Train until `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
 
     Returns:
-        The summary: step, validation_loss (nats per token, on train.eval_tokens), perplexity,
-        bits_per_byte, tokens_per_second (median of the training rows), parameters, state_bytes (one sequence
-        of data.seq_len), and more. Of a run that has finished before, at once.
+        The summary: step, validation_loss (nats per token, on train.eval_tokens), perplexity and bits_per_byte
+        or, on a synthetic task, accuracy and accuracy_by_segment, tokens_per_second (median of the training rows),
+        parameters, state_bytes (one sequence of data.seq_len), and more. Of a run that has finished before, at once.
 
     Raises:
         UserError: the folder holds a run of another config, the data or a checkpoint cannot be used, the loss
@@ -78,7 +80,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         # The data and the model.
         with signals.interrupting():
             dataset = data.prepare(config.data, seed=config.seed)
-        setup = Setup(config, dataset.tokenizer.vocab_size)
+        setup = Setup(config, dataset.vocab_size)
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
         restored = checkpoint.restore(
@@ -89,13 +91,12 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
             if config.train.init_from is not None:
                 abstract_params = setup.abstract_state()["params"]
                 state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, _print)
-            dataset.tokenizer.save(workdir / "tokenizer.json")
-            data.save_validation(dataset, workdir)
+            dataset.save(workdir)
         else:
             step, state, seconds = restored.step, restored.state, restored.record["seconds"]
-            if restored.record["data"] != _fingerprint(dataset.train.tokens):
+            if restored.record["data"] != dataset.fingerprint:
                 raise UserError(
-                    f"data.source={config.data.source} is not what the run in {workdir} was begun with; "
+                    f"{dataset.name} is not what the run in {workdir} was begun with; "
                     "bring that back, or choose another --workdir"
                 )
         config_lib.save(config, workdir / "config.json")
@@ -104,7 +105,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         log = Log(
             workdir, step=step, total_steps=config.train.steps,
             tokens_per_step=config.data.batch_size * config.data.seq_len,
-            bytes_per_token=dataset.train_bytes_per_token, flops_per_token=setup.flops_per_token,
+            flops_per_token=setup.flops_per_token,
             flops_per_second=peak_flops_per_second(setup.mesh.devices.flatten()), seconds=seconds,
         )  # fmt: skip
         stack.callback(log.close)
@@ -119,15 +120,14 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
     return {
         "step": config.train.steps,
         "validation_loss": evaluation["loss"],
-        "perplexity": evaluation["perplexity"],
-        "bits_per_byte": evaluation["bits_per_byte"],
+        **{name: evaluation[name] for name in SCORES if name in evaluation},
         "tokens_per_second": statistics.median_high(speeds) if speeds else None,
         "parameters": setup.num_parameters,
         "state_bytes": perplexity.state_bytes(
             setup.graphdef, setup.abstract_state()["params"], config.data.seq_len
         ),
         "state_max_len": config.data.seq_len,
-        "tokenizer": dataset.tokenizer.name,
+        **({"task": config.data.task} if dataset.tokenizer is None else {"tokenizer": dataset.tokenizer.name}),
         "train_tokens": evaluation["tokens"],
         "train_seconds": evaluation["seconds"],
     }
@@ -140,7 +140,7 @@ class _Run:
         self.config, self.dataset, self.setup = config, dataset, setup
         self.log, self.writer, self.signals = log, writer, signals
         self.step, self.state = step, state
-        self.data_fingerprint = _fingerprint(dataset.train.tokens)
+        self.data_fingerprint = dataset.fingerprint
         self.saved_step = step
         self.in_flight = None
 
@@ -185,7 +185,11 @@ class _Run:
                 "lower optim.learning_rate"
             )
         if step % self.config.train.log_every_steps == 0 or step == self.config.train.steps:
-            self.log.train(step, **metrics)
+            if "accuracy" in metrics:
+                scores = {"accuracy": metrics.pop("accuracy")}
+            else:
+                scores = perplexity.text_scores(metrics["loss"], self.dataset.train_bytes_per_token)
+            self.log.train(step, scores=scores, **metrics)
 
     def do_what_is_due(self) -> None:
         """Evaluate, sample and save, in this order, as far as it is due and not done."""
@@ -210,17 +214,13 @@ class _Run:
         return self.step > 0 and every_steps > 0 and (self.step % every_steps == 0 or at_the_end)
 
     def evaluate(self) -> None:
-        sizes = self.config.data
         with self.signals.interrupting():
-            result = perplexity.evaluate(
-                self.setup.eval_step, self.state["params"], self.dataset.validation,
-                batch_size=sizes.batch_size, seq_len=sizes.seq_len, max_tokens=self.config.train.eval_tokens,
-                put=self.setup.put,
-            )  # fmt: skip
+            result = self.setup.evaluate(
+                self.state["params"], self.dataset.validation, max_tokens=self.config.train.eval_tokens
+            )
         self.log.validation(
-            self.step, loss=result.loss, bits_per_byte=result.bits_per_byte,
-            tokens_per_second=result.tokens_per_second,
-        )  # fmt: skip
+            self.step, loss=result.loss, scores=result.scores, tokens_per_second=result.tokens_per_second
+        )
 
     def sample(self) -> None:
         tokenizer = self.dataset.tokenizer
@@ -326,14 +326,6 @@ def _check_config(config: RunConfig, workdir: Path) -> None:
             f"decay with --config.optim.decay_steps={old.optim.decay_steps or old.train.steps}"
         )
     _print(f"{' and '.join(changes.values())}: the run goes on to step {config.train.steps}")
-
-
-def _fingerprint(tokens: np.ndarray) -> str:
-    """A digest of 256 blocks spread over the training tokens, at a cost that does not grow with them."""
-    digest = hashlib.blake2b(str(len(tokens)).encode(), digest_size=16)
-    for begin in np.linspace(0, max(0, len(tokens) - 4096), 256, dtype=np.int64):
-        digest.update(tokens[begin : begin + 4096].tobytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

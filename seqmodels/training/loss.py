@@ -12,7 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.layers import matmul_precision, soft_cap
 
@@ -47,11 +47,30 @@ def cross_entropy(
 
     With `logit_cap` the logits are those of `layers.soft_cap`.
     """
+    loss_sum, _, weight_sum = cross_entropy_and_hits(
+        hidden, head_kernel, targets, weights, chunk_tokens=chunk_tokens, logit_cap=logit_cap
+    )
+    return loss_sum, weight_sum
+
+
+def cross_entropy_and_hits(
+    hidden: Float[Array, "*batch D"],
+    head_kernel: Float[Array, "D L"],
+    targets: Int[Array, "*batch"],
+    weights: Float[Array, "*batch"] | None = None,
+    *,
+    chunk_tokens: int | None = None,
+    logit_cap: float | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """`cross_entropy` with the weighted number of hits between its two: targets whose logit is above every other one.
+
+    Hits have no gradient. Not used, they cost nothing in a jitted function.
+    """
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
     weights = weights.astype(jnp.float32)
     chunks = _in_chunks((hidden, targets, weights), targets.shape, head_kernel.shape[1], chunk_tokens)
-    return _loss_sum(logit_cap, chunks[0], head_kernel, *chunks[1:]), jnp.sum(weights)
+    return *_sums(logit_cap, chunks[0], head_kernel, *chunks[1:]), jnp.sum(weights)
 
 
 def token_losses(
@@ -66,11 +85,32 @@ def token_losses(
 
     Not meant to be differentiated (it would keep all logits).
     """
+    return token_losses_and_hits(hidden, head_kernel, targets, chunk_tokens=chunk_tokens, logit_cap=logit_cap)[0]
+
+
+def token_losses_and_hits(
+    hidden: Float[Array, "*batch D"],
+    head_kernel: Float[Array, "D L"],
+    targets: Int[Array, "*batch"],
+    *,
+    chunk_tokens: int | None = None,
+    logit_cap: float | None = None,
+) -> tuple[Float[Array, "*batch"], Bool[Array, "*batch"]]:
+    """`token_losses`, and where the target's logit is above every other one; not used, that costs nothing when jitted."""
     chunked = _in_chunks((hidden, targets), targets.shape, head_kernel.shape[1], chunk_tokens)
     kernel = head_kernel.astype(hidden.dtype)
-    losses = jax.lax.map(lambda chunk: _softmax(chunk[0], kernel, chunk[1], logit_cap)[1], chunked)  # [chunks, rows * time]
+
+    def score(chunk):
+        hidden, targets = chunk
+        logits, losses, _, _ = _softmax(hidden, kernel, targets, logit_cap)
+        return losses, _hits(logits, targets)
+
     rows, time = _rows_and_time(targets.shape)
-    return jnp.moveaxis(losses.reshape(len(losses), rows, -1), 0, 1).reshape(rows, -1)[:, :time].reshape(targets.shape)
+
+    def whole(x):  # [chunks, rows * time]
+        return jnp.moveaxis(x.reshape(len(x), rows, -1), 0, 1).reshape(rows, -1)[:, :time].reshape(targets.shape)
+
+    return jax.tree.map(whole, jax.lax.map(score, chunked))
 
 
 def _rows_and_time(shape):
@@ -106,24 +146,31 @@ def _softmax(hidden, kernel, targets, cap):
     return logits, jnp.log(total) + largest - target_logits, exponentials, total
 
 
+def _hits(logits, targets):
+    """For one chunk: where the target's logit is above every other one, [tokens]. Equal ones or NaNs are no hit."""
+    target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)
+    return jnp.sum(logits >= target_logits, axis=-1) == 1
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss_sum(cap, hidden, kernel, targets, weights):
-    """hidden [chunks, tokens, D], targets and weights [chunks, tokens] -> scalar."""
+def _sums(cap, hidden, kernel, targets, weights):
+    """hidden [chunks, tokens, D], targets and weights [chunks, tokens] -> the sums of losses and of hits."""
     kernel = kernel.astype(hidden.dtype)
 
-    def add_chunk(loss_sum, chunk):
+    def add_chunk(sums, chunk):
         hidden, targets, weights = chunk
-        _, losses, _, _ = _softmax(hidden, kernel, targets, cap)
-        return loss_sum + jnp.sum(losses * weights), None
+        logits, losses, _, _ = _softmax(hidden, kernel, targets, cap)
+        loss_sum, hit_sum = sums
+        return (loss_sum + jnp.sum(losses * weights), hit_sum + jnp.sum(_hits(logits, targets) * weights)), None
 
-    return jax.lax.scan(add_chunk, jnp.float32(0), (hidden, targets, weights))[0]
+    return jax.lax.scan(add_chunk, (jnp.float32(0), jnp.float32(0)), (hidden, targets, weights))[0]
 
 
-def _loss_sum_forward(cap, hidden, kernel, targets, weights):
+def _sums_forward(cap, hidden, kernel, targets, weights):
     kernel_in_use = kernel.astype(hidden.dtype)
 
     def add_chunk(carry, chunk):
-        loss_sum, kernel_gradient = carry
+        loss_sum, hit_sum, kernel_gradient = carry
         hidden, targets, weights = chunk
         logits, losses, exponentials, total = _softmax(hidden, kernel_in_use, targets, cap)
         is_target = targets[:, None] == jnp.arange(kernel.shape[1])
@@ -133,23 +180,25 @@ def _loss_sum_forward(cap, hidden, kernel, targets, weights):
         logits_gradient = logits_gradient.astype(hidden.dtype)
         hidden_gradient = _product(logits_gradient, kernel_in_use.T).astype(hidden.dtype)
         kernel_gradient += _transposed_product(hidden, logits_gradient)
-        return (loss_sum + jnp.sum(losses * weights), kernel_gradient), (hidden_gradient, losses)
+        loss_sum += jnp.sum(losses * weights)
+        hit_sum += jnp.sum(_hits(logits, targets) * weights)
+        return (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, losses)
 
-    start = jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32)
-    (loss_sum, kernel_gradient), (hidden_gradient, losses) = jax.lax.scan(
+    start = jnp.float32(0), jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32)
+    (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, losses) = jax.lax.scan(
         add_chunk, start, (hidden, targets, weights)
     )
-    return loss_sum, (hidden_gradient, kernel_gradient.astype(kernel.dtype), losses)
+    return (loss_sum, hit_sum), (hidden_gradient, kernel_gradient.astype(kernel.dtype), losses)
 
 
-def _loss_sum_backward(cap, gradients, cotangent):
+def _sums_backward(cap, gradients, cotangents):
     hidden_gradient, kernel_gradient, weights_gradient = (
-        (g.astype(jnp.float32) * cotangent).astype(g.dtype) for g in gradients
+        (g.astype(jnp.float32) * cotangents[0]).astype(g.dtype) for g in gradients
     )
     return hidden_gradient, kernel_gradient, None, weights_gradient
 
 
-_loss_sum.defvjp(_loss_sum_forward, _loss_sum_backward)
+_sums.defvjp(_sums_forward, _sums_backward)
 
 
 def _product(x, y):

@@ -27,18 +27,26 @@ def read_config(workdir: str | Path) -> RunConfig:
 
 
 def read_tokenizer(workdir: str | Path, config: RunConfig) -> data.Tokenizer | None:
-    """The tokenizer of a run of this config; None: its checkpoint was imported from a folder without one.
+    """The tokenizer of a run of this config; None: a synthetic task has none, nor an imported checkpoint without one.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     path = Path(workdir) / "tokenizer.json"
-    # Only an imported checkpoint names its vocabulary, and only that may be without a tokenizer.
-    return None if config.model.vocab_size and not path.exists() else data.load_tokenizer(path)
+    # Of runs on text, only an imported checkpoint names its vocabulary, and only that may be without a tokenizer.
+    has_none = config.data.probe is not None or (config.model.vocab_size and not path.exists())
+    return None if has_none else data.load_tokenizer(path)
+
+
+def num_pieces(config: RunConfig, tokenizer: data.Tokenizer | None) -> int | None:
+    """How many tokens a run's data have; None where that is not known."""
+    if config.data.probe is not None:
+        return config.data.probe.vocab_size
+    return None if tokenizer is None else tokenizer.vocab_size
 
 
 def initial_params(
-    config: RunConfig, tokenizer: data.Tokenizer, abstract_params: dict, report: Callable[[str], None]
+    config: RunConfig, tokenizer: data.Tokenizer | None, abstract_params: dict, report: Callable[[str], None]
 ) -> dict:
     """The newest parameters in `config.train.init_from`, for a run that begins with them.
 
@@ -54,12 +62,12 @@ def initial_params(
     source = Path(config.train.init_from).expanduser()
     theirs = read_config(source)
     their_tokenizer = read_tokenizer(source, theirs)
-    if their_tokenizer is not None and their_tokenizer.to_json() != tokenizer.to_json():
+    if None not in (their_tokenizer, tokenizer) and their_tokenizer.to_json() != tokenizer.to_json():
         raise UserError(
             f"train.init_from={source} was trained with another tokenizer than data.tokenizer={config.data.tokenizer}; "
             f"set --config.data.tokenizer={source / 'tokenizer.json'}"
         )
-    vocab_size = model.vocabulary_size(theirs.model, their_tokenizer and their_tokenizer.vocab_size)
+    vocab_size = model.vocabulary_size(theirs.model, num_pieces(theirs, their_tokenizer))
     their_params = jax.eval_shape(functools.partial(model.init_params, theirs.model, vocab_size), jax.random.key(0))
     there, here = _shapes(their_params), _shapes(abstract_params)
     if there != here:

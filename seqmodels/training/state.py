@@ -6,6 +6,7 @@ The keys of dropout and of the data order derive from the seed and the step, so 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from seqmodels import model, ops
+from seqmodels.data import HeldOut, ValidationSet
 from seqmodels.errors import UserError
+from seqmodels.evaluation import accuracy, perplexity
+from seqmodels.evaluation.accuracy import LabelEvaluation
+from seqmodels.evaluation.perplexity import Evaluation
 from seqmodels.training import flops, optimizer, sharding, step
 
 
@@ -46,7 +51,7 @@ class Setup:
 
     Args:
       config: a ``seqmodels.config.RunConfig``.
-      pieces: how many the tokenizer has; None: there is none, and ``config.model.vocab_size`` says L.
+      pieces: how many tokens the data have; None: that is not known, and ``config.model.vocab_size`` says L.
       devices: which devices to use; default all.
 
     Attributes:
@@ -54,8 +59,9 @@ class Setup:
       graphdef: the model's structure; ``nnx.merge(graphdef, params)`` is the model.
       schedule: step -> learning rate.
       train_step: ``(train_state, batch) -> (train_state, metrics)``; donates the train state. Metrics are
-        device scalars: loss (nats per token), gradient_norm, learning_rate.
-      eval_step: ``(params, batch) -> {"loss": [T], "weight": [T]}``, sums over the batch by position.
+        device scalars: loss (nats per token), gradient_norm, learning_rate, and accuracy on a synthetic task.
+      eval_step: ``(params, batch) -> {"loss": [T], "weight": [T]}``, sums over the batch by position; on a synthetic
+        task with "hits".
 
     Raises:
       UserError: sizes that do not fit together, or a mesh that does not fit the devices.
@@ -74,19 +80,20 @@ class Setup:
         self._shapes = shapes
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self._batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
+        labelled = config.data.probe is not None
         on_mesh = ops.on_mesh(self.mesh, *sharding.BATCH)
         self.train_step = jax.jit(
             on_mesh(functools.partial(
                 step.train_step, self.graphdef, self._optimizer, self.schedule,
                 accumulation_steps=config.optim.accumulation_steps,
-                dropout_seed=config.seed if config.model.dropout > 0 else None,
+                dropout_seed=config.seed if config.model.dropout > 0 else None, labelled=labelled,
             )),
             in_shardings=(self._shardings, self._batch_sharding),
             out_shardings=(self._shardings, self._whole),
             donate_argnums=0,
         )
         self.eval_step = jax.jit(
-            on_mesh(functools.partial(step.eval_step, self.graphdef)),
+            on_mesh(functools.partial(step.eval_step, self.graphdef, labelled=labelled)),
             in_shardings=(self._shardings["params"], self._batch_sharding),
             out_shardings=self._whole,
         )
@@ -130,6 +137,38 @@ class Setup:
 
         with ops.compile_for("cpu"):
             return 3.0 * flops.count_matmul_flops(forward, self._shapes["params"], tokens) / data.seq_len
+
+    def evaluate(
+        self,
+        params: dict,
+        validation: ValidationSet | HeldOut,
+        *,
+        seq_len: int | None = None,
+        max_tokens: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Evaluation | LabelEvaluation:
+        """Score parameters on text, in windows of ``seq_len`` (default: the training length), or on a synthetic task's test.
+
+        Args:
+          max_tokens: score only the first so many; of a test, read about so many.
+          progress: called with the number of tokens done.
+        """
+        if isinstance(validation, HeldOut):
+            return accuracy.evaluate(
+                self.eval_step, params, validation,
+                rows_at=self.rows_at, max_tokens=max_tokens, put=self.put, progress=progress,
+            )  # fmt: skip
+        seq_len = seq_len or self.config.data.seq_len
+        return perplexity.evaluate(
+            self.eval_step, params, validation, batch_size=self.rows_at(seq_len), seq_len=seq_len,
+            max_tokens=max_tokens, put=self.put, progress=progress,
+        )  # fmt: skip
+
+    def rows_at(self, length: int) -> int:
+        """Rows of a batch of this length that has about as many tokens as a training batch, at most as many rows."""
+        data = self.config.data
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return max(parts, min(data.batch_size, data.batch_size * data.seq_len // length) // parts * parts)
 
     def _init(self, key):
         params = model.init_params(self.config.model, self.vocab_size, key)

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import optax
 
 from seqmodels import model
-from seqmodels.training.loss import cross_entropy, token_losses
+from seqmodels.training.loss import cross_entropy_and_hits, token_losses_and_hits
 
 
-def train_step(graphdef, optimizer, schedule, state, batch, *, accumulation_steps: int, dropout_seed: int | None):
+def train_step(
+    graphdef, optimizer, schedule, state, batch, *, accumulation_steps: int, dropout_seed: int | None, labelled: bool
+):
     """One optimizer step on the mean loss of the batch's weighted targets.
 
     Args:
@@ -19,25 +21,27 @@ def train_step(graphdef, optimizer, schedule, state, batch, *, accumulation_step
       batch: inputs, targets [B, T] int32; optionally reset [B, T] bool, weights [B, T] float32.
       accumulation_steps: micro-batches, each B / accumulation_steps rows.
       dropout_seed: None means no dropout.
+      labelled: whether the targets are labels, and accuracy is wanted.
 
     Returns:
-      the next state, and loss (nats per token), gradient_norm (before clipping) and learning_rate.
+      the next state, and loss (nats per token), gradient_norm (before clipping), learning_rate and, if labelled,
+      accuracy (the share of targets hit).
     """
     params = state["params"]
 
     def loss_sum(params, batch, key):
         network = model.merge(graphdef, params)
         hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"), dropout_key=key)
-        total, weight = cross_entropy(
+        total, hits, weight = cross_entropy_and_hits(
             hidden, network.head_kernel(), batch["targets"], batch.get("weights"), logit_cap=network.config.logit_cap
         )
-        return total, weight
+        return total, (hits, weight)
 
     value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
     key = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), state["step"])
 
     if accumulation_steps == 1:
-        (total, weight), gradients = value_and_grad(params, batch, key)
+        (total, (hits, weight)), gradients = value_and_grad(params, batch, key)
     else:
         # Rows are dealt out in turn, so that each micro-batch stays spread over the devices as the batch was.
         micro_batches = jax.tree.map(
@@ -47,12 +51,12 @@ def train_step(graphdef, optimizer, schedule, state, batch, *, accumulation_step
         def accumulate(sums, inputs):
             index, micro_batch = inputs
             micro_key = None if key is None else jax.random.fold_in(key, index)
-            (total, weight), gradients = value_and_grad(params, micro_batch, micro_key)
-            return jax.tree.map(jnp.add, sums, (total, weight, gradients)), None
+            (total, (hits, weight)), gradients = value_and_grad(params, micro_batch, micro_key)
+            return jax.tree.map(jnp.add, sums, (total, hits, weight, gradients)), None
 
-        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        zeros = (jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         indices = jnp.arange(accumulation_steps)
-        (total, weight, gradients), _ = jax.lax.scan(accumulate, zeros, (indices, micro_batches))
+        (total, hits, weight, gradients), _ = jax.lax.scan(accumulate, zeros, (indices, micro_batches))
 
     weight = jnp.maximum(weight, 1.0)  # a batch of padding alone moves nothing
     gradients = jax.tree.map(lambda leaf: leaf / weight, gradients)
@@ -62,6 +66,8 @@ def train_step(graphdef, optimizer, schedule, state, batch, *, accumulation_step
         "gradient_norm": optax.tree.norm(gradients),
         "learning_rate": schedule(state["step"]),
     }
+    if labelled:
+        metrics["accuracy"] = hits / weight
     new_state = {
         "params": optax.apply_updates(params, updates),
         "optimizer": optimizer_state,
@@ -70,12 +76,17 @@ def train_step(graphdef, optimizer, schedule, state, batch, *, accumulation_step
     return new_state, metrics
 
 
-def eval_step(graphdef, params, batch):
-    """Weighted sums over the batch, by position: ``{"loss": [T] nats, "weight": [T]}``."""
+def eval_step(graphdef, params, batch, *, labelled: bool):
+    """Weighted sums over the batch, by position: ``{"loss": [T] nats, "weight": [T]}`` and, if labelled, ``"hits"`` [T]."""
     network = model.merge(graphdef, params)
     hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"))
-    losses = token_losses(hidden, network.head_kernel(), batch["targets"], logit_cap=network.config.logit_cap)
-    return {
+    losses, hits = token_losses_and_hits(
+        hidden, network.head_kernel(), batch["targets"], logit_cap=network.config.logit_cap
+    )
+    sums = {
         "loss": jnp.sum(jnp.where(batch["weights"] > 0, losses * batch["weights"], 0.0), axis=0),
         "weight": jnp.sum(batch["weights"], axis=0),
     }
+    if labelled:
+        sums["hits"] = jnp.sum(hits * batch["weights"], axis=0)
+    return sums

@@ -35,6 +35,7 @@ class Builder:
             embedding_norm=False,
             norm="rms",
             logit_cap=None,
+            readout="each",
             norm_eps=1e-5,
             dropout=0.0,
             remat=False,

@@ -34,6 +34,8 @@ def config(cache):
         cache_dir=str(cache),
         max_train_documents=0,
         toy_documents=50,
+        task="text",
+        tasks=(),
     )
 
 

@@ -189,8 +189,9 @@ SIZES = {  # G, H, K, V, decays
 }
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("model", SIZES)
+@pytest.mark.parametrize(
+    "model, dtype", [*((model, "bfloat16") for model in SIZES), ("GLA", "float32"), ("Mamba-2", "float32")]
+)
 def test_lowers_for_a_tpu(model, dtype):
     groups, heads, channels, width, decays = SIZES[model]
 

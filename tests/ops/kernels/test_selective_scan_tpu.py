@@ -100,8 +100,8 @@ def test_transformations_agree_with_the_plain_gradient():
 
 
 def test_the_interpreter_that_models_the_memories_agrees(monkeypatch):
-    monkeypatch.setattr(selective_scan_tpu, "_STEPS", 16)  # it takes a second for every ten steps
-    inputs = xla.sample(steps=20, batch=1)
+    monkeypatch.setattr(selective_scan_tpu, "_STEPS", 8)  # it takes a second for every ten steps
+    inputs = xla.sample(steps=12, batch=1)
     reset, cotangents = xla.marks(inputs, (5,)), xla.cotangents_for(inputs)
     x, dt, A, B, C, state = (jnp.asarray(inputs[name]) for name in ("x", "dt", "A", "B", "C", "state"))
 

@@ -1,0 +1,142 @@
+"""Does this code find what is known about mixers? Small runs on synthetic tasks, each with what must come out.
+
+    python scripts/known_truths.py [--out=benchmarks/results/known_truths.json] [--runs=parity_lstm,parity_mamba]
+
+1. Two layers of attention solve associative recall of 4 pairs (Arora et al. 2023, arXiv:2312.04927).
+2. Linear attention, whose state is fixed, recalls fewer of more pairs, and fewer than attention (Arora et al. 2024,
+   arXiv:2402.18668), at the size of mqar_sweep.py.
+3. An LSTM learns the parity of each prefix of 40 tokens, and longer ones with it; attention, and state spaces with
+   positive eigenvalues, do not (Merrill et al. 2024, arXiv:2404.08819; Grazzi et al. 2024, arXiv:2411.12537).
+
+A run that has ended is not repeated. The results, and a picture in docs/, are written after each one.
+"""
+
+if __name__ == "__main__":  # ahead of the other imports: it may start the process again, and they take seconds
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
+    from seqmodels.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()
+
+import re
+import sys
+from pathlib import Path
+
+import mqar_sweep
+from matplotlib.figure import Figure
+from probe_runs import ROOT, Probe, chosen, read, run_all
+
+from seqmodels import command_line
+
+OUT = ROOT / "benchmarks" / "results" / "known_truths.json"
+PICTURE = ROOT / "docs" / "known_truths.png"
+
+_PAIRS = (2, 16)  # the fewest and the most of configs/recall.py:mqar_sweep
+_PARITY = (
+    # With a label on the last token alone an LSTM needs more than the 128,000 examples that a minute has.
+    "--config.data.tasks.parity.every=True", "--config.data.tasks.parity.test_lengths=(10,20,40,80)",
+    "--config.data.batch_size=64", "--config.model.d_model=32", "--config.train.steps=1000",
+    "--config.optim.learning_rate=5e-3", "--config.optim.warmup_steps=100",
+)  # fmt: skip
+
+RUNS = {
+    "mqar_small": Probe("configs/recall.py:mqar_small", ()),
+    "pairs_attention": mqar_sweep.probe("attention"),
+    # The sum of k v^T as it is, with a norm on what is read: the default's feature map learns no recall in 1,000 steps.
+    "pairs_linear_attention": mqar_sweep.probe("linear_attention").with_(
+        "--config.model.mixers.linear_attention.feature_map=identity",
+        "--config.model.mixers.linear_attention.normalize=False",
+    ),
+    **{
+        f"parity_{mixer}": Probe(
+            "configs/state_tracking.py:parity", (*_PARITY, f"--config.model.pattern={mixer}")
+        )
+        for mixer in ("lstm", "attention", "mamba")
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = command_line.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "known_truths", help="folder of the run folders")
+    parser.add_argument("--out", type=Path, default=OUT, help="results file (JSON), read and added to")
+    parser.add_argument("--runs", help=f"which of {', '.join(RUNS)}; default all")
+    options = parser.parse_args()
+    results = read(options.out)
+    picture = PICTURE if options.out == OUT else options.out.with_suffix(".png")
+
+    def judge_and_draw(results: dict) -> None:
+        results["truths"] = verdicts(results["rows"])
+        draw(results["rows"], picture)
+
+    run_all(chosen(options.runs, RUNS), options.workdir, results, options.out, judge_and_draw)
+    for truth, holds in verdicts(results["rows"]).items():
+        print(f"{'holds' if holds else 'DOES NOT HOLD' if holds is not None else 'not run':>14}  {truth}")
+
+
+def verdicts(rows: dict) -> dict[str, bool | None]:
+    """Each truth, and whether the runs agree; None where they are not there."""
+
+    def accuracy(name: str, segment: str | None = None) -> float:
+        row = rows[name]
+        return row["accuracy"] if segment is None else row["accuracy_by_segment"][segment]
+
+    fewest, most = (f"length 64, {pairs} pairs" for pairs in (_PAIRS[0], _PAIRS[-1]))
+    truths = {
+        "two layers of attention solve associative recall of 4 pairs": lambda: accuracy("mqar_small") > 0.99,
+        # A model that has learnt which tokens are values, and no more, answers one of K questions right.
+        "linear attention, of fixed state, recalls few pairs, fewer of more, and fewer than attention": lambda: (
+            accuracy("pairs_linear_attention", fewest) > 0.75
+            and accuracy("pairs_linear_attention", fewest) - accuracy("pairs_linear_attention", most) > 0.2
+            and accuracy("pairs_attention", most) - accuracy("pairs_linear_attention", most) > 0.2
+        ),
+        "an LSTM learns parity to 40 tokens, each prefix labelled": lambda: accuracy("parity_lstm", "length 40") > 0.99,
+        "attention does not": lambda: accuracy("parity_attention", "length 40") < 0.75,
+        "a state space with positive eigenvalues (Mamba) does not": lambda: accuracy("parity_mamba", "length 40") < 0.75,
+        # At chance from token 41 on, the mean over 80 prefixes is at most 0.75.
+        "the LSTM goes on to 80 tokens, neither of the two does": lambda: (
+            accuracy("parity_lstm", "length 80") > 0.99
+            and max(accuracy(f"parity_{mixer}", "length 80") for mixer in ("attention", "mamba")) < 0.75
+        ),
+    }
+
+    def verdict(holds) -> bool | None:
+        try:
+            return holds()
+        except KeyError:
+            return None
+
+    return {truth: verdict(holds) for truth, holds in truths.items()}
+
+
+def draw(rows: dict, path: Path) -> None:
+    """Accuracy against pairs, and against the length of the parity."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, prefix, unit in ((panels[0], "pairs_", "pairs in 64 tokens"), (panels[1], "parity_", "tokens")):
+        sizes = []
+        for name, row in rows.items():
+            if name.startswith(prefix):
+                sizes = [int(re.findall(r"\d+", segment)[-1]) for segment in row["accuracy_by_segment"]]
+                label = name.removeprefix(prefix).replace("_", " ")
+                axes.plot(sizes, list(row["accuracy_by_segment"].values()), marker="o", ms=4, lw=1.8, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, list(map(str, sizes)))
+        axes.minorticks_off()
+        axes.set_xlabel(unit)
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(frameon=False)
+    panels[0].set_ylabel("accuracy")
+    panels[0].set_title("recall: a question for each pair")
+    panels[1].set_title("parity, trained to 40 tokens")
+    panels[1].axvline(40, color="grey", lw=1.0, ls="--")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

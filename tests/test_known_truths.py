@@ -1,0 +1,61 @@
+"""The verdicts of known_truths.py follow from the rows; both pictures can be drawn from part of them."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
+
+
+def row(*accuracies, segments, state_bytes=64):
+    return {
+        "accuracy": sum(accuracies) / len(accuracies), "accuracy_by_segment": dict(zip(segments, accuracies)),
+        "state_bytes": state_bytes,
+    }  # fmt: skip
+
+
+PAIRS, TOKENS = [f"length 64, {pairs} pairs" for pairs in (2, 16)], ["length 20", "length 40"]
+
+
+def test_verdicts(script, tmp_path):
+    truths = script("known_truths")
+    rows = {
+        "mqar_small": row(0.999, segments=["length 32, 4 pairs"]),
+        "pairs_attention": row(1.0, 0.9, segments=PAIRS),
+        "pairs_linear_attention": row(0.9, 0.8, segments=PAIRS),
+        "parity_lstm": row(1.0, 1.0, segments=TOKENS),
+        "parity_mamba": row(0.99, 0.76, segments=TOKENS),
+    }
+    assert list(truths.verdicts(rows).values()) == [True, False, True, None, False, None]
+    guesses = rows | {"pairs_linear_attention": row(0.5, 1 / 16, segments=PAIRS)}
+    assert list(truths.verdicts(guesses).values())[1] is False, "one of K is no recall"
+    assert list(truths.verdicts({}).values()) == [None] * 6
+    for rows_there in (rows, {}):
+        truths.draw(rows_there, tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    script("mqar_sweep").draw(
+        {"attention": rows["pairs_attention"], "gla": rows["pairs_linear_attention"]}, tmp_path / "sweep.png"
+    )
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_run_has_a_config_that_train_takes(script, tmp_path):
+    """And the command that is written down is the one that is run."""
+    import shlex
+
+    import train
+
+    truths, sweep = script("known_truths"), script("mqar_sweep")
+    runs = truths.RUNS | {mixer: sweep.probe(mixer) for mixer in ("attention", "gla", "mamba")}
+    for probe in runs.values():
+        argv = ["train.py", f"--config={probe.config}", *probe.flags, f"--workdir={tmp_path}"]
+        config, _ = train.parse(argv)
+        assert shlex.split(f"{probe.command} --workdir={tmp_path}")[1:] == argv
+        assert config.data.probe is not None
