@@ -183,7 +183,7 @@ from seqmodels.training.state import Setup
 from tests.configs import tiny
 from tests.test_step import batch, run
 sizes = {"model.pattern": "mamba hgrn", "model.repeats": 1, "data.seq_len": 16}
-batches = [{k: v[:, :16] % 48 for k, v in batch(seed).items()} for seed in range(3)]
+batches = [{k: v[:, :16] % 48 for k, v in batch().items()}]  # one step: AdamW makes much of rounding
 results = {}
 for name, mesh, kernels in (("xla", (1, 1, 1), False), ("one", (1, 1, 1), True), ("mesh", (2, 2, 2), True)):
     with ops.interpret("tpu") if kernels else contextlib.nullcontext(), ops.record_choices() as choices:
@@ -204,7 +204,7 @@ def test_kernels_compute_on_a_mesh_what_they_do_on_one_device():
     for name, (other_losses, other_gradient, choices) in results.items():
         assert choices == ["selective_scan: pallas", "linear_recurrence: pallas"], name
         np.testing.assert_allclose(other_losses, losses, rtol=2e-5, err_msg=name)
-        np.testing.assert_allclose(other_gradient, gradient, rtol=0, atol=1e-4 * np.abs(gradient).max(), err_msg=name)
+        np.testing.assert_allclose(other_gradient, gradient, rtol=0, atol=3e-5 * np.abs(gradient).max(), err_msg=name)
 
 
 def run_on_eight_devices(program):
