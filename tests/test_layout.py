@@ -41,6 +41,7 @@ MAY_KNOW = {
     "huge_pages": set(),
     "interop": {"errors", "layers", "mixers", "model", "data", "training", "config"},
     "run": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "training", "config"},
+    "comparison": {"errors", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
 }
 
 

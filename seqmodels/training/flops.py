@@ -1,8 +1,29 @@
-"""Counting the floating point operations of matrix products in any traced function."""
+"""Counting the floating point operations of matrix products in any traced function, and of a training step."""
 
 import math
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from seqmodels import model
+
+
+def training_flops_per_token(graphdef: nnx.GraphDef, params, seq_len: int) -> float:
+    """Floating point operations of the matrix products of one training step, per token.
+
+    Counted over the traced forward pass at the config's length (attention's products included), times 3
+    for forward and backward.
+
+    Args:
+      params: arrays or ShapeDtypeStructs.
+    """
+    tokens = jax.ShapeDtypeStruct((1, seq_len), jnp.int32)
+
+    def forward(params, tokens):
+        return model.merge(graphdef, params)(tokens)[0]
+
+    return 3.0 * count_matmul_flops(forward, params, tokens) / seq_len
 
 
 def count_matmul_flops(function, *args) -> float:
