@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 DPI = 130
 STYLES = ("-", "--", ":", "-.")
@@ -55,9 +55,7 @@ def _pareto(results: Mapping) -> Figure | None:
                 [cost(row)], [bits["mean"]], yerr=reach, fmt="o", ms=6, capsize=3, lw=1, color=_style(results, label)["color"]
             )
             panel.annotate(label, (cost(row), bits["mean"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
-        panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(EngFormatter(unit))
-        panel.xaxis.set_minor_formatter(lambda *_: "")
+        _logarithmic(panel.set_xscale, panel.xaxis, EngFormatter(unit))
         panel.set_xlabel(title)
         panel.margins(x=0.25)
     axes[0].set_ylabel("bits per byte")
@@ -135,9 +133,8 @@ def _contexts(results: Mapping) -> Figure | None:
                 **_style(results, label),
             )  # fmt: skip
         panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
         panel.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:g}")
-        panel.yaxis.set_major_formatter(EngFormatter(unit))
+        _logarithmic(panel.set_yscale, panel.yaxis, EngFormatter(unit))
         panel.set_xlabel("tokens of context")
         panel.set_title(title, fontsize=10)
     return _with_legend(figure, axes[0])
@@ -156,7 +153,7 @@ def _rates(results: Mapping) -> Figure | None:
                 [each["rate"] for each in rates], [each["loss"] for each in rates], lw=1.6, marker="o", ms=4, label=label,
                 **_style(results, label),
             )  # fmt: skip
-    axes.set_xscale("log")
+    _logarithmic(axes.set_xscale, axes.xaxis, lambda rate, _: f"{rate:g}")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss on the documents that choose (nats)")
     return _with_legend(figure, axes)
@@ -198,6 +195,14 @@ def _panels(count: int, **options) -> tuple[Figure, list[Axes]]:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
+
+
+def _logarithmic(set_scale: Callable, axis, formatter) -> None:
+    """A logarithmic axis with marks at 1, 2 and 5: a range of less than a decade has some too."""
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure:

@@ -52,7 +52,10 @@ def page(results: Mapping, pictures: Sequence[Picture], folder: Path) -> str:
         + "".join(f"<dt>{_escape(column.title)}</dt><dd>{_escape(column.meaning)}</dd>" for column in columns)
         + "</dl></details>"
     )
-    facts = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(text)}</dd>" for name, text in _circumstances(results))
+    facts = "".join(
+        f'<dt>{_escape(name)}</dt><dd class="{name.lower()}">{_escape(text)}</dd>'
+        for name, text in _circumstances(results)
+    )
     body.append(f"<h2>Circumstances</h2><dl>{facts}</dl>")
     body.append("<h2>Which differences are real</h2>")
     body += [f"<p>{_escape(text)}</p>" for text in _paragraph_on_pairs(results) if text]
@@ -81,17 +84,17 @@ def _headline(results: Mapping) -> str:
         return "Every mixer diverged at every learning rate." if everything else "No mixer is complete yet."
     scored.sort(key=lambda item: math.inf if item[1] is None else item[1])
     best = scored[0][0]
-    bits = results["mixers"][best]["quality"]["bits_per_byte"]["mean"]
-    text = f"{best} is the best of {len(scored)}, with {_number(bits, 4)} bits per byte" if len(scored) > 1 else (
-        f"{best} has {_number(bits, 4)} bits per byte"
-    )  # fmt: skip
-    unsure = [pair["worse"] for pair in results["pairs"] if pair["better"] == best and not pair["significant"]]
-    if len(scored) > 1:
-        beaten = len(scored) - 1 - len(unsure)
-        text += f"; {beaten} of the other {len(scored) - 1} are worse beyond doubt (both tests below)"
-        text += f", {', '.join(unsure)} not" if unsure else ""
+    bits = _number(results["mixers"][best]["quality"]["bits_per_byte"]["mean"], 4)
     missing = [label for label, row in results["mixers"].items() if row["quality"] is None]
-    return text + (f". Without figures: {', '.join(missing)}." if missing else ".")
+    said = f" Without figures: {', '.join(missing)}." if missing else ""
+    if len(scored) == 1:
+        return f"{best} has {bits} bits per byte.{said}"
+    against = [pair for pair in results["pairs"] if pair["better"] == best]
+    sure = ", ".join(pair["worse"] for pair in against if pair["significant"])
+    unsure = ", ".join(pair["worse"] for pair in against if not pair["significant"])
+    parts = [f"worse by both tests below: {sure}"] if sure else []
+    parts += [f"not shown to be worse: {unsure}"] if unsure else []
+    return f"{best} is the best of {len(scored)}, with {bits} bits per byte; {'; '.join(parts)}.{said}"
 
 
 def _circumstances(results: Mapping) -> list[tuple[str, str]]:
@@ -310,6 +313,7 @@ th button { font: inherit; font-weight: 600; border: 0; background: none; paddin
 th[aria-sort] button::after { content: " \\2191"; } th[aria-sort="descending"] button::after { content: " \\2193"; }
 figure { margin: 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; overflow-wrap: anywhere; }
+.command { font-family: monospace; font-size: .8rem; }
 pre { overflow-x: auto; font-size: .75rem; } summary { cursor: pointer; margin: .6rem 0; }
 """
 
