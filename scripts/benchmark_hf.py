@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import os
 import types
-from collections.abc import Callable
 
 from benchmark_shared import Progress, num_cores, positive, some_of, take_turns
 from benchmark_train import VOCAB_SIZE, Training, random_batch
@@ -61,13 +60,15 @@ def measure(name: str, sizes: dict, rounds: int, seconds: float) -> list[dict]:
     """Training steps of both in turns, a row each."""
     shape = {each: sizes[each] for each in ("batch_size", "seq_len")}
     ours = Training(name, sizes["d_model"], sizes["layers"], **shape)
+    from pytorch_transformer import by_threads
+
     theirs = hugging_face_trainer(name, sizes, shape)
     parameters = {
         OURS: ours.setup.num_parameters,
         THEIRS: sum(parameter.numel() for parameter in theirs.model.parameters()),
     }
     assert parameters[OURS] == parameters[THEIRS], f"{name}: not the same model: {parameters} parameters"
-    times = take_turns({OURS: ours.step} | by_threads(theirs.step), rounds, seconds)
+    times = take_turns({OURS: ours.step} | by_threads(THEIRS, theirs.step), rounds, seconds)
     best = min((side for side in times if side != OURS), key=lambda side: times[side]["wall_ms"])
     tokens = shape["batch_size"] * shape["seq_len"]
     print(
@@ -87,21 +88,6 @@ def measure(name: str, sizes: dict, rounds: int, seconds: float) -> list[dict]:
         )
         rows.append(row)
     return rows
-
-
-def by_threads(step: Callable[[], None]) -> dict[str, Callable]:
-    """PyTorch's step with a thread for each core, and with one thread."""
-    import torch
-
-    def contender(count):
-        def run():
-            torch.set_num_threads(count)
-            step()
-
-        return run
-
-    counts = sorted({num_cores(), 1}, reverse=True)
-    return {f"{THEIRS}, {count} thread{'s' if count > 1 else ''}": contender(count) for count in counts}
 
 
 def hugging_face_trainer(name: str, sizes: dict, shape: dict):

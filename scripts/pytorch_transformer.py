@@ -4,8 +4,11 @@ RMSNorm before each layer, attention with rotary positions through ``F.scaled_do
 tied embeddings, AdamW with clipping. Same widths, so the same number of parameters and of multiplications.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from benchmark_shared import num_cores
 from torch import nn
 
 
@@ -92,3 +95,17 @@ class Trainer:
     def update(self):
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+
+
+def by_threads(name: str, step: Callable[[], None]) -> dict[str, Callable[[], None]]:
+    """A step with a thread for each core, and with one: PyTorch's threads wait for each other busily."""
+
+    def contender(count):
+        def run():
+            torch.set_num_threads(count)
+            step()
+
+        return run
+
+    counts = sorted({num_cores(), 1}, reverse=True)
+    return {f"{name}, {count} thread{'s' if count > 1 else ''}": contender(count) for count in counts}
