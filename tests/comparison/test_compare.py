@@ -108,7 +108,7 @@ def test_a_finished_comparison_starts_no_process(compared, script, monkeypatch, 
     def forbidden(*_, **__):
         raise AssertionError("a child was started")
 
-    monkeypatch.setattr(jobs.subprocess, "Popen", forbidden)
+    monkeypatch.setattr(jobs.Executor, "_launch", forbidden)
     script.main([str(SCRIPT), *flags(folder)])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["mixers"] == summary["mixers"]
 

@@ -6,12 +6,14 @@ import signal
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from configs import demo
-from configs.compare import base
-from seqmodels.comparison import figures, jobs, page, plan, results
+from configs.compare import base, tinystories_medium, tinystories_small, toy
+from seqmodels import model
+from seqmodels.comparison import figures, jobs, page, plan, results, sizes
 from seqmodels.errors import UserError
 from seqmodels.training import loop
 
@@ -194,6 +196,24 @@ def test_a_run_that_goes_on_elsewhere_is_waited_for(programs):
     execute(programs, of)
     assert holder.poll() is not None
     holder.communicate()
+
+
+SETTINGS = [
+    (toy.get_config, {}), (tinystories_small.get_config, {}),
+    *((tinystories_medium.get_config, {"setting": setting}) for setting in tinystories_medium.SETTINGS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("get_config, options", SETTINGS)
+def test_the_configs_there_are(get_config, options):
+    """Complete, and every mixer in them can be built at the base's width."""
+    compare, base = plan.read(get_config(**options))
+    patterns = plan.entries(compare.mixers)
+    assert len(patterns) >= 3 and compare.seeds >= 2
+    of = base["model"]
+    for pattern in patterns.values():
+        config = sizes.with_sizes(base, sizes.Sizes(pattern, of["repeats"], of["d_model"], of["mlp_hidden"]))
+        jax.eval_shape(lambda key, of=config.model: model.init_params(of, 512, key), jax.random.key(0))
 
 
 def test_folder_names_and_entries():
