@@ -13,6 +13,8 @@ def get_config():
     config.learning_rates = (2e-3, 6e-3)
     config.seeds = 2
     config.contexts = (256, 1024)
+    config.base.train.steps = 150  # x 8 x 256 tokens
+    config.base.train.eval_every_steps = 25
     config.base.train.sample_every_steps = 0
     config.base.train.checkpoint_every_steps = 50
     config.base.train.keep_checkpoints = 1

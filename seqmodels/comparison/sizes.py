@@ -4,13 +4,14 @@ Everything is counted over shapes and traces (`jax.eval_shape`): nothing is comp
 
     Q(R, F) = a + R (b + c F)        R repeats, F width of the MLPs
 
-so three counts at a width say what every R and F give, and a parabola through three widths says where to look for D.
+so three counts at a width say what every R and F give; between widths that are counted a straight line says where to look next.
 """
 
+import bisect
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -27,7 +28,8 @@ QUANTITIES = {
     "flops": "FLOPs of a training step, per token",
     "state_bytes": "bytes of state of one sequence of data.seq_len tokens",
 }
-STEPS = (32, 16, 8, 4, 2, 1)  # widths are multiples of the largest of these that will do
+STEPS = (32, 16, 8, 4, 2, 1)  # widths are multiples of the largest of these that will do: it is what devices like
+ODDNESS = 0.02  # a width that is a multiple of 16 and not of 32 counts as a change of 2 %, of 8 alone as 4 %, ...
 FARTHEST = 4.0  # the ratio to the base beyond which a width or a number of repeats is not looked for
 MLP_FARTHEST = 2.0  # and a width of MLPs, to its default: beyond, it is another architecture
 MOST_COUNTS = 100  # before giving up
@@ -96,8 +98,8 @@ def shortest(pattern: str, repeats: int) -> tuple[str, int]:
 def match(name: str, quantity: str, base: Mapping, pattern: str, vocab_size: int, *, target: float, tolerance: float) -> Matched:
     """The sizes nearest to those of `base` at which `pattern` has the quantity `target`, to within `tolerance` of it.
 
-    Tried in this order: the base's sizes; another width of the MLPs; other repeats; other widths (multiples of 32, then of
-    16, ...) with the repeats and MLPs that fit them.
+    Tried in this order: the base's sizes; another width of the MLPs; other repeats; other widths with the repeats and MLPs
+    that fit them, the smallest change and the roundest width first.
 
     Args:
         name: of who is matched, for errors.
@@ -142,6 +144,7 @@ class _Search:
         self.counted = 0
         self._known: dict[Sizes, float | None] = {}
         self._lines: dict[int, tuple[float, float, float] | None] = {}
+        self._tried: set[tuple[int, int]] = set()
 
     def exact(self, sizes: Sizes) -> float | None:
         """The count, or None where no such model can be built."""
@@ -162,15 +165,57 @@ class _Search:
         repeats = _by_distance(self.repeats, FARTHEST)
         for number in repeats:
             yield from self._at_width(self.d_model, number)
-        parabola = self._parabola()
-        for step in STEPS:
-            for number in repeats:
-                exact = _where(lambda d, number=number: parabola(d, number), self.target, self.d_model)
-                if exact is None:
-                    continue
+        for factor in (2, FARTHEST):
+            for width in (round(self.d_model / factor), round(self.d_model * factor)):
+                self._line(max(1, width))
+            while (found := self._nearest_other(repeats)) is not None:
+                width, number = found
+                self._tried.add(found)
+                yield from self._at_width(width, number)
+
+    def _nearest_other(self, repeats: list[int]) -> tuple[int, int] | None:
+        """The width and the repeats that seem to match by what is counted so far, the smallest change and the roundest width."""
+        best, least = None, math.inf
+        for number in repeats:
+            exact = self._where(number)
+            for rank, step in enumerate(STEPS if exact is not None else ()):
                 width = max(step, round(exact / step) * step)
-                if self.has_mlp or abs(parabola(width, number) / self.target - 1.0) < 3 * self.tolerance + 0.02:
-                    yield from self._at_width(width, number)
+                error = abs(self._estimate(width, number) / self.target - 1.0)
+                change = abs(math.log(width / self.d_model)) + abs(math.log(number / self.repeats)) + ODDNESS * rank
+                seems_to = self.has_mlp or error <= self.tolerance
+                if seems_to and change < least and (width, number) not in self._tried:
+                    best, least = (width, number), change
+        return best
+
+    def _where(self, repeats: int) -> float | None:
+        """The width at which so many repeats should match, by bisection; None if it is not among those counted."""
+        low, high = self._bounds()
+        if not self._estimate(low, repeats) <= self.target <= self._estimate(high, repeats):
+            return None
+        for _ in range(30):
+            centre = (low + high) / 2
+            low, high = (centre, high) if self._estimate(centre, repeats) < self.target else (low, centre)
+        return (low + high) / 2
+
+    def _bounds(self) -> tuple[float, float]:
+        known = [width for width, line in self._lines.items() if line is not None]
+        return (min(known), max(known)) if known else (self.d_model, self.d_model)
+
+    def _estimate(self, d_model: float, repeats: int) -> float:
+        """Q at a width, on the straight line between the counted ones beside it; the MLPs at their default."""
+        known = sorted(width for width, line in self._lines.items() if line is not None)
+
+        def at(width):
+            a, b, c = self._lines[width]
+            return a + repeats * (b + c * self._default_hidden(width))
+
+        after = bisect.bisect_left(known, d_model)
+        if after < len(known) and known[after] == d_model:
+            return at(known[after])
+        if after in (0, len(known)):
+            return math.inf if known else math.nan
+        left, right = known[after - 1], known[after]
+        return at(left) + (d_model - left) / (right - left) * (at(right) - at(left))
 
     def _at_width(self, d_model: int, repeats: int) -> Iterator[Sizes]:
         """The width of the MLPs that matches best, at one width and so many repeats, if it matches."""
@@ -217,38 +262,11 @@ class _Search:
                 self._lines[d_model] = (2 * once - twice, twice - once - 32 * c, c)
         return self._lines[d_model]
 
-    def _parabola(self) -> Callable[[float, int], float]:
-        """An estimate of Q at any width and any repeats, the MLPs at their default."""
-        base = self.d_model
-        tried = [base, 2 * base, base // 2, 3 * base, base // 4, 4 * base]
-        known = [(d, self._line(d)) for d in tried if d >= 1]
-        known = [(d, line) for d, line in known if line is not None][:3]
-
-        def at(d_model: float, repeats: int) -> float:
-            total = 0.0
-            for d, (a, b, c) in known:
-                weight = math.prod((d_model - other) / (d - other) for other, _ in known if other != d)  # Lagrange's
-                total += weight * (a + repeats * (b + c * self._default_hidden(d)))
-            return total
-
-        return at
-
 
 def _by_distance(middle: int, farthest: float) -> list[int]:
     """Numbers from `middle` outwards, by ratio."""
     numbers = range(max(1, math.ceil(middle / farthest)), math.floor(middle * farthest) + 1)
     return sorted(numbers, key=lambda number: (abs(math.log(number / middle)), number))
-
-
-def _where(function: Callable[[float], float], target: float, middle: int) -> float | None:
-    """The width, from middle / FARTHEST to middle * FARTHEST, at which a growing function is `target`, by bisection."""
-    low, high = middle / FARTHEST, middle * FARTHEST
-    if not function(low) <= target <= function(high):
-        return None
-    for _ in range(40):
-        centre = (low + high) / 2
-        low, high = (centre, high) if function(centre) < target else (low, centre)
-    return (low + high) / 2
 
 
 @functools.lru_cache(maxsize=4096)
