@@ -48,6 +48,8 @@ def config_and_flags(
         for name in ("config", *(name for name, default in defaults.items() if default is None)):
             if not values[name].value:
                 raise UserError(f"--{name} is missing; --help shows an example")
+        config = values["config"].value
+        config.keys()  # raises what went wrong when the file was read
     except UserError:
         raise
     except (KeyError, AttributeError) as error:
@@ -62,7 +64,7 @@ def config_and_flags(
         raise UserError(f"--config: {line}" if isinstance(error, (OSError, SyntaxError)) else line) from error
     if positional:
         raise UserError(f"{positional[0]!r} is not a flag; --help shows an example")
-    return values["config"].value, {name: values[name].value for name in defaults}
+    return config, {name: values[name].value for name in defaults}
 
 
 def _unknown_field(error: Exception, argv: Sequence[str]) -> str:

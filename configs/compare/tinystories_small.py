@@ -17,6 +17,7 @@ def get_config():
     config.rate_steps = 120  # x 16 x 256 tokens
     config.seeds = 2
     config.validation_tokens = 262_144
+    config.base.model.mixers.mamba2.head_dim = 16  # of 32 only widths that are multiples of 16 can be had; none matches
     config.base.train.sample_every_steps = 0
     config.base.train.keep_checkpoints = 1
     return config

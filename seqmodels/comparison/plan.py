@@ -117,8 +117,7 @@ class Plan:
         found, target = [], None
         quantity = "params" if self.compare.match == AS_THE_BASE else self.compare.match
         for label, pattern in entries(self.compare.mixers).items():
-            of = self.base["model"]
-            as_the_base = sizes.Sizes(pattern, of["repeats"], of["d_model"], of["mlp_hidden"])
+            as_the_base = sizes.as_the_base(self.base, pattern)
             if target is None or self.compare.match == AS_THE_BASE:
                 counted = sizes.count(quantity, sizes.with_sizes(self.base, as_the_base), vocab_size)
                 target = counted if target is None else target

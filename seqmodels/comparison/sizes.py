@@ -30,7 +30,8 @@ QUANTITIES = {
 }
 STEPS = (32, 16, 8, 4, 2, 1)  # widths are multiples of the largest of these that will do: it is what devices like
 ODDNESS = 0.02  # a width that is a multiple of 16 and not of 32 counts as a change of 2 %, of 8 alone as 4 %, ...
-FARTHEST = 4.0  # the ratio to the base beyond which a width or a number of repeats is not looked for
+# The ratio to the base beyond which a width or a number of repeats is not looked for: it would be another experiment.
+FARTHEST = {"params": 2, "flops": 2, "state_bytes": 4}
 MLP_FARTHEST = 2.0  # and a width of MLPs, to its default: beyond, it is another architecture
 MOST_COUNTS = 100  # before giving up
 
@@ -69,6 +70,12 @@ def with_sizes(base: Mapping, sizes: Sizes) -> RunConfig:
         UserError: the sizes do not fit together.
     """
     return from_config_dict({**base, "model": {**base["model"], **sizes.as_overrides()}})
+
+
+def as_the_base(base: Mapping, pattern: str) -> Sizes:
+    """The sizes of `base` for another pattern; one without MLPs has no width of MLPs."""
+    of = base["model"]
+    return Sizes(pattern, of["repeats"], of["d_model"], of["mlp_hidden"] if MLP in pattern_words(pattern) else None)
 
 
 def count(quantity: str, config: RunConfig, vocab_size: int) -> float:
@@ -138,8 +145,8 @@ class _Search:
         of = base["model"]
         self.has_mlp = MLP in pattern_words(pattern)
         self.pattern, self.repeats = shortest(pattern, of["repeats"])
-        self.d_model, self.mlp_hidden = of["d_model"], of["mlp_hidden"]
-        self.original = Sizes(pattern, of["repeats"], of["d_model"], of["mlp_hidden"])
+        self.original = as_the_base(base, pattern)
+        self.d_model, self.mlp_hidden = self.original.d_model, self.original.mlp_hidden
         self.closest, self._error = self.original, math.inf
         self.counted = 0
         self._known: dict[Sizes, float | None] = {}
@@ -162,10 +169,10 @@ class _Search:
         self._known[self.original] = count(self.quantity, with_sizes(self.base, self.original), self.vocab_size)
         self._note(self.original, self._known[self.original])
         yield self.original
-        repeats = _by_distance(self.repeats, FARTHEST)
+        repeats = _by_distance(self.repeats, FARTHEST[self.quantity])
         for number in repeats:
             yield from self._at_width(self.d_model, number)
-        for factor in (2, FARTHEST):
+        for factor in sorted({2, FARTHEST[self.quantity]}):
             for width in (round(self.d_model / factor), round(self.d_model * factor)):
                 self._line(max(1, width))
             while (found := self._nearest_other(repeats)) is not None:
@@ -263,7 +270,7 @@ class _Search:
         return self._lines[d_model]
 
 
-def _by_distance(middle: int, farthest: float) -> list[int]:
+def _by_distance(middle: int, farthest: int) -> list[int]:
     """Numbers from `middle` outwards, by ratio."""
     numbers = range(max(1, math.ceil(middle / farthest)), math.floor(middle * farthest) + 1)
     return sorted(numbers, key=lambda number: (abs(math.log(number / middle)), number))

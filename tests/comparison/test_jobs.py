@@ -210,9 +210,8 @@ def test_the_configs_there_are(get_config, options):
     compare, base = plan.read(get_config(**options))
     patterns = plan.entries(compare.mixers)
     assert len(patterns) >= 3 and compare.seeds >= 2
-    of = base["model"]
     for pattern in patterns.values():
-        config = sizes.with_sizes(base, sizes.Sizes(pattern, of["repeats"], of["d_model"], of["mlp_hidden"]))
+        config = sizes.with_sizes(base, sizes.as_the_base(base, pattern))
         jax.eval_shape(lambda key, of=config.model: model.init_params(of, 512, key), jax.random.key(0))
 
 

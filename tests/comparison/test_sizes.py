@@ -21,9 +21,7 @@ def nested(**overrides) -> dict:
 
 
 def reference(quantity: str, values: dict) -> float:
-    of = values["model"]
-    start = Sizes("attention mlp", of["repeats"], of["d_model"], of["mlp_hidden"])
-    return sizes.count(quantity, sizes.with_sizes(values, start), VOCAB_SIZE)
+    return sizes.count(quantity, sizes.with_sizes(values, sizes.as_the_base(values, "attention mlp")), VOCAB_SIZE)
 
 
 def matched(name: str, quantity: str = "params", pattern: str | None = None, **overrides) -> sizes.Matched:
@@ -46,10 +44,9 @@ def test_parameters_of_every_mixer(name):
         assert "the closest is" in str(refusal) and "%" in str(refusal)
         assert name not in ("attention", "gla", "mamba", "mlstm", "lstm"), "these are known to match"
         return
-    assert 16 <= found.sizes.d_model <= 256
+    assert 32 <= found.sizes.d_model <= 128 and 2 <= sizes.shortest(found.sizes.pattern, found.sizes.repeats)[1] <= 16
     if "mlp" in mixers.pattern(name).split():
         assert found.sizes.d_model == 64, "MLPs and repeats are changed before the width"
-    print(name, found.sizes, f"{found.of_reference:+.2%}")
 
 
 def test_what_matches_is_left_alone():
