@@ -264,8 +264,8 @@ class Executor:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         said = f" ({lines[-1].strip()})" if lines else ""
         return UserError(
-            f"{child.job.name} ended with status {child.process.returncode}{said}; all of it is in {log}. The same command goes on "
-            "from here"
+            f"{child.job.name} ended with status {child.process.returncode}{said}; all it said is in {log}. The same command goes "
+            "on from here"
         )
 
     def _stop_children(self) -> None:
@@ -288,12 +288,12 @@ class Executor:
             parts.append(child.job.name + step)
         if not self._children:
             parts.append("waiting for a run that goes on by itself")
-        left = self._seconds_left(total)
+        left = self._seconds_left()
         if left is not None:
             parts.append(f"about {_minutes(left)} to go")
         return f"[{', '.join(parts)}]"
 
-    def _seconds_left(self, total: int) -> float | None:
+    def _seconds_left(self) -> float | None:
         """What the steps that are left take at the speed of those that were done; None before any was."""
         speeds = dict(self._step_seconds)
         for child in self._children:

@@ -23,6 +23,7 @@ from seqmodels.run import load_run
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "compare.py"
 STEPS = 6
+pytestmark = pytest.mark.xdist_group("compare")  # one comparison for all of them
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
