@@ -1,6 +1,7 @@
 """What a contender costs, whatever it has learnt: the training step, decoding, memory, state. Nothing else should run beside it."""
 
 import dataclasses
+import os
 import statistics
 import time
 
@@ -31,6 +32,7 @@ class Cost:
     train_step_bytes: int | None  # arguments, outputs and temporaries of the compiled training step
     state_bytes: dict[str, int]  # of one sequence, by context
     decode_seconds: dict[str, float]  # of one token for one sequence, by context
+    load_per_core: float  # processes that wanted a core in the minute before, this comparison's own among them
 
 
 def measure(config: RunConfig, vocab_size: int, *, contexts: tuple[int, ...], decode_tokens: int) -> Cost:
@@ -41,6 +43,7 @@ def measure(config: RunConfig, vocab_size: int, *, contexts: tuple[int, ...], de
         contexts: tokens read before those that are timed.
         decode_tokens: how many are timed.
     """
+    load = os.getloadavg()[0] / os.cpu_count()
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
     device = jax.devices()[0]
     setup = Setup(one_device, vocab_size, devices=[device])
@@ -84,6 +87,7 @@ def measure(config: RunConfig, vocab_size: int, *, contexts: tuple[int, ...], de
         train_step_bytes=_bytes(step),
         state_bytes=states,
         decode_seconds=timed,
+        load_per_core=load,
     )
 
 

@@ -17,6 +17,7 @@ from seqmodels.evaluation.perplexity import by_context_length, perplexity
 
 BOOTSTRAP_SEED = 0
 SIGNIFICANT = 0.05
+BUSY = 2.0  # processes a core; the comparison's own training, just ended, is one or a little more
 
 
 def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
@@ -44,7 +45,9 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
         "validation": _validation(plan, known),
         "mixers": rows,
         "pairs": _pairs(plan, known),
-        "warnings": [warning for contender in plan.contenders for warning in _warnings(plan, known, contender)],
+        "warnings": [
+            *(warning for contender in plan.contenders for warning in _warnings(plan, known, contender)), *_busy(rows)
+        ],
     })  # fmt: skip
 
 
@@ -232,6 +235,18 @@ def _warnings(plan: Plan, known: Known, contender: Contender) -> list[str]:
     if lost:
         found.append(f"{contender.label}: {len(lost)} of {len(runs)} seeds diverged ({_listed(lost)}); the figures are of the rest")
     return found
+
+
+def _busy(rows: dict) -> list[str]:
+    """Whose speeds were measured beside other work."""
+    loads = {label: row["cost"]["load_per_core"] for label, row in rows.items() if row["cost"] is not None}
+    busy = [label for label, load in loads.items() if load > BUSY]
+    if not busy:
+        return []
+    return [
+        f"the machine was busy with other work (up to {max(loads.values()):.1f} processes a core) when the speeds of "
+        f"{', '.join(busy)} were measured; delete their cost.json and start the same command again on a quiet one"
+    ]
 
 
 def _listed(values: Sequence[float]) -> str:

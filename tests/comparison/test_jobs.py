@@ -60,9 +60,11 @@ named = {name: value for name, _, value in values}
 if "cost" in named:
     asked = json.loads(named["asked"])
     one = {str(context): 1.0 for context in (8, 256)}
+    folder_of_all = pathlib.Path(named["out"]).parents[1]
     pathlib.Path(named["out"]).write_text(json.dumps({
         "asked": asked, "device": "none", "parameters": 1, "flops_per_token": 1.0, "train_tokens_per_second": 1.0,
         "flop_utilisation": None, "peak_flops_per_second": None, "train_step_bytes": 1, "state_bytes": one, "decode_seconds": one,
+        "load_per_core": 3.0 if (folder_of_all / "busy").exists() else 0.5,
     }))
 """
 
@@ -148,6 +150,14 @@ def test_warnings(programs):
     assert "attention diverged at every learning rate (2, 3)" in found["warnings"][0]
     drawn = figures.draw(found, of.workdir)
     assert "| attention |" in page.markdown(found, drawn) and "</html>" in page.page(found, drawn, of.workdir)
+
+
+def test_speeds_measured_beside_other_work(programs):
+    of = planned(programs, seeds=1, mixers="attention")
+    of.workdir.mkdir()
+    (of.workdir / "busy").touch()
+    [warning] = execute(programs, of)["warnings"]
+    assert "busy with other work (up to 3.0 processes a core) when the speeds of attention were measured" in warning
 
 
 def test_a_failure_ends_it_and_says_where_to_look(programs):
