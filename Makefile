@@ -6,13 +6,23 @@ VENV ?= $(ROOT).venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 RUN := cd "$(ROOT)" && "$(VENV)/bin/python"
+# `make aot` compiles for TPUs and GPUs that need not be there, with the versions in requirements-aot.txt: Python 3.12.
+VENV_AOT ?= $(ROOT).venv-aot
+PYTHON_AOT ?= $(shell for p in python3.12 python3 "$$HOME"/.pyenv/versions/3.12.*/bin/python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$p" && break; done)
+# A few of `make test`'s tests, for the code has to run on these versions too.
+NEWEST := tests/test_step.py::test_learns tests/mixers/test_gla.py tests/ops/test_delta_rule.py::test_golden \
+	tests/ops/test_softmax_attention.py::test_goldens tests/ops/kernels/test_softmax_attention_tpu.py
+RUN_AOT := cd "$(ROOT)" && JAX_PLATFORMS=cpu "$(VENV_AOT)/bin/python"
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all lint benchmark clean
+.PHONY: help demo test test-all lint benchmark aot aot-test aot-venv aot-python clean
 help:
 	@echo "make demo       train softmax and linear attention side by side on built-in stories (minutes)"
 	@echo "make test       every test that CI runs;  make test-all adds the long sweeps;  make lint"
 	@echo "make benchmark  speed of a training step, against PyTorch where it is installed"
+	@echo "make aot        compiles every kernel and three training steps for TPU v5e, v6e and Hopper, on any machine"
+	@echo "make aot-test   the GPU kernels' tests (in an interpreter) and a few others on the versions of make aot"
 
 # The stamps say when it was installed: a changed requirements file installs again.
 $(VENV)/run.stamp: $(ROOT)requirements.txt
@@ -41,5 +51,25 @@ lint: $(VENV)/dev.stamp
 benchmark: $(VENV)/run.stamp
 	@$(RUN) scripts/benchmark.py --suite=train
 
+aot-python:
+	@test -n "$(PYTHON_AOT)" || \
+		{ echo "make aot needs Python 3.12 and found none; pass PYTHON_AOT=/path/to/python3.12" >&2; exit 1; }
+
+$(VENV_AOT)/run.stamp: $(ROOT)requirements.txt $(ROOT)requirements-dev.txt $(ROOT)requirements-aot.txt
+	@test -x "$(VENV_AOT)/bin/python" || \
+		{ $(MAKE) --no-print-directory -f "$(ROOT)Makefile" aot-python && "$(PYTHON_AOT)" -m venv "$(VENV_AOT)"; }
+	@echo "installing requirements-aot.txt into $(VENV_AOT) (two minutes the first time)" >&2
+	@"$(VENV_AOT)/bin/python" -m pip install --quiet --disable-pip-version-check -r "$(ROOT)requirements-aot.txt"
+	@touch "$@"
+
+aot-venv: $(VENV_AOT)/run.stamp
+
+aot: $(VENV_AOT)/run.stamp
+	@$(RUN_AOT) scripts/aot.py
+
+aot-test: $(VENV_AOT)/run.stamp
+	@$(RUN_AOT) -m pytest -n $(JOBS) --dist loadgroup -m gpu_kernels
+	@$(RUN_AOT) -m pytest -n $(JOBS) --dist loadgroup $(NEWEST)
+
 clean:
-	rm -rf "$(VENV)" "$(ROOT)runs/demo"
+	rm -rf "$(VENV)" "$(VENV_AOT)" "$(ROOT)runs/demo"

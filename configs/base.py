@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
     config.optim.accumulation_steps = 1  # micro-batches per optimizer step; data.batch_size is their sum
 
     config.train = ConfigDict()
+    config.train.init_from = config_dict.placeholder(str)  # run folder whose parameters this run begins with; None: random ones
     config.train.steps = 1000  # optimizer steps
     config.train.log_every_steps = 10  # a row of metrics.jsonl and TensorBoard
     config.train.eval_every_steps = 100  # loss on the validation split

@@ -11,8 +11,7 @@ import time
 import jax
 import jax.numpy as jnp
 from benchmark_shared import Progress, lengths, positive, progress, some_of
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from decoding_page import draw
 
 from configs import base
 from seqmodels import generate, mixers, model
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> dict:
         f"returns: {100 * host['share']:.1f} %"
     )
     if options.out is not None:
-        draw(rows, sizes, options.out.with_suffix(".png"))
+        draw(results, options.out.with_suffix(".png"))
     return results
 
 
@@ -75,20 +74,24 @@ def measure(name: str, options: argparse.Namespace) -> list[dict]:
     graphdef = model.graphdef(network, VOCAB_SIZE)
     params = jax.jit(model.init_params, static_argnums=(0, 1))(network, VOCAB_SIZE, jax.random.key(0))
     rows = []
-    for batch_size in options.batch_sizes:
-        for context in options.contexts:
+    for context in options.contexts:
+        before = None  # read by one row, and only if a batch is to be measured
+        for batch_size in options.batch_sizes:
             counted = batch_size * state_bytes(graphdef, params, context + options.tokens)
             row = {"name": name, "batch_size": batch_size, "context": context, "counted_state_bytes": counted}
-            if counted <= options.max_state_bytes:
-                before = generate.decode._cache_size()
-                speed = decode.measure(
-                    graphdef, params, VOCAB_SIZE, batch_size=batch_size, context=context,
-                    tokens=options.tokens, rounds=options.rounds, key=jax.random.key(1),
-                )  # fmt: skip
-                row |= dataclasses.asdict(speed) | {"tokens_per_second": speed.tokens_per_second}
-                row["compilations"] = generate.decode._cache_size() - before
             rows.append(row)
-    return rows
+            if counted > options.max_state_bytes:
+                continue
+            before = before or decode.read(
+                graphdef, params, VOCAB_SIZE, context=context, room=options.tokens, key=jax.random.key(1)
+            )
+            compiled = generate.decode._cache_size()
+            speed = decode.measure_after(
+                graphdef, params, before, batch_size=batch_size, tokens=options.tokens, rounds=options.rounds
+            )
+            row |= dataclasses.asdict(speed) | {"tokens_per_second": speed.tokens_per_second}
+            row["compilations"] = generate.decode._cache_size() - compiled
+    return sorted(rows, key=lambda row: (row["batch_size"], row["context"]))
 
 
 def measure_host() -> dict:
@@ -109,7 +112,7 @@ def measure_host() -> dict:
         streamed.append(time.perf_counter() - begun)
     median = len(streamed) // 2
     result = {"streamed_s": sorted(streamed)[median], "dispatch_s": sorted(dispatched)[median]}
-    return result | {"share": result["dispatch_s"] / result["streamed_s"], "pattern": "6 x [attention mlp]"}
+    return result | {"share": result["dispatch_s"] / result["streamed_s"], "width": HOST_WIDTH, "pattern": "6 x [attention mlp]"}
 
 
 def print_table(rows: list[dict], sizes: dict) -> None:
@@ -123,42 +126,8 @@ def print_table(rows: list[dict], sizes: dict) -> None:
         if "seconds_per_step" not in row:
             print(f"{line} {'(state too large)':>44s} {row['counted_state_bytes']:13,d}")
             continue
-        reading = row["prefill_tokens_per_second"]
         print(
             f"{line} {1e3 * row['seconds_per_step']:9.3f} {row['tokens_per_second']:9.0f} "
-            f"{reading if reading == reading else float('nan'):10.0f} {row['state_bytes']:13,d} "
+            f"{row['prefill_tokens_per_second']:10.0f} {row['state_bytes']:13,d} "
             f"{row['counted_state_bytes']:13,d} {row['compilations']:8d}"
         )
-
-
-def draw(rows: list[dict], sizes: dict, path) -> None:
-    """Latency and state against context, a panel for each batch size; a line that lies flat is a state of fixed size."""
-    batch_sizes = sorted({row["batch_size"] for row in rows})
-    figure = Figure(figsize=(6.2 * (len(batch_sizes) + 1), 6.4), layout="constrained")
-    panels = figure.subplots(1, len(batch_sizes) + 1)
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    styles = {name: dict(color=f"C{i % 10}", ls=("-", "--", ":")[i // 10], marker="o", ms=4) for i, name in enumerate(names)}
-    for axes, batch_size in zip(panels, batch_sizes):
-        for name in names:
-            mine = [row for row in rows if (row["name"], row["batch_size"]) == (name, batch_size)]
-            mine = [row for row in mine if "seconds_per_step" in row]
-            axes.plot([row["context"] for row in mine], [row["seconds_per_step"] for row in mine], label=name, **styles[name])
-        axes.set_title(f"one token, batch {batch_size}")
-        axes.yaxis.set_major_formatter(EngFormatter("s"))
-    for name in names:
-        mine = [row for row in rows if (row["name"], row["batch_size"]) == (name, batch_sizes[0])]
-        axes = panels[-1]
-        axes.plot([row["context"] for row in mine], [row["counted_state_bytes"] for row in mine], label=name, **styles[name])
-        axes.set_title(f"state, batch {batch_sizes[0]}")
-        axes.yaxis.set_major_formatter(EngFormatter("B"))
-    for axes in panels:
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1024:g}k" if steps >= 1024 else f"{steps:g}")
-        axes.set_xlabel("tokens of context (1k = 1024)")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"decoding, width {sizes['d_model']}, {sizes['repeats']} repeats")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)

@@ -21,7 +21,8 @@ from pathlib import Path
 from seqmodels import command_line
 from seqmodels.comparison import cost, jobs, scores
 from seqmodels.errors import UserError
-from seqmodels.run import load_run, read_config
+from seqmodels.run import load_run
+from seqmodels.training.run_folder import read_config
 
 
 def main() -> None:

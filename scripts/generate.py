@@ -2,12 +2,19 @@
 
     python scripts/generate.py --workdir=runs/gla --prompt="Once upon a time" [--max_tokens=200] [--temperature=0.8]
     python scripts/generate.py --workdir=runs/gla --prompts_file=prompts.yaml --output=stories.jsonl
+    python scripts/generate.py --workdir=runs/gla --prompt="Once upon a time" --save_state=begun.npz
+    python scripts/generate.py --workdir=runs/gla --from_state=begun.npz --prompt=" The end was" --seed=1
 
 The first form prints the prompt and its continuation, and the speed on stderr. The second continues a YAML list of
-prompts in one batch, into one JSON object per line (prompt, continuation).
+prompts, many at a time, into one JSON object per line (prompt, continuation), written as they finish. The third keeps what the
+model knows at the end; the fourth goes on from there, as often and with as many seeds as you like.
+--attention_plot=FILE.png draws what each token looked at.
 """
 
+import argparse
+import contextlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -18,33 +25,59 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from seqmodels import command_line
 from seqmodels.errors import UserError
+from seqmodels.evaluation import plots
 from seqmodels.run import Run, load_run, read_config
+
+SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 
 
 def main() -> None:
-    parser = command_line.Parser(description=__doc__.splitlines()[0])
+    options = parse_flags()
+    prompts = None if options.prompts_file is None else read_prompts(options.prompts_file)
+
+    command_line.use_compilation_cache(read_config(options.workdir).train.compilation_cache_dir)
+    run = load_run(options.workdir, options.step)
+    sampling = {name: getattr(options, name) for name in SAMPLING}
+    if prompts is None and options.output is None:
+        stream(run, options.prompt or "", sampling, options)
+    else:
+        write_batches(run, [options.prompt] if prompts is None else prompts, sampling, options.batch_size, options.output)
+
+
+def parse_flags() -> argparse.Namespace:
+    parser = command_line.Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
     parser.add_argument("--prompt", help="the text to continue")
-    parser.add_argument("--prompts_file", type=Path, help="a YAML list of texts to continue, in one batch")
+    parser.add_argument("--prompts_file", type=Path, help="a YAML list of texts to continue")
     parser.add_argument("--output", type=Path, help="write continuations here, one JSON object per line")
+    parser.add_argument("--batch_size", type=int, default=32, help="at most so many prompts at a time (default 32)")
     parser.add_argument("--max_tokens", type=int, default=200, help="at most so many new tokens (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top_k", type=int, help="sample among the k likeliest tokens only")
     parser.add_argument("--top_p", type=float, help="sample among the likeliest tokens that make up this probability")
+    parser.add_argument("--min_p", type=float, help="sample among tokens at least so probable, the likeliest being 1")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another story (default 0)")
+    parser.add_argument("--save_state", type=Path, help="keep what the model knows at the end in this file (.npz)")
+    parser.add_argument("--from_state", type=Path, help="go on from such a file; --prompt is then read after it")
+    parser.add_argument("--attention_plot", type=Path, help="draw what each token looked at, of models with attention")
     options = parser.parse_args()
-    if (options.prompt is None) == (options.prompts_file is None):
+    if options.prompt is not None and options.prompts_file is not None:
+        raise UserError("give either --prompt or --prompts_file, not both")
+    if options.prompt is None and options.prompts_file is None and options.from_state is None:
         raise UserError('give either --prompt="Once upon a time" or --prompts_file=FILE.yaml')
-    prompts = [options.prompt] if options.prompts_file is None else read_prompts(options.prompts_file)
-
-    command_line.use_compilation_cache(read_config(options.workdir).train.compilation_cache_dir)
-    run = load_run(options.workdir, options.step)
-    sampling = {name: getattr(options, name) for name in ("max_tokens", "temperature", "top_k", "top_p", "seed")}
-    if options.prompts_file is None and options.output is None:
-        stream(run, options.prompt, sampling)
-    else:
-        write_batch(run, prompts, sampling, options.output)
+    for name in ("save_state", "from_state", "attention_plot"):
+        if getattr(options, name) is not None and (options.prompts_file is not None or options.output is not None):
+            raise UserError(f"--{name} is for one text that is printed, not for --prompts_file or --output")
+    for name in ("output", "save_state", "attention_plot"):
+        path = getattr(options, name)
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"--{name}={path}: there is no folder {path.parent}")
+    if options.batch_size < 1:
+        raise UserError(f"--batch_size is {options.batch_size}; give 1 or more")
+    return options
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -54,14 +87,24 @@ def read_prompts(path: Path) -> list[str]:
         raise UserError(f"there is no file {path}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise UserError(f"{path} must be a YAML list of texts")
+    if not isinstance(prompts, list) or not prompts:
+        raise UserError(f"{path} must be a YAML list of texts, '- Once upon a time' one below the other")
+    for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str):
+            kind = type(prompt).__name__
+            raise UserError(f"{path} must be a YAML list of texts; entry {number} is {prompt!r} ({kind}): put it in quotes")
     return prompts
 
 
-def stream(run: Run, prompt: str, sampling: dict) -> None:
-    clock = []
-    pieces = run.stream(prompt, on_token=lambda: clock.append(time.perf_counter()), **sampling)
+def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -> None:
+    before = None if options.from_state is None else run.load_state(options.from_state)
+    written, clock = [], []
+
+    def on_token(token: int) -> None:
+        written.append(token)
+        clock.append(time.perf_counter())
+
+    pieces = run.stream(prompt, after=before, on_token=on_token, **sampling)
     print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -70,22 +113,38 @@ def stream(run: Run, prompt: str, sampling: dict) -> None:
         # The first token waits for the prefill and the second for the step to compile.
         speed = (len(clock) - 2) / (clock[-1] - clock[1])
         print(f"{len(clock)} tokens, {speed:,.0f} tokens/s", file=sys.stderr)
+    if options.save_state is None and options.attention_plot is None:
+        return
+    ended = [run.tokenizer.end_of_text] if len(written) < options.max_tokens else []
+    state = run.read([*written, *ended], run.read(prompt, before))
+    if options.save_state is not None:
+        state.save(options.save_state)
+        print(f"{options.save_state}: the state after {len(state.tokens):,} tokens", file=sys.stderr)
+    if options.attention_plot is not None:
+        weights = run.attention_weights([state.tokens])[:, 0]
+        plots.attention_weights(weights, options.attention_plot, [run.tokenizer.decode([token]) for token in state.tokens])
+        print(f"{options.attention_plot}: {weights.shape[0]} layers, {weights.shape[1]} heads", file=sys.stderr)
 
 
-def write_batch(run: Run, prompts: list[str], sampling: dict, output: Path | None) -> None:
-    start = time.perf_counter()
-    continuations = run.generate_batch(prompts, **sampling)
-    tokens = sum(len(run.tokenizer.encode(text)) for text in continuations)
-    rows = [
-        json.dumps({"prompt": prompt, "continuation": text}, ensure_ascii=False)
-        for prompt, text in zip(prompts, continuations)
-    ]
-    if output is None:
-        print("\n".join(rows))
-    else:
-        output.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    seconds = time.perf_counter() - start
-    print(f"{len(prompts)} prompts, {tokens} tokens in {seconds:.1f} s, compilation included", file=sys.stderr)
+def write_batches(run: Run, prompts: list[str], sampling: dict, batch_size: int, output: Path | None) -> None:
+    start, tokens = time.perf_counter(), 0
+    # Batches of one size, as near as that goes: another size compiles again.
+    size = math.ceil(len(prompts) / math.ceil(len(prompts) / batch_size))
+    with contextlib.ExitStack() as stack:
+        file = sys.stdout
+        for first in range(0, len(prompts), size):
+            batch = prompts[first : first + size]
+            continuations = run.generate_batch(batch, first_row=first, **sampling)
+            if first == 0 and output is not None:  # not sooner: a mistake in a flag leaves an older file as it is
+                file = stack.enter_context(open(output, "w", encoding="utf-8"))
+            for prompt, text in zip(batch, continuations):
+                tokens += len(run.tokenizer.encode(text))
+                print(json.dumps({"prompt": prompt, "continuation": text}, ensure_ascii=False), file=file, flush=True)
+            seconds = time.perf_counter() - start
+            print(
+                f"{first + len(batch)} of {len(prompts)} prompts, {tokens} tokens in {seconds:.1f} s, compilation included",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

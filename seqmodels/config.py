@@ -25,6 +25,7 @@ from seqmodels.training.state import TrainConfig
 
 # Fields younger than some run folders, with what their runs had.
 YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None}
+YOUNG_TRAIN_FIELDS = {"init_from": None}
 YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None}}
 
 
@@ -85,6 +86,8 @@ def load(path: str) -> RunConfig:
         raise UserError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
+    if isinstance(values.get("train"), dict):
+        values["train"] = YOUNG_TRAIN_FIELDS | values["train"]
     if isinstance(values.get("model"), dict):
         values["model"] = YOUNG_MODEL_FIELDS | values["model"]
         options = values["model"].get("mixers")

@@ -31,7 +31,9 @@ def generate(
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     end_of_text: int | None = None,
+    first_row: int = 0,
 ) -> list[list[int]]:
     """Continue each prompt by up to `max_tokens` tokens; a continuation ends before its `end_of_text`.
 
@@ -41,7 +43,10 @@ def generate(
         top_k: sample among the k likeliest tokens only.
         top_p: sample among the fewest likeliest tokens whose probability reaches p (Holtzman et al. 2020,
             section 3.1).
+        min_p: sample among the tokens at least p times as probable as the likeliest (Nguyen et al. 2024,
+            arXiv 2407.01082, section 3).
         key: a row's sample depends on the key, its place in the batch and nothing of the other rows.
+        first_row: place of the first prompt, where the batch is a part of a longer list.
 
     Compiles once per (batch size, padded prompt length, max_tokens): prompts are padded to a power of two. The
     state's capacity is sized here, so that no length is too long for it.
@@ -49,49 +54,48 @@ def generate(
     Raises:
         UserError: no prompt, an empty prompt, or a sampling option out of range.
     """
-    sampling = _sampling(max_tokens, temperature, top_k, top_p)
+    sampling = check_sampling(max_tokens, temperature, top_k, top_p, min_p)
     tokens, reset = pad_prompts(prompts)
     if max_tokens == 0:
         return [[] for _ in prompts]
     logits, state = prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
     stop = -1 if end_of_text is None else end_of_text
-    new_tokens, lengths = decode(graphdef, params, logits, state, key, stop, max_tokens=max_tokens, **sampling)
+    new_tokens, lengths, _, _ = decode(
+        graphdef, params, logits, state, key, stop, max_tokens=max_tokens, first_row=first_row, **sampling
+    )
     return [row[:length].tolist() for row, length in zip(np.asarray(new_tokens), np.asarray(lengths))]
 
 
 def stream(
     graphdef: nnx.GraphDef,
     params: Params,
-    prompt: Sequence[int],
+    logits: Float[Array, "1 L"],
+    state: model.UnstackedState,
     *,
     max_tokens: int,
     key: Key[Array, ""],
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    end_of_text: int | None = None,
+    end_of_text: int | None,
+    first_index: int,
+    **sampling: Any,
 ) -> Iterator[int]:
-    """The tokens that `generate` would return for this one prompt, each as soon as it is known.
+    """The tokens that `decode` would sample for one row, each as soon as it is known; `end_of_text` is not among them.
 
-    Every token costs a call from the host. Arguments and errors are those of `generate`.
+    Every token costs a call from the host.
+
+    Args:
+        logits, state: from `prefill` or an earlier call; the state is used up.
+        first_index: as in `decode`.
+        sampling: from `check_sampling`.
     """
-    sampling = _sampling(max_tokens, temperature, top_k, top_p)
-    tokens, reset = pad_prompts([prompt])
-
-    # A function of its own, so that a mistake in the arguments is raised by the call and not by the first token.
-    def tokens_as_they_come():
-        logits, state = prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
-        for index in range(max_tokens):
-            token = _sample_row_keys(logits, key, index, **sampling)
-            # The next call is dispatched before this token is read, so that host and device overlap.
-            if index + 1 < max_tokens:
-                logits, state = step(graphdef, params, token, state)
-            token_id = int(token[0])
-            if token_id == end_of_text:
-                return
-            yield token_id
-
-    return tokens_as_they_come()
+    for index in range(max_tokens):
+        token = _sample_rows(logits, key, first_index + index, **sampling)
+        # The next call is dispatched before this token is read, so that host and device overlap.
+        if index + 1 < max_tokens:
+            logits, state = step(graphdef, params, token, state)
+        token_id = int(token[0])
+        if token_id == end_of_text:
+            return
+        yield token_id
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
@@ -121,8 +125,9 @@ def sample(
     temperature: Float[Array, ""] | float = 1.0,
     top_k: int | None = None,
     top_p: Float[Array, ""] | float | None = None,
+    min_p: Float[Array, ""] | float | None = None,
 ) -> Int[Array, "B"]:
-    """One token per row, with a key per row. Temperature first, then top-k, then top-p of what is left."""
+    """One token per row, with a key per row. Temperature first, then top-k, top-p and min-p, each of what is left."""
     if greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits.astype(jnp.float32) / temperature
@@ -136,6 +141,10 @@ def sample(
         # The likeliest token always stays: nothing is likelier than it.
         smallest_kept = jnp.min(jnp.where(likelier < top_p, descending, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < smallest_kept, -jnp.inf, logits)
+    if min_p is not None:
+        # A ratio of probabilities is a difference of logits: what the others left out does not matter.
+        floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(min_p)
+        logits = jnp.where(logits < floor, -jnp.inf, logits)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
@@ -170,31 +179,38 @@ class IncrementalText:
         return now[len(before) :]
 
 
-def _sampling(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
-    """Arguments of `sample`, checked: `greedy` and `top_k` are compiled in, temperature and top_p are not."""
+def check_sampling(
+    max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+) -> dict[str, Any]:
+    """Arguments of `sample`, checked: `greedy` and `top_k` are compiled in, the others are not.
+
+    Raises:
+        UserError: one is out of range.
+    """
     if max_tokens < 0:
         raise UserError(f"max_tokens is {max_tokens}; give 0 or more")
     if not temperature >= 0:
         raise UserError(f"temperature is {temperature}; give 0 (the likeliest token) or more")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k is {top_k}; give 1 or more")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; give a probability above 0, at most 1")
+    for name, probability in (("top_p", top_p), ("min_p", min_p)):
+        if probability is not None and not 0 < probability <= 1:
+            raise UserError(f"{name} is {probability}; give a probability above 0, at most 1")
     if temperature == 0:
-        return dict(greedy=True, temperature=1.0, top_k=None, top_p=None)
-    return dict(greedy=False, temperature=float(temperature), top_k=top_k, top_p=top_p)
+        return dict(greedy=True, temperature=1.0, top_k=None, top_p=None, min_p=None)
+    return dict(greedy=False, temperature=float(temperature), top_k=top_k, top_p=top_p, min_p=min_p)
 
 
-def _row_keys(key, batch_size, index):
-    """A key per row for the token at `index`; row b's key does not depend on the batch size."""
+def _row_keys(key, batch_size, index, first_row):
+    """A key per row for the token at `index`; a row's key does not depend on the batch size."""
     key = jax.random.fold_in(key, index)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(batch_size))
 
 
 @functools.partial(jax.jit, static_argnames=("greedy", "top_k"))
-def _sample_row_keys(logits, key, index, *, greedy, temperature, top_k, top_p):
-    keys = _row_keys(key, logits.shape[0], index)
-    return sample(logits, keys, greedy=greedy, temperature=temperature, top_k=top_k, top_p=top_p)
+def _sample_rows(logits, key, index, *, greedy, temperature, top_k, top_p, min_p):
+    keys = _row_keys(key, logits.shape[0], index, 0)
+    return sample(logits, keys, greedy=greedy, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
@@ -221,13 +237,21 @@ step = jax.jit(_next_logits, static_argnums=0, donate_argnums=3)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("max_tokens", "greedy", "top_k"))
-def decode(graphdef, params, logits, state, key, stop, *, max_tokens, greedy, temperature, top_k, top_p):
-    """Sample until every row has met `stop` or `max_tokens`: (tokens [B, max_tokens], lengths [B]).
+def decode(
+    graphdef, params, logits, state, key, stop, *,
+    max_tokens, greedy, temperature, top_k, top_p, min_p, first_index=0, first_row=0,
+):  # fmt: skip
+    """Sample until every row has met `stop` or `max_tokens`: (tokens [B, max_tokens], lengths [B], logits, state).
+
+    The logits and the state are those after the last token that any row sampled (`stop` included; a row that has met it
+    reads on with the others, so that only a batch of one can be continued from them).
 
     Args:
-        logits, state: from `prefill`; the state has room for `max_tokens` more.
+        logits, state: from `prefill` or an earlier call; the state has room for `max_tokens` more.
         stop: the token that ends a row; -1 for none.
-        greedy, temperature, top_k, top_p: as in `sample`.
+        greedy, temperature, top_k, top_p, min_p: as in `sample`.
+        first_index: place of the first token in the key's sequence: how many were sampled by earlier calls.
+        first_row: place of the first row, where the batch is a part of a longer list.
     """
     batch_size = logits.shape[0]
 
@@ -237,8 +261,8 @@ def decode(graphdef, params, logits, state, key, stop, *, max_tokens, greedy, te
 
     def one_token(carry):
         index, logits, state, tokens, lengths = carry
-        keys = _row_keys(key, batch_size, index)
-        token = sample(logits, keys, greedy=greedy, temperature=temperature, top_k=top_k, top_p=top_p)
+        keys = _row_keys(key, batch_size, first_index + index, first_row)
+        token = sample(logits, keys, greedy=greedy, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         # A row is alive while its length is the number of steps so far.
         lengths = lengths + ((lengths == index) & (token != stop))
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, index, axis=1)
@@ -248,5 +272,5 @@ def decode(graphdef, params, logits, state, key, stop, *, max_tokens, greedy, te
     tokens = jnp.zeros((batch_size, max_tokens), jnp.int32)
     lengths = jnp.zeros(batch_size, jnp.int32)
     carry = (jnp.int32(0), logits, state, tokens, lengths)
-    _, _, _, tokens, lengths = jax.lax.while_loop(unfinished, one_token, carry)
-    return tokens, lengths
+    _, logits, state, tokens, lengths = jax.lax.while_loop(unfinished, one_token, carry)
+    return tokens, lengths, logits, state

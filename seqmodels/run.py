@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from seqmodels import config as config_lib
-from seqmodels import data, generate, model
+from seqmodels import data, generate, model, read_state
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
 from seqmodels.evaluation.perplexity import Evaluation, evaluate, state_bytes
 from seqmodels.model import LanguageModel
+from seqmodels.read_state import ReadState
 from seqmodels.training import checkpoint
+from seqmodels.training.run_folder import read_config, read_tokenizer
 from seqmodels.training.sharding import MeshConfig
 from seqmodels.training.state import Setup
 
@@ -35,6 +36,8 @@ class Run:
     tokenizer: data.Tokenizer | None
     step: int
     params: dict
+    # of the parameters: a saved state fits only those that made it
+    fingerprint: str
     setup: Setup
 
     def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T L"]:
@@ -76,30 +79,34 @@ class Run:
         self,
         prompt: str,
         *,
+        after: ReadState | None = None,
         max_tokens: int = 200,
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
         seed: int = 0,
-        on_token: Callable[[], None] = lambda: None,
+        on_token: Callable[[int], None] = lambda token: None,
     ) -> Iterator[str]:
         """Pieces of the continuation as they come.
 
         Args:
-            max_tokens, temperature, top_k, top_p: as in `seqmodels.generate.generate`.
+            after: what was read before the prompt, which may then be empty.
+            max_tokens, temperature, top_k, top_p, min_p: as in `seqmodels.generate.generate`.
             seed: the same seed gives the same text.
-            on_token: called after each token, of which a piece of text may take several.
+            on_token: called with each token, of which a piece of text may take several.
         """
-        prompt_tokens = self.prompt_tokens(prompt)
-        tokens = generate.stream(
-            self.setup.graphdef, self.params, prompt_tokens, max_tokens=max_tokens, key=jax.random.key(seed),
-            temperature=temperature, top_k=top_k, top_p=top_p, end_of_text=self.tokenizer.end_of_text,
+        generate.check_sampling(max_tokens, temperature, top_k, top_p, min_p)  # ahead of reading, which compiles
+        state = self.read(prompt, after, room=max_tokens)
+        tokens = read_state.stream(
+            self.setup.graphdef, self.params, state, max_tokens=max_tokens, key=jax.random.key(seed),
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, end_of_text=self.tokenizer.end_of_text,
         )  # fmt: skip
-        text = generate.IncrementalText(self.tokenizer, context=prompt_tokens)
+        text = generate.IncrementalText(self.tokenizer, context=state.tokens)
 
         def pieces():
             for token in tokens:
-                on_token()
+                on_token(token)
                 if piece := text.push(token):
                     yield piece
             yield text.flush()
@@ -114,21 +121,85 @@ class Run:
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
         seed: int = 0,
+        first_row: int = 0,
     ) -> list[str]:
-        """The continuation of every prompt, decoded together; options as in `stream`."""
+        """The continuation of every prompt, decoded together; options as in `stream`.
+
+        Args:
+            first_row: place of the first prompt, where the batch is a part of a longer list.
+        """
         prompt_tokens = [self.prompt_tokens(prompt) for prompt in prompts]
         continuations = generate.generate(
             self.setup.graphdef, self.params, prompt_tokens, max_tokens=max_tokens, key=jax.random.key(seed),
-            temperature=temperature, top_k=top_k, top_p=top_p, end_of_text=self.tokenizer.end_of_text,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, end_of_text=self.tokenizer.end_of_text,
+            first_row=first_row,
         )  # fmt: skip
-        texts = (generate.IncrementalText(self.tokenizer, context=context) for context in prompt_tokens)
-        return ["".join([*map(text.push, row), text.flush()]) for text, row in zip(texts, continuations)]
+        return [self._text(new, after) for new, after in zip(continuations, prompt_tokens)]
+
+    def read(self, text: str | Sequence[int], after: ReadState | None = None, *, room: int = 256) -> ReadState:
+        """The state of the model when it has read a text (or tokens): a value, to go on from as often as you like.
+
+        Args:
+            after: what was read before; where there is none, an empty text is the end of the text before.
+            room: tokens that may come later without reading everything again, where a state has to have room for them.
+
+        Raises:
+            UserError: `after` is of another model.
+        """
+        if isinstance(text, str):
+            text = self.prompt_tokens(text) if after is None else self.text_tokenizer().encode(text)
+        tokens = self._checked(np.asarray([text], np.int32))[0]
+        self._check_made_here(after)
+        return read_state.read(
+            self.setup.graphdef, self.params, tokens, made_by=self.fingerprint, after=after, room=room
+        )
+
+    def continue_from(
+        self,
+        state: ReadState,
+        *,
+        max_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int = 0,
+    ) -> tuple[str, ReadState]:
+        """A text that may follow, up to its end, and the state that has read it, too; options as in `stream`.
+
+        Raises:
+            UserError: the state is of another model, or the run has no tokenizer.
+        """
+        tokenizer = self.text_tokenizer()
+        self._check_made_here(state)
+        tokens, after = read_state.continue_from(
+            self.setup.graphdef, self.params, state, max_tokens=max_tokens, key=jax.random.key(seed),
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, end_of_text=tokenizer.end_of_text,
+        )  # fmt: skip
+        return self._text(tokens, state.tokens), after
+
+    def load_state(self, path: str | Path) -> ReadState:
+        """What `state.save(path)` wrote.
+
+        Raises:
+            UserError: there is no such file, it is damaged, or is of another model.
+        """
+        return read_state.load(path, self.setup.graphdef, self.params, made_by=self.fingerprint)
+
+    def _check_made_here(self, state: ReadState | None) -> None:
+        if state is not None and state.made_by != self.fingerprint:
+            raise UserError(f"this state is of other parameters than those of {self.workdir}, step {self.step}")
+
+    def _text(self, tokens: Sequence[int], after: Sequence[int]) -> str:
+        """Tokens as text, in the place where they stand."""
+        text = generate.IncrementalText(self.tokenizer, context=after)
+        return "".join([*map(text.push, tokens), text.flush()])
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """A prompt as the model reads it; an empty one is the end of the text before."""
-        tokenizer = self.text_tokenizer()
-        return tokenizer.encode(prompt) or [tokenizer.end_of_text]
+        """A prompt as the model reads it; an empty one is at least the end of the text before."""
+        return data.prompt_tokens(self.text_tokenizer(), prompt)
 
     def text_tokenizer(self) -> data.Tokenizer:
         """The tokenizer.
@@ -201,9 +272,7 @@ def load_run(
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    # Only an imported checkpoint names its vocabulary, and only that may be without a tokenizer.
-    path = workdir / "tokenizer.json"
-    tokenizer = None if config.model.vocab_size and not path.exists() else data.load_tokenizer(path)
+    tokenizer = read_tokenizer(workdir, config)
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
     setup = Setup(one_device, tokenizer and tokenizer.vocab_size, devices=jax.devices()[:1])
     restored = checkpoint.restore(
@@ -211,20 +280,7 @@ def load_run(
     )
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
-    return Run(workdir, config, tokenizer, restored.step, restored.state["params"], setup)
-
-
-def read_config(workdir: str | Path) -> RunConfig:
-    """The config of the run folder `workdir`.
-
-    Raises:
-        UserError: `workdir` is not a run folder.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        reason = "it has no config.json" if path.parent.is_dir() else "there is no such folder"
-        raise UserError(f"{workdir} is not a run folder ({reason}); train one with train.py --workdir={workdir}")
-    return config_lib.load(path)
+    return Run(workdir, config, tokenizer, restored.step, restored.state["params"], restored.fingerprint, setup)
 
 
 @functools.partial(jax.jit, static_argnums=0)

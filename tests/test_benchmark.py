@@ -15,6 +15,7 @@ import pytest
 from seqmodels.errors import UserError
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "benchmark.py"
+DECODING = SCRIPT.parent.parent / "benchmarks" / "results" / "decode_cpu.json"
 HAS_PYTORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
@@ -114,6 +115,26 @@ def test_decode_suite(tmp_path, part, monkeypatch):
     assert compiled == [1, 0]
     assert 0 < results["host"]["share"] <= 1
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+    page = part("decoding_page").page(part("benchmark_shared").about_this_run() | results, "results.json")
+    ratios = [
+        rows[name, 1, 32]["seconds_per_step"] / rows[name, 1, 16]["seconds_per_step"]
+        for name in ("attention", "attention_window")  # whose 256 tokens are not full yet
+    ]
+    each = f"{min(ratios):.2f} to {max(ratios):.2f} times as long"
+    assert f"- where the state grows (`attention`, `attention_window`): {each}" in page
+    assert "- where the state has one size (`linear_attention`): " in page
+    assert "of 10 states that were made, 10 have just these bytes" in page and "2 states were too large" in page
+    (line,) = [line for line in page.splitlines() if "contexts |" in line and "`linear_attention`" in line]
+    assert line.endswith("| 1 for 2 contexts | 1 for 2 contexts |")
+
+
+@pytest.mark.skipif(not DECODING.exists(), reason="benchmarks/results/decode_cpu.json has not been measured yet")
+def test_the_page_on_decoding_is_current(part):
+    """In every figure; the picture is made with it."""
+    written = part("decoding_page").page(json.loads(DECODING.read_text()), DECODING.name)
+    assert written == part("decoding_page").PAGE.read_text(encoding="utf-8"), "run scripts/decoding_page.py"
+    assert part("decoding_page").PAGE.with_suffix(".png").exists()
 
 
 def test_ops_suite(tmp_path):

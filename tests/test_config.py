@@ -106,6 +106,8 @@ def test_a_run_folder_older_than_a_field_is_still_read(tmp_path):
     values = config.to_dict(original)
     for name in config.YOUNG_MODEL_FIELDS:
         del values["model"][name]
+    for name in config.YOUNG_TRAIN_FIELDS:
+        del values["train"][name]
     del values["model"]["mixers"]["linear_attention"]["norm_eps"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert config.load(tmp_path / "config.json") == original

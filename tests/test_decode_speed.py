@@ -1,7 +1,5 @@
 """Decode timing runs what `generate` runs: it goes on from the state that reading the context leaves, in every row."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +45,7 @@ def test_measure(batch_size, monkeypatch):
         np.testing.assert_allclose(row, expected[0, -1], rtol=0, atol=1e-5)
 
 
-def test_a_context_of_one_piece_tells_no_prefill_speed():
+def test_a_context_of_one_piece_is_timed_too():
     graphdef, params = build()
     speed = decode.measure(graphdef, params, VOCAB, context=3, tokens=2, rounds=1, key=jax.random.key(0))
-    assert math.isnan(speed.prefill_tokens_per_second)
+    assert speed.prefill_tokens_per_second > 0.0

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqmodels import mixers, model
+from seqmodels import mixers, model, read_state
 from seqmodels.errors import UserError
-from seqmodels.generate import IncrementalText, generate, pad_prompts, sample, stream
+from seqmodels.generate import IncrementalText, generate, pad_prompts, sample
 
 
 def test_prompts_are_padded_on_the_left_and_reset_at_their_first_token():
@@ -44,6 +44,14 @@ def test_top_p_keeps_the_fewest_that_reach_p():
     np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), top_p=0.6), [0, 5 / 8, 3 / 8], atol=0.03)
     np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), top_p=0.4), [0, 1, 0])
     np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), top_p=1.0), [0.2, 0.5, 0.3], atol=0.03)
+
+
+def test_min_p_keeps_what_is_near_the_likeliest():
+    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=0.5), [0, 5 / 8, 3 / 8], atol=0.03)
+    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=1.0), [0, 1, 0])
+    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=0.3), [0.2, 0.5, 0.3], atol=0.03)
+    # of [4, 25, 9] / 38 at temperature 1/2, 9 / 25 is left in and 4 / 25 is not
+    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=0.3, temperature=0.5), [0, 25 / 34, 9 / 34], atol=0.03)
 
 
 class ByteTokenizer:
@@ -84,23 +92,30 @@ PROMPTS = ([5], [1, 2, 3, 4, 5, 6, 7], [int(n) for n in np.random.default_rng(0)
 VOCABULARY = 50
 
 
-def small_network(pattern):
-    """(graphdef, params) of a model of two repeats whose next token depends on what it read."""
+def small_network(pattern, compute_dtype="float32", repeats=2, scale=3):
+    """(graphdef, params) of a model of width 32 whose next token depends on what it read."""
     options = {name: mixers.load(name).Config() for name in model.mixers_in_pattern(pattern)}
     config = model.ModelConfig(
-        d_model=32, pattern=pattern, repeats=2, mixers=tuple(options.items()), mlp_hidden=None,
+        d_model=32, pattern=pattern, repeats=repeats, mixers=tuple(options.items()), mlp_hidden=None,
         mlp_kind="rwkv6" if "rwkv6" in pattern else "gated",
         mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, norm="rms",
-        logit_cap=None, norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype="float32",
+        logit_cap=None, norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype=compute_dtype,
     )  # fmt: skip
-    params = jax.jit(model.init_params, static_argnums=(0, 1))(config, VOCABULARY, jax.random.key(1))
-    params = jax.tree.map(lambda kernel: 3 * kernel, params)  # decided logits: no near-ties
+    # Run once, so that optimising it would take longer than it saves.
+    init = jax.jit(model.init_params, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
+    params = init(config, VOCABULARY, jax.random.key(1))
+    params = jax.tree.map(lambda kernel: scale * kernel, params)  # decided logits: no near-ties
     return model.graphdef(config, VOCABULARY), params
 
 
 @pytest.fixture(scope="module")
 def network():
     return small_network("linear_attention attention mlp")
+
+
+def stream(graphdef, params, prompt, **options):
+    state = read_state.read(graphdef, params, prompt, made_by="")
+    return read_state.stream(graphdef, params, state, **options)
 
 
 def greedy_by_full_passes(network, count):
@@ -147,6 +162,13 @@ def test_the_seed_decides_and_streaming_agrees(network):
     assert list(stream(*network, PROMPTS[0], key=jax.random.key(0), **options)) == first[0]
 
 
+def test_a_list_may_be_decoded_in_parts(network):
+    options = dict(max_tokens=12, temperature=1.0, key=jax.random.key(0))
+    whole = generate(*network, PROMPTS, **options)
+    assert generate(*network, PROMPTS[2:], first_row=2, **options) == whole[2:]
+    assert generate(*network, PROMPTS[2:], **options) != whole[2:]  # the place of a row decides, too
+
+
 def test_one_compilation_serves_every_prompt_of_a_length_class_and_every_temperature(network):
     def run(prompt, temperature):
         generate(*network, [prompt], max_tokens=3, temperature=temperature, key=jax.random.key(0))
@@ -158,7 +180,10 @@ def test_one_compilation_serves_every_prompt_of_a_length_class_and_every_tempera
 
 @pytest.mark.parametrize(
     "mistake",
-    [dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(max_tokens=-1)],
+    [
+        dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(min_p=1.5),
+        dict(max_tokens=-1),
+    ],
 )
 def test_options_out_of_range_are_named(mistake):
     (name,) = mistake
@@ -166,4 +191,6 @@ def test_options_out_of_range_are_named(mistake):
     with pytest.raises(UserError, match=name):
         generate(None, None, [[1]], **options)
     with pytest.raises(UserError, match=name):
-        next(stream(None, None, [1], **options))
+        read_state.stream(None, None, None, **options)
+    with pytest.raises(UserError, match=name):
+        read_state.continue_from(None, None, None, **options)

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -206,6 +207,22 @@ def test_fields_that_nobody_knows_are_reported():
 def test_a_field_that_we_cannot_do_is_named(kind, changes, said):
     with pytest.raises(UserError, match=said):
         table.read_config(kinds.load(kind), config_of(kind) | changes)
+
+
+@pytest.mark.parametrize("kind", ["gla", "retnet"])
+def test_the_norm_that_their_library_fuses_has_another_name(kind, tmp_path):
+    """As by their default; a checkpoint that we write says which it has, or they would not find it."""
+    folder = copy_of(kind, tmp_path / "fused", fuse_norm=True)
+    tensors = safetensors.read_folder(folder)
+    renamed = {name.replace("attn.g_norm.", "attn.g_norm_swish_gate."): tensor for name, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    safetensors.write(folder / "model.safetensors", renamed)
+    found = checkpoint.read(folder)
+    golden = checkpoint.read(load(GOLDENS[kind]).directory)
+    jax.tree.map(np.testing.assert_array_equal, found.params, golden.params)
+    checkpoint.export_folder(found.config, found.params, 97, None, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["fuse_norm"] is False
+    assert safetensors.read_folder(tmp_path / "out").keys() == tensors.keys()
 
 
 def test_a_kind_that_is_not_here(tmp_path):

@@ -35,12 +35,13 @@ MAY_KNOW = {
     "data": {"errors"},
     "generate": {"errors", "layers", "model"},
     "evaluation": {"errors", "layers", "model", "generate", "data"},
-    "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config"},
+    "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config", "ops"},
     "config": {"errors", "mixers", "model", "data", "evaluation", "training"},
     "command_line": {"errors"},
     "huge_pages": set(),
     "interop": {"errors", "layers", "mixers", "model", "data", "training", "config"},
-    "run": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "training", "config"},
+    "read_state": {"errors", "model", "generate", "data"},
+    "run": {"errors", "layers", "mixers", "model", "generate", "read_state", "data", "evaluation", "training", "config"},
     "comparison": {"errors", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
 }
 

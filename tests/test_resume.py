@@ -163,6 +163,7 @@ def test_what_a_run_says_and_leaves(reference):
     assert all(row["mfu"] > 0 and row["gradient_norm"] > 0 for row in train_rows)
     left = {"config.json", "metrics.jsonl", "checkpoints", "tokenizer.json", "validation.npz", "samples.txt"}
     assert left <= {path.name for path in workdir.iterdir()}
+    assert err.splitlines().count("softmax_attention: chunked") == 1  # how the step was computed, said once
     assert f"step {STEPS}/{STEPS}: loss" in err and "Traceback" not in err and "Warning" not in err
 
 

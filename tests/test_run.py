@@ -196,6 +196,81 @@ def test_generate_continues_a_file_of_prompts(trained, run, tmp_path, monkeypatc
     assert [row["continuation"] for row in rows] == continuations
 
 
+def test_many_prompts_are_written_batch_by_batch(trained, run, tmp_path, monkeypatch, capsys):
+    """Five at most two at a time: three batches, each in the file before the next is begun, and the texts of one batch."""
+    prompts = ["Once upon", "One day", "A dog", "Ben", "The end"]
+    (tmp_path / "prompts.yaml").write_text("".join(f'- "{prompt}"\n' for prompt in prompts))
+    output = tmp_path / "out.jsonl"
+    lines_before = []
+    real = seqmodels.run.Run.generate_batch
+
+    def spy(self, *arguments, **options):
+        lines_before.append(len(output.read_text().splitlines()) if output.exists() else 0)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(seqmodels.run.Run, "generate_batch", spy)
+    options = (f"--workdir={trained[0]}", "--max_tokens=6", "--batch_size=2", f"--output={output}")
+    assert in_process(monkeypatch, "scripts/generate.py", *options, f"--prompts_file={tmp_path / 'prompts.yaml'}") == 0
+    assert lines_before == [0, 2, 4]
+    assert "5 of 5 prompts" in capsys.readouterr().err
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == prompts
+    assert [row["continuation"] for row in rows] == real(run, prompts, max_tokens=6)
+
+
+def test_a_state_is_saved_and_gone_on_from(trained, run, tmp_path, monkeypatch, capsys):
+    """From the command line: the text is what the state's text and the new prompt would have given."""
+    state = tmp_path / "begun.npz"
+    options = (f"--workdir={trained[0]}", "--max_tokens=6", "--temperature=0")
+    assert in_process(monkeypatch, "scripts/generate.py", *options, "--prompt=Once upon", f"--save_state={state}") == 0
+    begun = capsys.readouterr().out[:-1]
+    assert begun == "Once upon" + run.generate("Once upon", max_tokens=6, temperature=0)
+    loaded = run.load_state(state)
+    assert run.tokenizer.decode(loaded.tokens) == begun
+    assert in_process(monkeypatch, "scripts/generate.py", *options, "--prompt= a", f"--from_state={state}") == 0
+    expected = " a" + run.generate(begun + " a", max_tokens=6, temperature=0)
+    assert capsys.readouterr().out == expected + "\n"
+    assert run.continue_from(run.read(" a", loaded), max_tokens=6, temperature=0)[0] == expected[2:]
+    assert in_process(monkeypatch, "scripts/generate.py", *options, f"--from_state={state}") == 0  # no prompt: go on
+    assert capsys.readouterr().out == run.generate(begun, max_tokens=6, temperature=0) + "\n"
+
+
+def test_what_the_text_looked_at_is_drawn(trained, tmp_path, monkeypatch, capsys):
+    options = (f"--workdir={trained[0]}", "--max_tokens=2", "--prompt=Once", f"--attention_plot={tmp_path / 'looked.png'}")
+    assert in_process(monkeypatch, "scripts/generate.py", *options) == 0
+    assert "looked.png: 1 layers, 4 heads" in capsys.readouterr().err
+    assert (tmp_path / "looked.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_state_of_another_step_is_refused(trained, run, tmp_path):
+    state = run.read("Once")
+    earlier = seqmodels.load_run(trained[0], step=3)
+    for use in (earlier.continue_from, lambda state: earlier.read("x", state), lambda state: earlier.stream("", after=state)):
+        with pytest.raises(UserError, match="other parameters"):
+            use(state)
+    state.save(tmp_path / "state.npz")
+    with pytest.raises(UserError, match="another step"):
+        earlier.load_state(tmp_path / "state.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n- 5\n", "entry 2 is 5 (int)"),
+        ("a: b\n", "must be a YAML list"),
+        ("", "must be a YAML list"),
+        ("- [\n", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_list_of_prompts(trained, tmp_path, monkeypatch, content, message):
+    (tmp_path / "prompts.yaml").write_text(content)
+    (tmp_path / "out.jsonl").write_text("mine")
+    arguments = (f"--prompts_file={tmp_path / 'prompts.yaml'}", f"--output={tmp_path / 'out.jsonl'}")
+    line = in_process(monkeypatch, "scripts/generate.py", f"--workdir={trained[0]}", *arguments)
+    assert line.startswith("error: ") and message in line and "\n" not in line
+    assert (tmp_path / "out.jsonl").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "script, arguments, message",
     [
@@ -207,6 +282,12 @@ def test_generate_continues_a_file_of_prompts(trained, run, tmp_path, monkeypatc
         ("scripts/generate.py", ("--workdir={run}",), "--prompt"),
         ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--temperature=-1"), "temperature"),
         ("scripts/generate.py", ("--workdir={run}", "--prompts_file=/nowhere.yaml"), "/nowhere.yaml"),
+        ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--prompts_file=y"), "not both"),
+        ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--output=/no/where/x.jsonl"), "no folder /no/where"),
+        ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--save_state=/no/where/x.npz"), "no folder /no/where"),
+        ("scripts/generate.py", ("--workdir={run}", "--from_state=/nowhere.npz"), "no file /nowhere.npz"),
+        ("scripts/generate.py", ("--workdir={run}", "--from_state=x", "--output=y"), "--from_state is for one text"),
+        ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--batch_size=0"), "--batch_size"),
     ],
 )
 def test_a_persons_mistake_is_one_line(trained, monkeypatch, capsys, script, arguments, message):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from seqmodels import ops
 from seqmodels.errors import UserError
 from seqmodels.training import flops, optimizer, sharding
 from seqmodels.training.state import Setup
@@ -112,6 +113,23 @@ def test_flops_of_loops_are_multiplied_out():
     assert flops.count_matmul_flops(jax.jit(function), x, kernel) == 5 * 2 * 3 * 4 * 4
 
 
+def test_flops_of_a_kernel_are_those_of_its_grid():
+    x = jax.ShapeDtypeStruct((2, 1024, 3, 16), jnp.bfloat16)
+
+    def gradient(q, k, v):
+        def loss(*x):
+            return jnp.sum(ops.softmax_attention(*x, implementation="pallas")[0].astype(jnp.float32))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    with ops.compile_for("tpu"):
+        jaxpr = jax.make_jaxpr(gradient)(x, x, x).jaxpr
+    one_product = 2 * 2 * 3 * 1024 * 1024 * 16
+    found = {kernel.name.split("_")[2]: (kernel.backward, kernel.flops / one_product) for kernel in flops.kernels(jaxpr)}
+    # Backwards the scores are made twice, once for the queries' gradient and once for the keys'.
+    assert found == {"fwd": (False, 2), "dq": (True, 3), "dkv": (True, 4)}
+
+
 def test_flops_per_token_of_a_transformer():
     """6 x parameters of the products, and 12 x T x D for each attention layer's two full products."""
     setup = Setup(tiny(**{"model.mixers.attention.implementation": "parallel", "model.repeats": 3}), VOCAB)
@@ -157,14 +175,50 @@ print(json.dumps(results))
 """
 
 
-def test_eight_devices_compute_what_one_does():
+KERNELS_ON_EIGHT_DEVICES = """
+import contextlib, json
+import jax
+from seqmodels import ops
+from seqmodels.training.state import Setup
+from tests.configs import tiny
+from tests.test_step import batch, run
+sizes = {"model.pattern": "mamba hgrn", "model.repeats": 1, "data.seq_len": 16}
+batches = [{k: v[:, :16] % 48 for k, v in batch(seed).items()} for seed in range(3)]
+results = {}
+for name, mesh, kernels in (("xla", (1, 1, 1), False), ("one", (1, 1, 1), True), ("mesh", (2, 2, 2), True)):
+    with ops.interpret("tpu") if kernels else contextlib.nullcontext(), ops.record_choices() as choices:
+        config = tiny(**sizes, **dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh)))
+        setup = Setup(config, 48, jax.devices()[: 8 if name == "mesh" else 1])
+        state, losses = run(setup, batches)
+    shared = state["optimizer"][1][0].mu["layers"]["0_mamba"]["layer"]["A_log"]  # its mean gradient
+    results[name] = [losses, [float(x) for x in shared.ravel()], list(choices)]
+print(json.dumps(results))
+"""
+
+
+def test_kernels_compute_on_a_mesh_what_they_do_on_one_device():
+    """Each device runs a kernel for its rows; the gradient of what all share is summed over them."""
+    results = run_on_eight_devices(KERNELS_ON_EIGHT_DEVICES)
+    losses, gradient, choices = results.pop("xla")
+    assert choices == ["selective_scan: chunked (chunk 16)", "linear_recurrence: chunked"]
+    for name, (other_losses, other_gradient, choices) in results.items():
+        assert choices == ["selective_scan: pallas", "linear_recurrence: pallas"], name
+        np.testing.assert_allclose(other_losses, losses, rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(other_gradient, gradient, rtol=0, atol=1e-4 * np.abs(gradient).max(), err_msg=name)
+
+
+def run_on_eight_devices(program):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run(
-        [sys.executable, "-c", EIGHT_DEVICES], cwd=root, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_eight_devices_compute_what_one_does():
+    results = run_on_eight_devices(EIGHT_DEVICES)
     losses, size = results["1"]
     for name, (sharded_losses, shard) in results.items():
         np.testing.assert_allclose(sharded_losses, losses, rtol=2e-5, err_msg=name)

@@ -9,7 +9,7 @@ Knows no model and imports no JAX.
 """
 
 from seqmodels.data.dataset import DataConfig, Dataset, prepare, save_validation, validation_from_source
-from seqmodels.data.tokenizer import Tokenizer, load_tokenizer
+from seqmodels.data.tokenizer import Tokenizer, load_tokenizer, prompt_tokens
 from seqmodels.data.validation import ValidationSet, load_validation
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "load_tokenizer",
     "load_validation",
     "prepare",
+    "prompt_tokens",
     "save_validation",
     "validation_from_source",
 ]

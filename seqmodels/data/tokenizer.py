@@ -38,6 +38,8 @@ class Tokenizer(Protocol):
     name: str
     vocab_size: int
     end_of_text: int
+    beginning: tuple[int, ...]
+    """What a text begins with for a model that was trained so, as Llama's ``<s>``: mostly nothing."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without any separator."""
@@ -66,6 +68,7 @@ class BytesTokenizer:
     name = "bytes"
     vocab_size = 257
     end_of_text = 256
+    beginning = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
@@ -105,6 +108,10 @@ class LibraryTokenizer:
         # The largest id, not the number of pieces: the ids of some files have gaps.
         self.vocab_size: int = 1 + max(library.get_vocab(with_added_tokens=True).values())
         self.name = f"{type(library.model).__name__.lower()}-{self.vocab_size}"
+        # The file says what goes around a text; what goes before it is what a continuation needs.
+        around, text = (library.encode("a", add_special_tokens=special).ids for special in (True, False))
+        starts = [start for start in range(len(around)) if around[start : start + len(text)] == text]
+        self.beginning: tuple[int, ...] = tuple(around[: starts[0]]) if text and starts else ()
 
     def encode(self, text: str) -> list[int]:
         return self._library.encode(text, add_special_tokens=False).ids
@@ -200,6 +207,11 @@ def from_json(text: str) -> Tokenizer:
         return LibraryTokenizer(Library.from_str(text))
     except Exception as error:  # the library raises bare Exception, from Rust
         raise ValueError(str(error)) from error
+
+
+def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text as a model reads it that is to go on with it; an empty one is at least the end of the text before."""
+    return [*tokenizer.beginning, *tokenizer.encode(text)] or [tokenizer.end_of_text]
 
 
 def digest(tokenizer: Tokenizer) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import time
 from typing import Any
 
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqmodels import generate, model
-from seqmodels.layers import dense
 
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
 PIECE = 1024  # tokens of the context read in one call
@@ -26,13 +24,23 @@ class DecodeSpeed:
     tokens: int  # written by each row
     seconds_per_step: float  # one token for every row, the fastest of the rounds
     compile_seconds: float  # first call less the fastest
-    prefill_tokens_per_second: float  # of one row, the last piece of the context; nan for a context of one piece
+    prefill_tokens_per_second: float  # of one row, the last piece of the context
     state_bytes: int  # of the state there was, all rows
 
     @property
     def tokens_per_second(self) -> float:
         """Over all rows."""
         return self.batch_size / self.seconds_per_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What one row has read, with room for more."""
+
+    length: int  # tokens
+    logits: jax.Array  # [1, L]
+    state: Any
+    tokens_per_second: float  # of the last piece
 
 
 def measure(
@@ -48,37 +56,52 @@ def measure(
 ) -> DecodeSpeed:
     """Time the loop that `generate.generate` runs after the prompt.
 
-    The context is random tokens, read once, in pieces, by one row; its state is then every row's.
-
     Args:
+        context: so many random tokens are read before, by one row; its state is then every row's.
         rounds: the loop runs so often after the run that compiles; other work on the machine only ever adds time.
         key: of the random tokens.
     """
+    before = read(graphdef, params, vocab_size, context=context, room=tokens, key=key)
+    return measure_after(graphdef, params, before, batch_size=batch_size, tokens=tokens, rounds=rounds)
+
+
+def read(
+    graphdef: nnx.GraphDef, params: Params, vocab_size: int, *, context: int, room: int, key: jax.Array
+) -> Context:
+    """Read `context` random tokens in pieces."""
     prompt = jax.random.randint(key, (1, context), 0, vocab_size, jnp.int32)
-    state = _empty(graphdef, params, context + tokens)
-    prefill = math.nan
-    for start in range(0, context, PIECE):
-        piece = prompt[:, start : start + PIECE]
+    pieces = [prompt[:, begin : begin + PIECE] for begin in range(0, context, PIECE)]
+    capacity = context + room
+    jax.block_until_ready(_read(graphdef, params, pieces[-1], _empty(graphdef, params, capacity)))  # compiles
+    state = _empty(graphdef, params, capacity)
+    for piece in pieces:
         begun = time.perf_counter()
         logits, state = jax.block_until_ready(_read(graphdef, params, piece, state))
-        if start > 0 and piece.shape[1] == PIECE:  # the first piece's call also compiles
-            prefill = PIECE / (time.perf_counter() - begun)
-    logits, state = _repeat(graphdef, params, logits, state, batch_size)
+        seconds = time.perf_counter() - begun
+    return Context(context, logits, state, pieces[-1].shape[1] / seconds)
+
+
+def measure_after(
+    graphdef: nnx.GraphDef, params: Params, context: Context, *, batch_size: int, tokens: int, rounds: int
+) -> DecodeSpeed:
+    """The same after a context that has been read, with room for `tokens`; it stays as it is."""
+    logits, state = _repeat(graphdef, params, context.logits, context.state, batch_size)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
     def run() -> float:
         begun = time.perf_counter()
         out = generate.decode(
-            graphdef, params, logits, state, key, jnp.int32(-1), max_tokens=tokens,
-            greedy=True, temperature=1.0, top_k=None, top_p=None,
+            graphdef, params, logits, state, jax.random.key(0), jnp.int32(-1), max_tokens=tokens,
+            greedy=True, temperature=1.0, top_k=None, top_p=None, min_p=None,
         )  # fmt: skip
         jax.block_until_ready(out)
         return time.perf_counter() - begun
 
     first, fastest = run(), min(run() for _ in range(rounds))
     return DecodeSpeed(
-        batch_size, context, tokens, fastest / tokens, max(0.0, first - fastest), prefill, state_bytes
-    )
+        batch_size, context.length, tokens, fastest / tokens, max(0.0, first - fastest), context.tokens_per_second,
+        state_bytes,
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -90,7 +113,7 @@ def _empty(graphdef, params, capacity):
 def _read(graphdef, params, tokens, state):
     network = model.merge(graphdef, params)
     hidden, state = network.features(tokens, state)
-    return dense(hidden[:, -1], network.head_kernel()).astype(jnp.float32), state
+    return network.logits(hidden[:, -1]), state
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

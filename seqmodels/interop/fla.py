@@ -25,6 +25,9 @@ FIELDS = (
     Fixed("elementwise_affine", (True,)),
 )
 NO_CONV = Fixed("use_short_conv", (False,))
+# Whether a layer's norm and gate are one kernel of theirs (their default): the same mathematics, another name for the scale.
+FUSED_GATE = Fixed("fuse_norm", (False, True))
+GATED_NORM = Tensor("attn.g_norm.weight", "mixer/head_norm/scale", also="attn.g_norm_swish_gate.weight")
 IGNORED = frozenset({"hidden_ratio", "conv_size"})
 
 OUTER = (

@@ -97,11 +97,13 @@ class Tensor:
       ours: the parameters' paths, separated by blanks. In a layer they begin with ``mixer``, ``mixer_norm``, ``mlp`` or
         ``mlp_norm``.
       layout: None: by our name: TRANSPOSED for a kernel, DEPTHWISE for a conv_kernel, otherwise SAME.
+      also: in a layer, another name that their library gives it, by a field that changes nothing else; read, never written.
     """
 
     theirs: str
     ours: str
     layout: Layout | None = None
+    also: str | None = None
 
     def layout_of(self, path: str) -> Layout:
         if self.layout is not None:
@@ -344,7 +346,8 @@ def read_tensors(kind: Kind, config: ModelConfig, shapes: dict, tensors: Mapping
         paths = [kind.path(path) for path in tensor.ours.split()]
         stacks = [np.empty(_get(shapes, path).shape, np.float32) for path in paths]
         for layer in range(config.repeats):
-            name = kind.layers.format(layer) + tensor.theirs
+            name, also = (kind.layers.format(layer) + (each or "") for each in (tensor.theirs, tensor.also))
+            name = also if name not in tensors and also in tensors else name
             used.add(name)
             for stack, value in zip(stacks, _read(name, tensor, kind, shapes, tensors, stacked=True)):
                 stack[layer] = value

@@ -1,6 +1,7 @@
 """Pure functions on arrays: one per recurrence, in all its forms. Layout [batch, time, heads, feature] throughout."""
 
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.choices import record_choices
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
 from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.diagonal_ssm import diagonal_ssm
@@ -13,7 +14,7 @@ from seqmodels.ops.mlstm_cell import mlstm_cell
 from seqmodels.ops.rotary import rotary
 from seqmodels.ops.selective_scan import selective_scan
 from seqmodels.ops.softmax_attention import softmax_attention
-from seqmodels.ops.target import compile_for, interpret
+from seqmodels.ops.target import compile_for, interpret, on_mesh
 from seqmodels.ops.token_shift import token_shift
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "long_conv",
     "lstm",
     "mlstm_cell",
+    "on_mesh",
+    "record_choices",
     "rotary",
     "selective_scan",
     "softmax_attention",

@@ -18,6 +18,7 @@ the sum is (what i's block adds up to and including i) + (what is left of j's bl
 subtraction, forward or backward. log2(C) levels give all pairs.
 """
 
+import enum
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from seqmodels.ops import target
+from seqmodels.ops import kernels, target
 
 Inputs = Any
 """A tuple of arrays [B, T, heads, features]; ``None`` for what a parameterisation does not have."""
@@ -220,12 +221,24 @@ def advance(
 Prepare = Callable[[Inputs], Chunk]
 
 
+class Schedule(enum.Enum):
+    """Which chunk is prepared when; the numbers are the same. The third schedule is a kernel's (``kernels.Kernel``)."""
+
+    ONE_BY_ONE = "each chunk is prepared when its turn comes, so that it stays in cache: fastest on a CPU"
+    TOGETHER = "all chunks are prepared before the recurrence starts, in parallel: for a device with many cores"
+
+
+def schedule() -> Schedule:
+    """The device's, without a kernel."""
+    return Schedule.ONE_BY_ONE if target.device() == "cpu" else Schedule.TOGETHER
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def chunk_scan(
     prepare: Prepare,
     chunk_size: int,
     precision: lax.Precision,
-    one_by_one: bool,
+    schedule: Schedule | kernels.Kernel,
     inputs: Inputs,
     state: Float[Array, "B *heads K V"],
 ) -> tuple[Float[Array, "B T *heads V"], Float[Array, "B *heads K V"]]:
@@ -236,8 +249,14 @@ def chunk_scan(
         axes of its own if several are prepared at once.
       chunk_size: any number of steps; chunks are padded with zeros to a power of two inside.
       precision: of the matrix products.
-      one_by_one: prepare each chunk when its turn comes, so that a chunk stays in cache (fastest on a CPU), or all chunks
-        before the recurrence starts, in parallel (for a device with many cores). The numbers are the same.
+      schedule: which chunk is prepared when; with a kernel (``chunk_core``) all chunks together, and the kernel runs the recurrence.
+        For chunks [N, B, *heads, C, X], where a head axis may be 1 in some arrays, and a state [B, *heads, K, V] it has
+        ``forward``: (outputs [N, B, *heads, C, V], final state, and with ``keep_starts`` the states at chunk starts
+        [N, B, *heads, K, V], else None), float32 but for those, which may have the products' dtype;
+        ``backward``, of the state alone, from d_outputs and d_final: (the cotangents of the states after every chunk
+        [N, B, *heads, K, V], that of the first state). It needs no state:
+
+            dS = gamma[:, None] dS' b_keep[None, :] + q~^T (do b_read) - W^T (P^T do + k~ dS')
       inputs: a tuple of [B, T, *heads, features] (or None), T a multiple of ``chunk_size``; a zero vector must mean "nothing happens"
         in each.
       state: the state before the first step.
@@ -245,13 +264,19 @@ def chunk_scan(
     Returns:
       ``(output, state)``, float32.
     """
-    return _chunk_scan_forward(prepare, chunk_size, precision, one_by_one, inputs, state)[0]
+    return _run(prepare, chunk_size, precision, schedule, inputs, state, keep_starts=False)[:2]
 
 
-def _chunk_scan_forward(prepare, chunk_size, precision, one_by_one, inputs, state):
+def _chunk_scan_forward(prepare, chunk_size, precision, schedule, inputs, state):
+    outputs, final, starts = _run(prepare, chunk_size, precision, schedule, inputs, state, keep_starts=True)
+    return (outputs, final), (inputs, starts)
+
+
+def _run(prepare, chunk_size, precision, schedule, inputs, state, *, keep_starts):
+    """Outputs, the final state, and the states at chunk starts (a kernel makes them only if they are kept)."""
     batch, steps = jax.tree.leaves(inputs)[0].shape[:2]
     count = steps // chunk_size
-    if one_by_one:
+    if schedule is Schedule.ONE_BY_ONE:
 
         def step(n, carry):
             state, outputs, starts = carry
@@ -263,14 +288,23 @@ def _chunk_scan_forward(prepare, chunk_size, precision, one_by_one, inputs, stat
         outputs = jnp.zeros((batch, steps, *state.shape[1:-2], state.shape[-1]), jnp.float32)
         starts = jnp.zeros((count, *state.shape), jnp.float32)
         final, outputs, starts = lax.fori_loop(0, count, step, (state, outputs, starts))
-    else:
+    elif schedule is Schedule.TOGETHER:
         chunks = prepare(_split(inputs, chunk_size))
         final, starts = lax.scan(lambda state, chunk: (advance(chunk, state, precision)[1], state), state, chunks)
         outputs = _join(advance(chunks, starts, precision)[0], chunk_size)
-    return (outputs, final), (inputs, starts)
+    else:
+        outputs, final, starts = schedule.passes.forward(
+            prepare(_split(inputs, chunk_size)),
+            state,
+            precision=precision,
+            keep_starts=keep_starts,
+            interpret=schedule.interpret,
+        )
+        outputs = _join(outputs, chunk_size)
+    return outputs, final, starts
 
 
-def _chunk_scan_backward(prepare, chunk_size, precision, one_by_one, residuals, cotangents):
+def _chunk_scan_backward(prepare, chunk_size, precision, schedule, residuals, cotangents):
     inputs, starts = residuals
     d_outputs, d_state = cotangents
     count = starts.shape[0]
@@ -278,7 +312,7 @@ def _chunk_scan_backward(prepare, chunk_size, precision, one_by_one, residuals, 
     def run(chunk_inputs, state):
         return advance(prepare(chunk_inputs), state, precision)
 
-    if one_by_one:
+    if schedule is Schedule.ONE_BY_ONE:
 
         def step(i, carry):
             d_state, d_inputs = carry
@@ -291,14 +325,19 @@ def _chunk_scan_backward(prepare, chunk_size, precision, one_by_one, residuals, 
         d_state, d_inputs = lax.fori_loop(0, count, step, (d_state, jax.tree.map(jnp.zeros_like, inputs)))
     else:
         split_inputs, d_split_outputs = _split((inputs, d_outputs), chunk_size)
-
-        def step(d_state, x):
-            chunk, start, d_output = x
-            _, pull = jax.vjp(lambda state: advance(chunk, state, precision), start)
-            return pull((d_output, d_state))[0], d_state
-
         chunks = prepare(split_inputs)
-        d_state, d_ends = lax.scan(step, d_state, (chunks, starts, d_split_outputs), reverse=True)
+        if schedule is Schedule.TOGETHER:
+
+            def step(d_state, x):
+                chunk, start, d_output = x
+                _, pull = jax.vjp(lambda state: advance(chunk, state, precision), start)
+                return pull((d_output, d_state))[0], d_state
+
+            d_state, d_ends = lax.scan(step, d_state, (chunks, starts, d_split_outputs), reverse=True)
+        else:
+            d_ends, d_state = schedule.passes.backward(
+                chunks, d_split_outputs, d_state, precision=precision, interpret=schedule.interpret
+            )
         _, pull = jax.vjp(lambda chunk_inputs: run(chunk_inputs, starts), split_inputs)
         (d_split_inputs,) = pull((d_split_outputs, d_ends))
         d_inputs = jax.tree.map(lambda d: _join(d, chunk_size), d_split_inputs)
@@ -306,11 +345,6 @@ def _chunk_scan_backward(prepare, chunk_size, precision, one_by_one, residuals, 
 
 
 chunk_scan.defvjp(_chunk_scan_forward, _chunk_scan_backward)
-
-
-def one_by_one() -> bool:
-    """A CPU wants one chunk at a time in its cache; any other device wants all chunks prepared in parallel."""
-    return target.device() == "cpu"
 
 
 def product_precision(q: Float[Array, "..."], k: Float[Array, "..."]) -> lax.Precision:

@@ -15,7 +15,8 @@ from:
     L_ij = beta_i k_i^T diag(exp(sum of log decay between j and i)) k_j      for i > j
 
 so that u = U - W S with U = T beta v, W = T beta k e^prefix, T = (I + L)^-1; the rest is linear attention to u.
-``chunked_core.py`` says why this is stable for every decay; ``unit_lower_inverse``, why for any set of keys.
+``chunked_core.py`` says why this is stable for every decay; ``unit_lower_inverse``, why for any set of keys. ``pallas`` is
+``chunked`` with the recurrence between chunks in a kernel.
 """
 
 import functools
@@ -27,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunked_core, documents
+from seqmodels.ops import choices, chunked_core, documents, kernels, target, tuning
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS
 
 _MISSING = {
@@ -39,7 +40,6 @@ _MISSING = {
         "delta_rule has no parallel form: every update depends on all before it, through the inverse of a T x T "
         "matrix; use implementation='chunked', which inverts one of chunk_size steps"
     ),
-    "pallas": "delta_rule has no Pallas kernel yet; use implementation='chunked'",
 }
 
 
@@ -78,21 +78,22 @@ def delta_rule(
       state: what was read before; ``None`` is an empty state of zeros.
       reset: a new document starts at step t: S_{t-1} is taken to be zero. Non-finite values then stay in their
         document and head.
-      implementation: ``"recurrent"``, ``"chunked"``, or ``None`` for the fastest here.
-      chunk_size: steps per chunk of ``"chunked"``, any number >= 1; ``None`` for the fastest here.
+      implementation: ``"recurrent"``, ``"chunked"``, ``"pallas"``, or ``None`` for the fastest here: recurrent for one step,
+        else pallas where the device has the kernel, else chunked.
+      chunk_size: steps per chunk of ``"chunked"`` and ``"pallas"``, any number >= 1; ``None`` for the fastest here.
 
     Returns:
       ``(o, state)``: outputs in the dtype of ``v``, and the float32 state after the last step.
 
     Raises:
       ValueError: shapes that do not fit, an unknown implementation, or a chunk size below 1.
-      NotImplementedError: a form that does not exist.
+      NotImplementedError: a form that does not exist, or a kernel that cannot run; the message says why.
     """
     _check_shapes(q, k, v, beta, log_decay, state, reset)
     batch, steps, heads, width = v.shape
-    if implementation is None:
-        implementation = "recurrent" if steps == 1 else "chunked"
-    elif implementation not in IMPLEMENTATIONS:
+    if implementation is None and steps == 1:
+        implementation = "recurrent"
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
@@ -103,10 +104,10 @@ def delta_rule(
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
     arguments = (q, k, v, beta, log_decay, state.astype(jnp.float32), reset)
     if implementation == "recurrent":
+        choices.note("delta_rule", implementation)
         o, state = _recurrent(*arguments)
     else:
-        chunk_size = min(steps, _default_chunk_size() if chunk_size is None else chunk_size)
-        o, state = _contained(functools.partial(_chunked, chunk_size=chunk_size), *arguments)
+        o, state = _contained(functools.partial(_chunked, implementation, chunk_size), *arguments)
     return o.astype(v.dtype), state
 
 
@@ -135,11 +136,6 @@ def _check_shapes(q, k, v, beta, log_decay, state, reset):
             )
     if reset is not None and reset.dtype != jnp.bool_:
         raise ValueError(f"reset must be bool; got {reset.dtype}")
-
-
-def _default_chunk_size() -> int:
-    """On a CPU 16 and 64 steps take 1.3 to 1.8 times as long as 32; accelerators want larger products."""
-    return 32 if chunked_core.one_by_one() else 64
 
 
 def _recurrent(q, k, v, beta, log_decay, state, reset):
@@ -186,8 +182,21 @@ def _contained(form, q, k, v, beta, log_decay, state, reset):
     return documents.poison(o, spoiled | bad_q), documents.poison(final, spoiled[:, -1, :, None])
 
 
-def _chunked(q, k, v, beta, log_decay, state, reset, *, chunk_size):
+def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset):
+    """``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has."""
     batch, steps, groups, _ = q.shape
+    chunk_size = tuning.chunk_size("delta_rule", steps, chunk_size)
+    precision = chunked_core.product_precision(q, k)
+    kernel = kernels.choose(
+        implementation,
+        "chunk_core",
+        "delta_rule",
+        precision=precision,
+        channels=state.shape[-2],
+        width=state.shape[-1],
+        chunk_size=chunked_core.power_of_two(chunk_size),
+    )
+    choices.note("delta_rule", "chunked" if kernel is None else "pallas", chunk_size)
     repeats = v.shape[2] // groups
     if reset is not None:
         # A reset is what it is to a decay: the logarithm of zero.
@@ -201,15 +210,11 @@ def _chunked(q, k, v, beta, log_decay, state, reset, *, chunk_size):
     padding = -steps % chunk_size
     if padding:
         inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
-    precision = chunked_core.product_precision(q, k)
-    o, final = chunked_core.chunk_scan(
-        functools.partial(_prepare, precision=precision),
-        chunk_size,
-        precision,
-        chunked_core.one_by_one(),
-        inputs,
-        state.reshape(batch, groups, repeats, *state.shape[2:]),
-    )
+    prepare = functools.partial(_prepare, precision=precision)
+    schedule = chunked_core.schedule() if kernel is None else kernel
+    run = functools.partial(chunked_core.chunk_scan, prepare, chunk_size, precision, schedule)
+    grouped_state = state.reshape(batch, groups, repeats, *state.shape[2:])
+    o, final = run(inputs, grouped_state) if kernel is None else target.by_rows(run, inputs, grouped_state)
     return o[:, :steps].reshape(v.shape), final.reshape(state.shape)
 
 

@@ -27,11 +27,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqmodels.ops import time_invariant
+from seqmodels.ops import choices, time_invariant, tuning
 from seqmodels.ops.linear_recurrence import linear_recurrence
 
 RULES = ("zoh", "bilinear")
-_CHUNK_SIZE = 64  # the fastest on a CPU: B 16, T 256, D 128, N 64, forward and backward
 
 
 def discretise(
@@ -120,7 +119,7 @@ def diagonal_ssm(
     """
     _check(u, dA_minus_1, dB, C, state, reset)
     if implementation is None:
-        # Measured on a CPU as above, forward and backward: parallel 9 ms, chunked 25 (with documents 120 and 43),
+        # Measured on a CPU at B 16, T 256, D 128, N 64, forward and backward: parallel 9 ms, chunked 25 (with documents 120 and 43),
         # recurrent 350, associative 1600.
         long = "parallel" if reset is None else "chunked"
         implementation = "recurrent" if u.shape[1] == 1 else long
@@ -129,8 +128,10 @@ def diagonal_ssm(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     form = _IMPLEMENTATIONS[implementation]
+    chunk_size = tuning.chunk_size("diagonal_ssm", u.shape[1], chunk_size) if implementation == "chunked" else None
+    choices.note("diagonal_ssm", implementation, chunk_size)
     if implementation == "chunked":
-        form = functools.partial(form, min(u.shape[1], _CHUNK_SIZE if chunk_size is None else chunk_size))
+        form = functools.partial(form, chunk_size)
     system = tuple(x.astype(jnp.complex64) for x in (dA_minus_1, dB, C))
     y, state = form(u.astype(jnp.float32), system, None if state is None else state.astype(jnp.float32), reset)
     return y.astype(u.dtype), state

@@ -28,9 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqmodels.ops import time_invariant
-
-_CHUNK_SIZE = 32  # on a CPU as fast as 64, with fewer steps to make its tables
+from seqmodels.ops import choices, time_invariant, tuning
 
 
 def dplr_ssm(
@@ -79,8 +77,10 @@ def dplr_ssm(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     form = _IMPLEMENTATIONS[implementation]
+    chunk_size = tuning.chunk_size("dplr_ssm", u.shape[1], chunk_size) if implementation == "chunked" else None
+    choices.note("dplr_ssm", implementation, chunk_size)
     if implementation == "chunked":
-        form = functools.partial(form, min(u.shape[1], _CHUNK_SIZE if chunk_size is None else chunk_size))
+        form = functools.partial(form, chunk_size)
     system = _discretise(*(x.astype(jnp.complex64) for x in (A, P, B, C)), dt.astype(jnp.float32)[:, None])
     y, state = form(u.astype(jnp.float32), system, None if state is None else state.astype(jnp.float32), reset)
     return y.astype(u.dtype), state

@@ -10,7 +10,8 @@ Table 1 of arXiv 2312.06635 lists what reduces to it: linear attention (no decay
 
 ``recurrent`` is the definition, step by step, and the judge of the others; ``associative`` the textbook parallel scan over
 the states (memory T K V); ``parallel`` the quadratic closed form; ``chunked`` the quadratic form inside chunks and a recurrence
-between them (``chunked_core.py`` says why it is stable for every decay).
+between them (``chunked_core.py`` says why it is stable for every decay). ``pallas`` is a kernel for the whole of it, where the
+device has one for the decays given, else ``chunked`` with the recurrence between chunks in a kernel.
 """
 
 import functools
@@ -23,13 +24,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunked_core, documents
+from seqmodels.ops import choices, chunked_core, documents, kernels, target, tuning
 
 IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
-
-
-# On a CPU a gradient takes 1.0 to 1.2 times as long with 32 steps, 1.1 to 1.4 times with 128 (B 1 to 16, T 256 to 4096).
-_CHUNK_SIZE = 64
 
 
 class _Inputs(NamedTuple):
@@ -71,31 +68,31 @@ def gated_linear_attention(
       bonus: given, the state is read before the update and the current pair counts with this weight per key channel.
       state: what was read before; ``None`` is an empty state of zeros.
       reset: a new document starts at step t: S_{t-1} is taken to be zero. Non-finite values then stay in their document and head.
-      implementation: ``"recurrent"``, ``"associative"``, ``"parallel"``, ``"chunked"``, or ``None`` for the fastest here.
-      chunk_size: steps per chunk of ``"chunked"``, any number >= 1; ``None`` for the fastest here.
+      implementation: ``"recurrent"``, ``"associative"``, ``"parallel"``, ``"chunked"``, ``"pallas"``, or ``None`` for the fastest
+        here: recurrent for one step, else pallas where the device has the kernel, else chunked.
+      chunk_size: steps per chunk of ``"chunked"`` and ``"pallas"``, any number >= 1; ``None`` for the fastest here.
 
     Returns:
       ``(o, state)``: outputs in the dtype of ``v``, and the float32 state after the last step.
 
     Raises:
-      ValueError: shapes that do not fit, an unknown implementation, or a chunk size for a form without chunks.
-      NotImplementedError: ``implementation="pallas"``.
+      ValueError: shapes that do not fit, an unknown implementation, or a chunk size below 1.
+      NotImplementedError: ``implementation="pallas"`` where the kernel cannot run; the message says why.
     """
     _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset)
     batch, steps, heads, width = v.shape
-    if implementation is None:
-        implementation = "recurrent" if steps == 1 else "chunked"
-    elif implementation not in IMPLEMENTATIONS:
+    if implementation is None and steps == 1:
+        implementation = "recurrent"
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
-    if implementation == "pallas":
-        raise NotImplementedError("gated_linear_attention has no Pallas kernel yet; use implementation='chunked'")
-
     if state is None:
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
     state = state.astype(jnp.float32)
     arguments = (q, k, v, log_decay, value_log_decay, bonus, state, reset)
+    if implementation in ("recurrent", "associative", "parallel"):
+        choices.note("gated_linear_attention", implementation)
     if implementation == "recurrent":
         o, state = _recurrent(*arguments)
     elif implementation == "associative":
@@ -103,8 +100,7 @@ def gated_linear_attention(
     elif implementation == "parallel":
         o, state = _contained(_parallel, *arguments)
     else:
-        chunk_size = min(steps, _CHUNK_SIZE if chunk_size is None else chunk_size)
-        o, state = _contained(functools.partial(_chunked, chunk_size=chunk_size), *arguments)
+        o, state = _contained(functools.partial(_chunked, implementation, chunk_size), *arguments)
     return o.astype(v.dtype), state
 
 
@@ -235,28 +231,104 @@ def _parallel(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     return o + _bonus_term(q, k, v, bonus), ungroup(final)
 
 
-def _chunked(q, k, v, log_decay, value_log_decay, bonus, state, reset, *, chunk_size):
-    prepare, inputs, state, ungroup = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
+def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bonus, state, reset):
+    """``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has."""
     steps = v.shape[1]
+    precision = chunked_core.product_precision(q, k)
+    if implementation != "chunked" and value_log_decay is None:
+        decayed, opening = _with_resets(log_decay, bonus, reset, heads=v.shape[2])
+        decays = 0 if decayed is None else decayed.shape[-1]
+        whole = kernels.find(
+            "gated_linear_attention", q=q, k=k, v=v, decays=decays, precision=precision, chunk_size=chunk_size
+        )
+        if whole is not None:
+            choices.note("gated_linear_attention", "pallas", chunk_size)
+            run = functools.partial(_whole, whole, chunk_size, precision, bonus is not None)
+            o, state = target.by_rows(run, q, k, v, decayed, opening, state)
+            return o + _bonus_term(q, k, v, bonus), state
+
+    chunk_size = tuning.chunk_size("gated_linear_attention", steps, chunk_size)
+    prepare, inputs, state, ungroup = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
+    kernel = kernels.choose(
+        implementation,
+        "chunk_core",
+        "gated_linear_attention",
+        precision=precision,
+        channels=state.shape[-2],
+        width=state.shape[-1],
+        chunk_size=chunked_core.power_of_two(chunk_size),
+    )
+    choices.note("gated_linear_attention", "chunked" if kernel is None else "pallas", chunk_size)
     padding = -steps % chunk_size
     if padding:
         inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
-    precision, one_by_one = chunked_core.product_precision(q, k), chunked_core.one_by_one()
-    o, final = chunked_core.chunk_scan(prepare, chunk_size, precision, one_by_one, inputs, state)
+    schedule = chunked_core.schedule() if kernel is None else kernel
+    run = functools.partial(chunked_core.chunk_scan, prepare, chunk_size, precision, schedule)
+    o, final = run(inputs, state) if kernel is None else target.by_rows(run, inputs, state)
     return o[:, :steps].reshape(v.shape) + _bonus_term(q, k, v, bonus), ungroup(final)
+
+
+def _with_resets(log_decay, bonus, reset, *, heads):
+    """A reset as what it is to a decay, the logarithm of zero: (log decay, opening [B, T] as in ``_Inputs``)."""
+    if reset is None:
+        return log_decay, None
+    decay = jnp.zeros((heads, 1)) if log_decay is None else log_decay
+    opening = None if bonus is None else jnp.where(reset, -jnp.inf, 0.0)
+    return jnp.where(reset[:, :, None, None], -jnp.inf, decay), opening
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _whole(kernel: kernels.Kernel, chunk_size, precision, read_before, q, k, v, log_decay, opening, state):
+    """All of it in one kernel, without the bonus term: outputs, in float32 if that is to be added, and the final state."""
+    return _whole_passes(kernel, chunk_size, precision, read_before, q, k, v, log_decay, opening, state, False)[:2]
+
+
+def _whole_passes(kernel, chunk_size, precision, read_before, q, k, v, log_decay, opening, state, keep_starts):
+    return kernel.passes.forward(
+        q,
+        k,
+        v,
+        log_decay,
+        opening,
+        state,
+        chunk_size=chunk_size,
+        read_before=read_before,
+        precision=precision,
+        output_dtype=jnp.float32 if read_before else v.dtype,
+        keep_starts=keep_starts,
+        interpret=kernel.interpret,
+    )
+
+
+def _whole_forward(kernel, chunk_size, precision, read_before, *inputs):
+    o, final, starts = _whole_passes(kernel, chunk_size, precision, read_before, *inputs, True)
+    return (o, final), (*inputs[:-1], starts)
+
+
+def _whole_backward(kernel, chunk_size, precision, read_before, residuals, cotangents):
+    dq, dk, dv, d_log_decay, d_state = kernel.passes.backward(
+        *residuals,
+        *cotangents,
+        chunk_size=chunk_size,
+        read_before=read_before,
+        precision=precision,
+        interpret=kernel.interpret,
+    )
+    return dq, dk, dv, d_log_decay, None, d_state
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def _grouped(
     q, k, v, log_decay, value_log_decay, bonus, state, reset
 ) -> tuple[chunked_core.Prepare, _Inputs, Array, Callable[[Array], Array]]:
-    """How to prepare a chunk, heads as groups of q and k, the state likewise, and the way back for the state.
-
-    A reset becomes what it is to a decay: the logarithm of zero.
-    """
+    """How to prepare a chunk, heads as groups of q and k, the state likewise, and the way back for the state."""
     batch, steps, groups, channels = q.shape
     heads, width = v.shape[2:]
     repeats = heads // groups
     precision = chunked_core.product_precision(q, k)
+    log_decay, opening = _with_resets(log_decay, bonus, reset, heads=heads)
 
     def group(x, *, side_by_side=False):
         if x is None:
@@ -264,12 +336,7 @@ def _grouped(
         split = (1, repeats * x.shape[-1]) if side_by_side else (repeats, x.shape[-1])
         return x.reshape(batch, steps, groups, *split)
 
-    opening = None
-    if reset is not None:
-        starts = reset[:, :, None, None]
-        log_decay = jnp.where(starts, -jnp.inf, jnp.zeros((heads, 1)) if log_decay is None else log_decay)
-        if bonus is not None:
-            opening = jnp.where(starts[..., None], -jnp.inf, 0.0)
+    opening = None if opening is None else opening[:, :, None, None, None]
     inputs = _Inputs(q[:, :, :, None], k[:, :, :, None], None, None, group(value_log_decay), opening)
     grouped_state = state.reshape(batch, groups, repeats, channels, width)
 

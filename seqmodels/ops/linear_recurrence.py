@@ -11,7 +11,7 @@ one number per channel, no products between channels.
 | associative | ``jax.lax.associative_scan`` (Blelloch, "Prefix sums and their applications", 1990, section 1.4) |
 | parallel | raises: the closed form divides by cumulative products of ``a`` |
 | chunked | blocks side by side, joined by a scan over the blocks; its own gradient is the same scan backwards |
-| pallas | raises: not written yet |
+| pallas | one step after the other in a kernel, for a device that has it, and the gradient of chunked; else raises |
 
 Nothing is divided by a decay and no logarithm is taken, so that every factor is <= 1 whatever the decays are, and a
 product that underflows is a state that is truly forgotten. The state and all arithmetic are float32, or complex64 for
@@ -20,14 +20,13 @@ values and in gradients, so that a NaN or an infinity in one document of a row r
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from seqmodels.ops import target
+from seqmodels.ops import choices, kernels, target, tuning
 
 
 def linear_recurrence(
@@ -45,7 +44,8 @@ def linear_recurrence(
       b: what is added; real or complex.
       state: h before the first step; None is zero.
       reset: marks the steps at which a new document starts: h is zero before such a step.
-      implementation: a row of the table above; None is recurrent for one step, else chunked.
+      implementation: a row of the table above; None is recurrent for one step, else pallas where the device has the
+        kernel, else chunked.
 
     Returns:
       ``(h, state)``: every h, in b's dtype, and the last h in float32. If any input is complex, both are complex64.
@@ -53,18 +53,27 @@ def linear_recurrence(
 
     Raises:
       ValueError: shapes that do not fit, an unknown implementation.
-      NotImplementedError: the implementation does not exist; the message says what is missing.
+      NotImplementedError: the implementation does not exist, or not for this call; the message says what is missing.
     """
     _check(a, b, state, reset)
-    if implementation is None:
-        implementation = "recurrent" if a.shape[1] == 1 else "chunked"
-    if implementation not in _IMPLEMENTATIONS:
+    if implementation is None and a.shape[1] == 1:
+        implementation = "recurrent"
+    if implementation is not None and implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(_IMPLEMENTATIONS)}")
     operands = (a, b) if state is None else (a, b, state)
     is_complex = any(jnp.iscomplexobj(x) for x in operands)
     dtype = jnp.complex64 if is_complex else jnp.float32
     initial = jnp.zeros(a.shape[:1] + a.shape[2:], dtype) if state is None else state.astype(dtype)
-    h, final = _IMPLEMENTATIONS[implementation](a.astype(dtype), b.astype(dtype), initial, reset)
+    kernel = kernels.choose(implementation, "linear_recurrence", "linear_recurrence", dtype=dtype)
+    if kernel is not None or implementation in ("chunked", None):
+        form = functools.partial(_scanned, kernel)
+        if kernel is not None:
+            form = functools.partial(target.by_rows, form)
+        implementation = "chunked" if kernel is None else "pallas"
+    else:
+        form = _IMPLEMENTATIONS[implementation]
+    choices.note("linear_recurrence", implementation)
+    h, final = form(a.astype(dtype), b.astype(dtype), initial, reset)
     return h.astype(dtype if is_complex else b.dtype), final
 
 
@@ -148,16 +157,6 @@ def _backward_step(carry, a, dh, start):
     return _drop(a * g, start), g
 
 
-def _num_blocks(steps: int) -> int:
-    """How many blocks run side by side.
-
-    On a CPU one, which reads its inputs once: with 2 to 8, a gradient takes 1.05 to 1.4 times as long (B 1 and 4, E 512, T
-    1024 to 32768). Any other device wants the fewest steps one after the other, counting those within a block and those
-    between blocks.
-    """
-    return 1 if target.device() == "cpu" else math.isqrt(steps - 1) + 1
-
-
 def _blocked_scan(step, a, b, carry, reset, *, reverse: bool):
     """All outputs of ``carry, output_t = step(carry, a_t, b_t, reset_t)`` in time (or backwards), and the last carry.
 
@@ -166,7 +165,7 @@ def _blocked_scan(step, a, b, carry, reset, *, reverse: bool):
     multiplies the carry by the decay. Steps are read where they lie: moving time to the front first doubled the time.
     """
     batch, steps = a.shape[:2]
-    length = -(-steps // _num_blocks(steps))
+    length = -(-steps // tuning.num_blocks(steps))
     num_blocks = -(-steps // length)
     padding = num_blocks * length - steps
 
@@ -207,25 +206,35 @@ def _blocked_scan(step, a, b, carry, reset, *, reverse: bool):
     return outputs.reshape(batch, num_blocks * length, *outputs.shape[3:])[:, :steps], carries[:, 0 if reverse else -1]
 
 
-@jax.custom_vjp
-def _chunked(a, b, state, reset):
-    return _blocked_scan(_forward_step, a, b, state, reset, reverse=False)
+# ---- the gradient of blocks and of the kernel
 
 
-def _chunked_forward(a, b, state, reset):
-    h, final = _chunked(a, b, state, reset)
+def _scan(kernel: kernels.Kernel | None, a, b, carry, reset, *, reverse: bool):
+    """All outputs of ``_forward_step`` in time, or of ``_backward_step`` backwards, and the last carry."""
+    if kernel is not None:
+        return kernel.passes.scan(a, b, carry, reset, reverse=reverse, interpret=kernel.interpret)
+    return _blocked_scan(_backward_step if reverse else _forward_step, a, b, carry, reset, reverse=reverse)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scanned(kernel, a, b, state, reset):
+    return _scan(kernel, a, b, state, reset, reverse=False)
+
+
+def _scanned_forward(kernel, a, b, state, reset):
+    h, final = _scan(kernel, a, b, state, reset, reverse=False)
     return (h, final), (a, h, state, reset)
 
 
-def _chunked_backward(residuals, cotangents):
+def _scanned_backward(kernel, residuals, cotangents):
     a, h, state, reset = residuals
     dh, dfinal = cotangents
-    g, dstate = _blocked_scan(_backward_step, a, dh, dfinal, reset, reverse=True)
+    g, dstate = _scan(kernel, a, dh, dfinal, reset, reverse=True)
     before = _drop(jnp.concatenate([state[:, None], h[:, :-1]], axis=1), reset)
     return g * before, g, dstate, None
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+_scanned.defvjp(_scanned_forward, _scanned_backward)
 
 
 # ---- what does not exist
@@ -243,6 +252,6 @@ _IMPLEMENTATIONS = {
         "linear_recurrence has no parallel form: it would divide by cumulative products of a, which underflow;"
         " use associative or chunked",
     ),
-    "chunked": _chunked,
-    "pallas": functools.partial(_missing, "linear_recurrence has no Pallas kernel yet: use chunked"),
+    "chunked": _scanned,
+    "pallas": _scanned,
 }

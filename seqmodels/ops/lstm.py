@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops import choices
+
 IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 
 
@@ -67,6 +69,7 @@ def lstm(
             f"the LSTM has no {implementation} form: its recurrence is nonlinear, each step's gates read the output of the "
             "step before; use implementation='recurrent'"
         )
+    choices.note("lstm", "recurrent")
     size = kernel.shape[0]
     if state is None:
         zeros = jnp.zeros((z.shape[0], size), jnp.float32)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops import choices
 from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS, gated_linear_attention
 
 
@@ -72,8 +73,9 @@ def mlstm_cell(
       state: what was read before; ``None`` is the empty state.
       reset: a new document starts at step t: the state before it is empty. Non-finite values then stay in their
         document and head.
-      implementation: ``"recurrent"``, ``"associative"``, ``"parallel"``, ``"chunked"``; ``None`` is the fastest here.
-      chunk_size: steps per chunk of ``"chunked"``, any number >= 1; ``None`` for the fastest here.
+      implementation: ``"recurrent"``, or a form of ``gated_linear_attention``; ``None`` is recurrent for one step, else that
+        op's choice.
+      chunk_size: steps per chunk of ``"chunked"`` and ``"pallas"``, any number >= 1; ``None`` for the fastest here.
       eps: added to the denominator, in the gauge of m as in the authors' code.
 
     Returns:
@@ -81,24 +83,22 @@ def mlstm_cell(
 
     Raises:
       ValueError: shapes that do not fit, an unknown implementation, a chunk size below 1.
-      NotImplementedError: ``implementation="pallas"``.
+      NotImplementedError: ``implementation="pallas"`` where the kernel cannot run; the message says why.
     """
     _check(q, k, v, input_gate_logit, forget_gate_logit, state, reset)
-    if implementation is None:
-        implementation = "recurrent" if q.shape[1] == 1 else "chunked"
-    if implementation not in IMPLEMENTATIONS:
+    if implementation is None and q.shape[1] == 1:
+        implementation = "recurrent"
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
-    if implementation == "pallas":
-        raise NotImplementedError("mlstm_cell has no Pallas kernel yet; use implementation='chunked'")
-
     if state is None:
         state = empty_mlstm_state(q.shape[0], *q.shape[2:], v.shape[3])
     state = MLSTMState(*(x.astype(jnp.float32) for x in state))
     i = input_gate_logit.astype(jnp.float32)
     log_f = jax.nn.log_sigmoid(forget_gate_logit.astype(jnp.float32))
     if implementation == "recurrent":
+        choices.note("mlstm_cell", implementation)
         h, state = _recurrent(q, k, v, i, log_f, state, reset, eps)
     else:
         h, state = _by_linear_attention(q, k, v, i, log_f, state, reset, eps, implementation, chunk_size)

@@ -11,7 +11,7 @@ Channel e of E and state n of N decay by exp(dt_t[e] A[e, n]): full rank in E x 
 | associative | ``linear_recurrence`` over materialised decays and inputs | 13 T |
 | parallel | raises: decays of full rank leave no matrix of scores between steps | |
 | chunked | one step after the other with its own gradient, from states saved at chunk starts | T / C + C |
-| pallas | raises: not written yet | |
+| pallas | ``chunked`` as a kernel, for a device that has it; else raises | T / C |
 
 The chunked form is sequential on purpose: the recurrence is elementwise, so that a parallel prefix inside the chunk
 only adds passes over memory (on a CPU it took six times as long). What makes a step cheap is E as the minor axis
@@ -31,10 +31,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops import choices, kernels, target, tuning
 from seqmodels.ops.linear_recurrence import linear_recurrence
-
-# Measured on CPU: 8 to 64 take the same time; larger ones save fewer states, smaller ones recompute in less memory.
-_CHUNK_SIZE = 32
 
 
 def selective_scan(
@@ -59,28 +57,37 @@ def selective_scan(
       C: how the state is read, shared by the channels.
       state: h before the first step; None is zero.
       reset: marks the steps at which a new document starts: h is zero before such a step.
-      implementation: a row of the table above; None is recurrent for one step, else chunked.
-      chunk_size: most steps per chunk of ``chunked``, any number >= 1; other forms have no use for it. None is 32.
+      implementation: a row of the table above; None is recurrent for one step, else pallas where the device has the kernel,
+        else chunked.
+      chunk_size: most steps per chunk of ``chunked``, any number >= 1; other forms have no use for it. None: ``tuning.py``.
 
     Returns:
       ``(y, state)``: outputs in the dtype of ``x``, and the float32 state after the last step.
 
     Raises:
       ValueError: shapes that do not fit, an unknown implementation.
-      NotImplementedError: the implementation does not exist; the message says what is missing.
+      NotImplementedError: the implementation does not exist, or not for this call; the message says what is missing.
     """
     _check(x, dt, A, B, C, state, reset)
-    if implementation is None:
-        implementation = "recurrent" if x.shape[1] == 1 else "chunked"
-    if implementation not in _IMPLEMENTATIONS:
+    if implementation is None and x.shape[1] == 1:
+        implementation = "recurrent"
+    if implementation is not None and implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(_IMPLEMENTATIONS)}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     if state is None:
         state = jnp.zeros((x.shape[0], *A.shape), jnp.float32)
-    form = _IMPLEMENTATIONS[implementation]
-    if implementation == "chunked":
-        form = functools.partial(form, _CHUNK_SIZE if chunk_size is None else chunk_size)
+    kernel = kernels.choose(implementation, "selective_scan", "selective_scan", x=x, dt=dt, A=A, B=B, C=C)
+    if kernel is not None:
+        form = functools.partial(target.by_rows, functools.partial(_pallas, kernel), whole=(2,))  # A
+        choices.note("selective_scan", "pallas")
+    elif implementation in ("chunked", None):
+        chunk_size = tuning.chunk_size("selective_scan", x.shape[1], chunk_size)
+        form = functools.partial(_chunked, chunk_size)
+        choices.note("selective_scan", "chunked", chunk_size)
+    else:
+        form = _IMPLEMENTATIONS[implementation]
+        choices.note("selective_scan", implementation)
     return form(x, dt, A, B, C, state.astype(jnp.float32), reset)
 
 
@@ -260,6 +267,32 @@ def _sum_over_states(w: Float[Array, "B N E"], A_by_state: Float[Array, "N E"]) 
     return sum(w[:, n] * A_by_state[n] for n in range(w.shape[1]))
 
 
+# ---- the kernel, which keeps what the chunked form keeps
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pallas(kernel: kernels.Kernel, x, dt, A, B, C, state, reset):
+    """The passes: ``forward`` gives (y, final state, with ``keep_starts`` the states at chunk starts in a layout of the
+    kernel's own, else None), ``backward`` the gradients of x, dt, A, B, C and the state.
+    """
+    return kernel.passes.forward(x, dt, A, B, C, state, reset, keep_starts=False, interpret=kernel.interpret)[:2]
+
+
+def _pallas_forward(kernel, x, dt, A, B, C, state, reset):
+    y, final, starts = kernel.passes.forward(
+        x, dt, A, B, C, state, reset, keep_starts=True, interpret=kernel.interpret
+    )
+    return (y, final), (x, dt, A, B, C, reset, starts)
+
+
+def _pallas_backward(kernel, residuals, cotangents):
+    gradients = kernel.passes.backward(*residuals, *cotangents, interpret=kernel.interpret)
+    return *gradients, None
+
+
+_pallas.defvjp(_pallas_forward, _pallas_backward)
+
+
 # ---- what does not exist
 
 
@@ -276,5 +309,5 @@ _IMPLEMENTATIONS = {
         " scores between steps exists; use associative or chunked",
     ),
     "chunked": _chunked,
-    "pallas": functools.partial(_missing, "selective_scan has no Pallas kernel yet: use chunked"),
+    "pallas": _pallas,
 }

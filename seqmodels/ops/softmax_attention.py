@@ -10,7 +10,7 @@ Query head h reads key/value head h // (H / G) (grouped queries, arXiv 2305.1324
 | associative | raises: softmax does not split into a scan of this form |
 | parallel | the softmax of the whole T x T matrix of scores |
 | chunked | block by block, long sequences by tiles under a running softmax (arXiv 2205.14135); gradients recompute |
-| pallas | the kept library's kernel for the device: cuDNN's, through ``jax.nn.dot_product_attention`` |
+| pallas | a library's kernel: JAX's splash attention on a TPU, cuDNN's on an NVIDIA GPU (``kernels/softmax_attention_*``) |
 
 Scores, softmax and sums are float32 whatever the inputs are; float32 inputs are multiplied as float32 everywhere.
 """
@@ -25,8 +25,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels.ops import documents, target
+from seqmodels.ops import choices, documents, kernels, target
 
+IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 # The time of a key that no query may see: an empty slot of the ring, or padding.
 NOWHERE = int(np.iinfo(np.int32).max)
 # At most so many blocks of queries are written out, each against all its keys; longer sequences loop over tiles.
@@ -83,7 +84,8 @@ def softmax_attention(
       reset: marks the steps at which a new document starts. Attention never crosses a start, and a NaN or an
         infinity in one document changes no other.
       window: a query sees the keys of the last ``window`` steps, its own among them; None sees everything.
-      implementation: a row of the table above; None picks the fastest form for the device and the shape.
+      implementation: a row of the table above; None is recurrent for one step with a cache, else pallas where the device
+        has the kernel for the call, else chunked.
 
     Returns:
       ``(o, cache)``, ``o`` in q's dtype. The ring has the structure, shapes and dtypes of the one that was given.
@@ -94,13 +96,23 @@ def softmax_attention(
       NotImplementedError: the named implementation cannot do this; the message says what is missing.
     """
     _check(q, k, v, cache, reset, window)
-    if implementation is None:
-        implementation = _fastest(q, k, v, cache, reset)
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(_IMPLEMENTATIONS)}")
+    if implementation is None and cache is not None and q.shape[1] == 1:
+        implementation = "recurrent"
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    kernel = kernels.choose(
+        implementation, "softmax_attention", "softmax_attention",
+        q=q, k=k, v=v, cache=cache, reset=reset, window=window,
+    )  # fmt: skip
+    if kernel is not None:
+        implementation, form = "pallas", functools.partial(_pallas, kernel)
+    else:
+        implementation = implementation or "chunked"
+        form = _FORMS[implementation]
+    choices.note("softmax_attention", implementation)
     if cache is not None:
         k, v = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
-    return _IMPLEMENTATIONS[implementation](q, k, v, cache, reset, window)
+    return form(q, k, v, cache, reset, window)
 
 
 def _check(q, k, v, cache, reset, window):
@@ -118,12 +130,6 @@ def _check(q, k, v, cache, reset, window):
         for ring, x in ((cache.keys, k), (cache.values, v))
     ):
         raise ValueError(f"a ring of {cache.keys.shape}, {cache.values.shape} does not fit k {k.shape}, v {v.shape}")
-
-
-def _fastest(q, k, v, cache, reset) -> str:
-    if cache is not None and q.shape[1] == 1:
-        return "recurrent"
-    return "chunked" if _kernel_lacks(q, k, v, cache, reset) else "pallas"
 
 
 # ---- the ring
@@ -557,42 +563,20 @@ def _tiles_backward(plan, saved, o_bar):
 _tiles.defvjp(_tiles_forward, _tiles_backward)
 
 
-# ---- the kept library's kernel
+# ---- a library's kernel
 
 
-def _kernel_lacks(q, k, v, cache, reset) -> str | None:
-    """What keeps this call from the device's kernel; None if nothing does."""
-    if target.device() == "tpu":
-        return "splash attention on TPU is not wired in yet"
-    if "cuda" not in jax.devices()[0].client.platform_version:
-        return "cuDNN's attention needs an NVIDIA GPU"
-    if {q.dtype, k.dtype, v.dtype} not in ({jnp.dtype(jnp.bfloat16)}, {jnp.dtype(jnp.float16)}):
-        return f"cuDNN's attention takes bfloat16 or float16 alike, not {q.dtype}, {k.dtype}, {v.dtype}"
-    if cache is not None:
-        return "cuDNN's attention reads no ring of keys and values (cache)"
-    if reset is not None:
-        return "cuDNN's attention knows no documents (reset)"
-    if q.shape[-1] != v.shape[-1] or q.shape[-1] % 8 or q.shape[-1] > 128:
-        return f"cuDNN's attention needs K = V, a multiple of 8 up to 128, not K={q.shape[-1]}, V={v.shape[-1]}"
-    return None
+def _pallas(kernel: kernels.Kernel, q, k, v, cache, reset, window):
+    def attend(q, keys, values, query_points, key_points, window, num_old):
+        attend = functools.partial(kernel.passes.attend, window=window, interpret=kernel.interpret)
+        return target.by_rows(attend, q, keys, values, query_points.documents)
+
+    return _all_at_once(attend, q, k, v, cache, reset, window)
 
 
-def _pallas(q, k, v, cache, reset, window):
-    lacking = _kernel_lacks(q, k, v, cache, reset)
-    if lacking is not None:
-        raise NotImplementedError(f"softmax_attention has no kernel for this: {lacking}")
-    # The library's window counts the steps before the query.
-    before = None if window is None else (window - 1, 0)
-    o = jax.nn.dot_product_attention(
-        q, k, v, scale=1.0, is_causal=True, local_window_size=before, implementation="cudnn"
-    )
-    return o, _fresh(k, v, reset, window)
-
-
-_IMPLEMENTATIONS = {
+_FORMS = {
     "recurrent": _recurrent,
     "associative": _associative,
     "parallel": _parallel,
     "chunked": _chunked,
-    "pallas": _pallas,
 }

@@ -36,6 +36,7 @@ class Restored:
     step: int
     state: dict
     record: dict
+    fingerprint: str  # of the arrays in `state`: equal for equal values
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
@@ -196,10 +197,11 @@ def _restore_step(directory: Path, abstract_state: dict) -> Restored:
     if record.pop("digest") != _digest(record) or record["step"] != int(directory.name):
         raise ValueError("its record is damaged")
     saved = record.pop("checksums")
-    for name, value in jax.device_get(_checksums(found.state)).items():
-        if saved[name] != int(value):
+    checksums = {name: int(value) for name, value in jax.device_get(_checksums(found.state)).items()}
+    for name, value in checksums.items():
+        if saved[name] != value:
             raise ValueError(f"the data of {name} is damaged: its checksum is not the one saved with it")
-    return Restored(record["step"], found.state, record)
+    return Restored(record["step"], found.state, record, _digest(checksums))
 
 
 @contextlib.contextmanager

@@ -22,12 +22,12 @@ import jax
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import data, generate
+from seqmodels import data, generate, ops
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.evaluation import perplexity
-from seqmodels.training import checkpoint, optimizer
+from seqmodels.training import checkpoint, optimizer, run_folder
 from seqmodels.training.log import Log, peak_flops_per_second
 from seqmodels.training.state import Setup
 
@@ -94,6 +94,9 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         )
         if restored is None:
             step, state, seconds = 0, setup.init(), 0.0
+            if config.train.init_from is not None:
+                abstract_params = setup.abstract_state()["params"]
+                state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, _print)
             dataset.tokenizer.save(workdir / "tokenizer.json")
             data.save_validation(dataset, workdir)
         else:
@@ -164,7 +167,10 @@ class _Run:
 
     def train_one_step(self) -> None:
         batch = self.setup.put(self.dataset.train_batch(self.step))
-        self.state, metrics = self.setup.train_step(self.state, batch)
+        with ops.record_choices() as choices:
+            self.state, metrics = self.setup.train_step(self.state, batch)
+        if choices:  # in the step that compiled
+            self.log.line("; ".join(choices))
         self.step += 1
         # Only the metrics of the step before are waited for, so that the device always has a step to work on.
         self.settle()
@@ -227,7 +233,7 @@ class _Run:
 
     def sample(self) -> None:
         tokenizer = self.dataset.tokenizer
-        prompt = tokenizer.encode(self.config.train.sample_prompt) or [tokenizer.end_of_text]
+        prompt = data.prompt_tokens(tokenizer, self.config.train.sample_prompt)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
         with self.signals.interrupting():
             [tokens] = generate.generate(

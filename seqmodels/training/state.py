@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seqmodels import model
+from seqmodels import model, ops
 from seqmodels.errors import UserError
 from seqmodels.training import flops, optimizer, sharding, step
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long a run goes and what it reports. Defaults live in configs/base.py."""
+    """How a run begins, how long it goes and what it reports. Defaults live in configs/base.py."""
 
+    init_from: str | None
     steps: int
     log_every_steps: int
     eval_every_steps: int
@@ -73,18 +74,19 @@ class Setup:
         self._shapes = shapes
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self._batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
+        on_mesh = ops.on_mesh(self.mesh, *sharding.BATCH)
         self.train_step = jax.jit(
-            functools.partial(
+            on_mesh(functools.partial(
                 step.train_step, self.graphdef, self._optimizer, self.schedule,
                 accumulation_steps=config.optim.accumulation_steps,
                 dropout_seed=config.seed if config.model.dropout > 0 else None,
-            ),
+            )),
             in_shardings=(self._shardings, self._batch_sharding),
             out_shardings=(self._shardings, self._whole),
             donate_argnums=0,
         )
         self.eval_step = jax.jit(
-            functools.partial(step.eval_step, self.graphdef),
+            on_mesh(functools.partial(step.eval_step, self.graphdef)),
             in_shardings=(self._shardings["params"], self._batch_sharding),
             out_shardings=self._whole,
         )

@@ -10,10 +10,13 @@ PATH = pathlib.Path(__file__).resolve().parents[2] / "docs" / "equivalence.md"
 FACTOR, FLOOR = 10.0, 2e-6  # a figure is current within this factor, and within rounding of a few units in the last place
 Key = tuple[str, str]  # name of the case (mixer and variant), implementation ("default" for None)
 Row = tuple[float, ...] | str  # worst error in every law, or why there is no such implementation
+# One mixer for each op with kernels: `make test` measures their rows of `pallas` again, `make test-all` those of all.
+KERNELS_IN_EVERY_RUN = ("deltanet-default", "gated_retention-default", "hgrn-default", "mamba-default")
 
 HEADER = """# Every form is the same mixer: the equivalence matrix
 
-Made by `python scripts/equivalence.py`; `make test` measures it again and fails when it differs.
+Made by `python scripts/equivalence.py`; `make test` measures it again and fails when it differs. The rows called `pallas` are the TPU's
+kernels in their interpreter: of these `make test` measures {kernels}; `make test-all` measures all.
 
 Each mixer of `seqmodels/mixers`, in each implementation, against each law of the contract (`tests/contract/laws.py`): the worst
 relative error seen, on three rows of up to 63 tokens at width 32, on a CPU in float32 (0 is exactly zero). `default` is what a
@@ -32,7 +35,8 @@ def key(case: Case) -> Key:
 def write(rows: dict[Key, Row]) -> None:
     """Replaces the page; rows come in the order of the cases."""
     laws = "\n".join(f"| {law.name} | {_figure(law.bound)} | {law.statement} |" for law in LAWS)
-    lines = [HEADER.format(laws=laws)]
+    kernels = ", ".join(f"`{name}`" for name in KERNELS_IN_EVERY_RUN)
+    lines = [HEADER.format(laws=laws, kernels=kernels)]
     keys = [key(case) for case in all_cases() if key(case) in rows]
     for name in dict.fromkeys(name for name, _ in keys):
         lines += [

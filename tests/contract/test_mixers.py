@@ -8,19 +8,27 @@ import pytest
 from tests.contract import laws, page
 from tests.contract.cases import all_cases
 
+AGAIN = "run scripts/equivalence.py"
+published = functools.cache(page.read)
+
+
+def is_slow(case) -> bool:
+    """The kernels' interpreter takes several times as long as the other forms: the rest of them are `make test-all`'s."""
+    refused = isinstance(published()[page.key(case)], str) if page.key(case) in published() else False
+    return case.implementation == "pallas" and not refused and case.name not in page.KERNELS_IN_EVERY_RUN
+
+
 # One group per variant: under `pytest --dist loadgroup` its cases share compiled programs in one process.
 PARAMETERS = [
     pytest.param(
         case,
         law,
         id=f"{case.name}-{case.implementation}-{law.name}",
-        marks=pytest.mark.xdist_group(case.name),
+        marks=[pytest.mark.xdist_group(case.name)] + [pytest.mark.slow] * is_slow(case),
     )
     for case in all_cases()
     for law in laws.LAWS
 ]
-AGAIN = "run scripts/equivalence.py"
-published = functools.cache(page.read)
 latest = {"group": None}
 
 

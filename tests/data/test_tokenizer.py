@@ -235,3 +235,16 @@ def test_a_tokenizer_that_is_not_there(tmp_path):
 def test_a_bpe_smaller_than_its_bytes():
     with pytest.raises(UserError, match="at least 257"):
         tokenizer.train_bpe(["text"], 256)
+
+
+def test_what_a_text_begins_with_is_read_from_the_file(bpe):
+    """Llama's template puts a token before each text; BERT's one after it, too, which is no beginning."""
+    assert bpe.beginning == () == tokenizer.BytesTokenizer().beginning
+    for template, beginning in (("<s> $A", (0,)), ("<s> $A </s>", (0,)), ("$A </s>", ())):
+        library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}, unk_token="<s>"))
+        library.post_processor = tokenizers.processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+        found = tokenizer.LibraryTokenizer(library)
+        assert found.beginning == beginning and found.encode("a") == [2]
+        assert tokenizer.from_json(found.to_json()).beginning == beginning

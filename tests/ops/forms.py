@@ -1,20 +1,22 @@
 """The forms of gated linear attention (or another op) under test, compiled once per form and signature."""
 
+import contextlib
 import functools
-from unittest import mock
 
 import jax
 
-from seqmodels.ops import chunked_core, gated_linear_attention
+from seqmodels.ops import compile_for, gated_linear_attention, interpret
 
-# name -> (implementation, chunk size, chunks prepared one by one)
+# name -> (implementation, chunk size, what it is traced for: chunks one by one is what a CPU gets, together any other device)
 FORMS = {
-    "recurrent": ("recurrent", None, True),
-    "associative": ("associative", None, True),
-    "parallel": ("parallel", None, True),
-    "chunked": ("chunked", 16, True),
-    "chunked_together": ("chunked", 7, False),
+    "recurrent": ("recurrent", None, contextlib.nullcontext),
+    "associative": ("associative", None, contextlib.nullcontext),
+    "parallel": ("parallel", None, contextlib.nullcontext),
+    "chunked": ("chunked", 16, contextlib.nullcontext),
+    "chunked_together": ("chunked", 7, functools.partial(compile_for, "tpu")),
 }
+# The kernels in their interpreter, tested on fewer cases: it takes longer.
+KERNELS = {"pallas_tpu": ("pallas", 16, functools.partial(interpret, "tpu"))}
 # The tests compile far more than they compute, and unoptimised code is the same mathematics. Without its new fusion
 # emitters, XLA compiles these programs four times faster; later versions have nothing else.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
@@ -45,15 +47,15 @@ def differentiate(form, op=gated_linear_attention):
 
 def call(form, inputs, reset, *, op=gated_linear_attention):
     """Not compiled: for use under other transformations."""
-    with scheduling(form):
+    with traced_for(form):
         return op(**inputs, reset=reset, **options(form))
 
 
 def options(form):
-    implementation, chunk_size, _ = FORMS[form]
+    implementation, chunk_size, _ = (FORMS | KERNELS)[form]
     return {"implementation": implementation, "chunk_size": chunk_size}
 
 
-def scheduling(form):
-    """Chunks one by one is what a CPU gets, together what any other device gets: both are tested on a CPU."""
-    return mock.patch.object(chunked_core, "one_by_one", lambda: FORMS[form][2])
+def traced_for(form):
+    """The context in which the op chooses the form's schedule."""
+    return (FORMS | KERNELS)[form][2]()

@@ -8,7 +8,7 @@ import pytest
 from seqmodels.ops import chunked_core, delta_rule
 from tests import goldens
 from tests.ops import forms
-from tests.ops.forms import fast_jit, options, scheduling
+from tests.ops.forms import fast_jit, options, traced_for
 from tests.ops.judge import relative_error
 
 FORMS = ("recurrent", "chunked", "chunked_together")
@@ -143,7 +143,7 @@ def test_golden(name, form):
         return outputs, operation(inputs | {"h0": jnp.zeros_like(inputs["h0"])}), pull(cotangents)[0]
 
     inputs = {key: arrays[key] for key in ("q", "k", "v", "g", "beta", "h0") if key in arrays}
-    with scheduling(form):
+    with traced_for(form):
         outputs, empty, gradients = both(inputs, (arrays["cot_o"], arrays["cot_ht"]))
     found = {key: relative_error(x, arrays[key]) for key, x in zip(("o", "ht"), outputs)}
     found |= {key: relative_error(x, arrays[key]) for key, x in zip(("o_zero", "ht_zero"), empty)}

@@ -11,7 +11,7 @@ import pytest
 
 from seqmodels.ops import complex_gated_linear_attention, gated_linear_attention
 from tests import goldens
-from tests.ops.forms import FORMS, fast_jit, options, scheduling
+from tests.ops.forms import FORMS, fast_jit, options, traced_for
 from tests.ops.judge import relative_error
 
 # float32 against float64, relative to the largest value. Measured: values and states 1e-6; gradients 4e-6.
@@ -121,7 +121,7 @@ def test_golden(name, form):
 
     inputs = {key: arrays[key] for key in moving}
     cotangents = {key: x for key, x in arrays.items() if key.startswith("cot_")}
-    with scheduling(form):
+    with traced_for(form):
         outputs, gradients = both(inputs, cotangents)
         empty, _ = both(inputs | {key: np.zeros_like(arrays[key]) for key in initial}, cotangents)
     found = {key: relative_error(x, arrays[key]) for key, x in outputs.items()}

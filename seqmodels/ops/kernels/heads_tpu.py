@@ -1,0 +1,204 @@
+"""What kernels share that walk, on a TPU, over the chunks of a few heads at a time as they lie in [B, T, H, X]."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+VMEM_BYTES = 12 * 2**20
+"""Of the 16 MiB that a kernel gets; the rest is for values between operations."""
+
+_WANTED = 4  # heads of one step of the grid, about: their chains of products do not wait for each other
+_MOST = 16
+
+
+def operand_dtype(precision: lax.Precision) -> jnp.dtype:
+    """What products read: bfloat16 where the inputs were narrow, else float32, in six passes."""
+    return jnp.bfloat16 if precision == lax.Precision.DEFAULT else jnp.float32
+
+
+def product(a: Float[Array, "..."], b: Float[Array, "..."], a_axis: int, b_axis: int, precision: lax.Precision):
+    """A matrix product contracted along the named axes, summed in float32."""
+    dimensions = (((a_axis,), (b_axis,)), ((), ()))
+    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+class Heads(NamedTuple):
+    """The heads of one step of the grid: ``groups`` of q and k, each with ``repeats`` heads of v.
+
+    They lie side by side along the lanes of blocks [C, groups K] and [C, groups repeats V].
+    """
+
+    groups: int
+    repeats: int
+    channels: int
+    width: int
+
+    def of(self, group: int) -> range:
+        """The heads of a group."""
+        return range(group * self.repeats, (group + 1) * self.repeats)
+
+    def keys(self, group: int) -> slice:
+        """Its lanes in q and k."""
+        return slice(group * self.channels, (group + 1) * self.channels)
+
+    def values(self, head: int) -> slice:
+        """A head's lanes in v."""
+        return slice(head * self.width, (head + 1) * self.width)
+
+    def decays(self, head: int) -> slice:
+        """A head's lanes in decays of its key channels."""
+        return slice(head * self.channels, (head + 1) * self.channels)
+
+
+def heads_at_once(groups: int, repeats: int, channels: int, width: int) -> Heads | None:
+    """About four heads whose q, k and v fill whole registers of 128 lanes, or all heads; None: no 16 heads do."""
+    fitting = [
+        Heads(g, r, channels, width)
+        for g in range(1, min(groups, _MOST) + 1)
+        for r in range(1, min(repeats, _MOST) + 1)
+        if groups % g == 0
+        and repeats % r == 0
+        and (g == 1 or r == repeats)
+        and g * r <= _MOST
+        and (g * channels % 128 == 0 or g == groups)
+        and (g * r * channels % 128 == 0 or g * r == groups * repeats)
+        and (g * r * width % 128 == 0 or g * r == groups * repeats)
+    ]
+    return min(fitting, key=lambda h: max(h.groups * h.repeats / _WANTED, _WANTED / (h.groups * h.repeats)), default=None)
+
+
+class Walk:
+    """A grid over rows of the batch and blocks of heads, and inside it over chunks in order, or from the last in reverse."""
+
+    def __init__(self, q: Float[Array, "B T G K"], v: Float[Array, "B T H V"], steps: int, *, reverse: bool):
+        self.batch, self.time, self.num_groups, channels = q.shape
+        self.num_heads, width = v.shape[2:]
+        self.steps, self.count, self.reverse = steps, -(-self.time // steps), reverse
+        self.heads = heads_at_once(self.num_groups, self.num_heads // self.num_groups, channels, width)
+        self.parts = self.num_heads // self.num_groups // self.heads.repeats  # blocks of a group's heads
+
+    def padded(self, x: Float[Array, "B T *rest"]):
+        """Zeros after the last step, to whole chunks."""
+        missing = self.count * self.steps - self.time
+        return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) if missing else x
+
+    def lanes(self, x: Float[Array, "B T H X"]):
+        """Heads side by side: [B, chunks * C, H X]."""
+        return self.padded(x.reshape(*x.shape[:2], -1))
+
+    def of_lanes(self, x, shape):
+        """The way back."""
+        return x[:, : self.time].reshape(shape)
+
+    def rows(self, x: Float[Array, "B T H 1"]):
+        """One number a step, steps along lanes: [B, chunks, blocks of heads, heads of one, C]."""
+        heads = self.heads.groups * self.heads.repeats
+        x = self.padded(x[..., 0]).reshape(self.batch, self.count, self.steps, -1, heads)
+        return jnp.moveaxis(x, 2, 4)
+
+    def of_rows(self, x):
+        """The way back."""
+        return jnp.moveaxis(x, 4, 2).reshape(self.batch, -1, self.num_heads, 1)[:, : self.time]
+
+    def call(
+        self,
+        kernel: Callable,
+        inputs: dict[str, tuple[str, Array]],
+        outputs: dict[str, tuple[str, jnp.dtype]],
+        state: Float[Array, "B H I J"],
+        *,
+        interpret,
+    ) -> tuple[Float[Array, "B H I J"], dict[str, Array]]:
+        """Runs ``kernel(states, **refs)`` over all chunks, with one ref for each input and output, by name.
+
+        Args:
+          inputs: name -> (kind, array), the kinds those of ``kinds`` below.
+          outputs: name -> (kind, dtype).
+          state: what the states start from; a step of the grid sees those of its heads, [heads, I, J] float32.
+
+        Returns:
+          The states after the last step, and the outputs by name.
+        """
+        batch, count, steps, parts = self.batch, self.count, self.steps, self.parts
+        groups, heads = self.heads.groups, self.heads.groups * self.heads.repeats
+        channels, width = self.heads.channels, self.heads.width
+        time, all_heads, all_keys = count * steps, self.num_heads, self.num_groups * channels
+
+        def at(n):
+            return count - 1 - n if self.reverse else n
+
+        kinds = {  # whole shape; a block's; its place for row b, block g of groups, part r of their heads, step n
+            "keys": ((batch, time, all_keys), (None, steps, groups * channels), lambda b, g, r, n: (b, at(n), g)),
+            # Each part of a group's heads has its own gradients of q and k.
+            "d_keys": (
+                (parts, batch, time, all_keys),
+                (None, None, steps, groups * channels),
+                lambda b, g, r, n: (r, b, at(n), g),
+            ),
+            "values": (
+                (batch, time, all_heads * width),
+                (None, steps, heads * width),
+                lambda b, g, r, n: (b, at(n), g * parts + r),
+            ),
+            "decays": (
+                (batch, time, all_heads * channels),
+                (None, steps, heads * channels),
+                lambda b, g, r, n: (b, at(n), g * parts + r),
+            ),
+            "rows": (
+                (batch, count, all_heads // heads, heads, steps),
+                (None, None, None, heads, steps),
+                lambda b, g, r, n: (b, at(n), g * parts + r, 0, 0),
+            ),
+            "row": ((batch, count, 1, steps), (None, None, 1, steps), lambda b, g, r, n: (b, at(n), 0, 0)),
+            "starts": (
+                (count, batch, all_heads, *state.shape[2:]),
+                (None, None, heads, *state.shape[2:]),
+                lambda b, g, r, n: (at(n), b, g * parts + r, 0, 0),
+            ),
+            "state": (
+                state.shape,
+                (None, heads, *state.shape[2:]),
+                lambda b, g, r, n: (b, g * parts + r, 0, 0),
+            ),
+        }
+        specs = {kind: pl.BlockSpec(block, place) for kind, (_, block, place) in kinds.items()}
+
+        def body(*refs):
+            first, *refs = refs
+            named = dict(zip(inputs, refs))
+            final, *refs = refs[len(inputs) :]
+            named |= dict(zip(outputs, refs))
+            states = refs[-1]
+            n = pl.program_id(3)
+
+            @pl.when(n == 0)
+            def _():
+                states[...] = first[...]
+
+            kernel(states, **named)
+
+            @pl.when(n == count - 1)
+            def _():
+                final[...] = states[...]
+
+        shapes = [jax.ShapeDtypeStruct(kinds[kind][0], dtype) for kind, dtype in outputs.values()]
+        final, *found = pl.pallas_call(
+            body,
+            grid=(batch, self.num_groups // groups, parts, count),
+            in_specs=[specs["state"]] + [specs[kind] for kind, _ in inputs.values()],
+            out_specs=[specs["state"]] + [specs[kind] for kind, _ in outputs.values()],
+            out_shape=[jax.ShapeDtypeStruct(state.shape, jnp.float32), *shapes],
+            scratch_shapes=[pltpu.VMEM((heads, *state.shape[2:]), jnp.float32)],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
+            ),
+            interpret=interpret,
+        )(state, *(x for _, x in inputs.values()))
+        return final, dict(zip(outputs, found))

@@ -1,0 +1,86 @@
+"""What a run folder holds, read back: its config, its tokenizer, and parameters for another run to begin with."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from seqmodels import config as config_lib
+from seqmodels import data, model
+from seqmodels.config import RunConfig
+from seqmodels.errors import UserError
+from seqmodels.training import checkpoint
+
+
+def read_config(workdir: str | Path) -> RunConfig:
+    """The config of the run folder `workdir`.
+
+    Raises:
+        UserError: `workdir` is not a run folder.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        reason = "it has no config.json" if path.parent.is_dir() else "there is no such folder"
+        raise UserError(f"{workdir} is not a run folder ({reason}); train one with train.py --workdir={workdir}")
+    return config_lib.load(path)
+
+
+def read_tokenizer(workdir: str | Path, config: RunConfig) -> data.Tokenizer | None:
+    """The tokenizer of a run of this config; None: its checkpoint was imported from a folder without one.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = Path(workdir) / "tokenizer.json"
+    # Only an imported checkpoint names its vocabulary, and only that may be without a tokenizer.
+    return None if config.model.vocab_size and not path.exists() else data.load_tokenizer(path)
+
+
+def initial_params(
+    config: RunConfig, tokenizer: data.Tokenizer, abstract_params: dict, report: Callable[[str], None]
+) -> dict:
+    """The newest parameters in `config.train.init_from`, for a run that begins with them.
+
+    Args:
+        config: of the new run; what its model has otherwise than the old one's is reported.
+        tokenizer: of the new run.
+        abstract_params: shapes, dtypes and shardings of the new run's parameters.
+        report: called with one line for each thing a person should know.
+
+    Raises:
+        UserError: it is not a run folder, holds no checkpoint, has another tokenizer, or parameters of other shapes.
+    """
+    source = Path(config.train.init_from).expanduser()
+    theirs = read_config(source)
+    their_tokenizer = read_tokenizer(source, theirs)
+    if their_tokenizer is not None and their_tokenizer.to_json() != tokenizer.to_json():
+        raise UserError(
+            f"train.init_from={source} was trained with another tokenizer than data.tokenizer={config.data.tokenizer}; "
+            f"set --config.data.tokenizer={source / 'tokenizer.json'}"
+        )
+    vocab_size = model.vocabulary_size(theirs.model, their_tokenizer and their_tokenizer.vocab_size)
+    their_params = jax.eval_shape(functools.partial(model.init_params, theirs.model, vocab_size), jax.random.key(0))
+    there, here = _shapes(their_params), _shapes(abstract_params)
+    if there != here:
+        name = next(name for name in {**there, **here} if there.get(name) != here.get(name))
+        shapes = (f"{list(shapes[name])}" if name in shapes else "absent" for shapes in (there, here))
+        raise UserError(
+            f"train.init_from={source} does not fit config.model: {name} is {next(shapes)} there and {next(shapes)} here; "
+            f"--config=configs/from_run.py:{source} takes the model as it is"
+        )
+    restored = checkpoint.restore(source / "checkpoints", {"params": abstract_params}, report=report)
+    if restored is None:
+        raise UserError(f"train.init_from={source} holds no checkpoint yet")
+    changes = [
+        f"{name} {before!r} -> {after!r}"
+        for name, (before, after) in config_lib.differences(theirs, config).items()
+        if name.startswith("model.")
+    ]
+    report(f"beginning with the parameters of {source}, step {restored.step}{''.join(f'; {each}' for each in changes)}")
+    return restored.state["params"]
+
+
+def _shapes(params: dict) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
