@@ -60,28 +60,31 @@ def take_turns(
 # ---- the circumstances of a run
 
 
-def about_this_run() -> dict:
-    """What a figure means nothing without."""
+def circumstances() -> dict:
+    """What a figure means nothing without, but for the device: command, commit, date, versions, machine."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
     installed = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
     git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-    commit = git(["git", "describe", "--always", "--dirty", "--abbrev=12"]).stdout.strip()
-    about = {
+    return {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": commit,
+        "commit": git(["git", "describe", "--always", "--dirty", "--abbrev=12"]).stdout.strip(),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "versions": {"python": platform.python_version()} | installed,
         "machine": {
-            "devices": [device.device_kind for device in jax.devices()],
             "processor": processor_name(),
             "cores": num_cores(),
             "huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
             "load_before": os.getloadavg()[0],
         },
     }
-    machine = about["machine"]
+
+
+def about_this_run() -> dict:
+    """The circumstances with this process's devices; prints them."""
+    about = circumstances()
+    machine = about["machine"] = {"devices": [device.device_kind for device in jax.devices()]} | about["machine"]
     print(
-        f"{about['date']}, commit {commit}\n"
+        f"{about['date']}, commit {about['commit']}\n"
         f"{', '.join(f'{name} {version}' for name, version in about['versions'].items())}\n"
         f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['devices'])}, "
         f"load {machine['load_before']:.1f} at the start, huge pages {'on' if machine['huge_pages'] else 'off'}"

@@ -62,12 +62,12 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     """
     if isinstance(config, ConfigDict):
         config = config.copy_and_resolve_references().to_dict()
-    return _build(RunConfig, _with_task(_with_mixer_configs(dict(config))), "config")
+    return build(RunConfig, _with_task(_with_mixer_configs(dict(config))), "config")
 
 
 def model_config(values: Mapping[str, Any]) -> ModelConfig:
     """The ``model`` part alone, with the same errors."""
-    return _build(ModelConfig, _with_mixer_configs({"model": dict(values)})["model"], "config.model")
+    return build(ModelConfig, _with_mixer_configs({"model": dict(values)})["model"], "config.model")
 
 
 def to_dict(config: RunConfig) -> dict:
@@ -113,7 +113,7 @@ def load(path: str) -> RunConfig:
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted names of the fields in which two configs differ, with the value in each (None: absent)."""
-    flat_old, flat_new = _flatten(to_dict(old)), _flatten(to_dict(new))
+    flat_old, flat_new = flatten(to_dict(old)), flatten(to_dict(new))
     return {
         name: (flat_old.get(name), flat_new.get(name))
         for name in sorted(flat_old.keys() | flat_new.keys())
@@ -121,10 +121,11 @@ def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by dotted names."""
     flat = {}
     for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
 
 
@@ -133,7 +134,7 @@ def _with_mixer_configs(values: dict[str, Any]) -> dict[str, Any]:
     try:
         pattern, options = values["model"]["pattern"], values["model"]["mixers"]
     except (KeyError, TypeError):
-        return values  # what is missing or no group of fields is said by _build, like any other field
+        return values  # what is missing or no group of fields is said by build, like any other field
     if not isinstance(pattern, str) or not isinstance(options, Mapping):
         return values
     return values | {"model": {**values["model"], "mixers": _mixer_configs(pattern, options)}}
@@ -143,7 +144,7 @@ def _mixer_configs(pattern: str, options: Mapping[str, Any]) -> tuple[tuple[str,
     for name in options:
         mixers.load(name)
     return tuple(
-        (name, _build(mixers.load(name).Config, options[name], f"config.model.mixers.{name}"))
+        (name, build(mixers.load(name).Config, options[name], f"config.model.mixers.{name}"))
         for name in mixers_in_pattern(pattern)
         if name in options
     )
@@ -162,11 +163,16 @@ def _with_task(values: dict[str, Any]) -> dict[str, Any]:
         cls = synthetic.load(task)
         if task not in options:
             raise UserError(f"data.task is {task!r}, but data.tasks has no options for it")
-        chosen = ((task, _build(cls, options[task], f"config.data.tasks.{task}")),)
+        chosen = ((task, build(cls, options[task], f"config.data.tasks.{task}")),)
     return values | {"data": {**values["data"], "tasks": chosen}}
 
 
-def _build(cls: type, values: Any, path: str) -> Any:
+def build(cls: type, values: Any, path: str) -> Any:
+    """A frozen dataclass out of a group of fields, called ``path`` in errors.
+
+    Raises:
+      UserError: an unknown or missing field, or a wrong type.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"{path} must be a group of fields, not {values!r}")
     hints = typing.get_type_hints(cls)
@@ -184,7 +190,7 @@ def _build(cls: type, values: Any, path: str) -> Any:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, path)
+        return build(hint, value, path)
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:

@@ -42,6 +42,7 @@ MAY_KNOW = {
     "interop": {"errors", "layers", "mixers", "model", "data", "training", "config"},
     "read_state": {"errors", "model", "generate", "data"},
     "run": {"errors", "layers", "mixers", "model", "generate", "read_state", "data", "evaluation", "training", "config"},
+    "comparison": {"errors", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
 }
 
 

@@ -1,10 +1,33 @@
-"""Counting the floating point operations of matrix products in any traced function."""
+"""Counting the floating point operations of matrix products in any traced function, and of a training step."""
 
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from seqmodels import model, ops
+
+
+def training_flops_per_token(graphdef: nnx.GraphDef, params, seq_len: int) -> float:
+    """Floating point operations of the matrix products of one training step, per token.
+
+    Counted over the traced forward pass at the config's length (attention's products included), times 3
+    for forward and backward. In the forms of a CPU on every device: work is what the mathematics asks for, not what
+    a kernel does beside it.
+
+    Args:
+      params: arrays or ShapeDtypeStructs.
+    """
+    tokens = jax.ShapeDtypeStruct((1, seq_len), jnp.int32)
+
+    def forward(params, tokens):
+        return model.merge(graphdef, params)(tokens)[0]
+
+    with ops.compile_for("cpu"):
+        return 3.0 * count_matmul_flops(forward, params, tokens) / seq_len
 
 
 class Kernel(NamedTuple):

@@ -46,6 +46,14 @@ SAMPLE_TOKENS = 120
 SCORES = ("perplexity", "bits_per_byte", "accuracy", "accuracy_by_segment")
 
 
+class Diverged(UserError):
+    """The loss or the gradient was not finite after `step` steps."""
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
+
+
 class Stopped(BaseException):
     """A signal ended the run in good order. Not an Exception, so that no library swallows it."""
 
@@ -63,8 +71,8 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         parameters, state_bytes (one sequence of data.seq_len), and more. Of a run that has finished before, at once.
 
     Raises:
-        UserError: the folder holds a run of another config, the data or a checkpoint cannot be used, the loss
-            is not finite, the disk is full.
+        UserError: the folder holds a run of another config, the data or a checkpoint cannot be used, the disk is full.
+        Diverged: the loss is not finite (a UserError too).
         Stopped: SIGTERM or Ctrl-C; what was trained is saved.
     """
     workdir = Path(workdir)
@@ -74,7 +82,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
 
         # The folder: ours alone, and of this config.
         workdir.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_only_process_in(workdir))
+        stack.enter_context(only_process_in(workdir))
         _check_config(config, workdir)
 
         # The data and the model.
@@ -179,10 +187,11 @@ class _Run:
         self.log.progress(step)
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
             kept = f"step {self.saved_step} is saved" if self.saved_step else "nothing is saved yet"
-            raise UserError(
+            raise Diverged(
+                step,
                 f"step {step}: the loss is {metrics['loss']:.4g}, the gradient norm "
                 f"{metrics['gradient_norm']:.4g}; stopped ({kept}). Begin anew in another --workdir, with a "
-                "lower optim.learning_rate"
+                "lower optim.learning_rate",
             )
         if step % self.config.train.log_every_steps == 0 or step == self.config.train.steps:
             if "accuracy" in metrics:
@@ -329,8 +338,12 @@ def _check_config(config: RunConfig, workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_process_in(workdir: Path) -> Iterator[None]:
-    """Hold the run folder's lock. It ends with the process, however that ends, and no child inherits it."""
+def only_process_in(workdir: Path) -> Iterator[None]:
+    """Hold the folder's lock. It ends with the process, however that ends, and no child inherits it.
+
+    Raises:
+        UserError: another process holds it.
+    """
     with open(workdir / ".lock", "w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

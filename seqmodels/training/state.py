@@ -123,20 +123,8 @@ class Setup:
 
     @functools.cached_property
     def flops_per_token(self) -> float:
-        """Floating point operations of the matrix products of one training step, per token.
-
-        Counted over the traced forward pass at the config's length (attention's products included), times 3
-        for forward and backward. In the forms of a CPU on every device: work is what the mathematics asks for, not what
-        a kernel does beside it.
-        """
-        data = self.config.data
-        tokens = jax.ShapeDtypeStruct((1, data.seq_len), jnp.int32)
-
-        def forward(params, tokens):
-            return model.merge(self.graphdef, params)(tokens)[0]
-
-        with ops.compile_for("cpu"):
-            return 3.0 * flops.count_matmul_flops(forward, self._shapes["params"], tokens) / data.seq_len
+        """Floating point operations of one training step (`flops.training_flops_per_token`)."""
+        return flops.training_flops_per_token(self.graphdef, self._shapes["params"], self.config.data.seq_len)
 
     def evaluate(
         self,

@@ -1,0 +1,23 @@
+"""TinyStories on two CPU cores: 1.3 million parameters, 2 million tokens, at most 8 minutes a run.
+
+    python scripts/compare.py --config=configs/compare/tinystories_small.py --workdir=runs/compare --config.base.data.source=PATH
+
+The learning rate is chosen by runs of a quarter of the length; then two seeds at full length.
+"""
+
+from configs import tinystories
+from configs.compare import base
+from seqmodels import mixers
+
+
+def get_config():
+    config = base.get_config(tinystories.get_config())
+    config.mixers = ", ".join(("attention", *(name for name in mixers.names() if name != "attention")))
+    config.learning_rates = (1e-3, 2e-3, 4e-3, 8e-3)
+    config.rate_steps = 120  # x 16 x 256 tokens
+    config.seeds = 2
+    config.validation_tokens = 262_144
+    config.base.model.mixers.mamba2.head_dim = 16  # of 32 only widths that are multiples of 16 can be had; none matches
+    config.base.train.sample_every_steps = 0
+    config.base.train.keep_checkpoints = 1
+    return config

@@ -1,0 +1,132 @@
+"""Which mixer is better, by how much, at what cost: trained at matched size, each at its own learning rate, several seeds.
+
+    python scripts/compare.py --config=configs/compare/toy.py --workdir=runs/compare
+    python scripts/compare.py --config=configs/compare/tinystories_small.py --workdir=runs/compare --mixers=attention,gla,mamba
+
+--config is a comparison: a complete training config (`config.base`) and what to vary; configs/compare/base.py lists its fields,
+--config.FIELD=VALUE overrides one (--config.base.train.steps=30 --config.seeds=2). --mixers=... is short for
+--config.mixers=...; --jobs=N trains N at a time. Every run is one of train.py, in a folder of its own below --workdir; the
+same command goes on after a kill, and does nothing twice. The report is report.html, report.md, results.json and PNGs there, written
+anew whenever a mixer is complete. The last line of stdout is one JSON object.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any directory
+
+import jax
+
+import train
+from configs import base as training_base
+from seqmodels import command_line, data
+from seqmodels import config as config_lib
+from seqmodels.comparison import figures, jobs, page, plan, results
+from seqmodels.config import from_config_dict
+from seqmodels.data import atomic
+from seqmodels.errors import UserError
+from seqmodels.training import loop
+
+
+def main(argv: Sequence[str]) -> None:
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return
+    jax.config.update("jax_platforms", "cpu")  # the device is for the runs; here shapes are counted
+    config, values = command_line.config_and_flags(argv, {"workdir": None, "mixers": "", "jobs": 1})
+    if values["jobs"] < 1:
+        raise UserError(f"--jobs={values['jobs']} must be at least 1")
+    if values["mixers"]:
+        if "mixers" not in config:
+            raise UserError("--mixers is for a comparison's config (see configs/compare)")
+        config.mixers = values["mixers"]
+    workdir = Path(values["workdir"]).expanduser()
+    _, base = plan.read(config)
+    with atomic.explained("--workdir", workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    with loop.only_process_in(workdir):
+        # Here once, and not by several runs at once: the tokens are cached, the tokenizer's size decides the models'.
+        vocab_size = data.prepare(from_config_dict(base).data, seed=base["seed"]).tokenizer.vocab_size
+        try:
+            compare(plan.Plan(config, workdir, vocab_size), vocab_size, values["jobs"], argv)
+        except loop.Stopped as stopped:
+            print(f"{stopped}; to go on: {shlex.join(['python', *argv])}", file=sys.stderr)
+            sys.exit(stopped.exit_code)
+
+
+def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, argv: Sequence[str]) -> None:
+    """Run what is missing, and write the report."""
+    for contender in planned.contenders:
+        difference = "" if contender is planned.contenders[0] else f", {contender.matched.of_reference:+.2%}"
+        print(f"{contender.label}: {contender.matched.sizes}: {contender.matched.counted:,.0f}{difference}", file=sys.stderr)
+    plan.check_folders(planned)
+    about = about_this_comparison(argv)
+    jobs.Executor(
+        planned, jobs=num_jobs, train=train_command, measure=script("scripts/compare_measure.py"), vocab_size=vocab_size,
+        on_complete=lambda: write_report(planned, vocab_size, about),
+    ).run()  # fmt: skip
+    found = write_report(planned, vocab_size, about)
+    for warning in found["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"report: {planned.workdir / 'report.html'}", file=sys.stderr)
+    print(json.dumps({
+        "report": str(planned.workdir / "report.html"),
+        "mixers": {
+            label: {
+                "perplexity": row["quality"] and row["quality"]["perplexity"]["mean"],
+                "bits_per_byte": row["quality"] and row["quality"]["bits_per_byte"]["mean"],
+                "learning_rate": row["best_rate"],
+            }
+            for label, row in found["mixers"].items()
+        },
+        "warnings": found["warnings"],
+    }))  # fmt: skip
+
+
+def write_report(planned: plan.Plan, vocab_size: int, about: dict) -> dict:
+    """results.json and what is made of it; returns the results."""
+    found = results.gather(planned, vocab_size, about)
+    jobs.write_json(planned.workdir / "results.json", found)
+    pictures = figures.draw(found, planned.workdir)
+    texts = {"report.md": page.markdown(found, pictures), "report.html": page.page(found, pictures, planned.workdir)}
+    for name, text in texts.items():
+        atomic.write_whole(planned.workdir / name, lambda file, text=text: file.write(text.encode()))
+    return found
+
+
+def about_this_comparison(argv: Sequence[str]) -> dict:
+    from benchmark_shared import circumstances
+
+    return circumstances() | {"command": shlex.join(["python", *argv])}
+
+
+def script(path: str) -> str:
+    """How a program of this clone is called from the current folder."""
+    return path if Path.cwd() == ROOT else str(ROOT / path)
+
+
+def train_command(run: plan.RunPlan) -> list[str]:
+    """train.py and every field in which a run differs from configs/base.py: it needs no file of the comparison.
+
+    Raises:
+        UserError: a field has a value that no flag can give it.
+    """
+    defaults = config_lib.flatten(training_base.get_config().copy_and_resolve_references().to_dict())
+    values = config_lib.flatten(config_lib.to_dict(run.config))
+    flags = [f"--config.{name}={value}" for name, value in values.items() if value != defaults[name]]
+    command = [script("train.py"), f"--config={script('configs/base.py')}", *flags]
+    understood, _ = train.parse([*command, f"--workdir={run.folder}"])
+    if understood != run.config:
+        changed = ", ".join(config_lib.differences(run.config, understood))
+        raise UserError(f"config.base has values that --config.FIELD=VALUE cannot give: {changed}; change them in configs/base.py")
+    return command
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    command_line.run(lambda: main(sys.argv))

@@ -1,0 +1,100 @@
+"""What a contender costs, whatever it has learnt: the training step, decoding, memory, state. Nothing else should run beside it."""
+
+import dataclasses
+import os
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from seqmodels.config import RunConfig
+from seqmodels.evaluation import decode
+from seqmodels.evaluation.perplexity import state_bytes
+from seqmodels.training.log import PEAK_FLOPS, peak_flops_per_second
+from seqmodels.training.sharding import MeshConfig
+from seqmodels.training.state import Setup
+
+STEPS = 5  # timed, after two that are not
+DECODE_ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Measured on one device, of random weights and tokens; `None` is what could not be known."""
+
+    device: str
+    parameters: int
+    flops_per_token: float  # of training
+    train_tokens_per_second: float  # the median step's
+    flop_utilisation: float | None  # of the data sheet's peak
+    peak_flops_per_second: float | None
+    train_step_bytes: int | None  # arguments, outputs and temporaries of the compiled training step
+    state_bytes: dict[str, int]  # of one sequence, by context
+    decode_seconds: dict[str, float]  # of one token for one sequence, by context
+    load_per_core: float  # processes that wanted a core in the minute before, this comparison's own among them
+
+
+def measure(config: RunConfig, vocab_size: int, *, contexts: tuple[int, ...], decode_tokens: int) -> Cost:
+    """Compile and time; a minute or less for small models.
+
+    Args:
+        vocab_size: pieces of the tokenizer.
+        contexts: tokens read before those that are timed.
+        decode_tokens: how many are timed.
+    """
+    load = os.getloadavg()[0] / os.cpu_count()
+    one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
+    device = jax.devices()[0]
+    setup = Setup(one_device, vocab_size, devices=[device])
+    of = config.data
+    tokens = np.random.default_rng(0).integers(setup.vocab_size, size=(of.batch_size, of.seq_len + 1), dtype=np.int32)
+    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+    if of.packing == "documents":
+        batch["reset"] = np.zeros((of.batch_size, of.seq_len), bool)
+        batch["weights"] = np.ones((of.batch_size, of.seq_len), np.float32)
+    batch = setup.put(batch)
+    step = setup.train_step.lower(setup.abstract_state(), batch).compile()
+    state, seconds = setup.init(), []
+    for _ in range(2 + STEPS):
+        begun = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - begun)
+    tokens_per_second = of.batch_size * of.seq_len / statistics.median(seconds[2:])
+
+    params = state["params"]
+    timed, states = {}, {}
+    for context in contexts:
+        measured = decode.measure(
+            setup.graphdef, params, setup.vocab_size,
+            batch_size=1, context=context, tokens=decode_tokens, rounds=DECODE_ROUNDS, key=jax.random.key(0),
+        )  # fmt: skip
+        timed[str(context)] = measured.seconds_per_step
+    for context in sorted({*contexts, of.seq_len}):
+        states[str(context)] = state_bytes(setup.graphdef, params, context)
+    # A CPU has no figure to be held against: what its matrix product reaches is no limit of other work.
+    known = any(name.lower() in device.device_kind.lower() for name in PEAK_FLOPS)
+    peak = peak_flops_per_second([device]) if known else None
+    flops = setup.flops_per_token
+    return Cost(
+        device=device.device_kind,
+        parameters=setup.num_parameters,
+        flops_per_token=flops,
+        train_tokens_per_second=tokens_per_second,
+        flop_utilisation=None if peak is None else tokens_per_second * flops / peak,
+        peak_flops_per_second=peak,
+        train_step_bytes=_bytes(step),
+        state_bytes=states,
+        decode_seconds=timed,
+        load_per_core=load,
+    )
+
+
+def _bytes(compiled) -> int | None:
+    """What the compiler has allotted, arguments that are donated counted once."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return int(held + memory.temp_size_in_bytes)

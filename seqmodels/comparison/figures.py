@@ -1,0 +1,211 @@
+"""The pictures of a comparison, each from results.json alone."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+DPI = 130
+STYLES = ("-", "--", ":", "-.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A PNG and what it shows."""
+
+    file: str
+    title: str
+    caption: str
+
+
+def draw(results: Mapping, folder: Path) -> list[Picture]:
+    """Write every picture there are figures for."""
+    drawn = []
+    for name, (function, title, caption) in PICTURES.items():
+        figure = function(results)
+        if figure is not None:
+            figure.savefig(folder / f"{name}.png", dpi=DPI)
+            drawn.append(Picture(f"{name}.png", title, caption))
+    return drawn
+
+
+def _pareto(results: Mapping) -> Figure | None:
+    """Quality against what it costs; the lower left corner is good."""
+    rows = _with(results, "quality", "cost")
+    if not rows:
+        return None
+    seq_len = str(results["base"]["data"]["seq_len"])
+    longest = str(max(results["comparison"]["contexts"]))
+    panels = {
+        f"state of one sequence at {seq_len} tokens": (lambda row: row["cost"]["state_bytes"][seq_len], "B"),
+        "time to train, at the speed measured alone": (_training_seconds(results), "s"),
+        f"one decoded token after {int(longest):,}": (lambda row: row["cost"]["decode_seconds"][longest], "s"),
+    }
+    figure, axes = _panels(len(panels), sharey=True)
+    for panel, (title, (cost, unit)) in zip(axes, panels.items()):
+        for label, row in rows.items():
+            bits = row["quality"]["bits_per_byte"]
+            reach = None if bits["low"] is None else [[bits["mean"] - bits["low"]], [bits["high"] - bits["mean"]]]
+            panel.errorbar(
+                [cost(row)], [bits["mean"]], yerr=reach, fmt="o", ms=6, capsize=3, lw=1, color=_style(results, label)["color"]
+            )
+            panel.annotate(label, (cost(row), bits["mean"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        _logarithmic(panel.set_xscale, panel.xaxis, EngFormatter(unit))
+        panel.set_xlabel(title)
+        panel.margins(x=0.25)
+    axes[0].set_ylabel("bits per byte")
+    return figure
+
+
+def _curves(results: Mapping) -> Figure | None:
+    rows = {label: row for label, row in _with(results, "quality", "cost").items() if row["curves"]}
+    if not rows:
+        return None
+    panels: dict[str, tuple[Callable, str]] = {
+        "tokens of training": (lambda row: 1.0, ""),
+        "FLOPs of training": (lambda row: row["cost"]["flops_per_token"], ""),
+        "time, at the speed measured alone": (lambda row: 1.0 / row["cost"]["train_tokens_per_second"], "s"),
+    }
+    figure, axes = _panels(len(panels), sharey=True)
+    for panel, (title, (per_token, unit)) in zip(axes, panels.items()):
+        for label, row in rows.items():
+            for curve in row["curves"]:
+                first = curve is row["curves"][0]
+                x = np.array(curve["tokens"]) * per_token(row)
+                panel.plot(
+                    x, curve["loss"], lw=1.4, marker="o", ms=3, alpha=0.8,
+                    label=label if first else None, **_style(results, label),
+                )  # fmt: skip
+        panel.set_xlabel(title)
+        panel.xaxis.set_major_formatter(EngFormatter(unit))
+    axes[0].set_ylabel("validation loss (nats per token)")
+    return _with_legend(figure, axes[0])
+
+
+def _by_position(results: Mapping) -> Figure | None:
+    rows = _with(results, "quality")
+    if not rows:
+        return None
+    figure, [axes] = _panels(1)
+    for label, row in rows.items():
+        middles = [math.sqrt(first * last) for first, last, _ in row["quality"]["by_position"]]
+        losses = [loss for *_, loss in row["quality"]["by_position"]]
+        axes.plot(middles, losses, lw=1.6, marker="o", ms=4, label=label, **_style(results, label))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("tokens of context")
+    axes.set_ylabel("validation loss (nats per token)")
+    return _with_legend(figure, axes)
+
+
+def _recall(results: Mapping) -> Figure | None:
+    rows = {label: row for label, row in _with(results, "quality").items() if row["quality"]["hit_loss"]["mean"] is not None}
+    if not rows:
+        return None
+    figure, [axes] = _panels(1)
+    for label, row in rows.items():
+        x, y = row["quality"]["rest_loss"]["mean"], row["quality"]["hit_loss"]["mean"]
+        axes.plot([x], [y], "o", ms=7, color=_style(results, label)["color"])
+        axes.annotate(label, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("loss on all other tokens (nats)")
+    axes.set_ylabel("loss on recall hits (nats)")
+    axes.margins(x=0.2, y=0.15)
+    return figure
+
+
+def _contexts(results: Mapping) -> Figure | None:
+    rows = _with(results, "cost")
+    if not rows:
+        return None
+    figure, axes = _panels(2)
+    for panel, (name, unit, title) in zip(
+        axes, (("decode_seconds", "s", "one decoded token, batch 1"), ("state_bytes", "B", "state of one sequence"))
+    ):
+        for label, row in rows.items():
+            by_context = row["cost"][name]
+            panel.plot(
+                [int(context) for context in by_context], list(by_context.values()), lw=1.6, marker="o", ms=4, label=label,
+                **_style(results, label),
+            )  # fmt: skip
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:g}")
+        _logarithmic(panel.set_yscale, panel.yaxis, EngFormatter(unit))
+        panel.set_xlabel("tokens of context")
+        panel.set_title(title, fontsize=10)
+    return _with_legend(figure, axes[0])
+
+
+def _rates(results: Mapping) -> Figure | None:
+    tried = {
+        label: [each for each in row["rates"] if each["loss"] is not None] for label, row in results["mixers"].items()
+    }
+    if not any(tried.values()):
+        return None
+    figure, [axes] = _panels(1)
+    for label, rates in tried.items():
+        if rates:
+            axes.plot(
+                [each["rate"] for each in rates], [each["loss"] for each in rates], lw=1.6, marker="o", ms=4, label=label,
+                **_style(results, label),
+            )  # fmt: skip
+    _logarithmic(axes.set_xscale, axes.xaxis, lambda rate, _: f"{rate:g}")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss on the documents that choose (nats)")
+    return _with_legend(figure, axes)
+
+
+PICTURES = {
+    "pareto": (_pareto, "Quality against cost", "Lower and further left is better. Bars are 95 % intervals over seeds."),
+    "curves": (_curves, "Training curves", "Validation loss during training, every seed; on the documents of train.eval_tokens."),
+    "by_position": (_by_position, "Loss by position", "What more context is worth: means over powers of two, reported documents."),
+    "recall": (
+        _recall,
+        "Recall hits against the rest",
+        "A hit is a token whose pair with the one before it stood earlier in the same story and window.",
+    ),
+    "contexts": (_contexts, "Decoding against context", "A line that lies flat is a state of fixed size."),
+    "rates": (_rates, "Learning rates", "The rate of each mixer was chosen here; a best rate at either end asks for a wider grid."),
+}  # fmt: skip
+
+
+def _with(results: Mapping, *parts: str) -> dict[str, Mapping]:
+    return {label: row for label, row in results["mixers"].items() if all(row[part] is not None for part in parts)}
+
+
+def _training_seconds(results: Mapping) -> Callable[[Mapping], float]:
+    base = results["base"]
+    tokens = base["train"]["steps"] * base["data"]["batch_size"] * base["data"]["seq_len"]
+    return lambda row: tokens / row["cost"]["train_tokens_per_second"]
+
+
+def _style(results: Mapping, label: str) -> dict:
+    index = list(results["mixers"]).index(label)
+    return {"color": f"C{index % 10}", "ls": STYLES[index // 10 % len(STYLES)]}
+
+
+def _panels(count: int, **options) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(6.4 if count == 1 else 4.6 * count, 4.4), layout="constrained")
+    panels = list(figure.subplots(1, count, squeeze=False, **options)[0])
+    for axes in panels:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _logarithmic(set_scale: Callable, axis, formatter) -> None:
+    """A logarithmic axis with marks at 1, 2 and 5: a range of less than a decade has some too."""
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _with_legend(figure: Figure, axes: Axes) -> Figure:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,443 @@
+"""Carrying out a plan: child processes, several at a time if asked, one progress line, and a state that is all on disk.
+
+What is due is read off the folders: a run is over when it has an outcome.json, its quality is known when it has scores.npz, a
+contender's cost when it has cost.json. So a comparison that was killed at any moment goes on by starting it again, and nothing
+that is there is done twice.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import functools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TextIO
+
+import numpy as np
+
+from seqmodels.comparison import scores
+from seqmodels.comparison.plan import Contender, Plan, RunPlan
+from seqmodels.data import atomic
+from seqmodels.errors import UserError
+from seqmodels.training import loop
+
+OUTCOME, COST = "outcome.json", "cost.json"
+FINISHED, DIVERGED = "finished", "diverged"
+POLL_SECONDS = 0.3
+LINE_SECONDS = 20.0  # between two lines of progress where there is no terminal
+# Several processes on one accelerator: none may take all of its memory at once.
+SHARED_DEVICE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+# On Linux a child whose parent dies is told to stop, and saves; the signal outlives exec. It gets the parent's number, to notice a
+# death before that was arranged.
+_LAUNCHER: Final = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 15)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(143)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def outcome(run: RunPlan) -> dict | None:
+    """What became of a run: `status` (finished or diverged), `step`, `seconds`; None while it is not over."""
+    return _read(run.folder / OUTCOME)
+
+
+def cost(contender: Contender, asked: dict) -> dict | None:
+    """The measured cost of a contender, if it was measured as `asked`."""
+    found = _read(contender.folder / COST)
+    return found if found is not None and found["asked"] == asked else None
+
+
+def write_json(path: Path, values) -> None:
+    """Whole or not at all."""
+    atomic.write_whole(path, lambda file: file.write((json.dumps(values, indent=1) + "\n").encode()))
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A child process that is due."""
+
+    name: str
+    folder: Path  # its log goes there, and no two jobs share one
+    argv: tuple[str, ...]  # after the interpreter
+    log: str
+    run: RunPlan | None  # of train.py
+    alone: bool  # it measures time
+    is_done: Callable[[], bool]  # its result is on disk
+
+
+@dataclasses.dataclass
+class _Child:
+    job: Job
+    process: subprocess.Popen
+    begun: float
+    first_step: int  # done before, of a run that goes on
+
+
+class Executor:
+    """Does what is due until nothing is.
+
+    Args:
+        plan: the comparison.
+        jobs: how many processes at a time.
+        train: what stands after `python` to train a run (without its folder's flag).
+        measure: the script that scores runs and measures costs.
+        vocab_size: pieces of the tokenizer.
+        on_complete: called whenever a contender is complete.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        jobs: int,
+        train: Callable[[RunPlan], Sequence[str]],
+        measure: str,
+        vocab_size: int,
+        on_complete: Callable[[], None],
+    ):
+        self.plan, self.jobs, self.vocab_size = plan, jobs, vocab_size
+        self._train, self._measure, self._on_complete = functools.cache(train), measure, on_complete
+        self._children: list[_Child] = []
+        self._known = Known(plan)
+        self._complete: set[str] = set()
+        self._display = Display(sys.stderr)
+        self._seconds: dict[str, list[float]] = {"score": [], "cost": []}
+        self._step_seconds: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Until everything is on disk.
+
+        Raises:
+            UserError: a child failed of something else than divergence; what is done stays done.
+            Stopped: a signal; the children have saved.
+        """
+        with loop.Signals() as signals:
+            try:
+                while True:
+                    signals.check()
+                    self._finish_those_that_ended()
+                    due = self._due()
+                    if not due and not self._children:
+                        break
+                    if not self._start(due):
+                        self._display.update(self._estimate_line())
+                        time.sleep(POLL_SECONDS)
+            finally:
+                self._stop_children()
+                self._display.close()
+
+    # -- what is due
+
+    def _due(self) -> list[Job]:
+        """In order of the contenders; those that run already, here or elsewhere, among them."""
+        by_contender = {contender.label: self._due_of(contender) for contender in self.plan.contenders}
+        complete = {label for label, jobs in by_contender.items() if not jobs}
+        if complete - self._complete:
+            self._display.line(f"complete: {', '.join(label for label in by_contender if label in complete)}")
+            self._complete = complete
+            self._on_complete()
+        found = [job for jobs in by_contender.values() for job in jobs]
+        # With one process at a time a contender is completed before the next begins; with several, what must run alone is last.
+        return found if self.jobs == 1 else sorted(found, key=lambda job: job.alone)
+
+    def _due_of(self, contender: Contender) -> list[Job]:
+        runs = self.plan.rate_runs(contender)
+        if jobs := self._runs_and_scores(contender, runs):
+            return jobs
+        rate = self._known.best_rate(contender)
+        if rate is not None and (jobs := self._runs_and_scores(contender, self.plan.seed_runs(contender, rate))):
+            return jobs
+        asked = asked_cost(self.plan, contender, self.vocab_size)
+        if self._known.cost(contender, asked) is not None:
+            return []
+        argv = (self._measure, f"--cost={runs[0].folder}", f"--out={contender.folder / COST}", f"--asked={json.dumps(asked)}")
+        return [
+            Job(
+                f"cost of {contender.label}", contender.folder, argv, "cost.log", None, alone=True,
+                is_done=lambda: self._known.cost(contender, asked) is not None,
+            )
+        ]  # fmt: skip
+
+    def _runs_and_scores(self, contender: Contender, runs: list[RunPlan]) -> list[Job]:
+        missing = [run for run in runs if self._known.outcome(run) is None]
+        if missing:
+            return [
+                Job(
+                    str(run), run.folder, (*self._train(run), f"--workdir={run.folder}"), "train.log", run, alone=False,
+                    is_done=lambda run=run: self._known.outcome(run) is not None,
+                )
+                for run in missing
+            ]  # fmt: skip
+        unscored = [run for run in runs if self._known.outcome(run)["status"] == FINISHED and self._known.scores(run) is None]
+        if not unscored:
+            return []
+        argv = (
+            self._measure,
+            f"--validation_tokens={self.plan.compare.validation_tokens}",
+            *(f"--score={run.folder}" for run in unscored),
+        )
+        return [
+            Job(
+                f"scores of {contender.label}", contender.folder, argv, "score.log", None, alone=False,
+                is_done=lambda: all(self._known.scores(run) is not None for run in unscored),
+            )
+        ]  # fmt: skip
+
+    # -- children
+
+    def _start(self, due: list[Job]) -> bool:
+        """Start the next job, if there is one and room for it."""
+        running = {child.job.name for child in self._children}
+        if len(self._children) >= self.jobs or any(child.job.alone for child in self._children):
+            return False
+        for job in due:
+            if job.name in running or (job.alone and self._children):
+                continue
+            if job.run is not None and _is_locked(job.folder):
+                continue  # a run that an earlier comparison began and that still stops, or goes on, by itself
+            self._children.append(self._launch(job))
+            return True
+        return False
+
+    def _launch(self, job: Job) -> _Child:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with open(job.folder / job.log, "a", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *job.argv],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
+                start_new_session=True,  # Ctrl-C reaches only this process, which passes on one signal
+                env=os.environ if self.jobs == 1 else {**SHARED_DEVICE, **os.environ},
+            )  # fmt: skip
+        if job.run is not None:
+            self._display.line(f"{job.name}: {shlex.join(['python', *job.argv])}")
+        return _Child(job, process, time.monotonic(), _last_step(job.folder) if job.run is not None else 0)
+
+    def _finish_those_that_ended(self) -> None:
+        for child in [child for child in self._children if child.process.poll() is not None]:
+            self._children.remove(child)
+            out, _ = child.process.communicate()
+            seconds = time.monotonic() - child.begun
+            if child.job.run is not None:
+                self._finish_run(child, out, seconds)
+            elif child.process.returncode != 0 or not child.job.is_done():
+                raise self._failed(child)
+            else:
+                self._seconds["cost" if child.job.alone else "score"].append(seconds)
+
+    def _finish_run(self, child: _Child, out: str, seconds: float) -> None:
+        run, last = child.job.run, _last_json(out)
+        if child.process.returncode == 0 and last is not None:
+            finite = last["validation_loss"] is not None and np.isfinite(last["validation_loss"])
+            result = {"status": FINISHED if finite else DIVERGED, "step": last["step"], "summary": last}
+        elif last is not None and "diverged" in last:
+            result = {"status": DIVERGED, "step": last["step"]}
+            self._display.line(f"{run} has diverged at step {last['step']}: a result")
+        else:
+            raise self._failed(child)
+        command = shlex.join(["python", *child.job.argv])
+        write_json(run.folder / OUTCOME, result | {"seconds": seconds, "command": command})
+        if result["step"] > child.first_step:
+            self._step_seconds[run.label] = seconds / (result["step"] - child.first_step)
+
+    def _failed(self, child: _Child) -> UserError:
+        log = child.job.folder / child.job.log
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        said = f" ({lines[-1].strip()})" if lines else ""
+        return UserError(
+            f"{child.job.name} ended with status {child.process.returncode}{said}; all it said is in {log}. The same command goes "
+            "on from here"
+        )
+
+    def _stop_children(self) -> None:
+        for child in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                child.process.terminate()
+        for child in self._children:
+            child.process.communicate()
+        self._children.clear()
+
+    # -- progress
+
+    def _estimate_line(self) -> str:
+        """Runs done, what goes on, and how long the rest may take."""
+        done = self._known.number_of_outcomes()
+        total = max(done, self.plan.number_of_runs())
+        parts = [f"{done}/{total} runs"]
+        for child in self._children:
+            step = f" step {_last_step(child.job.folder)}/{child.job.run.steps}" if child.job.run is not None else ""
+            parts.append(child.job.name + step)
+        if not self._children:
+            parts.append("waiting for a run that goes on by itself")
+        left = self._seconds_left()
+        if left is not None:
+            parts.append(f"about {_minutes(left)} to go")
+        return f"[{', '.join(parts)}]"
+
+    def _seconds_left(self) -> float | None:
+        """What the steps that are left take at the speed of those that were done; None before any was."""
+        speeds = dict(self._step_seconds)
+        for child in self._children:
+            if child.job.run is not None and (steps := _last_step(child.job.folder) - child.first_step) > 0:
+                speeds[child.job.run.label] = (time.monotonic() - child.begun) / steps
+        if not speeds:
+            return None
+        typical = sum(speeds.values()) / len(speeds)
+        seconds = 0.0
+        for contender in self.plan.contenders:
+            speed = speeds[contender.label] if contender.label in speeds else typical
+            if contender.label in self._complete:
+                continue
+            # Which rate will be the best is not known yet; how many steps it takes is.
+            rate = self._known.best_rate(contender) or max(self.plan.compare.learning_rates)
+            runs = {run.folder: run for run in (*self.plan.rate_runs(contender), *self.plan.seed_runs(contender, rate))}
+            steps = sum(run.steps - _last_step(run.folder) for run in runs.values() if self._known.outcome(run) is None)
+            seconds += speed * steps / self.jobs
+            seconds += sum(sum(taken) / len(taken) for taken in self._seconds.values() if taken)
+        return seconds
+
+
+class Known:
+    """What is on disk, each file read once: what is there does not change."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self._found: dict[Path, object] = {}
+
+    def outcome(self, run: RunPlan) -> dict | None:
+        """See `outcome`."""
+        return self._once(run.folder / OUTCOME, lambda: outcome(run))
+
+    def scores(self, run: RunPlan) -> scores.Scores | None:
+        """Those of a run that has finished and is scored."""
+        tokens = self.plan.compare.validation_tokens
+        return self._once(run.folder / scores.FILE_NAME, lambda: scores.load(run.folder, tokens))
+
+    def cost(self, contender: Contender, asked: dict) -> dict | None:
+        """See `cost`."""
+        return self._once(contender.folder / COST, lambda: cost(contender, asked))
+
+    def number_of_outcomes(self) -> int:
+        """Of runs that are over."""
+        return sum(path.name == OUTCOME for path in self._found)
+
+    def rates(self, contender: Contender) -> dict[float, list[float]]:
+        """For each learning rate the losses of its seeds on the documents that choose; of one that diverged, infinity."""
+        losses: dict[float, list[float]] = {}
+        for run in self.plan.rate_runs(contender):
+            found = self.scores(run)
+            loss = float("inf") if found is None else found.mean("loss", ~found.reported)
+            losses.setdefault(run.learning_rate, []).append(loss if np.isfinite(loss) else float("inf"))
+        return losses
+
+    def best_rate(self, contender: Contender) -> float | None:
+        """The learning rate with the least mean loss; None if it is not known yet, or all have diverged."""
+        runs = self.plan.rate_runs(contender)
+        over = [self.outcome(run) for run in runs]
+        if any(each is None for each in over):
+            return None
+        if any(each["status"] == FINISHED and self.scores(run) is None for run, each in zip(runs, over)):
+            return None
+        means = {rate: float(np.mean(losses)) for rate, losses in self.rates(contender).items()}
+        rate = min(means, key=means.__getitem__)
+        return rate if np.isfinite(means[rate]) else None
+
+    def _once(self, path: Path, read: Callable[[], object]):
+        if path not in self._found:
+            value = read()
+            if value is None:
+                return None
+            self._found[path] = value
+        return self._found[path]
+
+
+def asked_cost(plan: Plan, contender: Contender, vocab_size: int) -> dict:
+    """How a contender's cost is to be measured; a measurement of something else does not count."""
+    return {
+        "sizes": dataclasses.asdict(contender.matched.sizes),
+        "contexts": list(plan.compare.contexts),
+        "decode_tokens": plan.compare.decode_tokens,
+        "vocab_size": vocab_size,
+    }
+
+
+class Display:
+    """One line that is rewritten on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._is_terminal = stream, stream.isatty()
+        self._next = time.monotonic() + LINE_SECONDS
+
+    def update(self, text: str) -> None:
+        """The state of things."""
+        if self._is_terminal:
+            self._stream.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+            self._stream.flush()
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_SECONDS
+            print(text, file=self._stream, flush=True)
+
+    def line(self, text: str) -> None:
+        """Something that stays."""
+        print(f"\r\x1b[K{text}" if self._is_terminal else text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal's line."""
+        if self._is_terminal:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process trains in a folder."""
+    path = folder / ".lock"
+    if not path.exists():
+        return False
+    with open(path, "r+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
+def _last_step(folder: Path) -> int:
+    """The last step a run has written a row of; 0 for none."""
+    try:
+        with open(folder / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            steps = re.findall(rb'"step": (\d+), ', file.read())
+    except FileNotFoundError:
+        return 0
+    return int(steps[-1]) if steps else 0
+
+
+def _last_json(text: str) -> dict | None:
+    for line in reversed(text.splitlines()):
+        with contextlib.suppress(json.JSONDecodeError):
+            found = json.loads(line)
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"

@@ -1,0 +1,245 @@
+"""Which runs are due, how many at a time, and what ends a comparison: with programs that only pretend to train."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo
+from configs.compare import base, tinystories_medium, tinystories_small, toy
+from seqmodels import model
+from seqmodels.comparison import figures, jobs, page, plan, results, sizes
+from seqmodels.errors import UserError
+from seqmodels.training import loop
+
+VOCAB_SIZE = 64
+
+# Pretends to train: notes its start, and is best at a rate of 1e-2 (or has diverged, above 1).
+TRAIN = """
+import json, pathlib, signal, sys, time
+rate, seed, folder = float(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[-1].partition("=")[2])
+with open(folder.parents[2] / "started", "a") as file:
+    file.write(f"{folder.relative_to(folder.parents[2])}\\n")
+def stop(*_):
+    (folder / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+if (folder.parents[2] / "slow").exists():
+    (folder.parents[2] / "slow").unlink()
+    time.sleep(60)
+if (folder.parents[2] / "broken").exists():
+    sys.exit("error: the disk is full")
+if rate > 1:
+    print(json.dumps({"step": 2, "diverged": True}))
+    sys.exit(1)
+row = {"step": 10, "split": "validation", "loss": 1.0, "tokens": 10}
+(folder / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
+print(json.dumps({"step": 10, "validation_loss": 1.0}))
+"""
+
+MEASURE = """
+import json, math, pathlib, sys
+import numpy as np
+values = [argument[2:].partition("=") for argument in sys.argv[1:]]
+for name, _, value in values:
+    if name == "score":
+        folder = pathlib.Path(value)
+        rate, seed = float(folder.parent.name[2:].split("_")[0]), int(folder.name[4:])
+        loss = (2.0 + math.log10(rate / 1e-2) ** 2 + 0.01 * seed) * np.array([10.0, 12.0, 9.0, 11.0])
+        tokens = np.full(4, 10.0)
+        np.savez(
+            folder / "scores.npz", loss=loss, tokens=tokens, bytes=4 * tokens, hit_loss=loss / 4, hit_tokens=tokens / 2,
+            position_loss=loss, position_tokens=tokens, validation_tokens=0,
+        )
+named = {name: value for name, _, value in values}
+if "cost" in named:
+    asked = json.loads(named["asked"])
+    one = {str(context): 1.0 for context in (8, 256)}
+    folder_of_all = pathlib.Path(named["out"]).parents[1]
+    pathlib.Path(named["out"]).write_text(json.dumps({
+        "asked": asked, "device": "none", "parameters": 1, "flops_per_token": 1.0, "train_tokens_per_second": 1.0,
+        "flop_utilisation": None, "peak_flops_per_second": None, "train_step_bytes": 1, "state_bytes": one, "decode_seconds": one,
+        "load_per_core": 3.0 if (folder_of_all / "busy").exists() else 0.5,
+    }))
+"""
+
+
+@pytest.fixture
+def programs(tmp_path):
+    for name, text in (("train", TRAIN), ("measure", MEASURE)):
+        (tmp_path / f"{name}.py").write_text(text)
+    return tmp_path
+
+
+def planned(folder, **changes) -> plan.Plan:
+    config = base.get_config(demo.get_config())
+    config.mixers, config.match, config.contexts = "attention, mlp mlp", "none", (8,)
+    config.learning_rates, config.seeds = (1e-1, 1e-3, 1e-2), 3
+    config.base.data.tokenizer, config.base.model.d_model, config.base.model.repeats = "bytes", 32, 1
+    config.base.train.steps = 10
+    config.update(changes)
+    return plan.Plan(config, folder / "compare", VOCAB_SIZE)
+
+
+def execute(programs, of: plan.Plan, number: int = 1) -> dict:
+    """Carry it out; the results."""
+    of.workdir.mkdir(exist_ok=True)
+    jobs.Executor(
+        of, jobs=number, train=lambda run: [str(programs / "train.py"), str(run.learning_rate), str(run.seed)],
+        measure=str(programs / "measure.py"), vocab_size=VOCAB_SIZE, on_complete=lambda: None,
+    ).run()  # fmt: skip
+    about = {"machine": {"processor": "", "cores": 1}, "versions": {}, "command": "", "commit": "", "date": ""}
+    found = results.gather(of, VOCAB_SIZE, about)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    return found
+
+
+def started(of: plan.Plan) -> list[str]:
+    return (of.workdir / "started").read_text().split()
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_every_run_once(programs, number):
+    """All rates with the first seed, then the other seeds at the best rate, whose first run is not done again."""
+    of = planned(programs)
+    found = execute(programs, of, number)
+    expected = [
+        f"{name}/{run}"
+        for name in ("attention", "mlp_mlp")
+        for run in ("lr0.001/seed0", "lr0.01/seed0", "lr0.1/seed0", "lr0.01/seed1", "lr0.01/seed2")
+    ]
+    assert sorted(started(of)) == sorted(expected) and of.number_of_runs() == len(expected)
+    if number == 1:
+        assert started(of) == expected, "one mixer is completed before the next"
+    for row in found["mixers"].values():
+        assert row["best_rate"] == 1e-2 and [run["seed"] for run in row["runs"]] == [0, 1, 2]
+        # the odd documents: 2 + 0.01 seed nats for each of 12 + 11 of 10 + 10 tokens
+        assert row["quality"]["losses"] == pytest.approx([(2.0 + 0.01 * seed) * 23 / 20 for seed in range(3)])
+        assert row["quality"]["loss"]["high"] - row["quality"]["loss"]["mean"] == pytest.approx(
+            4.302652729911275 * 0.0115 / 3**0.5
+        )
+    assert found["warnings"] == []
+    assert execute(programs, of, number) == found and len(started(of)) == len(expected)
+
+
+def test_a_short_search_is_apart_from_the_runs_that_are_reported(programs):
+    of = planned(programs, rate_steps=4, seeds=2, mixers="attention")
+    execute(programs, of)
+    assert started(of)[:3] == [f"attention/lr{rate}_4_steps/seed0" for rate in ("0.001", "0.01", "0.1")]
+    assert started(of)[3:] == ["attention/lr0.01/seed0", "attention/lr0.01/seed1"] and of.number_of_runs() == 5
+
+
+def test_warnings(programs):
+    """A best rate at an end of the grid, a rate that diverged, a mixer that diverged at all of them."""
+    of = planned(programs, learning_rates=(1e-2, 1e-1, 2.0), seeds=1, mixers="attention")
+    [edge, diverged] = sorted(execute(programs, of)["warnings"], key=lambda line: "diverged" in line)
+    assert "0.01, is the lowest that was tried; a lower one may be better" in edge
+    assert "attention diverged at a learning rate of 2" in diverged
+    of = planned(programs, learning_rates=(1e-3, 1e-2), seeds=1, mixers="attention")
+    assert "0.01, is the highest that was tried" in execute(programs, of)["warnings"][0]
+    of = planned(programs, learning_rates=(1e-2,), seeds=1, mixers="attention")
+    assert "one learning rate was tried" in execute(programs, of)["warnings"][0]
+    of = planned(programs, learning_rates=(2.0, 3.0), mixers="attention, mlp mlp")
+    found = execute(programs, of)
+    assert [row["quality"] for row in found["mixers"].values()] == [None, None] and found["pairs"] == []
+    assert "attention diverged at every learning rate (2, 3)" in found["warnings"][0]
+    drawn = figures.draw(found, of.workdir)
+    assert "| attention |" in page.markdown(found, drawn) and "</html>" in page.page(found, drawn, of.workdir)
+
+
+def test_speeds_measured_beside_other_work(programs):
+    of = planned(programs, seeds=1, mixers="attention")
+    of.workdir.mkdir()
+    (of.workdir / "busy").touch()
+    [warning] = execute(programs, of)["warnings"]
+    assert "busy with other work (up to 3.0 processes a core) when the speeds of attention were measured" in warning
+
+
+def test_a_failure_ends_it_and_says_where_to_look(programs):
+    of = planned(programs, mixers="attention")
+    (programs / "compare").mkdir()
+    (programs / "compare" / "broken").touch()
+    with pytest.raises(UserError, match="attention lr 0.001 seed 0 ended with status 1.*the disk is full.*train.log"):
+        execute(programs, of)
+    (programs / "compare" / "broken").unlink()
+    assert execute(programs, of)["mixers"]["attention"]["best_rate"] == 1e-2
+
+
+def test_a_signal_stops_the_children_first(programs):
+    of = planned(programs, mixers="attention")
+    (programs / "compare").mkdir()
+    (programs / "compare" / "slow").touch()
+
+    def stop_when_it_trains():
+        while (programs / "compare" / "slow").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_when_it_trains)
+    thread.start()
+    with pytest.raises(loop.Stopped) as stopped:
+        execute(programs, of)
+    thread.join()
+    assert stopped.value.exit_code == 143
+    assert (of.workdir / started(of)[0] / "saved").exists()
+    assert execute(programs, of)["mixers"]["attention"]["best_rate"] == 1e-2
+
+
+def test_a_run_that_goes_on_elsewhere_is_waited_for(programs):
+    """Not started a second time while another process holds its folder; here, until that one is gone."""
+    of = planned(programs, mixers="attention", learning_rates=(1e-2,), seeds=1)
+    [run] = of.rate_runs(of.contenders[0])
+    run.folder.mkdir(parents=True)
+    program = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); "
+        "time.sleep(2)"
+    )
+    holder = jobs.subprocess.Popen(
+        [jobs.sys.executable, "-c", program, run.folder / ".lock"], stdout=jobs.subprocess.PIPE
+    )
+    holder.stdout.readline()
+    execute(programs, of)
+    assert holder.poll() is not None
+    holder.communicate()
+
+
+SETTINGS = [
+    (toy.get_config, {}), (tinystories_small.get_config, {}),
+    *((tinystories_medium.get_config, {"setting": setting}) for setting in tinystories_medium.SETTINGS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("get_config, options", SETTINGS)
+def test_the_configs_there_are(get_config, options):
+    """Complete, and every mixer in them can be built at the base's width."""
+    compare, base = plan.read(get_config(**options))
+    patterns = plan.entries(compare.mixers)
+    assert len(patterns) >= 3 and compare.seeds >= 2
+    for pattern in patterns.values():
+        config = sizes.with_sizes(base, sizes.as_the_base(base, pattern))
+        jax.eval_shape(lambda key, of=config.model: model.init_params(of, 512, key), jax.random.key(0))
+
+
+def test_folder_names_and_entries():
+    found = plan.entries("gla, hybrid = mamba2 mlp  attention mlp, mlp mlp, mamba")
+    assert found == {
+        "gla": "gla mlp", "hybrid": "mamba2 mlp attention mlp", "mlp mlp": "mlp mlp", "mamba": "mamba mamba"
+    }  # fmt: skip
+    long = " ".join(["mamba2 mlp"] * 20)
+    assert plan.folder_name(long) != plan.folder_name(long + " mlp") and len(plan.folder_name(long)) < 64
+    assert not set(plan.folder_name("../a/b c")) & set("/ ") and not plan.folder_name("../x").startswith(".")
+
+
+def test_scores_of_other_tokens_do_not_count(programs):
+    of = planned(programs, mixers="attention", learning_rates=(1e-2,), seeds=1)
+    execute(programs, of)
+    [run] = of.rate_runs(of.contenders[0])
+    assert jobs.scores.load(run.folder, 0) is not None and jobs.scores.load(run.folder, 5) is None
+    (run.folder / "scores.npz").write_bytes(b"PK\x03\x04 damaged")
+    assert jobs.scores.load(run.folder, 0) is None
+    assert np.isfinite(execute(programs, of)["mixers"]["attention"]["quality"]["loss"]["mean"])
