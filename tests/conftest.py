@@ -32,3 +32,12 @@ def pytest_configure_node(node):
 def pytest_unconfigure(config):
     if hasattr(config, "programs"):
         shutil.rmtree(config.programs, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def release_programs():
+    """Every compiled program holds memory mappings, of which a process may have 65,530: thousands of tests reach that."""
+    yield
+    import jax
+
+    jax.clear_caches()
