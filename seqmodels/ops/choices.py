@@ -1,8 +1,8 @@
-"""Which form of each op a traced function took: what ``implementation=None`` and ``chunk_size=None`` came to.
+"""The forms an op may be asked for, and which one a traced function took: what ``implementation=None`` came to.
 
     with ops.record_choices() as choices:
         train_step(state, batch)          # the call that traces it
-    choices                               # {"gated_linear_attention: chunked (chunk 32)": None}
+    choices                               # {"gated_linear_attention: chunked (chunk 64)": None}
 
 Forms are chosen while a function is traced. A call of a function that is compiled already traces nothing, and so
 records nothing.
@@ -11,6 +11,8 @@ records nothing.
 import contextlib
 import contextvars
 from collections.abc import Iterator
+
+IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 
 _recorded = contextvars.ContextVar("seqmodels_ops_choices", default=())
 
@@ -24,6 +26,18 @@ def record_choices() -> Iterator[dict[str, None]]:
         yield choices
     finally:
         _recorded.reset(token)
+
+
+def check(implementation: str | None, chunk_size: int | None = None) -> None:
+    """What an op was asked for; None is the op's own choice.
+
+    Raises:
+      ValueError: an unknown implementation, or a chunk size below 1.
+    """
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
 
 
 def note(op: str, implementation: str, chunk_size: int | None = None) -> None:

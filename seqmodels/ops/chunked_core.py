@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from seqmodels.ops import kernels, target
+from seqmodels.ops import choices, kernels, target, tuning
 
 Inputs = Any
 """A tuple of arrays [B, T, heads, features]; ``None`` for what a parameterisation does not have."""
@@ -231,6 +231,40 @@ class Schedule(enum.Enum):
 def schedule() -> Schedule:
     """The device's, without a kernel."""
     return Schedule.ONE_BY_ONE if target.device() == "cpu" else Schedule.TOGETHER
+
+
+def run(
+    op: str,
+    implementation: str | None,
+    prepare: Prepare,
+    chunk_size: int | None,
+    precision: lax.Precision,
+    inputs: Inputs,
+    state: Float[Array, "B *heads K V"],
+) -> tuple[Float[Array, "B T *heads V"], Float[Array, "B *heads K V"]]:
+    """``chunk_scan`` over any number of steps, with the kernel of this device where ``implementation`` means it.
+
+    Args:
+      op: who asks, for its chunk size, the record of choices and the message.
+      implementation: ``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has.
+      chunk_size: steps per chunk; None is the device's.
+
+    Raises:
+      NotImplementedError: ``"pallas"``, and the kernel cannot run; the message says why.
+    """
+    steps = jax.tree.leaves(inputs)[0].shape[1]
+    chunk_size = tuning.chunk_size(op, steps, chunk_size)
+    kernel = kernels.choose(
+        implementation, "chunk_core", op,
+        precision=precision, channels=state.shape[-2], width=state.shape[-1], chunk_size=power_of_two(chunk_size),
+    )  # fmt: skip
+    choices.note(op, "chunked" if kernel is None else "pallas", chunk_size)
+    padding = -steps % chunk_size
+    if padding:
+        inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
+    scan = functools.partial(chunk_scan, prepare, chunk_size, precision, schedule() if kernel is None else kernel)
+    outputs, final = scan(inputs, state) if kernel is None else target.by_rows(scan, inputs, state)
+    return outputs[:, :steps], final
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))

@@ -28,8 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, chunked_core, documents, kernels, target, tuning
-from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS
+from seqmodels.ops import choices, chunked_core, documents
 
 _MISSING = {
     "associative": (
@@ -93,10 +92,7 @@ def delta_rule(
     batch, steps, heads, width = v.shape
     if implementation is None and steps == 1:
         implementation = "recurrent"
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    choices.check(implementation, chunk_size)
     if implementation in _MISSING:
         raise NotImplementedError(_MISSING[implementation])
 
@@ -185,18 +181,6 @@ def _contained(form, q, k, v, beta, log_decay, state, reset):
 def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset):
     """``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has."""
     batch, steps, groups, _ = q.shape
-    chunk_size = tuning.chunk_size("delta_rule", steps, chunk_size)
-    precision = chunked_core.product_precision(q, k)
-    kernel = kernels.choose(
-        implementation,
-        "chunk_core",
-        "delta_rule",
-        precision=precision,
-        channels=state.shape[-2],
-        width=state.shape[-1],
-        chunk_size=chunked_core.power_of_two(chunk_size),
-    )
-    choices.note("delta_rule", "chunked" if kernel is None else "pallas", chunk_size)
     repeats = v.shape[2] // groups
     if reset is not None:
         # A reset is what it is to a decay: the logarithm of zero.
@@ -207,15 +191,11 @@ def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset)
         return x.reshape(batch, steps, groups, repeats, -1)
 
     inputs = _Inputs(q[:, :, :, None], k[:, :, :, None], *jax.tree.map(grouped, (v, beta, log_decay)))
-    padding = -steps % chunk_size
-    if padding:
-        inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
+    precision = chunked_core.product_precision(q, k)
     prepare = functools.partial(_prepare, precision=precision)
-    schedule = chunked_core.schedule() if kernel is None else kernel
-    run = functools.partial(chunked_core.chunk_scan, prepare, chunk_size, precision, schedule)
     grouped_state = state.reshape(batch, groups, repeats, *state.shape[2:])
-    o, final = run(inputs, grouped_state) if kernel is None else target.by_rows(run, inputs, grouped_state)
-    return o[:, :steps].reshape(v.shape), final.reshape(state.shape)
+    o, final = chunked_core.run("delta_rule", implementation, prepare, chunk_size, precision, inputs, grouped_state)
+    return o.reshape(v.shape), final.reshape(state.shape)
 
 
 def _prepare(inputs: _Inputs, *, precision: lax.Precision) -> chunked_core.Chunk:

@@ -72,10 +72,7 @@ def dplr_ssm(
         # 155 and 100), recurrent 890.
         long = "parallel" if reset is None else "chunked"
         implementation = "recurrent" if u.shape[1] == 1 else long
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(_IMPLEMENTATIONS)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    choices.check(implementation, chunk_size)
     form = _IMPLEMENTATIONS[implementation]
     chunk_size = tuning.chunk_size("dplr_ssm", u.shape[1], chunk_size) if implementation == "chunked" else None
     choices.note("dplr_ssm", implementation, chunk_size)

@@ -24,9 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, chunked_core, documents, kernels, target, tuning
-
-IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
+from seqmodels.ops import choices, chunked_core, documents, kernels, target
 
 
 class _Inputs(NamedTuple):
@@ -83,10 +81,7 @@ def gated_linear_attention(
     batch, steps, heads, width = v.shape
     if implementation is None and steps == 1:
         implementation = "recurrent"
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    choices.check(implementation, chunk_size)
     if state is None:
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
     state = state.astype(jnp.float32)
@@ -233,7 +228,6 @@ def _parallel(q, k, v, log_decay, value_log_decay, bonus, state, reset):
 
 def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bonus, state, reset):
     """``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has."""
-    steps = v.shape[1]
     precision = chunked_core.product_precision(q, k)
     if implementation != "chunked" and value_log_decay is None:
         decayed, opening = _with_resets(log_decay, bonus, reset, heads=v.shape[2])
@@ -247,25 +241,11 @@ def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bo
             o, state = target.by_rows(run, q, k, v, decayed, opening, state)
             return o + _bonus_term(q, k, v, bonus), state
 
-    chunk_size = tuning.chunk_size("gated_linear_attention", steps, chunk_size)
     prepare, inputs, state, ungroup = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
-    kernel = kernels.choose(
-        implementation,
-        "chunk_core",
-        "gated_linear_attention",
-        precision=precision,
-        channels=state.shape[-2],
-        width=state.shape[-1],
-        chunk_size=chunked_core.power_of_two(chunk_size),
+    o, final = chunked_core.run(
+        "gated_linear_attention", implementation, prepare, chunk_size, precision, inputs, state
     )
-    choices.note("gated_linear_attention", "chunked" if kernel is None else "pallas", chunk_size)
-    padding = -steps % chunk_size
-    if padding:
-        inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
-    schedule = chunked_core.schedule() if kernel is None else kernel
-    run = functools.partial(chunked_core.chunk_scan, prepare, chunk_size, precision, schedule)
-    o, final = run(inputs, state) if kernel is None else target.by_rows(run, inputs, state)
-    return o[:, :steps].reshape(v.shape) + _bonus_term(q, k, v, bonus), ungroup(final)
+    return o.reshape(v.shape) + _bonus_term(q, k, v, bonus), ungroup(final)
 
 
 def _with_resets(log_decay, bonus, reset, *, heads):

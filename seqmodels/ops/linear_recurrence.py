@@ -58,8 +58,7 @@ def linear_recurrence(
     _check(a, b, state, reset)
     if implementation is None and a.shape[1] == 1:
         implementation = "recurrent"
-    if implementation is not None and implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(_IMPLEMENTATIONS)}")
+    choices.check(implementation)
     operands = (a, b) if state is None else (a, b, state)
     is_complex = any(jnp.iscomplexobj(x) for x in operands)
     dtype = jnp.complex64 if is_complex else jnp.float32
@@ -252,6 +251,4 @@ _IMPLEMENTATIONS = {
         "linear_recurrence has no parallel form: it would divide by cumulative products of a, which underflow;"
         " use associative or chunked",
     ),
-    "chunked": _scanned,
-    "pallas": _scanned,
 }

@@ -22,8 +22,6 @@ from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops import choices
 
-IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
-
 
 class LSTMState(NamedTuple):
     h: Float[Array, "B E"]  # the output
@@ -62,8 +60,7 @@ def lstm(
         )
     if reset is not None and (reset.shape != z.shape[:2] or reset.dtype != jnp.bool_):
         raise ValueError(f"reset must be bool {list(z.shape[:2])}; got {reset.dtype} {list(reset.shape)}")
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    choices.check(implementation)
     if implementation not in (None, "recurrent"):
         raise NotImplementedError(
             f"the LSTM has no {implementation} form: its recurrence is nonlinear, each step's gates read the output of the "

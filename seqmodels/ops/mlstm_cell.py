@@ -29,7 +29,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops import choices
-from seqmodels.ops.gated_linear_attention import IMPLEMENTATIONS, gated_linear_attention
+from seqmodels.ops.gated_linear_attention import gated_linear_attention
 
 
 class MLSTMState(NamedTuple):
@@ -88,10 +88,7 @@ def mlstm_cell(
     _check(q, k, v, input_gate_logit, forget_gate_logit, state, reset)
     if implementation is None and q.shape[1] == 1:
         implementation = "recurrent"
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    choices.check(implementation, chunk_size)
     if state is None:
         state = empty_mlstm_state(q.shape[0], *q.shape[2:], v.shape[3])
     state = MLSTMState(*(x.astype(jnp.float32) for x in state))

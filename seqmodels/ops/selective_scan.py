@@ -71,10 +71,7 @@ def selective_scan(
     _check(x, dt, A, B, C, state, reset)
     if implementation is None and x.shape[1] == 1:
         implementation = "recurrent"
-    if implementation is not None and implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(_IMPLEMENTATIONS)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    choices.check(implementation, chunk_size)
     if state is None:
         state = jnp.zeros((x.shape[0], *A.shape), jnp.float32)
     kernel = kernels.choose(implementation, "selective_scan", "selective_scan", x=x, dt=dt, A=A, B=B, C=C)
@@ -308,6 +305,4 @@ _IMPLEMENTATIONS = {
         "selective_scan has no parallel form: its decays have full rank in channels x states, so that no matrix of"
         " scores between steps exists; use associative or chunked",
     ),
-    "chunked": _chunked,
-    "pallas": _pallas,
 }

@@ -27,7 +27,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.ops import choices, documents, kernels, target
 
-IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 # The time of a key that no query may see: an empty slot of the ring, or padding.
 NOWHERE = int(np.iinfo(np.int32).max)
 # At most so many blocks of queries are written out, each against all its keys; longer sequences loop over tiles.
@@ -98,8 +97,7 @@ def softmax_attention(
     _check(q, k, v, cache, reset, window)
     if implementation is None and cache is not None and q.shape[1] == 1:
         implementation = "recurrent"
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    choices.check(implementation)
     kernel = kernels.choose(
         implementation, "softmax_attention", "softmax_attention",
         q=q, k=k, v=v, cache=cache, reset=reset, window=window,
