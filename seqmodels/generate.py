@@ -180,7 +180,11 @@ class IncrementalText:
 
 
 def check_sampling(
-    max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+    max_tokens: int,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
 ) -> dict[str, Any]:
     """Arguments of `sample`, checked: `greedy` and `top_k` are compiled in, the others are not.
 

@@ -99,18 +99,15 @@ def continue_from(
     *,
     max_tokens: int,
     key: Key[Array, ""],
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
     end_of_text: int | None = None,
+    **sampling: Any,
 ) -> tuple[list[int], ReadState]:
     """Up to `max_tokens` tokens that may follow, ending before `end_of_text`; and the state that has read them, too.
 
     Arguments and errors are those of `generate.generate`. Ten tokens and then ten more by the same key are the twenty of
     one call. Where the text ended, the state that is returned has read its `end_of_text`.
     """
-    sampling = generate.check_sampling(max_tokens, temperature, top_k, top_p, min_p)
+    sampling = generate.check_sampling(max_tokens, **sampling)
     if max_tokens == 0:
         return [], state
     state = read(graphdef, params, (), made_by=state.made_by, after=state, room=max_tokens)
@@ -132,14 +129,11 @@ def stream(
     *,
     max_tokens: int,
     key: Key[Array, ""],
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
     end_of_text: int | None = None,
+    **sampling: Any,
 ) -> Iterator[int]:
     """The tokens that `continue_from` would return, each as soon as it is known."""
-    sampling = generate.check_sampling(max_tokens, temperature, top_k, top_p, min_p)
+    sampling = generate.check_sampling(max_tokens, **sampling)
     state = read(graphdef, params, (), made_by=state.made_by, after=state, room=max_tokens)
     return generate.stream(
         graphdef, params, state.logits, jax.tree.map(jnp.copy, state.state), max_tokens=max_tokens, key=key,

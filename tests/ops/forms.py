@@ -4,8 +4,11 @@ import contextlib
 import functools
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from seqmodels.ops import compile_for, gated_linear_attention, interpret
+from tests.ops.judge import relative_error
 
 # name -> (implementation, chunk size, what it is traced for: chunks one by one is what a CPU gets, together any other device)
 FORMS = {
@@ -59,3 +62,28 @@ def options(form):
 def traced_for(form):
     """The context in which the op chooses the form's schedule."""
     return (FORMS | KERNELS)[form][2]()
+
+
+def assert_transformations_agree(op, form, inputs, reset, cotangents, tolerance):
+    """vmap of checkpoint, and a scan over layers, give the plain gradient. `op` has `call` and `differentiate`, as this module."""
+    plain = op.differentiate("chunked")(inputs, reset, cotangents)[1]
+
+    def loss(inputs, reset, cotangents):
+        o, state = op.call(form, inputs, reset)
+        return jnp.sum(o * cotangents[0]) + jnp.sum(state * cotangents[1])
+
+    by_row = jax.tree.map(lambda x: x[:, None], (inputs, reset, cotangents))
+    mapped = fast_jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(*by_row)
+    for name in inputs:
+        assert relative_error(mapped[name][:, 0], plain[name]) < tolerance, name
+
+    def through_layers(form):
+        def loss(v):
+            def layer(v, _):
+                return op.call(form, inputs | {"v": v}, reset)[0], None
+
+            return jnp.sum(lax.scan(layer, v, None, length=2)[0] * cotangents[0])
+
+        return fast_jit(jax.grad(loss))(inputs["v"])
+
+    assert relative_error(through_layers(form), through_layers("chunked")) < tolerance

@@ -279,13 +279,14 @@ def test_narrow_inputs_keep_a_float32_state(form):
         assert relative_error(gradient, expected[name]) < (4e-3 if gradient.dtype == jnp.bfloat16 else TOLERANCE), name
 
 
-def test_transformations_agree_with_the_plain_gradient():
+@pytest.mark.parametrize("form", ["chunked"])
+def test_transformations_agree_with_the_plain_gradient(form):
     inputs = sample(steps=21)
     reset, cotangents = marks(inputs, (5,), ()), cotangents_for(inputs)
     plain = differentiate("chunked")(inputs, reset, cotangents)[1]
 
     def loss(inputs, reset, cotangents):
-        y, state = call("chunked", inputs, reset)
+        y, state = call(form, inputs, reset)
         return jnp.sum(y * cotangents[0]) + jnp.sum(state * cotangents[1])
 
     axes = {name: None if name == "A" else 0 for name in inputs}
@@ -306,7 +307,7 @@ def test_transformations_agree_with_the_plain_gradient():
 
         return fast_jit(jax.grad(loss))(inputs["x"])
 
-    assert relative_error(through_layers("chunked"), through_layers("recurrent")) < TOLERANCE
+    assert relative_error(through_layers(form), through_layers("recurrent")) < TOLERANCE
 
 
 def test_differentiating_twice():

@@ -152,27 +152,7 @@ def test_the_interpreter_that_models_the_memories_agrees():
 def test_transformations_agree_with_the_plain_gradient():
     inputs = of_delta_rule.sample(steps=21, decay="head")
     reset, cotangents = of_delta_rule.marks(inputs, (5,), ()), of_delta_rule.cotangents_for(inputs)
-    plain = of_delta_rule.differentiate("chunked")(inputs, reset, cotangents)[1]
-
-    def loss(inputs, reset, cotangents):
-        o, state = of_delta_rule.call(FORM, inputs, reset)
-        return jnp.sum(o * cotangents[0]) + jnp.sum(state * cotangents[1])
-
-    by_row = jax.tree.map(lambda x: x[:, None], (inputs, reset, cotangents))
-    mapped = fast_jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(*by_row)
-    for name in inputs:
-        assert relative_error(mapped[name][:, 0], plain[name]) < TOLERANCE, name
-
-    def through_layers(form):
-        def loss(v):
-            def layer(v, _):
-                return of_delta_rule.call(form, inputs | {"v": v}, reset)[0], None
-
-            return jnp.sum(lax.scan(layer, v, None, length=2)[0] * cotangents[0])
-
-        return fast_jit(jax.grad(loss))(inputs["v"])
-
-    assert relative_error(through_layers(FORM), through_layers("chunked")) < TOLERANCE
+    forms.assert_transformations_agree(of_delta_rule, FORM, inputs, reset, cotangents, TOLERANCE)
 
 
 # ---- choosing it, and lowering it for a TPU

@@ -1,7 +1,6 @@
 """The TPU kernel of the elementwise recurrence, in its interpreter: against float64 numpy, and lowered for a TPU."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,8 +10,6 @@ from jax.experimental.pallas import tpu as pltpu
 from seqmodels.ops import compile_for, interpret, linear_recurrence
 from seqmodels.ops.kernels import linear_recurrence_tpu
 from tests.ops import test_linear_recurrence as xla
-from tests.ops.forms import fast_jit
-from tests.ops.judge import relative_error
 
 TOLERANCE = 5e-6  # float32 against float64, relative to the largest value
 
@@ -75,33 +72,8 @@ def test_narrow_inputs_keep_a_float32_state(interpreted):
 
 
 @pytest.mark.slow
-def test_transformations_agree_with_the_plain_gradient():
-    inputs = xla.sample(steps=21)
-    reset, cotangents = xla.marks(inputs, (5,), ()), xla.cotangents_for(inputs)
-    plain = xla.differentiate("chunked")(inputs, reset, cotangents)[1]
-
-    def loss(inputs, reset, cotangents):
-        with interpret("tpu"):
-            h, state = linear_recurrence(**inputs, reset=reset, implementation="pallas")
-        return jnp.sum(h * cotangents[0]) + jnp.sum(state * cotangents[1])
-
-    mapped = fast_jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(
-        *jax.tree.map(lambda x: x[:, None], (inputs, reset, cotangents))
-    )
-    for name in inputs:
-        assert relative_error(mapped[name][:, 0], plain[name]) < TOLERANCE
-
-    def through_layers(form):
-        def loss(b):
-            def layer(b, _):
-                with interpret("tpu"):
-                    return linear_recurrence(inputs["a"], b, reset=reset, implementation=form)[0], None
-
-            return jnp.sum(jax.lax.scan(layer, b, None, length=3)[0] * cotangents[0])
-
-        return fast_jit(jax.grad(loss))(inputs["b"])
-
-    assert relative_error(through_layers("pallas"), through_layers("recurrent")) < TOLERANCE
+def test_transformations_agree_with_the_plain_gradient(interpreted):
+    xla.test_transformations_agree_with_the_plain_gradient("pallas")
 
 
 def test_the_interpreter_that_models_the_memories_agrees():

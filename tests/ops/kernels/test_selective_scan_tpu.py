@@ -11,7 +11,6 @@ from jax.experimental.pallas import tpu as pltpu
 from seqmodels.ops import compile_for, interpret, selective_scan
 from seqmodels.ops.kernels import selective_scan_tpu
 from tests.ops import test_selective_scan as xla
-from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
 
 TOLERANCE = 5e-6  # float32 against float64, relative to the largest value
@@ -67,36 +66,8 @@ def test_narrow_inputs_keep_a_float32_state(interpreted):
     xla.test_narrow_inputs_keep_a_float32_state("pallas")
 
 
-def test_transformations_agree_with_the_plain_gradient():
-    inputs = xla.sample(steps=21)
-    reset, cotangents = xla.marks(inputs, (5,), ()), xla.cotangents_for(inputs)
-    plain = xla.differentiate("chunked")(inputs, reset, cotangents)[1]
-
-    def loss(inputs, reset, cotangents):
-        with interpret("tpu"):
-            y, state = selective_scan(**inputs, reset=reset, implementation="pallas")
-        return jnp.sum(y * cotangents[0]) + jnp.sum(state * cotangents[1])
-
-    axes = {name: None if name == "A" else 0 for name in inputs}
-    by_row = {name: x if name == "A" else x[:, None] for name, x in inputs.items()}
-    mapped = fast_jit(jax.vmap(jax.grad(jax.checkpoint(loss)), in_axes=(axes, 0, 0)))(
-        by_row, reset[:, None], tuple(x[:, None] for x in cotangents)
-    )
-    for name in inputs:
-        of_rows = mapped[name].sum(0) if name == "A" else mapped[name][:, 0]
-        assert relative_error(of_rows, plain[name]) < TOLERANCE, name
-
-    def through_layers(form):
-        def loss(x):
-            def layer(x, _):
-                with interpret("tpu"):
-                    return selective_scan(**(inputs | {"x": x}), reset=reset, implementation=form)[0], None
-
-            return jnp.sum(jax.lax.scan(layer, x, None, length=3)[0] * cotangents[0])
-
-        return fast_jit(jax.grad(loss))(inputs["x"])
-
-    assert relative_error(through_layers("pallas"), through_layers("recurrent")) < TOLERANCE
+def test_transformations_agree_with_the_plain_gradient(interpreted):
+    xla.test_transformations_agree_with_the_plain_gradient("pallas")
 
 
 def test_the_interpreter_that_models_the_memories_agrees(monkeypatch):
