@@ -26,7 +26,7 @@ import train
 from configs import base as training_base
 from seqmodels import command_line, data
 from seqmodels import config as config_lib
-from seqmodels.comparison import figures, jobs, page, plan, results
+from seqmodels.comparison import figures, jobs, measure, page, plan, results
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     with loop.only_process_in(workdir):
         # Here once, and not by several runs at once: the tokens are cached, the tokenizer's size decides the models'.
-        vocab_size = data.prepare(from_config_dict(base).data, seed=base["seed"]).tokenizer.vocab_size
+        vocab_size = data.prepare(from_config_dict(base).data, seed=base["seed"]).vocab_size
         try:
             compare(plan.Plan(config, workdir, vocab_size), vocab_size, values["jobs"], argv)
         except loop.Stopped as stopped:
@@ -74,14 +74,13 @@ def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, argv: Sequence[s
     for warning in found["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"report: {planned.workdir / 'report.html'}", file=sys.stderr)
+    measures = ("perplexity", "bits_per_byte") if measure.of(found).is_text else ("accuracy",)
     print(json.dumps({
         "report": str(planned.workdir / "report.html"),
         "mixers": {
             label: {
-                "perplexity": row["quality"] and row["quality"]["perplexity"]["mean"],
-                "bits_per_byte": row["quality"] and row["quality"]["bits_per_byte"]["mean"],
-                "learning_rate": row["best_rate"],
-            }
+                name: row["quality"] and row["quality"][name]["mean"] for name in measures
+            } | {"learning_rate": row["best_rate"]}
             for label, row in found["mixers"].items()
         },
         "warnings": found["warnings"],

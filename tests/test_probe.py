@@ -17,6 +17,7 @@ import train
 from configs import copying, recall, state_tracking
 from seqmodels import config as config_lib
 from seqmodels import data
+from seqmodels.comparison import scores
 from seqmodels.config import from_config_dict
 from seqmodels.errors import UserError
 from seqmodels.training import loop
@@ -56,6 +57,22 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(trained):
     return seqmodels.load_run(trained[0])
+
+
+def test_scores_of_a_comparison(run):
+    """Example by example what run.evaluate() says of all, and halves that make it up."""
+    scored, whole = scores.score(run), run.evaluate()
+    every = np.ones(len(scored.loss), bool)
+    assert scored.segment_names == tuple(whole.segments) and scored.segment_lengths == (16, 48)
+    assert scored.tokens.sum() == whole.tokens and np.bincount(scored.segment).tolist() == [24, 20]
+    assert scored.mean("errors", every) == pytest.approx(1.0 - whole.accuracy)
+    assert scored.mean("loss", every) == pytest.approx(whole.loss, rel=1e-6)
+    halves = [scored.mean("errors", half) for half in (scored.reported, ~scored.reported)]
+    assert np.mean(halves) == pytest.approx(1.0 - whole.accuracy), "as many examples of each segment in both halves"
+    assert scored.measure == "errors"
+    values, tokens = scored.sums("errors", scored.reported)
+    assert values.sum() / tokens.sum() == pytest.approx(halves[0]) and np.ptp(tokens) > 0
+    assert 1.0 - np.mean(scored.accuracy_by_segment()) == pytest.approx(halves[0])
 
 
 def by_hand(run, batch):

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from seqmodels.comparison import measure as measures
+
 DPI = 130
 STYLES = ("-", "--", ":", "-.")
 
@@ -30,17 +32,17 @@ def draw(results: Mapping, folder: Path) -> list[Picture]:
         figure = function(results)
         if figure is not None:
             figure.savefig(folder / f"{name}.png", dpi=DPI)
-            drawn.append(Picture(f"{name}.png", title, caption))
+            drawn.append(Picture(f"{name}.png", title, caption.format(better=measures.of(results).better)))
     return drawn
 
 
 def _pareto(results: Mapping) -> Figure | None:
-    """Quality against what it costs; the lower left corner is good."""
+    """Quality against what it costs; the lower left corner is good, of accuracies the upper left one."""
     rows = _with(results, "quality", "cost")
     if not rows:
         return None
     seq_len = str(results["base"]["data"]["seq_len"])
-    longest = str(max(results["comparison"]["contexts"]))
+    longest, measure = str(max(results["comparison"]["contexts"])), measures.of(results)
     panels = {
         f"state of one sequence at {seq_len} tokens": (lambda row: row["cost"]["state_bytes"][seq_len], "B"),
         "time to train, at the speed measured alone": (_training_seconds(results), "s"),
@@ -49,16 +51,16 @@ def _pareto(results: Mapping) -> Figure | None:
     figure, axes = _panels(len(panels), sharey=True)
     for panel, (title, (cost, unit)) in zip(axes, panels.items()):
         for label, row in rows.items():
-            bits = row["quality"]["bits_per_byte"]
-            reach = None if bits["low"] is None else [[bits["mean"] - bits["low"]], [bits["high"] - bits["mean"]]]
+            found = row["quality"][measure.name]
+            reach = None if found["low"] is None else [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
             panel.errorbar(
-                [cost(row)], [bits["mean"]], yerr=reach, fmt="o", ms=6, capsize=3, lw=1, color=_style(results, label)["color"]
+                [cost(row)], [found["mean"]], yerr=reach, fmt="o", ms=6, capsize=3, lw=1, color=_style(results, label)["color"]
             )
-            panel.annotate(label, (cost(row), bits["mean"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            panel.annotate(label, (cost(row), found["mean"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
         _logarithmic(panel.set_xscale, panel.xaxis, EngFormatter(unit))
         panel.set_xlabel(title)
         panel.margins(x=0.25)
-    axes[0].set_ylabel("bits per byte")
+    axes[0].set_ylabel(measure.title)
     return figure
 
 
@@ -72,23 +74,25 @@ def _curves(results: Mapping) -> Figure | None:
         "time, at the speed measured alone": (lambda row: 1.0 / row["cost"]["train_tokens_per_second"], "s"),
     }
     figure, axes = _panels(len(panels), sharey=True)
+    measure = measures.of(results)
+    height = "loss" if measure.is_text else "accuracy"
     for panel, (title, (per_token, unit)) in zip(axes, panels.items()):
         for label, row in rows.items():
             for curve in row["curves"]:
                 first = curve is row["curves"][0]
                 x = np.array(curve["tokens"]) * per_token(row)
                 panel.plot(
-                    x, curve["loss"], lw=1.4, marker="o", ms=3, alpha=0.8,
+                    x, curve[height], lw=1.4, marker="o", ms=3, alpha=0.8,
                     label=label if first else None, **_style(results, label),
                 )  # fmt: skip
         panel.set_xlabel(title)
         panel.xaxis.set_major_formatter(EngFormatter(unit))
-    axes[0].set_ylabel("validation loss (nats per token)")
+    axes[0].set_ylabel("validation loss (nats per token)" if measure.is_text else measure.title)
     return _with_legend(figure, axes[0])
 
 
 def _by_position(results: Mapping) -> Figure | None:
-    rows = _with(results, "quality")
+    rows = _with_quality(results, "by_position")
     if not rows:
         return None
     figure, [axes] = _panels(1)
@@ -104,7 +108,8 @@ def _by_position(results: Mapping) -> Figure | None:
 
 
 def _recall(results: Mapping) -> Figure | None:
-    rows = {label: row for label, row in _with(results, "quality").items() if row["quality"]["hit_loss"]["mean"] is not None}
+    rows = _with_quality(results, "hit_loss")
+    rows = {label: row for label, row in rows.items() if row["quality"]["hit_loss"]["mean"] is not None}
     if not rows:
         return None
     figure, [axes] = _panels(1)
@@ -116,6 +121,33 @@ def _recall(results: Mapping) -> Figure | None:
     axes.set_ylabel("loss on recall hits (nats)")
     axes.margins(x=0.2, y=0.15)
     return figure
+
+
+def _by_segment(results: Mapping) -> Figure | None:
+    """Accuracy against the length of the test's examples; where lengths come more than once, against the sizes in their order."""
+    rows = _with_quality(results, "by_segment")
+    if not rows:
+        return None
+    names, lengths, _ = zip(*next(iter(rows.values()))["quality"]["by_segment"])
+    by_length = len(set(lengths)) == len(lengths)
+    figure, [axes] = _panels(1)
+    for label, row in rows.items():
+        accuracies = [accuracy for *_, accuracy in row["quality"]["by_segment"]]
+        axes.plot(
+            lengths if by_length else range(len(names)), accuracies, lw=1.6, marker="o", ms=4, label=label,
+            **_style(results, label),
+        )  # fmt: skip
+    if by_length:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.axvline(results["base"]["data"]["seq_len"], color="0.6", lw=1, ls=":")
+        axes.set_xlabel("tokens of an example (dotted: data.seq_len of training)")
+    else:
+        axes.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
+    axes.set_ylim(-0.02, 1.05)
+    axes.set_ylabel("accuracy")
+    return _with_legend(figure, axes)
 
 
 def _contexts(results: Mapping) -> Figure | None:
@@ -144,24 +176,27 @@ def _rates(results: Mapping) -> Figure | None:
     tried = {
         label: [each for each in row["rates"] if each["loss"] is not None] for label, row in results["mixers"].items()
     }
+    measure = measures.of(results)
+    height = "loss" if measure.is_text else "accuracy"
     if not any(tried.values()):
         return None
     figure, [axes] = _panels(1)
     for label, rates in tried.items():
         if rates:
             axes.plot(
-                [each["rate"] for each in rates], [each["loss"] for each in rates], lw=1.6, marker="o", ms=4, label=label,
+                [each["rate"] for each in rates], [each[height] for each in rates], lw=1.6, marker="o", ms=4, label=label,
                 **_style(results, label),
             )  # fmt: skip
     _logarithmic(axes.set_xscale, axes.xaxis, lambda rate, _: f"{rate:g}")
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("loss on the documents that choose (nats)")
+    axes.set_ylabel(f"{height} on the {measure.documents} that choose")
     return _with_legend(figure, axes)
 
 
 PICTURES = {
-    "pareto": (_pareto, "Quality against cost", "Lower and further left is better. Bars are 95 % intervals over seeds."),
-    "curves": (_curves, "Training curves", "Validation loss during training, every seed; on the documents of train.eval_tokens."),
+    "pareto": (_pareto, "Quality against cost", "{better} and further left is better. Bars are 95 % intervals over seeds."),
+    "curves": (_curves, "Training curves", "Validation during training, every seed; on train.eval_tokens."),
+    "by_segment": (_by_segment, "Accuracy by length", "Means over the seeds, reported examples."),
     "by_position": (_by_position, "Loss by position", "What more context is worth: means over powers of two, reported documents."),
     "recall": (
         _recall,
@@ -175,6 +210,10 @@ PICTURES = {
 
 def _with(results: Mapping, *parts: str) -> dict[str, Mapping]:
     return {label: row for label, row in results["mixers"].items() if all(row[part] is not None for part in parts)}
+
+
+def _with_quality(results: Mapping, name: str) -> dict[str, Mapping]:
+    return {label: row for label, row in _with(results, "quality").items() if name in row["quality"]}
 
 
 def _training_seconds(results: Mapping) -> Callable[[Mapping], float]:

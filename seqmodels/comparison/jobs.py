@@ -340,26 +340,31 @@ class Known:
         """Of runs that are over."""
         return sum(path.name == OUTCOME for path in self._found)
 
-    def rates(self, contender: Contender) -> dict[float, list[float]]:
-        """For each learning rate the losses of its seeds on the documents that choose; of one that diverged, infinity."""
-        losses: dict[float, list[float]] = {}
+    def rates(self, contender: Contender) -> dict[float, tuple[float, float]]:
+        """For each learning rate what its seeds come to on the documents that choose, the less the better.
+
+        The mean of `Scores.measure` and, to part those that are alike in it, of the loss; infinity where one diverged.
+        """
+        found: dict[float, list[tuple[float, float]]] = {}
         for run in self.plan.rate_runs(contender):
-            found = self.scores(run)
-            loss = float("inf") if found is None else found.mean("loss", ~found.reported)
-            losses.setdefault(run.learning_rate, []).append(loss if np.isfinite(loss) else float("inf"))
-        return losses
+            scored, means = self.scores(run), (float("inf"), float("inf"))
+            if scored is not None:
+                means = tuple(scored.mean(name, ~scored.reported) for name in (scored.measure, "loss"))
+            found.setdefault(run.learning_rate, []).append(means)
+        means = {rate: np.mean(seeds, axis=0) for rate, seeds in found.items()}
+        return {rate: tuple(np.where(np.isfinite(mean).all(), mean, np.inf).tolist()) for rate, mean in means.items()}
 
     def best_rate(self, contender: Contender) -> float | None:
-        """The learning rate with the least mean loss; None if it is not known yet, or all have diverged."""
+        """The learning rate that comes to the least (see `rates`); None if it is not known yet, or all have diverged."""
         runs = self.plan.rate_runs(contender)
         over = [self.outcome(run) for run in runs]
         if any(each is None for each in over):
             return None
         if any(each["status"] == FINISHED and self.scores(run) is None for run, each in zip(runs, over)):
             return None
-        means = {rate: float(np.mean(losses)) for rate, losses in self.rates(contender).items()}
+        means = self.rates(contender)
         rate = min(means, key=means.__getitem__)
-        return rate if np.isfinite(means[rate]) else None
+        return rate if np.isfinite(means[rate]).all() else None
 
     def _once(self, path: Path, read: Callable[[], object]):
         if path not in self._found:

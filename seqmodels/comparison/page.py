@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from seqmodels.comparison import measure as measures
 from seqmodels.comparison.figures import Picture
 
 EMPTY = ""
@@ -78,29 +79,35 @@ def page(results: Mapping, pictures: Sequence[Picture], folder: Path) -> str:
 
 def _headline(results: Mapping) -> str:
     """Which is better, by how much, and whether that is sure."""
-    scored = [(label, row["quality"]["bits_per_byte"]["mean"]) for label, row in results["mixers"].items() if row["quality"]]
+    measure = measures.of(results)
+
+    def said_of(row):
+        value = _number(row["quality"][measure.name]["mean"], measure.digits)
+        return f"{value} {measure.title}" if measure.is_text else f"{measure.title} {value}"
+
+    scored = [(label, row) for label, row in _ranked(results) if row["quality"]]
     if not scored:
         everything = all(row["cost"] for row in results["mixers"].values())  # the last thing to be measured
         return "Every mixer diverged at every learning rate." if everything else "No mixer is complete yet."
-    scored.sort(key=lambda item: math.inf if item[1] is None else item[1])
-    best = scored[0][0]
-    bits = _number(results["mixers"][best]["quality"]["bits_per_byte"]["mean"], 4)
+    best, row = scored[0]
     missing = [label for label, row in results["mixers"].items() if row["quality"] is None]
     said = f" Without figures: {', '.join(missing)}." if missing else ""
     if len(scored) == 1:
-        return f"{best} has {bits} bits per byte.{said}"
+        return f"{best} has {said_of(row)}.{said}"
     against = [pair for pair in results["pairs"] if pair["better"] == best]
     sure = ", ".join(pair["worse"] for pair in against if pair["significant"])
     unsure = ", ".join(pair["worse"] for pair in against if not pair["significant"])
     parts = [f"worse by both tests below: {sure}"] if sure else []
     parts += [f"not shown to be worse: {unsure}"] if unsure else []
-    return f"{best} is the best of {len(scored)}, with {bits} bits per byte; {'; '.join(parts)}.{said}"
+    return f"{best} is the best of {len(scored)}, with {said_of(row)}; {'; '.join(parts)}.{said}"
 
 
 def _circumstances(results: Mapping) -> list[tuple[str, str]]:
     about, compare, base = results["about"], results["comparison"], results["base"]
     matched, validation = results["matched"], results["validation"]
     tokens = base["train"]["steps"] * base["data"]["batch_size"] * base["data"]["seq_len"]
+    is_text = measures.of(results).is_text
+    source = base["data"]["source"] if is_text else f"the task {base['data']['task']}"
     facts = []
     if matched is None:
         facts.append(("Matched", "nothing: every mixer has the sizes of the base"))
@@ -111,7 +118,7 @@ def _circumstances(results: Mapping) -> list[tuple[str, str]]:
         ))  # fmt: skip
     facts.append((
         "Training",
-        f"{base['data']['source']}, {tokens:,} tokens ({base['train']['steps']:,} steps of {base['data']['batch_size']} x "
+        f"{source}, {tokens:,} tokens ({base['train']['steps']:,} steps of {base['data']['batch_size']} x "
         f"{base['data']['seq_len']}), {compare['seeds']} seed(s) from {base['seed']} on",
     ))  # fmt: skip
     search = f"{compare['rate_steps']:,} steps" if compare["rate_steps"] else "the full length"
@@ -119,13 +126,16 @@ def _circumstances(results: Mapping) -> list[tuple[str, str]]:
     facts.append((
         "Learning rates",
         f"{rates}, each mixer its own, by runs of {search} with {compare['rate_seeds']} seed(s), on the even-numbered "
-        "validation documents",
+        + ("validation documents" if is_text else "test examples"),
     ))  # fmt: skip
     if validation is not None:
         facts.append((
             "Reported on",
             f"the odd-numbered validation documents: {validation['documents']:,} documents, {validation['tokens']:,} tokens, "
-            f"{validation['bytes']:,.0f} bytes; {validation['hit_tokens']:,} of the tokens are recall hits",
+            f"{validation['bytes']:,.0f} bytes; {validation['hit_tokens']:,} of the tokens are recall hits"
+            if is_text else
+            f"the odd-numbered test examples: {validation['documents']:,} examples, {validation['tokens']:,} labels; the mean over "
+            "the test's lengths, each counting once",
         ))  # fmt: skip
     device = next((row["cost"]["device"] for row in results["mixers"].values() if row["cost"]), None)
     machine = about["machine"]
@@ -168,12 +178,19 @@ def _columns(results: Mapping) -> list[Column]:
 
         return (lambda row: EMPTY if value(row) is None else _number(value(row), digits)), value
 
-    return [
+    qualities = [
         Column("perplexity", f"per token, reported documents: {interval}", *quality("perplexity", 3)),
         Column("bits per byte", f"of the same text: {interval}", *quality("bits_per_byte", 4)),
         Column("loss, hits", f"nats per token where the answer stood earlier in the same story and window: {interval}",
                *quality("hit_loss", 3)),
         Column("loss, rest", f"nats on all other tokens: {interval}", *quality("rest_loss", 3)),
+    ] if measures.of(results).is_text else [
+        Column("accuracy", f"share of the labels that the model puts above all else, reported examples: {interval}",
+               *quality("accuracy", 4)),
+        Column("loss", f"nats per label: {interval}", *quality("loss", 4)),
+    ]  # fmt: skip
+    return [
+        *qualities,
         Column("learning rate", "the best of those tried",
                lambda row: EMPTY if row["best_rate"] is None else f"{row['best_rate']:g}", lambda row: row["best_rate"]),
         Column("diverged", "seeds at the best rate whose loss was not finite; all: at every rate", _diverged,
@@ -209,21 +226,26 @@ def _main_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
 
 
 def _ranked(results: Mapping) -> list[tuple[str, Mapping]]:
-    def loss(item):
-        quality = item[1]["quality"]
-        return math.inf if quality is None or quality["loss"]["mean"] is None else quality["loss"]["mean"]
+    measure = measures.of(results)
 
-    return sorted(results["mixers"].items(), key=loss)
+    def key(item):
+        """Of two that are alike in the measure, the smaller loss is first."""
+        quality = item[1]["quality"]
+        if quality is None or quality[measure.name]["mean"] is None:
+            return math.inf, math.inf
+        return quality[measure.name]["mean"] * (1 if measure.is_text else -1), quality["loss"]["mean"]
+
+    return sorted(results["mixers"].items(), key=key)
 
 
 def _paragraph_on_pairs(results: Mapping) -> list[str]:
-    seeds = results["comparison"]["seeds"]
+    seeds, measure = results["comparison"]["seeds"], measures.of(results)
     lines = [
-        "The difference of the mean losses (nats per token, negative: the first is better) with two paired tests. Over "
-        "documents: a bootstrap that draws the same reported documents for both, of the losses averaged over the seeds; its "
-        "interval says what another text of the kind might give. Over seeds: Student's paired test, a seed being the same order "
-        "of the data for both; its p-value says what training again might give. p-values are Holm's, corrected for the number "
-        "of pairs. A difference counts as real where both are below 0.05."
+        f"The difference of the {measure.compared} (negative: the first is better) with two paired tests. Over "
+        f"{measure.documents}: a bootstrap that draws the same reported {measure.documents} for both, of the means over the seeds; "
+        f"its interval says what other {measure.documents} of the kind might give. Over seeds: Student's paired test, a seed being "
+        "the same order of the data for both; its p-value says what training again might give. p-values are Holm's, corrected for "
+        "the number of pairs. A difference counts as real where both are below 0.05."
     ]
     if seeds == 1:
         lines += ["", "There is one seed, so nothing is known of training again, and no difference counts as real."]
@@ -231,7 +253,8 @@ def _paragraph_on_pairs(results: Mapping) -> list[str]:
 
 
 def _pair_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
-    heads = ["better", "worse", "difference", "interval over documents", "p over documents", "p over seeds", "real"]
+    drawn = measures.of(results).documents
+    heads = ["better", "worse", "difference", f"interval over {drawn}", f"p over {drawn}", "p over seeds", "real"]
     rows = []
     for pair in results["pairs"]:
         documents, seeds = pair["over_documents"], pair["over_seeds"]

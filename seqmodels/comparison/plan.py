@@ -14,6 +14,7 @@ from seqmodels.comparison import sizes
 from seqmodels.comparison.sizes import QUANTITIES, Matched
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
+from seqmodels.model import MLP, pattern_words
 from seqmodels.training import loop
 
 AS_THE_BASE = "none"  # the rule that matches nothing
@@ -116,7 +117,7 @@ class Plan:
     def _contenders(self, vocab_size: int) -> tuple[Contender, ...]:
         found, target = [], None
         quantity = "params" if self.compare.match == AS_THE_BASE else self.compare.match
-        for label, pattern in entries(self.compare.mixers).items():
+        for label, pattern in entries(self.compare.mixers, self.base).items():
             as_the_base = sizes.as_the_base(self.base, pattern)
             if target is None or self.compare.match == AS_THE_BASE:
                 counted = sizes.count(quantity, sizes.with_sizes(self.base, as_the_base), vocab_size)
@@ -169,12 +170,15 @@ def read(config: ConfigDict) -> tuple[CompareConfig, dict]:
     base = values.pop("base")
     config_lib.from_config_dict(base)  # raises what is wrong with it
     compare = config_lib.build(CompareConfig, values, "config")
-    entries(compare.mixers)  # likewise
+    entries(compare.mixers, base)  # likewise
     return compare, base
 
 
-def entries(text: str) -> dict[str, str]:
+def entries(text: str, base: Mapping) -> dict[str, str]:
     """Labels and patterns of `config.mixers`: "gla, hybrid=mamba2 mlp attention mlp".
+
+    A name alone stands for the layers that its paper has in the place of attention and MLP; where the base has no MLPs, for
+    one layer of it.
 
     Raises:
         UserError: an unknown mixer, an empty entry, or a label twice.
@@ -187,6 +191,8 @@ def entries(text: str) -> dict[str, str]:
             raise UserError(f"config.mixers={text!r} has an empty entry; write names, commas between them")
         if len(words) == 1 and not pattern:
             pattern = mixers.pattern(label)
+            if MLP not in pattern_words(base["model"]["pattern"]):
+                pattern = label
         elif not pattern:
             label, pattern = " ".join(words), " ".join(words)
         if label in found:

@@ -101,14 +101,18 @@ def _finished(known: Known, runs: Sequence[RunPlan]) -> list[tuple[RunPlan, Scor
 
 def _quality(scored: Sequence[Scores]) -> dict:
     """On the reported documents, over the seeds."""
-    losses = [score.mean("loss", score.reported) for score in scored]
-    loss = statistics.mean_interval(losses)
     first = scored[0]
+    loss = _over_seeds(scored, "loss")
+    if first.segment_names:
+        return {
+            "loss": dataclasses.asdict(loss),
+            "accuracy": _share_right(_over_seeds(scored, "errors")),
+            "by_segment": _by_segment(scored),
+        }
     nats_to_bits_per_byte = first.tokens[first.reported].sum() / (math.log(2) * first.bytes[first.reported].sum())
     with np.errstate(invalid="ignore"):
         by_position = np.mean([score.by_position() for score in scored], axis=0)
     return {
-        "losses": losses,
         "loss": dataclasses.asdict(loss),
         "perplexity": _scaled(loss, perplexity),
         "bits_per_byte": _scaled(loss, lambda nats: nats * nats_to_bits_per_byte),
@@ -116,6 +120,18 @@ def _quality(scored: Sequence[Scores]) -> dict:
         "rest_loss": dataclasses.asdict(_over_seeds(scored, "rest_loss")),
         "by_position": [[first, last, loss] for (first, last), loss in by_context_length(by_position).items()],
     }
+
+
+def _share_right(wrong: statistics.Estimate) -> dict:
+    """What is left of 1: an accuracy, of an estimate of errors; its interval does not go beyond 0 and 1."""
+    low, high = (None if end is None else min(max(1.0 - end, 0.0), 1.0) for end in (wrong.high, wrong.low))
+    return {"mean": 1.0 - wrong.mean, "low": low, "high": high, "values": wrong.values}
+
+
+def _by_segment(scored: Sequence[Scores]) -> list[list]:
+    """Name, length and accuracy of each segment of the test."""
+    accuracies = np.mean([score.accuracy_by_segment() for score in scored], axis=0)
+    return [list(each) for each in zip(scored[0].segment_names, scored[0].segment_lengths, accuracies.tolist())]
 
 
 def _over_seeds(scored: Sequence[Scores], name: str) -> statistics.Estimate:
@@ -130,7 +146,7 @@ def _scaled(estimate: statistics.Estimate, function) -> dict:
 
 
 def _rates(plan: Plan, known: Known, contender: Contender) -> list[dict]:
-    """Of each learning rate that was tried to the end, the mean loss on the documents that choose."""
+    """Of each learning rate that was tried to the end, the mean loss on the documents that choose; of a task, the accuracy too."""
     found = []
     by_rate: dict[float, list[RunPlan]] = {}
     for run in plan.rate_runs(contender):
@@ -138,17 +154,22 @@ def _rates(plan: Plan, known: Known, contender: Contender) -> list[dict]:
     for rate, runs in by_rate.items():
         if not _is_complete(known, runs):
             continue
-        losses = [score.mean("loss", ~score.reported) for _, score in _finished(known, runs)]
+        finished = [score for _, score in _finished(known, runs)]
+        losses, errors = ([score.mean(name, ~score.reported) for score in finished] for name in ("loss", "errors"))
         diverged = [known.outcome(run)["step"] for run in runs if known.outcome(run)["status"] == DIVERGED]
-        found.append({"rate": rate, "loss": float(np.mean(losses)) if losses else None, "diverged_at": diverged})
+        row = {"rate": rate, "loss": float(np.mean(losses)) if losses else None, "diverged_at": diverged}
+        if finished and finished[0].segment_names:
+            row["accuracy"] = 1.0 - float(np.mean(errors))
+        found.append(row)
     return found
 
 
 def _curve(run: RunPlan) -> dict:
-    """Validation losses of a run by tokens."""
+    """Validation losses of a run by tokens; of a task, the accuracies too."""
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["split"] == "validation" and row["loss"] is not None]
-    return {name: [row[name] for row in rows] for name in ("tokens", "loss")}
+    names = ("tokens", "loss", *(("accuracy",) if rows and "accuracy" in rows[0] else ()))
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def _validation(plan: Plan, known: Known) -> dict | None:
@@ -168,7 +189,10 @@ def _validation(plan: Plan, known: Known) -> dict | None:
 
 
 def _pairs(plan: Plan, known: Known) -> list[dict]:
-    """Every two contenders that are complete, the better one first: two paired tests of the difference of their losses."""
+    """Every two contenders that are complete, the better one first: two paired tests of the difference of their losses.
+
+    Of a task, of the shares of labels that are wrong.
+    """
     complete = []
     for contender in plan.contenders:
         rate = known.best_rate(contender)
@@ -178,14 +202,15 @@ def _pairs(plan: Plan, known: Known) -> list[dict]:
                 complete.append((contender.label, {run.seed: score for run, score in scored}))
     if len(complete) < 2:
         return []
-    reported = next(iter(complete[0][1].values())).reported
+    first = next(iter(complete[0][1].values()))
+    reported, measure = first.reported, first.measure
     means = {
-        label: float(np.mean([score.mean("loss", reported) for score in by_seed.values()])) for label, by_seed in complete
+        label: float(np.mean([score.mean(measure, reported) for score in by_seed.values()])) for label, by_seed in complete
     }
     complete.sort(key=lambda item: means[item[0]])
-    tokens = next(iter(complete[0][1].values())).tokens[reported]
+    _, tokens = first.sums(measure, reported)
     by_document = np.array([
-        np.mean([score.loss[reported] for score in by_seed.values()], axis=0) for _, by_seed in complete
+        np.mean([score.sums(measure, reported)[0] for score in by_seed.values()], axis=0) for _, by_seed in complete
     ])  # fmt: skip
     drawn = statistics.resampled_means(by_document, tokens, seed=BOOTSTRAP_SEED)
     found = []
@@ -197,7 +222,7 @@ def _pairs(plan: Plan, known: Known) -> list[dict]:
             over_documents = statistics.paired_over_documents(pair["difference"], drawn[i], drawn[j])
             pair["over_documents"] = dataclasses.asdict(over_documents)
             over_seeds = statistics.paired_over_seeds(
-                [by_seed[seed].mean("loss", reported) for seed in both], [others[seed].mean("loss", reported) for seed in both]
+                *([of[seed].mean(measure, reported) for seed in both] for of in (by_seed, others))
             ) if both else None  # fmt: skip
             pair["over_seeds"] = None if over_seeds is None or over_seeds.p_value is None else dataclasses.asdict(over_seeds)
             found.append(pair)
@@ -224,7 +249,7 @@ def _warnings(plan: Plan, known: Known, contender: Contender) -> list[str]:
         found.append(f"{contender.label} diverged at a learning rate of {_listed(diverged)}")
     if len(rates) == 1:
         found.append(f"{contender.label}: one learning rate was tried, {best:g}; another may be better")
-    elif best in (rates[0], rates[-1]):
+    elif best in (rates[0], rates[-1]) and tried[best].get("accuracy") != 1.0:
         side, more = ("lowest", "lower") if best == rates[0] else ("highest", "higher")
         found.append(
             f"{contender.label}: the best learning rate, {best:g}, is the {side} that was tried; a {more} one may be better "

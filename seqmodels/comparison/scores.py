@@ -1,4 +1,4 @@
-"""What a trained run makes of the validation text, document by document, and the two halves of it.
+"""What a trained run makes of its held-out data, document by document (of a task: example by example), and the two halves of it.
 
 The even-numbered documents choose the learning rate; the odd-numbered ones are what is reported. So a rate that suits one text
 by luck is not paid back in the same text.
@@ -7,77 +7,111 @@ by luck is not paid back in the same text.
 import dataclasses
 import functools
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from seqmodels import model
-from seqmodels.data import ValidationSet, atomic
+from seqmodels.data import HeldOut, ValidationSet, atomic
 from seqmodels.evaluation import recall
 from seqmodels.run import Run
-from seqmodels.training.loss import token_losses
+from seqmodels.training.loss import token_losses, token_losses_and_hits
 
 FILE_NAME: Final = "scores.npz"
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Sums over each document's tokens that were scored, in float64, and over each window position of the reported half."""
+    """Sums over each document's tokens that were scored, in float64, and over each window position of the reported half.
+
+    A synthetic task's documents are its test examples, its tokens their labels.
+    """
 
     loss: Float[np.ndarray, "documents"]  # nats
     tokens: Float[np.ndarray, "documents"]
     bytes: Float[np.ndarray, "documents"]  # of text that the tokens stand for
     hit_loss: Float[np.ndarray, "documents"]  # nats, of the targets that the same window and story hold the answer to
     hit_tokens: Float[np.ndarray, "documents"]
-    position_loss: Float[np.ndarray, "T"]  # nats, reported documents
+    errors: Float[np.ndarray, "documents"]  # labels that the model does not put above all else; of text 0
+    segment: Int[np.ndarray, "documents"]  # which of the segments an example is of; of text 0
+    segment_names: tuple[str, ...]  # of the task's test; of text ()
+    segment_lengths: tuple[int, ...]  # tokens of an example
+    position_loss: Float[np.ndarray, "T"]  # nats, reported documents; of a task empty
     position_tokens: Float[np.ndarray, "T"]
     validation_tokens: int  # what was asked for; 0: all
+
+    @property
+    def measure(self) -> str:
+        """What mixers are ranked by, and learning rates: the loss of text, the share of a task's labels that are wrong."""
+        return "errors" if self.segment_names else "loss"
 
     @property
     def reported(self) -> Bool[np.ndarray, "documents"]:
         """The odd-numbered documents."""
         return np.arange(len(self.loss)) % 2 == 1
 
+    def sums(
+        self, name: str, documents: Bool[np.ndarray, "documents"]
+    ) -> tuple[Float[np.ndarray, "chosen"], Float[np.ndarray, "chosen"]]:
+        """Of some documents: a quantity, and the tokens it is summed over, such that sum / sum is the mean.
+
+        The segments of a test count alike, whatever they hold, as in evaluation.accuracy: a document weighs the more, the
+        fewer tokens there are in its segment.
+
+        Args:
+            name: `loss`, `errors`, `hit_loss`, or `rest_loss` of what is no hit.
+        """
+        values = self.loss - self.hit_loss if name == "rest_loss" else getattr(self, name)
+        tokens = {"hit_loss": self.hit_tokens, "rest_loss": self.tokens - self.hit_tokens}.get(name, self.tokens)
+        values, tokens, segment = values[documents], tokens[documents], self.segment[documents]
+        held = np.bincount(segment, tokens)
+        weights = tokens.sum() / np.count_nonzero(held) / np.where(held > 0, held, np.inf) if held.any() else held
+        return values * weights[segment], tokens * weights[segment]
+
     def mean(self, name: str, documents: Bool[np.ndarray, "documents"]) -> float:
-        """Nats per token over some documents: `loss`, `hit_loss`, or `rest_loss` of what is no hit; nan of nothing."""
-        loss = self.loss - self.hit_loss if name == "rest_loss" else getattr(self, name)
-        tokens = {"loss": self.tokens, "hit_loss": self.hit_tokens, "rest_loss": self.tokens - self.hit_tokens}[name]
-        counted = tokens[documents].sum()
-        return float(loss[documents].sum() / counted) if counted else float("nan")
+        """The mean of a quantity (see `sums`) per token over some documents; nan of nothing."""
+        values, tokens = self.sums(name, documents)
+        return float(values.sum() / tokens.sum()) if tokens.any() else float("nan")
 
     def by_position(self) -> Float[np.ndarray, "T"]:
         """Nats per token after so many tokens of the window; nan where nothing was scored."""
         with np.errstate(invalid="ignore"):
             return self.position_loss / np.where(self.position_tokens > 0, self.position_tokens, np.nan)
 
+    def accuracy_by_segment(self) -> list[float]:
+        """Share of each segment's labels, in reported examples, that the model puts above all else; nan of no label."""
+        accuracies = []
+        for index in range(len(self.segment_names)):
+            accuracies.append(1.0 - self.mean("errors", self.reported & (self.segment == index)))
+        return accuracies
+
 
 def score(run: Run, validation_tokens: int = 0) -> Scores:
-    """Score a run on its own validation text, in windows of the training length, as eval.py does.
+    """Score a run on its own validation data as eval.py does: text in windows of the training length, a task's examples.
 
     Args:
-        validation_tokens: only so many of the first tokens; 0: all.
+        validation_tokens: only so many of the first tokens; 0: all. Of a task, about so many.
     """
-    validation, of = run.validation(), run.config.data
-    limit = validation_tokens or None
+    validation, limit = run.validation(), validation_tokens or None
+    scored = _score_task(run, validation, limit) if isinstance(validation, HeldOut) else _score_text(run, validation, limit)
+    return Scores(**scored, validation_tokens=validation_tokens)
+
+
+def _score_text(run: Run, validation: ValidationSet, limit: int | None) -> dict:
+    of = run.config.data
     places, inputs, targets, losses, text_bytes = [], [], [], [], []
-    in_flight, size = None, of.batch_size * of.seq_len
-    for index, batch in enumerate(validation.batches(of.batch_size, of.seq_len, limit)):
-        counted = batch["weights"] > 0
-        places.append(index * size + np.flatnonzero(counted))
-        inputs.append(batch["inputs"][counted])
-        targets.append(batch["targets"][counted])
-        text_bytes.append(batch["bytes"][counted])
-        if in_flight is not None:
-            losses.append(np.asarray(in_flight[0])[in_flight[1]])
-        on_device = run.setup.put({name: array for name, array in batch.items() if name != "bytes"})
-        in_flight = _losses(run.setup.graphdef, run.params, on_device), counted
-    losses.append(np.asarray(in_flight[0])[in_flight[1]])
+    size = of.batch_size * of.seq_len
+    for index, done in enumerate(_scored(run, validation.batches(of.batch_size, of.seq_len, limit))):
+        places.append(index * size + np.flatnonzero(done.counted))
+        inputs.append(done.batch["inputs"][done.counted])
+        targets.append(done.batch["targets"][done.counted])
+        text_bytes.append(done.batch["bytes"][done.counted])
+        losses.append(done.losses[done.counted])
     places, inputs, targets, losses, text_bytes = map(np.concatenate, (places, inputs, targets, losses, text_bytes))
-    losses = losses.astype(np.float64)
 
     documents = document_of(validation, places)
     windows = places // of.seq_len
@@ -85,16 +119,70 @@ def score(run: Run, validation_tokens: int = 0) -> Scores:
     by_document = functools.partial(np.bincount, documents, minlength=documents[-1] + 1)
     reported = documents % 2 == 1
     positions = places % of.seq_len
-    return Scores(
-        loss=by_document(losses),
-        tokens=by_document().astype(np.float64),
-        bytes=by_document(text_bytes),
-        hit_loss=by_document(losses * hits),
-        hit_tokens=by_document(hits.astype(np.float64)),
-        position_loss=np.bincount(positions[reported], losses[reported], minlength=of.seq_len),
-        position_tokens=np.bincount(positions[reported], minlength=of.seq_len).astype(np.float64),
-        validation_tokens=validation_tokens,
-    )
+    count = documents[-1] + 1
+    return {
+        "loss": by_document(losses),
+        "tokens": by_document().astype(np.float64),
+        "bytes": by_document(text_bytes),
+        "hit_loss": by_document(losses * hits),
+        "hit_tokens": by_document(hits.astype(np.float64)),
+        "errors": np.zeros(count),
+        "segment": np.zeros(count, np.int64),
+        "segment_names": (),
+        "segment_lengths": (),
+        "position_loss": np.bincount(positions[reported], losses[reported], minlength=of.seq_len),
+        "position_tokens": np.bincount(positions[reported], minlength=of.seq_len).astype(np.float64),
+    }
+
+
+def _score_task(run: Run, test: HeldOut, limit: int | None) -> dict:
+    share = None if limit is None else limit // len(test.segments)
+    loss, tokens, errors, segment = [], [], [], []
+    for index, held_out in enumerate(test.segments.values()):
+        length = held_out.segment.length
+        for done in _scored(run, held_out.batches(run.setup.rows_at(length), length, share)):
+            examples = done.counted.any(axis=1)
+            loss.append(np.where(done.counted, done.losses, 0.0).sum(axis=1)[examples])
+            tokens.append(done.counted.sum(axis=1).astype(np.float64)[examples])
+            errors.append((done.counted & ~done.hits).sum(axis=1).astype(np.float64)[examples])
+            segment.append(np.full(np.count_nonzero(examples), index))
+    loss, tokens, errors, segment = map(np.concatenate, (loss, tokens, errors, segment))
+    nothing = np.zeros(len(loss))
+    return {
+        "loss": loss, "tokens": tokens, "errors": errors, "segment": segment,
+        "bytes": nothing, "hit_loss": nothing, "hit_tokens": nothing,
+        "segment_names": tuple(test.segments),
+        "segment_lengths": tuple(held_out.segment.length for held_out in test.segments.values()),
+        "position_loss": np.zeros(0), "position_tokens": np.zeros(0),
+    }  # fmt: skip
+
+
+class _Done(NamedTuple):
+    """A batch, and what the model makes of it."""
+
+    batch: dict[str, np.ndarray]
+    counted: Bool[np.ndarray, "B T"]
+    losses: Float[np.ndarray, "B T"]  # nats
+    hits: Bool[np.ndarray, "B T"] | None  # the target is put above all else; of text None
+
+
+def _scored(run: Run, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[_Done]:
+    """Each batch with its losses, while the next one is on its way."""
+
+    labelled = run.config.data.probe is not None
+
+    def done(batch, losses, hits=None):
+        return _Done(batch, batch["weights"] > 0, np.asarray(losses, np.float64), hits if hits is None else np.asarray(hits))
+
+    in_flight = None
+    for batch in batches:
+        on_device = run.setup.put({name: array for name, array in batch.items() if name != "bytes"})
+        begun = batch, *_losses(run.setup.graphdef, run.params, on_device, labelled)
+        if in_flight is not None:
+            yield done(*in_flight)
+        in_flight = begun
+    if in_flight is not None:
+        yield done(*in_flight)
 
 
 def document_of(validation: ValidationSet, places: np.ndarray) -> np.ndarray:
@@ -115,14 +203,21 @@ def load(folder: Path, validation_tokens: int) -> Scores | None:
             fields = {field.name: saved[field.name] for field in dataclasses.fields(Scores)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    found = Scores(**(fields | {"validation_tokens": int(fields["validation_tokens"])}))
+    plain = {
+        "segment_names": tuple(map(str, fields["segment_names"])),
+        "segment_lengths": tuple(map(int, fields["segment_lengths"])),
+        "validation_tokens": int(fields["validation_tokens"]),
+    }
+    found = Scores(**(fields | plain))
     return found if found.validation_tokens == validation_tokens else None
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _losses(graphdef, params, batch) -> Float[jax.Array, "B T"]:
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _losses(graphdef, params, batch, labelled: bool) -> tuple[jax.Array, ...]:
+    """Losses [B, T] in nats and, if labelled, hits [B, T]."""
     network = model.merge(graphdef, params)
     hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"))
-    return token_losses(
-        hidden, network.head_kernel(), batch["targets"], logit_cap=network.config.logit_cap
-    ).astype(jnp.float32)
+    arguments = hidden, network.head_kernel(), batch["targets"]
+    if labelled:
+        return token_losses_and_hits(*arguments, logit_cap=network.config.logit_cap)
+    return (token_losses(*arguments, logit_cap=network.config.logit_cap),)

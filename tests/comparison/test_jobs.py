@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import demo
-from configs.compare import base, tinystories_medium, tinystories_small, toy
+from configs import demo, recall
+from configs.compare import base, probe, tinystories_medium, tinystories_small, toy
 from seqmodels import model
 from seqmodels.comparison import figures, jobs, page, plan, results, sizes
 from seqmodels.errors import UserError
@@ -37,7 +37,7 @@ if (folder.parents[2] / "broken").exists():
 if rate > 1:
     print(json.dumps({"step": 2, "diverged": True}))
     sys.exit(1)
-row = {"step": 10, "split": "validation", "loss": 1.0, "tokens": 10}
+row = {"step": 10, "split": "validation", "loss": 1.0, "tokens": 10, "accuracy": 0.5}
 (folder / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
 print(json.dumps({"step": 10, "validation_loss": 1.0}))
 """
@@ -52,14 +52,19 @@ for name, _, value in values:
         rate, seed = float(folder.parent.name[2:].split("_")[0]), int(folder.name[4:])
         loss = (2.0 + math.log10(rate / 1e-2) ** 2 + 0.01 * seed) * np.array([10.0, 12.0, 9.0, 11.0])
         tokens = np.full(4, 10.0)
+        is_task = (folder.parents[2] / "task").exists()
+        # of a task: one label of the four examples is wrong, or all of the first segment at a bad rate
         np.savez(
             folder / "scores.npz", loss=loss, tokens=tokens, bytes=4 * tokens, hit_loss=loss / 4, hit_tokens=tokens / 2,
+            errors=np.array([0.0, 1.0, 0.0, 0.0] if rate <= 1e-2 else [10.0, 10.0, 0.0, 0.0]) * is_task,
+            segment=np.array([0, 0, 1, 1]) * is_task, segment_names=np.array(["length 4", "length 8"][: 2 * is_task]),
+            segment_lengths=np.array([4, 8][: 2 * is_task]),
             position_loss=loss, position_tokens=tokens, validation_tokens=0,
         )
 named = {name: value for name, _, value in values}
 if "cost" in named:
     asked = json.loads(named["asked"])
-    one = {str(context): 1.0 for context in (8, 256)}
+    one = {str(context): 1.0 for context in (8, 32, 256)}
     folder_of_all = pathlib.Path(named["out"]).parents[1]
     pathlib.Path(named["out"]).write_text(json.dumps({
         "asked": asked, "device": "none", "parameters": 1, "flops_per_token": 1.0, "train_tokens_per_second": 1.0,
@@ -119,7 +124,7 @@ def test_every_run_once(programs, number):
     for row in found["mixers"].values():
         assert row["best_rate"] == 1e-2 and [run["seed"] for run in row["runs"]] == [0, 1, 2]
         # the odd documents: 2 + 0.01 seed nats for each of 12 + 11 of 10 + 10 tokens
-        assert row["quality"]["losses"] == pytest.approx([(2.0 + 0.01 * seed) * 23 / 20 for seed in range(3)])
+        assert row["quality"]["loss"]["mean"] == pytest.approx(2.01 * 23 / 20)
         assert row["quality"]["loss"]["high"] - row["quality"]["loss"]["mean"] == pytest.approx(
             4.302652729911275 * 0.0115 / 3**0.5
         )
@@ -150,6 +155,30 @@ def test_warnings(programs):
     assert "attention diverged at every learning rate (2, 3)" in found["warnings"][0]
     drawn = figures.draw(found, of.workdir)
     assert "| attention |" in page.markdown(found, drawn) and "</html>" in page.page(found, drawn, of.workdir)
+
+
+def test_a_task_is_judged_by_its_accuracy(programs):
+    """Each segment counts once; rates alike in accuracy are parted by the loss; page and pictures speak of accuracy."""
+    base = recall.get_config("mqar_small")
+    base.train.steps = 10
+    of = planned(programs, base=base.copy_and_resolve_references(), mixers="attention, lstm")
+    of.workdir.mkdir()
+    (of.workdir / "task").touch()
+    assert [each.config.model.pattern for each in of.contenders] == ["attention", "lstm"], "as the base: without MLPs"
+    found = execute(programs, of)
+    row = found["mixers"]["attention"]
+    assert row["best_rate"] == 1e-2 and [each["accuracy"] for each in row["rates"]] == [1.0, 1.0, 0.5]
+    # of the reported examples 1 and 3: 1 of 10 labels wrong in the first segment, none in the second
+    assert row["quality"]["accuracy"]["mean"] == pytest.approx(0.95)
+    assert row["quality"]["by_segment"] == [["length 4", 4, pytest.approx(0.9)], ["length 8", 8, 1.0]]
+    assert row["curves"][0]["accuracy"] == [0.5] and "perplexity" not in row["quality"]
+    assert found["pairs"][0]["difference"] == 0.0 and not found["pairs"][0]["significant"]
+    drawn = figures.draw(found, of.workdir)
+    assert {picture.file for picture in drawn} >= {"pareto.png", "by_segment.png", "curves.png", "rates.png"}
+    assert not {picture.file for picture in drawn} & {"by_position.png", "recall.png"}
+    text = page.markdown(found, drawn)
+    assert "accuracy 0.9500" in text and "perplexity" not in text and "the task mqar" in text
+    assert "</html>" in page.page(found, drawn, of.workdir)
 
 
 def test_speeds_measured_beside_other_work(programs):
@@ -209,7 +238,8 @@ def test_a_run_that_goes_on_elsewhere_is_waited_for(programs):
 
 
 SETTINGS = [
-    (toy.get_config, {}), (tinystories_small.get_config, {}),
+    (toy.get_config, {}), *((probe.get_config, {"setting": setting}) for setting in probe.SETTINGS),
+     (tinystories_small.get_config, {}),
     *((tinystories_medium.get_config, {"setting": setting}) for setting in tinystories_medium.SETTINGS),
 ]  # fmt: skip
 
@@ -218,7 +248,7 @@ SETTINGS = [
 def test_the_configs_there_are(get_config, options):
     """Complete, and every mixer in them can be built at the base's width."""
     compare, base = plan.read(get_config(**options))
-    patterns = plan.entries(compare.mixers)
+    patterns = plan.entries(compare.mixers, base)
     assert len(patterns) >= 3 and compare.seeds >= 2
     for pattern in patterns.values():
         config = sizes.with_sizes(base, sizes.as_the_base(base, pattern))
@@ -226,10 +256,13 @@ def test_the_configs_there_are(get_config, options):
 
 
 def test_folder_names_and_entries():
-    found = plan.entries("gla, hybrid = mamba2 mlp  attention mlp, mlp mlp, mamba")
+    text = "gla, hybrid = mamba2 mlp  attention mlp, mlp mlp, mamba"
+    found = plan.entries(text, {"model": {"pattern": "attention mlp"}})
     assert found == {
         "gla": "gla mlp", "hybrid": "mamba2 mlp attention mlp", "mlp mlp": "mlp mlp", "mamba": "mamba mamba"
     }  # fmt: skip
+    alone = plan.entries(text, {"model": {"pattern": "attention"}})
+    assert alone == found | {"gla": "gla", "mamba": "mamba"}, "a base without MLPs"
     long = " ".join(["mamba2 mlp"] * 20)
     assert plan.folder_name(long) != plan.folder_name(long + " mlp") and len(plan.folder_name(long)) < 64
     assert not set(plan.folder_name("../a/b c")) & set("/ ") and not plan.folder_name("../x").startswith(".")
