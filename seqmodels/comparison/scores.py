@@ -65,8 +65,12 @@ class Scores:
         Args:
             name: `loss`, `errors`, `hit_loss`, or `rest_loss` of what is no hit.
         """
-        values = self.loss - self.hit_loss if name == "rest_loss" else getattr(self, name)
-        tokens = {"hit_loss": self.hit_tokens, "rest_loss": self.tokens - self.hit_tokens}.get(name, self.tokens)
+        values, tokens = {
+            "loss": (self.loss, self.tokens),
+            "errors": (self.errors, self.tokens),
+            "hit_loss": (self.hit_loss, self.hit_tokens),
+            "rest_loss": (self.loss - self.hit_loss, self.tokens - self.hit_tokens),
+        }[name]
         values, tokens, segment = values[documents], tokens[documents], self.segment[documents]
         held = np.bincount(segment, tokens)
         weights = tokens.sum() / np.count_nonzero(held) / np.where(held > 0, held, np.inf) if held.any() else held
