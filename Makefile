@@ -16,13 +16,14 @@ NEWEST := tests/test_step.py::test_learns tests/mixers/test_gla.py tests/ops/tes
 RUN_AOT := cd "$(ROOT)" && JAX_PLATFORMS=cpu "$(VENV_AOT)/bin/python"
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all lint benchmark aot aot-test aot-venv aot-python clean
+.PHONY: help demo test test-all lint benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
 help:
 	@echo "make demo       train softmax and linear attention side by side on built-in stories (minutes)"
 	@echo "make test       every test that CI runs;  make test-all adds the long sweeps;  make lint"
 	@echo "make benchmark  speed of a training step, against PyTorch where it is installed"
 	@echo "make aot        compiles the kernels for TPU v5e, v6e and Hopper, and three training steps for Hopper, on any machine"
 	@echo "make aot-test   the GPU kernels' tests (in an interpreter) and a few others on the versions of make aot"
+	@echo "make gpu        on an NVIDIA GPU: the kernels' tests, compiled, then benchmarks against flash-linear-attention"
 
 # The stamps say when it was installed: a changed requirements file installs again.
 $(VENV)/run.stamp: $(ROOT)requirements.txt
@@ -70,6 +71,20 @@ aot: $(VENV_AOT)/run.stamp
 aot-test: $(VENV_AOT)/run.stamp
 	@$(RUN_AOT) -m pytest -n $(JOBS) --dist loadgroup -m gpu_kernels
 	@$(RUN_AOT) -m pytest -n $(JOBS) --dist loadgroup $(NEWEST)
+
+# For an environment with jax[cuda13] >= 0.11 and pytest; PYTHON_GPU=... names another one's Python. What MINUTES end goes on from there.
+PYTHON_GPU ?= $(VENV)/bin/python
+MINUTES ?= 60
+RUN_GPU := cd "$(ROOT)" && JAX_PLATFORMS=cuda "$(PYTHON_GPU)"
+
+gpu: gpu-test gpu-benchmark
+
+gpu-test:
+	@$(RUN_GPU) -m pytest -m gpu_kernels tests/ops/kernels
+
+gpu-benchmark:
+	@$(RUN_GPU) scripts/benchmark.py --suite=kernels --minutes=$(MINUTES) --out=benchmarks/results/kernels_gpu.json
+	@$(RUN_GPU) scripts/benchmark.py --suite=models --minutes=$(MINUTES) --out=benchmarks/results/models_gpu.json
 
 clean:
 	rm -rf "$(VENV)" "$(VENV_AOT)" "$(ROOT)runs/demo"

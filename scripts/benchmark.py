@@ -4,6 +4,8 @@
     python scripts/benchmark.py --suite=ops   [--out=benchmarks/results/NAME.json] [--ops=channel_decay,selective_scan]
     python scripts/benchmark.py --suite=decode [--out=benchmarks/results/NAME.json] [--contexts=256,2048]
     python scripts/benchmark.py --suite=hf    [--out=benchmarks/results/NAME.json]
+    python scripts/benchmark.py --suite=kernels [--out=benchmarks/results/NAME.json] [--ops=gla] [--minutes=9] [--rehearse]
+    python scripts/benchmark.py --suite=models [--out=benchmarks/results/NAME.json] [--mixers=gla] [--minutes=9]
 
 train: the training step of every mixer (against a PyTorch Transformer of the same shape, in the same process, if
 PyTorch is installed): the host's time per step, compile time, tokens per second, the parts of the step one by one, and
@@ -13,6 +15,9 @@ with the length, the stated goals with their verdicts, and a picture beside --ou
 decode: what a token costs to write as the context grows, for every mixer, with a picture beside --out.
 hf: the training step of Mamba and Mamba-2 against Hugging Face's models of the same sizes in PyTorch (pip install
 torch transformers).
+kernels: for a GPU or a TPU: the recurrences at sizes of large models, our Pallas kernels beside our chunked form,
+flash-linear-attention's kernels and the roofline.
+models: training and decoding of whole models of 15 and 130 million parameters, every mixer, for a GPU or a TPU.
 
 The table goes to stdout, progress to stderr. Contenders take turns, and the fastest turn of each counts: other work on
 the machine only ever adds time. CPU time (of all threads) is reported beside wall time for the same reason.
@@ -34,6 +39,8 @@ from pathlib import Path
 
 import benchmark_decode
 import benchmark_hf
+import benchmark_kernels
+import benchmark_models
 import benchmark_ops
 import benchmark_train
 import jax
@@ -42,7 +49,10 @@ from benchmark_shared import about_this_run
 from seqmodels import command_line
 from seqmodels.errors import UserError
 
-SUITES = {"ops": benchmark_ops, "train": benchmark_train, "decode": benchmark_decode, "hf": benchmark_hf}
+SUITES = {
+    "ops": benchmark_ops, "train": benchmark_train, "decode": benchmark_decode, "hf": benchmark_hf,
+    "kernels": benchmark_kernels, "models": benchmark_models,
+}  # fmt: skip
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -51,6 +61,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 def main() -> None:
     options = parse_flags()
+    # PyTorch, where it is compared with, needs room on the same device; read when JAX first looks for devices.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # A program from the persistent cache would not show what compiling takes.
     jax.config.update("jax_enable_compilation_cache", False)
     results = about_this_run() | SUITES[options.suite].run(options)

@@ -33,7 +33,7 @@ def part(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--suite=trian"], "there is ops, train, decode, hf"),
+        (["--suite=trian"], "there is ops, train, decode, hf, kernels, models"),
         ([], "--suite"),
         (["--suite=train", "--mixers=atention"], "attention"),
         (["--suite=train", "--shapes=128"], "WIDTHxREPEATS"),
@@ -60,6 +60,8 @@ def test_mistakes_are_one_line(arguments, complaint):
         (["--suite=hf", "--models=mamba3"], "did you mean 'mamba'"),
         (["--suite=decode", "--mixers=mambo"], "did you mean 'mamba'"),
         (["--suite=decode", "--out=x.png"], "beside it"),
+        (["--suite=kernels", "--ops=decay per heat"], "did you mean 'decay per head'"),
+        (["--suite=models", "--sizes=16M"], "did you mean '15M'"),
     ],
 )
 def test_mistakes_in_flags(part, monkeypatch, arguments, complaint):
@@ -248,6 +250,62 @@ def test_turns(part):
 
 
 @pytest.mark.skipif(HAS_PYTORCH, reason="PyTorch and transformers are installed here")
+def suite(part, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    options = part("benchmark").parse_flags()
+    return part("benchmark").SUITES[options.suite].run(options)
+
+
+def test_kernels_suite(part, monkeypatch, tmp_path):
+    """Rehearsed: both passes run in the kernel's interpreter and agree with the chunked form; what is there is not run again."""
+    monkeypatch.setattr(part("benchmark_kernels"), "circumstances", lambda: {"commit": "abc"})
+    out = tmp_path / "kernels.json"
+    arguments = "--suite=kernels", "--rehearse", "--ops=linear recurrence", f"--out={out}"
+    results = suite(part, monkeypatch, *arguments)
+    assert [row["pass"] for row in results["rows"]] == ["forward", "gradient"]
+    for row in results["rows"]:
+        assert row["error"]["pallas to chunked"] < 1e-6 and "ms" not in row["contenders"]["pallas"]
+    assert json.loads(out.read_text())["rows"] == results["rows"]
+    monkeypatch.setattr(part("benchmark_kernels"), "measure", None)
+    assert suite(part, monkeypatch, *arguments)["rows"] == results["rows"]
+
+
+def test_kernels_goals(part):
+    def row(op, shape, ours, peer):
+        contenders = {"pallas": {"ms": ours}, "peer": {"ms": peer}}
+        return {"op": op, "shape": shape, "pass": "forward", "contenders": contenders, "bound_ms": 1.0}
+
+    small, large = "B8 T1024 H8 D64", "B8 T8192 H32 D128"
+    rows = [row("decay per head", small, 0.6, 1.0), row("softmax attention", small, 0.5, 0.5), row("kda", large, 1.9, 2.0)]
+    said = {goal["goal"]: goal["verdict"] for goal in part("benchmark_kernels").judge(rows)}
+    assert said == {
+        f"at most 0.5 of the peer's time (decay per head, {small}, forward: 0.60)": "missed",
+        f"no slower than cuDNN's attention (decay per head, {small}, forward: 1.20)": "missed",
+        f"at most 1 of the peer's time (kda, {large}, forward: 0.95)": "met",
+        f"at least half of the bound (kda, {large}, forward: 0.53)": "met",
+    }
+
+
+def test_kernels_bound(part):
+    """What passes through memory: q, k, v and o once forward; with the backward pass inputs thrice, the output twice."""
+    cases = part("benchmark_kernel_cases")
+    shape = cases.Shape(2, 8, 3, 16)
+    case = cases.CASES["no decay"]
+    inputs = case.inputs(shape, jax.random.key(0))
+    array = 2 * 2 * 8 * 3 * 16
+    bytes_of = part("benchmark_kernels").bytes_of
+    assert bytes_of(case, inputs, "forward") == 4 * array and bytes_of(case, inputs, "gradient") == 11 * array
+    assert case.flops(shape, "forward") == 2 * 8 * 3 * 4 * 16 * 16 and case.flops(shape, "gradient") == 3 * 2 * 8 * 3 * 4 * 16 * 16
+
+
+def test_models_suite(part, monkeypatch, tmp_path):
+    out = tmp_path / "models.json"
+    results = suite(part, monkeypatch, "--suite=models", "--sizes=tiny", "--mixers=gla", "--contexts=4", f"--out={out}")
+    [row] = results["rows"]
+    assert row["mixer"] == "gla" and row["train_tokens_per_second"] > 0 and set(row["decode_seconds"]) == {"4"}
+    assert json.loads(out.read_text()) == results
+
+
 def test_hf_suite_says_what_it_needs(part, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--suite=hf"])
     with pytest.raises(UserError, match="pip install torch transformers"):

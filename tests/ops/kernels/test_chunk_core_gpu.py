@@ -14,6 +14,7 @@ from seqmodels.ops.kernels import chunk_core_gpu
 from tests.ops import judge
 from tests.ops.judge import relative_error
 from tests.ops.kernels.lowering import lower
+from tests.ops.kernels.running import kernels_of
 from tests.ops.test_delta_rule import judge as delta_judge
 from tests.ops.test_delta_rule import sample as delta_sample
 from tests.ops.test_gated_linear_attention import cotangents_for, marks, sample
@@ -47,7 +48,7 @@ def errors(op, inputs, reset=None, dtype=jnp.bfloat16):
     inputs = narrow(inputs, dtype)
     d_o, d_state = cotangents_for(inputs)
     d_o = jnp.asarray(d_o, dtype)
-    with ops.interpret("gpu"):
+    with kernels_of("gpu"):
         (o, state), grads = differentiate(op)(inputs, reset, (d_o, d_state))
     expected_o, expected_state, expected = JUDGES[op](inputs, reset, d_o, d_state)
     found = {name: relative_error(grads[name], expected[name]) for name in inputs}
@@ -152,7 +153,7 @@ def stacked(log_decay, inputs, implementation, wrap=lambda layer: layer):
 def test_gradient_through_a_scan_over_layers():
     inputs = narrow(sample(steps=65, batch=1, heads=1, channels=64, width=64, decay="channel"))
     gradient = jax.grad(stacked)
-    with ops.interpret("gpu"):
+    with kernels_of("gpu"):
         found = jax.jit(functools.partial(gradient, implementation="pallas"))(inputs["log_decay"], inputs)
     expected = jax.jit(functools.partial(gradient, implementation="chunked"))(inputs["log_decay"], inputs)
     assert relative_error(found, expected) < 2 * TOLERANCE
@@ -186,5 +187,5 @@ def test_what_the_kernel_lacks_is_said():
     assert "K = 256" in ask(channels=256)
     assert "128 steps" in ask(chunk_size=128)
     wide = sample(steps=4, batch=1, heads=1)
-    with ops.interpret("gpu"), pytest.raises(NotImplementedError, match="float32"):
+    with kernels_of("gpu"), pytest.raises(NotImplementedError, match="float32"):
         ops.gated_linear_attention(**wide, implementation="pallas")

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
-from seqmodels.ops import chunked_core, compile_for, delta_rule, gated_linear_attention, interpret
+from seqmodels.ops import chunked_core, compile_for, delta_rule, gated_linear_attention
 from seqmodels.ops.kernels import chunk_core_tpu
 from tests.ops import forms
 from tests.ops import test_delta_rule as of_delta_rule
 from tests.ops import test_gated_linear_attention as of_attention
 from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
+from tests.ops.kernels.running import kernels_of
 
 FORM = "pallas_tpu"
 # float32 against float64, relative to the largest value
@@ -174,7 +175,7 @@ def test_none_is_the_kernel_on_a_tpu_and_never_on_a_cpu():
 
 def test_a_state_too_large_for_vmem_is_refused_by_name_and_left_to_xla_by_default():
     inputs = of_delta_rule.sample(steps=2, batch=1, heads=1, channels=4096, width=512)
-    with interpret("tpu"):
+    with kernels_of("tpu"):
         with pytest.raises(NotImplementedError, match=r"no Pallas kernel for this call: a state of 4096 x 512 needs \d+ MiB"):
             delta_rule(**inputs, implementation="pallas")
         assert "pallas_call" not in str(jax.make_jaxpr(lambda x: delta_rule(**x))(inputs))
@@ -236,6 +237,6 @@ def test_a_sweep_of_small_shapes(steps, chunk_size, groups, repeats, marked, see
         )
         return outputs, pull(cotangents)[0]
 
-    with interpret("tpu"):
+    with kernels_of("tpu"):
         found = of_delta_rule.errors(FORM, inputs, reset, compute)
     assert max(found.values()) < 1e-5, found

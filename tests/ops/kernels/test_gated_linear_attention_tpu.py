@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
-from seqmodels.ops import compile_for, gated_linear_attention, interpret
+from seqmodels.ops import compile_for, gated_linear_attention
 from seqmodels.ops.kernels import gated_linear_attention_tpu, heads_tpu
 from tests.ops import forms
 from tests.ops import test_gated_linear_attention as xla
 from tests.ops import test_linear_attention_goldens as goldens
 from tests.ops.forms import fast_jit
 from tests.ops.judge import gradients, relative_error, run
+from tests.ops.kernels.running import kernels_of
 
 FORM = "pallas_tpu"
 TOLERANCE = 5e-6  # float32 against float64, relative to the largest value
@@ -214,7 +215,7 @@ def test_a_sweep_of_small_shapes(steps, chunk_size, groups, repeats, marked, see
     def call(inputs, **options):
         return gated_linear_attention(**inputs, **options)
 
-    with interpret("tpu"):
+    with kernels_of("tpu"):
         (o, state), grads = both(inputs, cotangents)
     expected_o, expected_state, tape = run(inputs, reset)
     expected = gradients(tape, *cotangents)

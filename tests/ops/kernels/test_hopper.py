@@ -5,12 +5,13 @@ import pytest
 
 from seqmodels import ops
 from seqmodels.ops.kernels import hopper
+from tests.ops.kernels.running import kernels_of
 
 
 def test_an_older_jax_is_told_which_is_needed(monkeypatch):
     monkeypatch.setattr(hopper, "NEEDS_JAX", (99, 1))
     a = jnp.full((1, 3, 2), 0.5)
-    with ops.interpret("gpu"):
+    with kernels_of("gpu"):
         with pytest.raises(NotImplementedError, match=r"JAX 99\.1 or later, and this is"):
             ops.linear_recurrence(a, a, implementation="pallas")
         h, _ = ops.linear_recurrence(a, a)  # falls back to the chunked form

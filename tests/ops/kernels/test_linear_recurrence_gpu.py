@@ -7,6 +7,7 @@ import pytest
 
 from seqmodels import ops
 from tests.ops.kernels.lowering import lower
+from tests.ops.kernels.running import kernels_of
 from tests.ops.test_linear_recurrence import cotangents_for, distance, judge, marks, sample
 
 pytestmark = pytest.mark.gpu_kernels
@@ -22,7 +23,7 @@ def compute(inputs, reset, cotangents):
 
 def errors(inputs, reset=None):
     cotangents = cotangents_for(inputs)
-    with ops.interpret("gpu"):
+    with kernels_of("gpu"):
         (h, state), gradients = compute(inputs, reset, cotangents)
     expected_h, expected_state, expected = judge(inputs, reset, cotangents)
     found = {name: distance(gradients[name], expected[name]) for name in inputs}
@@ -55,7 +56,7 @@ def test_decays_that_underflow():
 def test_bfloat16_is_read_into_float32():
     inputs = sample(steps=37, channels=(128,), batch=1)
     narrow = {name: x if name == "state" else jnp.asarray(x, jnp.bfloat16) for name, x in inputs.items()}
-    with ops.interpret("gpu"):
+    with kernels_of("gpu"):
         h, state = jax.jit(lambda x: ops.linear_recurrence(**x, implementation="pallas"))(narrow)
     expected_h, expected_state = judge({name: np.asarray(x, np.float32) for name, x in narrow.items()})
     assert h.dtype == jnp.bfloat16 and distance(h, expected_h) < 4e-3  # the rounding of h
@@ -68,7 +69,7 @@ def test_an_accident_stays_in_its_document():
     hurt = inputs | {"b": inputs["b"].copy()}
     hurt["b"][0, 3, 1] = np.nan
     cotangents = cotangents_for(inputs)
-    with ops.interpret("gpu"):
+    with kernels_of("gpu"):
         (h, state), gradients = compute(hurt, reset, cotangents)
         (clean_h, clean_state), clean = compute(inputs, reset, cotangents)
     np.testing.assert_array_equal(h[:, 9:], clean_h[:, 9:])

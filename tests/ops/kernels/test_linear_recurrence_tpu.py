@@ -7,9 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from seqmodels.ops import compile_for, interpret, linear_recurrence
+from seqmodels.ops import compile_for, linear_recurrence
 from seqmodels.ops.kernels import linear_recurrence_tpu
 from tests.ops import test_linear_recurrence as xla
+from tests.ops.kernels.running import kernels_of
 
 TOLERANCE = 5e-6  # float32 against float64, relative to the largest value
 
@@ -19,12 +20,12 @@ def interpreted(monkeypatch):
     """Runs the tests of other forms on the kernel."""
     differentiate = xla.differentiate
     monkeypatch.setattr(xla, "differentiate", lambda form: differentiate(form, "tpu"))
-    with interpret("tpu"):
+    with kernels_of("tpu"):
         yield
 
 
 def errors(inputs, reset=None):
-    with interpret("tpu"):
+    with kernels_of("tpu"):
         return xla.errors("pallas", inputs, reset, "tpu")
 
 

@@ -11,6 +11,7 @@ from seqmodels import ops
 from seqmodels.ops.kernels import selective_scan_gpu
 from tests.ops.judge import relative_error
 from tests.ops.kernels.lowering import lower
+from tests.ops.kernels.running import kernels_of
 from tests.ops.test_selective_scan import cotangents_for, judge, marks, sample
 
 pytestmark = pytest.mark.gpu_kernels
@@ -31,7 +32,7 @@ def errors(inputs, reset=None, dtype=jnp.float32):
     dy, dstate = cotangents_for(inputs)
     dy = jnp.asarray(dy, dtype)
 
-    with ops.interpret("gpu"):
+    with kernels_of("gpu"):
         (y, state), grads = compute(inputs, reset, (dy, dstate))
     expected_y, expected_state, expected = judge(inputs, reset, (dy, dstate))
     found = {name: relative_error(grads[name], expected[name]) for name in inputs}
@@ -71,7 +72,7 @@ def test_an_accident_stays_in_its_document():
     reset = marks(inputs, (9,))
     hurt = inputs | {"x": inputs["x"].copy()}
     hurt["x"][0, 3, 1] = np.nan
-    with ops.interpret("gpu"):
+    with kernels_of("gpu"):
         run = jax.jit(lambda x: ops.selective_scan(**x, reset=reset, implementation="pallas"))
         (y, state), (clean_y, clean_state) = run(hurt), run(inputs)
     np.testing.assert_array_equal(y[:, 9:], clean_y[:, 9:])

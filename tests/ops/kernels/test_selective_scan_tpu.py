@@ -8,22 +8,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from seqmodels.ops import compile_for, interpret, selective_scan
+from seqmodels.ops import compile_for, selective_scan
 from seqmodels.ops.kernels import selective_scan_tpu
 from tests.ops import test_selective_scan as xla
 from tests.ops.judge import relative_error
+from tests.ops.kernels.running import kernels_of
 
 TOLERANCE = 5e-6  # float32 against float64, relative to the largest value
 
 
 @pytest.fixture
 def interpreted():
-    with interpret("tpu"):
+    with kernels_of("tpu"):
         yield
 
 
 def errors(inputs, reset=None):
-    with interpret("tpu"):
+    with kernels_of("tpu"):
         return xla.errors("pallas", inputs, reset)
 
 
@@ -87,7 +88,7 @@ def test_the_interpreter_that_models_the_memories_agrees(monkeypatch):
 
 def test_more_numbers_than_fit_are_refused_by_name_and_left_to_xla_by_default():
     inputs = xla.sample(steps=2, states=65)
-    with interpret("tpu"):
+    with kernels_of("tpu"):
         with pytest.raises(NotImplementedError, match="no Pallas kernel for this call: 65 numbers a channel"):
             selective_scan(**inputs, implementation="pallas")
         assert "pallas_call" not in str(jax.make_jaxpr(lambda: selective_scan(**inputs))())

@@ -13,6 +13,7 @@ from seqmodels.ops import documents, softmax_attention
 from seqmodels.ops.kernels import softmax_attention_tpu
 from seqmodels.ops.softmax_attention import init_cache
 from tests.ops.forms import fast_jit
+from tests.ops.kernels.running import kernels_of
 from tests.ops.test_softmax_attention import definition, draw
 
 T = 200
@@ -64,7 +65,7 @@ def test_the_op_in_bfloat16_keeps_a_nan_in_its_document(small_tiles):
 
     @fast_jit
     def run(q, k, v):
-        with ops.interpret("tpu"), ops.record_choices() as choices:
+        with kernels_of("tpu"), ops.record_choices() as choices:
             o, pull = jax.vjp(lambda *x: softmax_attention(*x, reset=reset)[0], q, k, v)
         assert list(choices) == ["softmax_attention: pallas"]
         return o, pull(jnp.where(jnp.isfinite(o), 1, jnp.nan).astype(o.dtype))

@@ -1,0 +1,307 @@
+"""--suite=kernels: the recurrences at the sizes of large models, for a GPU or a TPU.
+
+Our Pallas kernels, our chunked form and flash-linear-attention's kernels (pip install torch flash-linear-attention; where it
+has none for an op the column is empty, and PyTorch's own attention stands for it there), forward and forward with backward,
+bfloat16, beside the roofline: the time that the products alone take at the chip's peak, or the bytes alone at its memory's speed,
+whichever is longer. How far our output is from theirs stands beside it.
+
+Many calls are queued before one is waited for: what the host does in between does not count. Results are written after each
+row to --out, and what stands there already, of the same commit and device, is not measured again: a run that --minutes has
+ended goes on when it is started again.
+
+--rehearse runs our contenders once at a tiny size, kernels in their interpreter, on any machine: it shows that the command works.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from benchmark_kernel_cases import CASES, PASSES, REHEARSAL, SHAPES, Case, Shape
+from benchmark_shared import circumstances, positive, progress, some_of
+
+from seqmodels import ops
+from seqmodels.ops.kernels import hopper
+
+OURS = ("pallas", "chunked")
+PEER = "peer"
+ROUNDS = 5
+ROUND_SECONDS = 0.1  # of queued calls
+
+# Dense bfloat16 products of the data sheets, and the share of their memory's speed that copies reach.
+CHIPS = {
+    "H200": (790e12, 4.3e12),
+    "H100": (790e12, 3.0e12),
+    "TPU v5 lite": (197e12, 0.74e12),
+    "TPU v6 lite": (918e12, 1.48e12),
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ops", type=some_of("op", CASES), default=",".join(CASES), help="what to time")
+    parser.add_argument("--shapes", type=some_of("shape", SHAPES), default=",".join(SHAPES), help="at which sizes")
+    parser.add_argument("--minutes", type=positive, default=60, help="no further row is begun after so many")
+    parser.add_argument("--rehearse", action="store_true", help="run everything once, tiny, in the kernels' interpreter")
+
+
+def run(options: argparse.Namespace) -> dict:
+    started = time.monotonic()
+    shapes = {"rehearsal": REHEARSAL} if options.rehearse else {name: SHAPES[name] for name in options.shapes}
+    device = jax.devices()[0]
+    chip = next((peaks for name, peaks in CHIPS.items() if name.lower() in device.device_kind.lower()), None)
+    peer = find_peer(device)
+    results = {"rows": read_rows(options.out, device.device_kind), "rehearsal": options.rehearse}
+    wanted = [(name, shape, part) for shape in shapes for name in options.ops for part in PASSES]
+    done = {(row["op"], row["shape"], row["pass"]) for row in results["rows"]}
+    for number, (name, shape, part) in enumerate(wanted):
+        if (name, shape, part) in done or not CASES[name].has(shapes[shape]):
+            continue
+        gone = time.monotonic() - started
+        if gone > 60 * options.minutes:
+            progress(f"{options.minutes} minutes are over; the same command goes on from here")
+            break
+        progress(f"[{number + 1}/{len(wanted)}, {gone / 60:.1f} min gone] {name}, {shape}, {part}")
+        with interpreted(options.rehearse):
+            row = measure(CASES[name], shapes[shape], part, peer, chip, rehearse=options.rehearse)
+        results["rows"].append({"op": name, "shape": shape, "pass": part, "commit": circumstances()["commit"],
+                                "device": device.device_kind} | row)  # fmt: skip
+        print_row(results["rows"][-1], first=len(results["rows"]) == 1)
+        if options.out is not None:
+            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results["goals"] = judge(results["rows"])
+    for goal in results["goals"]:
+        print(f"  {goal['verdict']:>10s}: {goal['goal']}")
+    return results
+
+
+def read_rows(path: Path | None, device: str) -> list[dict]:
+    """The rows of an earlier run that still hold: of this commit and device."""
+    if path is None or not path.exists():
+        return []
+    commit = circumstances()["commit"]
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["commit"] == commit and row["device"] == device and not commit.endswith("-dirty")]
+
+
+@contextlib.contextmanager
+def interpreted(rehearse: bool):
+    """The kernels of the device at hand, or in their interpreter those of the GPU, where this JAX has one."""
+    if not rehearse:
+        yield
+        return
+    with ops.interpret("gpu" if jax.__version_info__ >= hopper.NEEDS_JAX else "tpu"):
+        yield
+
+
+# ---- measuring
+
+
+def measure(case: Case, shape: Shape, part: str, peer, chip, *, rehearse: bool) -> dict:
+    """Milliseconds of a call of each contender, or why there is none; the bound; how far we are from the peer."""
+    inputs = case.inputs(shape, jax.random.key(0))
+    lowered, found = {}, {}
+    for name in OURS:
+        try:
+            lowered[name] = lower(case, name, inputs, part)
+        except NotImplementedError as reason:
+            found[name] = {"lacking": str(reason)}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        compiled = dict(zip(lowered, pool.map(compiled_or_reason, lowered.values())))
+    calls, outputs = {}, {}
+    for name, program in compiled.items():
+        if isinstance(program, str):
+            found[name] = {"lacking": program}
+            continue
+        found[name] = {"temp_bytes": program.memory_analysis().temp_size_in_bytes}
+        arguments = (inputs, cotangent(case, inputs)) if part != "forward" else (inputs,)
+        calls[name] = queued_by_jax(program, arguments)
+        outputs[name] = jax.tree.leaves(program(*arguments))
+    error = {}
+    if {*OURS} <= outputs.keys():
+        pairs = zip(outputs["pallas"], outputs["chunked"])
+        error["pallas to chunked"] = max(relative_error(x, reference) for x, reference in pairs)
+    if peer is not None and (call := peer.call(case, inputs, part)) is not None:
+        calls[PEER], found[PEER], output = call, {}, peer.output(case, inputs)
+        # The first leaf is the output; gradients come after it.
+        error |= {f"{name} to the peer": relative_error(outputs[name][0], output) for name in OURS if name in outputs}
+    outputs.clear()
+    if not rehearse:
+        for name, milliseconds in in_turns(calls).items():
+            found[name]["ms"] = milliseconds
+    row = {"contenders": found, "error": error, "flops": case.flops(shape, part), "bytes": bytes_of(case, inputs, part)}
+    if chip is not None:
+        flops, memory = chip
+        row["bound_ms"] = 1e3 * max(row["flops"] / flops, row["bytes"] / memory)
+        row["bound_by"] = "products" if row["flops"] / flops > row["bytes"] / memory else "memory"
+    return row
+
+
+def lower(case: Case, implementation: str, inputs: dict, part: str):
+    def forward(inputs):
+        return case.run(**inputs, implementation=implementation)[0]
+
+    def gradient(inputs, d_output):
+        output, pull = jax.vjp(forward, inputs)
+        return output, pull(d_output)
+
+    if part == "forward":
+        return jax.jit(forward).lower(inputs)
+    return jax.jit(gradient).lower(inputs, cotangent(case, inputs))
+
+
+def compiled_or_reason(lowered):
+    """The program, or in one line why there is none or why it would not fit."""
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        return f"does not compile: {str(error).splitlines()[0][:200]}"
+    memory = program.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    stats = jax.devices()[0].memory_stats()
+    if stats is not None and needed > stats["bytes_limit"]:
+        return f"needs {needed / 2**30:.0f} GiB"
+    return program
+
+
+def cotangent(case: Case, inputs: dict):
+    shape = jax.eval_shape(lambda inputs: case.run(**inputs, implementation="chunked")[0], inputs)
+    return jax.random.normal(jax.random.key(1), shape.shape, shape.dtype)
+
+
+def bytes_of(case: Case, inputs: dict, part: str) -> int:
+    """What must pass through main memory: inputs and output; with the backward pass again, and the gradients of both."""
+    read = sum(x.nbytes for x in inputs.values())
+    written = cotangent(case, inputs).nbytes
+    return read + written if part == "forward" else 3 * read + 2 * written
+
+
+def queued_by_jax(program, arguments) -> Callable[[int], None]:
+    def call(times: int) -> None:
+        result = None
+        for _ in range(times):
+            result = program(*arguments)
+        jax.block_until_ready(result)
+
+    return call
+
+
+def in_turns(calls: dict[str, Callable[[int], None]]) -> dict[str, float]:
+    """Milliseconds of a call of each, the least of some rounds of many queued ones."""
+    times = {}
+    for name, call in calls.items():
+        call(2)
+        begun = time.perf_counter()
+        call(2)
+        times[name] = max(1, min(200, int(ROUND_SECONDS / max(1e-5, (time.perf_counter() - begun) / 2))))
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            begun = time.perf_counter()
+            call(times[name])
+            best[name] = min(best[name], 1e3 * (time.perf_counter() - begun) / times[name])
+    return best
+
+
+def relative_error(x, reference) -> float:
+    """The largest difference, relative to the largest value."""
+    x, reference = (jnp.asarray(each, jnp.float32) for each in (x, reference))
+    return float(jnp.max(jnp.abs(x - reference)) / jnp.max(jnp.abs(reference)))
+
+
+def find_peer(device: jax.Device) -> "Peer | None":
+    """flash-linear-attention where it runs."""
+    if device.platform == "gpu" and importlib.util.find_spec("fla"):
+        return Peer()
+    progress("no column of flash-linear-attention: that needs an NVIDIA GPU (pip install torch flash-linear-attention)")
+    return None
+
+
+class Peer:
+    """flash-linear-attention, on the same device and the same numbers."""
+
+    def __init__(self):
+        import torch
+
+        self.torch = torch
+
+    def _inputs(self, case: Case, inputs: dict) -> dict:
+        return {name: self.torch.from_dlpack(x) for name, x in case.peer_inputs(inputs).items()}
+
+    def call(self, case: Case, inputs: dict, part: str) -> Callable[[int], None] | None:
+        """Queues so many calls and waits; None if there is no such kernel."""
+        if case.peer is None:
+            return None
+        given = {name: x.clone().requires_grad_(part != "forward") for name, x in self._inputs(case, inputs).items()}
+        d_output = self.torch.from_dlpack(cotangent(case, inputs))
+
+        def queue(times: int) -> None:
+            for _ in range(times):
+                output = case.peer(**given)
+                if part != "forward":
+                    self.torch.autograd.grad(output, list(given.values()), d_output.to(output.dtype))
+            if d_output.is_cuda:
+                self.torch.cuda.synchronize()
+
+        return queue
+
+    def output(self, case: Case, inputs: dict):
+        with self.torch.no_grad():
+            return jnp.from_dlpack(case.peer(**self._inputs(case, inputs)).contiguous())
+
+
+# ---- what was found
+
+
+def print_row(row: dict, *, first: bool) -> None:
+    if first:
+        print(f"\n  {'op':24s} {'shape':22s} {'pass':>9s} {'bound':>8s} {'pallas':>8s} {'chunked':>8s} {'peer':>8s}  ms")
+    cells = [f"{row['bound_ms']:8.3f}" if "bound_ms" in row else f"{'':8s}"]
+    for name in (*OURS, PEER):
+        contender = row["contenders"].get(name)
+        cells.append(f"{contender['ms']:8.3f}" if contender and "ms" in contender else f"{'-':>8s}")
+    ours = row["contenders"]["pallas"]
+    said = [f"{row['bound_ms'] / ours['ms']:.0%} of the bound"] if "ms" in ours and "bound_ms" in row else []
+    if PEER in row["contenders"] and "ms" in ours:
+        said.append(f"{row['contenders'][PEER]['ms'] / ours['ms']:.2f}x the peer's speed")
+    said += [f"{what} {error:.1e}" for what, error in row["error"].items()]
+    if "lacking" in ours:
+        said.append(f"pallas: {ours['lacking']}")
+    print(f"  {row['op']:24s} {row['shape']:22s} {row['pass']:>9s} {' '.join(cells)}  {', '.join(said)}", flush=True)
+
+
+def judge(rows: list[dict]) -> list[dict]:
+    """The stated goals, of the rows there are figures for."""
+
+    def time_of(row, name):
+        return row["contenders"].get(name, {}).get("ms")
+
+    verdicts = []
+
+    def add(goal: str, row: dict, measured: float, holds: bool) -> None:
+        where = f"{row['op']}, {row['shape']}, {row['pass']}"
+        verdict = "met" if holds else "missed"
+        verdicts.append({"goal": f"{goal} ({where}: {measured:.2f})", "verdict": verdict, "measured": measured})
+
+    for row in rows:
+        ours, theirs, shape = time_of(row, "pallas"), time_of(row, PEER), SHAPES.get(row["shape"])
+        if ours is None or shape is None:
+            continue
+        if theirs is not None and CASES[row["op"]].recurrence:
+            most = 0.5 if shape.small else 1.0
+            add(f"at most {most:g} of the peer's time", row, ours / theirs, ours <= most * theirs)
+        if "bound_ms" in row and shape.steps >= 8192:
+            add("at least half of the bound", row, row["bound_ms"] / ours, row["bound_ms"] >= 0.5 * ours)
+    attention = {row["pass"]: time_of(row, "pallas") for row in rows
+                 if row["op"] == "softmax attention" and row["shape"] == "B8 T1024 H8 D64"}  # fmt: skip
+    for row in rows:
+        ours, cudnn = time_of(row, "pallas"), attention.get(row["pass"])
+        if row["shape"] == "B8 T1024 H8 D64" and CASES[row["op"]].recurrence and ours and cudnn:
+            add("no slower than cuDNN's attention", row, ours / cudnn, ours <= cudnn)
+    return verdicts
