@@ -6,7 +6,7 @@ with reaches it.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -87,15 +87,21 @@ def stream(
         first_index: as in `decode`.
         sampling: from `check_sampling`.
     """
-    for index in range(max_tokens):
-        token = _sample_rows(logits, key, first_index + index, **sampling)
+    greedy, top_k = sampling.pop("greedy"), sampling.pop("top_k")
+    # On the device once, not once a token.
+    options = {name: None if value is None else jnp.float32(value) for name, value in sampling.items()}
+    advance = stepper(graphdef, greedy, top_k)
+    token, index = _sample_at(logits, key, jnp.int32(first_index), greedy=greedy, top_k=top_k, **options)
+    for left in reversed(range(max_tokens)):
         # The next call is dispatched before this token is read, so that host and device overlap.
-        if index + 1 < max_tokens:
-            logits, state = step(graphdef, params, token, state)
-        token_id = int(token[0])
+        if left:
+            following, index, state = advance(params, token, state, key, index, **options)
+        token_id = int(np.asarray(token)[0])
         if token_id == end_of_text:
             return
         yield token_id
+        if left:
+            token = following
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
@@ -211,10 +217,25 @@ def _row_keys(key, batch_size, index, first_row):
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(batch_size))
 
 
+@functools.lru_cache(maxsize=8)
+def stepper(graphdef: nnx.GraphDef, greedy: bool, top_k: int | None) -> Callable:
+    """A compiled call for every token of a stream: what the host does between two of them is this call alone.
+
+    Made once for a model, whose structure then is not looked at again: (params, token [B], state, key, index, *, temperature,
+    top_p, min_p) -> (the token after it, sampled as the one at ``index``; index + 1; the state). The state passed is used up.
+    """
+
+    def advance(params, token, state, key, index, **options):
+        logits, state = _next_logits(graphdef, params, token, state)
+        return *_sample_at(logits, key, index, greedy=greedy, top_k=top_k, **options), state
+
+    return jax.jit(advance, donate_argnums=2)
+
+
 @functools.partial(jax.jit, static_argnames=("greedy", "top_k"))
-def _sample_rows(logits, key, index, *, greedy, temperature, top_k, top_p, min_p):
-    keys = _row_keys(key, logits.shape[0], index, 0)
-    return sample(logits, keys, greedy=greedy, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+def _sample_at(logits, key, index, **options):
+    """The token at a place of the key's sequence, and the next place."""
+    return sample(logits, _row_keys(key, logits.shape[0], index, 0), **options), index + 1
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
@@ -234,10 +255,6 @@ def prefill(graphdef, params, tokens, reset, *, capacity):
 def _next_logits(graphdef, params, token, state):
     logits, state = model.merge(graphdef, params)(token[:, None], state)
     return logits[:, 0], state
-
-
-step = jax.jit(_next_logits, static_argnums=0, donate_argnums=3)
-"""(graphdef, params, token [B], state) -> (logits [B, L], state): one token for every row; the state passed is used up."""
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("max_tokens", "greedy", "top_k"))

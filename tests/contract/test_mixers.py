@@ -60,6 +60,14 @@ def test_law(case, law):
     assert page.is_current(figure, worst), f"docs/equivalence.md says {figure:.1e}, measured {worst:.1e}: {AGAIN}"
 
 
+@pytest.mark.xdist_group("groups")
+def test_a_group_runs_in_one_process(request):
+    """pytest-xdist has marked this test as one of a group; without, every process would compile every variant."""
+    options = request.config.option
+    if "loadgroup" in options and options.loadgroup:
+        assert request.node.nodeid.endswith("@groups")
+
+
 def test_the_page_has_every_case_and_nothing_else():
     assert set(published()) == {page.key(case) for case in all_cases()}, AGAIN
 
