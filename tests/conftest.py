@@ -22,6 +22,8 @@ def pytest_configure(config):
 
     import jax
 
+    # Shapes are tiny and programs run once or twice: LLVM's optimisations cost a third of `make test`. `make test-all` has them.
+    jax.config.update("jax_disable_most_optimizations", config.option.markexpr != "")
     jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
