@@ -280,7 +280,8 @@ def judge(rows: list[dict]) -> list[dict]:
     """The stated goals, of the rows there are figures for."""
 
     def time_of(row, name):
-        return row["contenders"].get(name, {}).get("ms")
+        contender = row["contenders"].get(name)
+        return contender.get("ms") if contender else None
 
     verdicts = []
 

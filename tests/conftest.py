@@ -48,6 +48,17 @@ def release_programs():
         jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def as_shipped():
+    """Programs are compiled as a process of its own compiles them: for modules that compare their bits with such a process."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def _mappings() -> int:
     """Of this process; 0 where the system does not say, and then has no such bound."""
     try:

@@ -24,6 +24,8 @@ import train
 from seqmodels.errors import UserError
 from seqmodels.training import checkpoint, loop
 
+pytestmark = pytest.mark.usefixtures("as_shipped")
+
 ROOT = Path(train.__file__).parent
 STEPS = 30
 TINY = {

@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
     },
     "linear_attention": {
         "no_normaliser": {"normalize": False, "feature_map": "identity"},
+        "conv": {"conv_width": 4},
     },
     "mamba2": {
         "groups_and_limits": {"head_dim": 16, "num_groups": 2, "dt_smallest": 0.01, "dt_largest": 0.5},
