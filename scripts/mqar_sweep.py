@@ -28,15 +28,15 @@ from seqmodels import command_line, mixers
 OUT = ROOT / "benchmarks" / "results" / "mqar_sweep.json"
 PICTURE = ROOT / "docs" / "mqar_sweep.png"
 CONFIG = "configs/recall.py:mqar_sweep"
+SELDOM = ("--config.train.eval_every_steps=500", "--config.train.checkpoint_every_steps=500")
 
 
 def probe(mixer: str) -> Probe:
     """The run of a mixer."""
-    seldom = ("--config.train.eval_every_steps=500", "--config.train.checkpoint_every_steps=500")
     if mixer == "attention":
-        return Probe(CONFIG, seldom)
+        return Probe(CONFIG, SELDOM)
     pattern, window = f"--config.model.pattern=attention {mixer}", "--config.model.mixers.attention.window=4"
-    return Probe(CONFIG, (pattern, "--config.model.repeats=1", window, *seldom))
+    return Probe(CONFIG, (pattern, "--config.model.repeats=1", window, *SELDOM))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from seqmodels import data, generate, model, read_state
+from seqmodels import data, generate, model, read_state, xla_cpu
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
 from seqmodels.evaluation.accuracy import LabelEvaluation
@@ -299,6 +299,7 @@ def load_run(
     Raises:
         UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`.
     """
+    xla_cpu.avoid_wrong_fusions()
     workdir = Path(workdir)
     config = read_config(workdir)
     tokenizer = read_tokenizer(workdir, config)

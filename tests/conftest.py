@@ -22,6 +22,9 @@ def pytest_configure(config):
 
     import jax
 
+    from seqmodels import xla_cpu
+
+    xla_cpu.ask_for_right_fusions()  # as every entry point does; test_xla_cpu.py says what happens without
     # Shapes are tiny and programs run once or twice: LLVM's optimisations cost a third of `make test`. `make test-all` has them.
     jax.config.update("jax_disable_most_optimizations", config.option.markexpr != "")
     jax.config.update("jax_compilation_cache_dir", programs)

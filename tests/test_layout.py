@@ -35,13 +35,16 @@ MAY_KNOW = {
     "data": {"errors"},
     "generate": {"errors", "layers", "model"},
     "evaluation": {"errors", "layers", "model", "generate", "data"},
-    "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config", "ops"},
+    "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config", "ops", "xla_cpu"},
     "config": {"errors", "mixers", "model", "data", "evaluation", "training"},
-    "command_line": {"errors"},
+    "command_line": {"errors", "xla_cpu"},
     "huge_pages": set(),
+    "xla_cpu": set(),
     "interop": {"errors", "layers", "mixers", "model", "data", "training", "config"},
     "read_state": {"errors", "model", "generate", "data"},
-    "run": {"errors", "layers", "mixers", "model", "generate", "read_state", "data", "evaluation", "training", "config"},
+    "run": {
+        "errors", "layers", "mixers", "model", "generate", "read_state", "data", "evaluation", "training", "config", "xla_cpu"
+    },
     "comparison": {"errors", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
 }
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seqmodels import model, ops
+from seqmodels import model, ops, xla_cpu
 from seqmodels.data import HeldOut, ValidationSet
 from seqmodels.errors import UserError
 from seqmodels.evaluation import accuracy, perplexity
@@ -68,6 +68,7 @@ class Setup:
     """
 
     def __init__(self, config, pieces: int | None, devices: list[jax.Device] | None = None):
+        xla_cpu.avoid_wrong_fusions()
         self.config = config
         self.vocab_size = model.vocabulary_size(config.model, pieces)
         self.mesh = sharding.make_mesh(config.mesh, devices)
