@@ -29,19 +29,22 @@ def test_verdicts(script, tmp_path):
     rows = {
         "mqar_small": row(0.999, segments=["length 32, 4 pairs"]),
         "pairs_attention": row(1.0, 0.9, segments=PAIRS),
-        "pairs_linear_attention": row(0.9, 0.8, segments=PAIRS),
+        "pairs_linear_attention_16_heads": row(0.9, 0.8, segments=PAIRS),
+        "pairs_linear_attention_4_heads": row(0.9, 0.95, segments=PAIRS),
         "parity_lstm": row(1.0, 1.0, segments=TOKENS),
         "parity_mamba": row(0.99, 0.76, segments=TOKENS),
     }
-    assert list(truths.verdicts(rows).values()) == [True, False, True, None, False, None]
-    guesses = rows | {"pairs_linear_attention": row(0.5, 1 / 16, segments=PAIRS)}
-    assert list(truths.verdicts(guesses).values())[1] is False, "one of K is no recall"
-    assert list(truths.verdicts({}).values()) == [None] * 6
+    assert list(truths.verdicts(rows).values()) == [True, False, False, True, None, False, None]
+    guesses = rows | {"pairs_linear_attention_16_heads": row(0.5, 1 / 16, segments=PAIRS)}
+    assert list(truths.verdicts(guesses).values())[1:3] == [False, True], "one of K is no recall"
+    binds = rows | {"pairs_linear_attention_16_heads": row(0.9, 0.2, segments=PAIRS)}
+    assert list(truths.verdicts(binds).values())[1:3] == [True, True]
+    assert list(truths.verdicts({}).values()) == [None] * 7
     for rows_there in (rows, {}):
         truths.draw(rows_there, tmp_path / "picture.png")
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     script("mqar_sweep").draw(
-        {"attention": rows["pairs_attention"], "gla": rows["pairs_linear_attention"]}, tmp_path / "sweep.png"
+        {"attention": rows["pairs_attention"], "gla": rows["pairs_linear_attention_4_heads"]}, tmp_path / "sweep.png"
     )
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
