@@ -131,7 +131,8 @@ def growth(rows: dict, names: list[str], batch_size: int, contexts: list[int]) -
     lines = [f"A token after {last:,} tokens against one after {first:,}, batch {batch_size}:", ""]
     for which, ratios in groups.items():
         if ratios:
-            each = f"{min(ratios.values()):.2f} to {max(ratios.values()):.2f} times as long"
+            ends = dict.fromkeys(f"{end(ratios.values()):.2f}" for end in (min, max))
+            each = f"{' to '.join(ends)} times as long"
             lines.append(f"- where the state {which} ({', '.join(f'`{name}`' for name in ratios)}): {each}")
     return lines
 
@@ -178,16 +179,15 @@ def draw(results: dict, path: Path) -> None:
             mine = [row for row in mine if "seconds_per_step" in row]
             axes.plot([row["context"] for row in mine], [row["seconds_per_step"] for row in mine], label=name, **styles[name])
         axes.set_title(f"one token, batch {batch_size}")
-        axes.yaxis.set_major_formatter(EngFormatter("s"))
     for name in names:
         mine = [row for row in rows if (row["name"], row["batch_size"]) == (name, batch_sizes[0])]
         axes = panels[-1]
         axes.plot([row["context"] for row in mine], [row["counted_state_bytes"] for row in mine], label=name, **styles[name])
         axes.set_title(f"state, batch {batch_sizes[0]}")
-        axes.yaxis.set_major_formatter(EngFormatter("B"))
-    for axes in panels:
+    for axes, unit in zip(panels, ["s"] * len(batch_sizes) + ["B"]):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(EngFormatter(unit))  # after the scale, which brings its own
         axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1024:g}k" if steps >= 1024 else f"{steps:g}")
         axes.set_xlabel("tokens of context (1k = 1024)")
         axes.grid(alpha=0.25)
