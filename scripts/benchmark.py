@@ -33,7 +33,6 @@ if __name__ == "__main__":  # ahead of the other imports: it may start the proce
     restart_with_huge_pages()
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -44,7 +43,7 @@ import benchmark_models
 import benchmark_ops
 import benchmark_train
 import jax
-from benchmark_shared import about_this_run
+from benchmark_shared import about_this_run, write_results
 
 from seqmodels import command_line
 from seqmodels.errors import UserError
@@ -67,8 +66,7 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     results = about_this_run() | SUITES[options.suite].run(options)
     results["machine"]["load_after"] = os.getloadavg()[0]
-    if options.out is not None:
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_results(options.out, results)
 
 
 def parse_flags() -> argparse.Namespace:

@@ -16,16 +16,14 @@ import argparse
 import concurrent.futures
 import contextlib
 import importlib.util
-import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from benchmark_kernel_cases import CASES, PASSES, REHEARSAL, SHAPES, Case, Shape
-from benchmark_shared import circumstances, positive, progress, some_of
+from benchmark_shared import circumstances, positive, progress, rows_so_far, some_of, while_time_is_left, write_results
 
 from seqmodels import ops
 from seqmodels.ops.kernels import hopper
@@ -35,7 +33,8 @@ PEER = "peer"
 ROUNDS = 5
 ROUND_SECONDS = 0.1  # of queued calls
 
-# Dense bfloat16 products of the data sheets, and the share of their memory's speed that copies reach.
+# FLOP/s of dense bfloat16 products and bytes/s of memory that a bound is counted with. The H200's are what is stated for its
+# goals; the H100 multiplies as fast. Other memories: 0.9 of the data sheet's, as the H200's is; the TPUs' products: the data sheet's.
 CHIPS = {
     "H200": (790e12, 4.3e12),
     "H100": (790e12, 3.0e12),
@@ -52,52 +51,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict:
-    started = time.monotonic()
     shapes = {"rehearsal": REHEARSAL} if options.rehearse else {name: SHAPES[name] for name in options.shapes}
     device = jax.devices()[0]
     chip = next((peaks for name, peaks in CHIPS.items() if name.lower() in device.device_kind.lower()), None)
     peer = find_peer(device)
-    results = {"rows": read_rows(options.out, device.device_kind), "rehearsal": options.rehearse}
-    wanted = [(name, shape, part) for shape in shapes for name in options.ops for part in PASSES]
+    results = {"rows": rows_so_far(options.out, device.device_kind), "rehearsal": options.rehearse}
     done = {(row["op"], row["shape"], row["pass"]) for row in results["rows"]}
-    for number, (name, shape, part) in enumerate(wanted):
-        if (name, shape, part) in done or not CASES[name].has(shapes[shape]):
-            continue
-        gone = time.monotonic() - started
-        if gone > 60 * options.minutes:
-            progress(f"{options.minutes} minutes are over; the same command goes on from here")
-            break
-        progress(f"[{number + 1}/{len(wanted)}, {gone / 60:.1f} min gone] {name}, {shape}, {part}")
-        with interpreted(options.rehearse):
+    possible = [(name, shape, part) for shape in shapes for name in options.ops if CASES[name].has(shapes[shape]) for part in PASSES]
+    about = {"commit": circumstances()["commit"], "device": device.device_kind}
+    # On a device its own kernels; else, in the interpreter, those of the GPU, where this JAX has one.
+    interpreted = "gpu" if jax.__version_info__ >= hopper.NEEDS_JAX else "tpu"
+    for name, shape, part in while_time_is_left([row for row in possible if row not in done], options.minutes):
+        with ops.interpret(interpreted) if options.rehearse else contextlib.nullcontext():
             row = measure(CASES[name], shapes[shape], part, peer, chip, rehearse=options.rehearse)
-        results["rows"].append({"op": name, "shape": shape, "pass": part, "commit": circumstances()["commit"],
-                                "device": device.device_kind} | row)  # fmt: skip
+        results["rows"].append({"op": name, "shape": shape, "pass": part} | about | row)
         print_row(results["rows"][-1], first=len(results["rows"]) == 1)
-        if options.out is not None:
-            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_results(options.out, results)
     results["goals"] = judge(results["rows"])
     for goal in results["goals"]:
         print(f"  {goal['verdict']:>10s}: {goal['goal']}")
     return results
-
-
-def read_rows(path: Path | None, device: str) -> list[dict]:
-    """The rows of an earlier run that still hold: of this commit and device."""
-    if path is None or not path.exists():
-        return []
-    commit = circumstances()["commit"]
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [row for row in rows if row["commit"] == commit and row["device"] == device and not commit.endswith("-dirty")]
-
-
-@contextlib.contextmanager
-def interpreted(rehearse: bool):
-    """The kernels of the device at hand, or in their interpreter those of the GPU, where this JAX has one."""
-    if not rehearse:
-        yield
-        return
-    with ops.interpret("gpu" if jax.__version_info__ >= hopper.NEEDS_JAX else "tpu"):
-        yield
 
 
 # ---- measuring
@@ -106,10 +79,12 @@ def interpreted(rehearse: bool):
 def measure(case: Case, shape: Shape, part: str, peer, chip, *, rehearse: bool) -> dict:
     """Milliseconds of a call of each contender, or why there is none; the bound; how far we are from the peer."""
     inputs = case.inputs(shape, jax.random.key(0))
+    d_output = cotangent(case, inputs)
+    arguments = (inputs,) if part == "forward" else (inputs, d_output)
     lowered, found = {}, {}
     for name in OURS:
         try:
-            lowered[name] = lower(case, name, inputs, part)
+            lowered[name] = lower(case, name, arguments)
         except NotImplementedError as reason:
             found[name] = {"lacking": str(reason)}
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -120,14 +95,13 @@ def measure(case: Case, shape: Shape, part: str, peer, chip, *, rehearse: bool) 
             found[name] = {"lacking": program}
             continue
         found[name] = {"temp_bytes": program.memory_analysis().temp_size_in_bytes}
-        arguments = (inputs, cotangent(case, inputs)) if part != "forward" else (inputs,)
         calls[name] = queued_by_jax(program, arguments)
         outputs[name] = jax.tree.leaves(program(*arguments))
     error = {}
     if {*OURS} <= outputs.keys():
         pairs = zip(outputs["pallas"], outputs["chunked"])
         error["pallas to chunked"] = max(relative_error(x, reference) for x, reference in pairs)
-    if peer is not None and (call := peer.call(case, inputs, part)) is not None:
+    if peer is not None and (call := peer.call(case, inputs, d_output, part)) is not None:
         calls[PEER], found[PEER], output = call, {}, peer.output(case, inputs)
         # The first leaf is the output; gradients come after it.
         error |= {f"{name} to the peer": relative_error(outputs[name][0], output) for name in OURS if name in outputs}
@@ -135,7 +109,7 @@ def measure(case: Case, shape: Shape, part: str, peer, chip, *, rehearse: bool) 
     if not rehearse:
         for name, milliseconds in in_turns(calls).items():
             found[name]["ms"] = milliseconds
-    row = {"contenders": found, "error": error, "flops": case.flops(shape, part), "bytes": bytes_of(case, inputs, part)}
+    row = {"contenders": found, "error": error, "flops": case.flops(shape, part), "bytes": bytes_of(inputs, d_output, part)}
     if chip is not None:
         flops, memory = chip
         row["bound_ms"] = 1e3 * max(row["flops"] / flops, row["bytes"] / memory)
@@ -143,7 +117,9 @@ def measure(case: Case, shape: Shape, part: str, peer, chip, *, rehearse: bool) 
     return row
 
 
-def lower(case: Case, implementation: str, inputs: dict, part: str):
+def lower(case: Case, implementation: str, arguments: tuple):
+    """The forward pass of ``(inputs,)``, or both passes of ``(inputs, cotangent)``."""
+
     def forward(inputs):
         return case.run(**inputs, implementation=implementation)[0]
 
@@ -151,9 +127,7 @@ def lower(case: Case, implementation: str, inputs: dict, part: str):
         output, pull = jax.vjp(forward, inputs)
         return output, pull(d_output)
 
-    if part == "forward":
-        return jax.jit(forward).lower(inputs)
-    return jax.jit(gradient).lower(inputs, cotangent(case, inputs))
+    return jax.jit(forward if len(arguments) == 1 else gradient).lower(*arguments)
 
 
 def compiled_or_reason(lowered):
@@ -175,11 +149,10 @@ def cotangent(case: Case, inputs: dict):
     return jax.random.normal(jax.random.key(1), shape.shape, shape.dtype)
 
 
-def bytes_of(case: Case, inputs: dict, part: str) -> int:
+def bytes_of(inputs: dict, output: jax.Array, part: str) -> int:
     """What must pass through main memory: inputs and output; with the backward pass again, and the gradients of both."""
     read = sum(x.nbytes for x in inputs.values())
-    written = cotangent(case, inputs).nbytes
-    return read + written if part == "forward" else 3 * read + 2 * written
+    return read + output.nbytes if part == "forward" else 3 * read + 2 * output.nbytes
 
 
 def queued_by_jax(program, arguments) -> Callable[[int], None]:
@@ -234,12 +207,12 @@ class Peer:
     def _inputs(self, case: Case, inputs: dict) -> dict:
         return {name: self.torch.from_dlpack(x) for name, x in case.peer_inputs(inputs).items()}
 
-    def call(self, case: Case, inputs: dict, part: str) -> Callable[[int], None] | None:
+    def call(self, case: Case, inputs: dict, d_output: jax.Array, part: str) -> Callable[[int], None] | None:
         """Queues so many calls and waits; None if there is no such kernel."""
         if case.peer is None:
             return None
         given = {name: x.clone().requires_grad_(part != "forward") for name, x in self._inputs(case, inputs).items()}
-        d_output = self.torch.from_dlpack(cotangent(case, inputs))
+        d_output = self.torch.from_dlpack(d_output)
 
         def queue(times: int) -> None:
             for _ in range(times):

@@ -7,13 +7,9 @@ commit and device, is not measured again.
 
 import argparse
 import dataclasses
-import json
-import time
-from pathlib import Path
 
 import jax
-from benchmark_kernels import read_rows
-from benchmark_shared import circumstances, lengths, positive, progress, some_of
+from benchmark_shared import circumstances, lengths, positive, rows_so_far, some_of, while_time_is_left, write_results
 
 from configs import tinystories
 from seqmodels import mixers
@@ -34,20 +30,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict:
-    started, device = time.monotonic(), jax.devices()[0].device_kind
-    results = {"rows": read_rows(options.out, device)}
+    device = jax.devices()[0].device_kind
+    results = {"rows": rows_so_far(options.out, device)}
     done = {(row["mixer"], row["size"]) for row in results["rows"]}
-    wanted = [(name, size) for size in options.sizes for name in options.mixers]
+    wanted = [(name, size) for size in options.sizes for name in options.mixers if (name, size) not in done]
+    commit = circumstances()["commit"]
     print(f"\n  {'mixer':18s} {'size':>5s} {'parameters':>12s} {'tokens/s':>10s} {'of peak':>8s} {'step GiB':>9s}  decoding")
-    for number, (name, size) in enumerate(wanted):
-        if (name, size) in done:
-            continue
-        gone = time.monotonic() - started
-        if gone > 60 * options.minutes:
-            progress(f"{options.minutes} minutes are over; the same command goes on from here")
-            break
-        progress(f"[{number + 1}/{len(wanted)}, {gone / 60:.1f} min gone] {name}, {size}")
-        row = {"mixer": name, "size": size, "commit": circumstances()["commit"]}
+    for name, size in while_time_is_left(wanted, options.minutes):
+        row = {"mixer": name, "size": size, "commit": commit}
         try:
             row |= dataclasses.asdict(
                 cost.measure(model_config(name, size), VOCAB_SIZE, contexts=options.contexts, decode_tokens=64)
@@ -56,13 +46,8 @@ def run(options: argparse.Namespace) -> dict:
             row |= {"device": device, "lacking": str(error).splitlines()[0][:200]}
         results["rows"].append(row)
         print_row(row)
-        if options.out is not None:
-            write(options.out, results)
+        write_results(options.out, results)
     return results
-
-
-def write(path: Path, results: dict) -> None:
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def model_config(name: str, size: str) -> RunConfig:

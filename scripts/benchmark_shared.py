@@ -5,6 +5,7 @@ import difflib
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import math
 import os
 import platform
@@ -12,11 +13,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+
+from seqmodels.data.atomic import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_LEAST_TURNS = 2
@@ -105,6 +108,35 @@ def processor_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+# ---- a suite of many rows, which goes on where it was ended
+
+
+def rows_so_far(path: Path | None, device: str) -> list[dict]:
+    """The rows that an earlier run left in a results' file and that still hold: of this commit and device."""
+    if path is None or not path.exists():
+        return []
+    commit = circumstances()["commit"]
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["commit"] == commit and row["device"] == device and not commit.endswith("-dirty")]
+
+
+def while_time_is_left(wanted: Sequence[tuple[str, ...]], minutes: int) -> Iterator[tuple[str, ...]]:
+    """The rows to measure, one after the other, with progress, until the minutes are over; one that is begun is finished."""
+    clock = Progress({", ".join(row): 1.0 for row in wanted})
+    for row in wanted:
+        if clock.gone > 60 * minutes:
+            progress(f"{minutes} minutes are over; the same command goes on from here")
+            return
+        clock.start(", ".join(row))
+        yield row
+
+
+def write_results(path: Path | None, results: dict) -> None:
+    """The results so far, whole or not at all; nothing without a path."""
+    if path is not None:
+        write_whole(path, lambda file: file.write((json.dumps(results, indent=1) + "\n").encode()))
+
+
 # ---- progress, on stderr
 
 
@@ -123,10 +155,15 @@ class Progress:
         self.weights = weights
         self.started = time.perf_counter()
 
+    @property
+    def gone(self) -> float:
+        """Seconds since the first part."""
+        return time.perf_counter() - self.started
+
     def start(self, part: str) -> None:
         names = list(self.weights)
         done = sum(self.weights[name] for name in names[: names.index(part)])
-        gone = time.perf_counter() - self.started
+        gone = self.gone
         left = gone / done * (sum(self.weights.values()) - done) if done else None
         estimate = "" if left is None else f", about {_minutes(left)} to go"
         progress(f"[{names.index(part) + 1}/{len(names)}, {_minutes(gone)} gone{estimate}] {part}")

@@ -74,12 +74,11 @@ def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, argv: Sequence[s
     for warning in found["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"report: {planned.workdir / 'report.html'}", file=sys.stderr)
-    measures = ("perplexity", "bits_per_byte") if measure.of(found).is_text else ("accuracy",)
     print(json.dumps({
         "report": str(planned.workdir / "report.html"),
         "mixers": {
             label: {
-                name: row["quality"] and row["quality"][name]["mean"] for name in measures
+                name: row["quality"] and row["quality"][name]["mean"] for name in measure.of(found).summary
             } | {"learning_rate": row["best_rate"]}
             for label, row in found["mixers"].items()
         },

@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmark_shared import about_this_run
+from benchmark_shared import about_this_run, write_results
 
-from seqmodels.data.atomic import write_whole
 from seqmodels.errors import UserError
 from seqmodels.run import load_run
 
@@ -58,7 +57,7 @@ def run_all(
         summary = json.loads(trained.stdout.splitlines()[-1])
         results["rows"][name] = scored(folder) | {"train_seconds": summary["train_seconds"], "command": probe.command}
         after_each(results)
-        write_whole(out, lambda file: file.write((json.dumps(results, indent=1) + "\n").encode()))
+        write_results(out, results)
 
 
 def scored(folder: Path) -> dict:

@@ -258,7 +258,8 @@ def suite(part, monkeypatch, *arguments):
 
 def test_kernels_suite(part, monkeypatch, tmp_path):
     """Rehearsed: both passes run in the kernel's interpreter and agree with the chunked form; what is there is not run again."""
-    monkeypatch.setattr(part("benchmark_kernels"), "circumstances", lambda: {"commit": "abc"})
+    for name in ("benchmark_kernels", "benchmark_shared"):
+        monkeypatch.setattr(part(name), "circumstances", lambda: {"commit": "abc"})
     out = tmp_path / "kernels.json"
     arguments = "--suite=kernels", "--rehearse", "--ops=linear recurrence", f"--out={out}"
     results = suite(part, monkeypatch, *arguments)
@@ -294,7 +295,7 @@ def test_kernels_bound(part):
     inputs = case.inputs(shape, jax.random.key(0))
     array = 2 * 2 * 8 * 3 * 16
     bytes_of = part("benchmark_kernels").bytes_of
-    assert bytes_of(case, inputs, "forward") == 4 * array and bytes_of(case, inputs, "gradient") == 11 * array
+    assert bytes_of(inputs, inputs["v"], "forward") == 4 * array and bytes_of(inputs, inputs["v"], "gradient") == 11 * array
     assert case.flops(shape, "forward") == 2 * 8 * 3 * 4 * 16 * 16 and case.flops(shape, "gradient") == 3 * 2 * 8 * 3 * 4 * 16 * 16
 
 

@@ -75,14 +75,13 @@ def _curves(results: Mapping) -> Figure | None:
     }
     figure, axes = _panels(len(panels), sharey=True)
     measure = measures.of(results)
-    height = "loss" if measure.is_text else "accuracy"
     for panel, (title, (per_token, unit)) in zip(axes, panels.items()):
         for label, row in rows.items():
             for curve in row["curves"]:
                 first = curve is row["curves"][0]
                 x = np.array(curve["tokens"]) * per_token(row)
                 panel.plot(
-                    x, curve[height], lw=1.4, marker="o", ms=3, alpha=0.8,
+                    x, curve[measure.curve], lw=1.4, marker="o", ms=3, alpha=0.8,
                     label=label if first else None, **_style(results, label),
                 )  # fmt: skip
         panel.set_xlabel(title)
@@ -177,19 +176,18 @@ def _rates(results: Mapping) -> Figure | None:
         label: [each for each in row["rates"] if each["loss"] is not None] for label, row in results["mixers"].items()
     }
     measure = measures.of(results)
-    height = "loss" if measure.is_text else "accuracy"
     if not any(tried.values()):
         return None
     figure, [axes] = _panels(1)
     for label, rates in tried.items():
         if rates:
             axes.plot(
-                [each["rate"] for each in rates], [each[height] for each in rates], lw=1.6, marker="o", ms=4, label=label,
+                [each["rate"] for each in rates], [each[measure.curve] for each in rates], lw=1.6, marker="o", ms=4, label=label,
                 **_style(results, label),
             )  # fmt: skip
     _logarithmic(axes.set_xscale, axes.xaxis, lambda rate, _: f"{rate:g}")
     axes.set_xlabel("learning rate")
-    axes.set_ylabel(f"{height} on the {measure.documents} that choose")
+    axes.set_ylabel(f"{measure.curve} on the {measure.documents} that choose")
     return _with_legend(figure, axes)
 
 

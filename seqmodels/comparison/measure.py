@@ -12,6 +12,8 @@ class Measure:
     """A figure of `quality` in results.json, and how to speak of it."""
 
     name: str
+    summary: tuple[str, ...]  # figures of `quality` that compare.py's last line has
+    curve: str  # what is drawn over training and learning rates
     title: str
     digits: int
     better: str  # Lower or Higher
@@ -20,8 +22,13 @@ class Measure:
     is_text: bool
 
 
-BITS_PER_BYTE: Final = Measure("bits_per_byte", "bits per byte", 4, "Lower", "mean losses in nats per token", "documents", True)
-ACCURACY: Final = Measure("accuracy", "accuracy", 4, "Higher", "shares of wrong labels", "examples", False)
+BITS_PER_BYTE: Final = Measure(
+    "bits_per_byte", ("perplexity", "bits_per_byte"), "loss", "bits per byte", 4, "Lower", "mean losses in nats per token",
+    "documents", True,
+)  # fmt: skip
+ACCURACY: Final = Measure(
+    "accuracy", ("accuracy",), "accuracy", "accuracy", 4, "Higher", "shares of wrong labels", "examples", False
+)  # fmt: skip
 
 
 def of(results: Mapping) -> Measure:

@@ -102,9 +102,11 @@ def _finished(known: Known, runs: Sequence[RunPlan]) -> list[tuple[RunPlan, Scor
 def _quality(scored: Sequence[Scores]) -> dict:
     """On the reported documents, over the seeds."""
     first = scored[0]
-    loss = _over_seeds(scored, "loss")
+    losses = [score.mean("loss", score.reported) for score in scored]
+    loss = statistics.mean_interval(losses)
     if first.segment_names:
         return {
+            "losses": losses,
             "loss": dataclasses.asdict(loss),
             "accuracy": _share_right(_over_seeds(scored, "errors")),
             "by_segment": _by_segment(scored),
@@ -113,6 +115,7 @@ def _quality(scored: Sequence[Scores]) -> dict:
     with np.errstate(invalid="ignore"):
         by_position = np.mean([score.by_position() for score in scored], axis=0)
     return {
+        "losses": losses,
         "loss": dataclasses.asdict(loss),
         "perplexity": _scaled(loss, perplexity),
         "bits_per_byte": _scaled(loss, lambda nats: nats * nats_to_bits_per_byte),

@@ -88,10 +88,8 @@ class Scores:
 
     def accuracy_by_segment(self) -> list[float]:
         """Share of each segment's labels, in reported examples, that the model puts above all else; nan of no label."""
-        accuracies = []
-        for index in range(len(self.segment_names)):
-            accuracies.append(1.0 - self.mean("errors", self.reported & (self.segment == index)))
-        return accuracies
+        segments = range(len(self.segment_names))
+        return [1.0 - self.mean("errors", self.reported & (self.segment == index)) for index in segments]
 
 
 def score(run: Run, validation_tokens: int = 0) -> Scores:
