@@ -21,7 +21,7 @@ help:
 	@echo "make demo       train softmax and linear attention side by side on built-in stories (minutes)"
 	@echo "make test       every test that CI runs;  make test-all adds the long sweeps;  make lint"
 	@echo "make benchmark  speed of a training step, against PyTorch where it is installed"
-	@echo "make aot        compiles the kernels for TPU v5e, v6e and Hopper, and three training steps for Hopper, on any machine"
+	@echo "make aot        compiles the kernels and three training steps for TPU v5e, v6e and Hopper, on any machine"
 	@echo "make aot-test   the GPU kernels' tests (in an interpreter) and a few others on the versions of make aot"
 	@echo "make gpu        on an NVIDIA GPU: the kernels' tests, compiled, then benchmarks against flash-linear-attention"
 

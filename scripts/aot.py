@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any directory
 
 import aot_tables
-from aot_cases import CASES, CHIPS, SLOW_ON_TPU, STEPS
+from aot_cases import CASES, CHIPS, STEPS
 from benchmark_shared import num_cores, some_of
 
 from seqmodels import command_line
@@ -51,16 +51,14 @@ def main() -> None:
     parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", type=some_of("chip", CHIPS), default=tuple(CHIPS), help=", ".join(CHIPS))
     names = (*CASES, *STEPS)
-    parser.add_argument(
-        "--cases", type=some_of("case", names), help="which kernels and steps; default: all but what is slow on a TPU"
-    )
+    parser.add_argument("--cases", type=some_of("case", names), default=names, help="which kernels and steps; default: all")
     parser.add_argument("--out", type=Path, help=f"default: {OUT.relative_to(ROOT)}, if all is compiled")
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="a compiler that has not ended by then will not: search for layouts may"
     )
     parser.add_argument("--jobs", type=int, default=num_cores(), help="compilers that run side by side")
     options = parser.parse_args()
-    complete = options.cases is None and options.chips == tuple(CHIPS)
+    complete = set(options.cases) == set(names) and set(options.chips) == set(CHIPS)
     results = about() | {"results": compile_all(options)}
     faults = [fault for result in results["results"] for fault in find_faults(result)]
     out = OUT if complete and options.out is None else options.out
@@ -95,10 +93,8 @@ def compile_all(options: argparse.Namespace) -> list[dict]:
     names = (*CASES, *STEPS)
     jobs = []
     for chip in options.chips:
-        slow = SLOW_ON_TPU if options.cases is None and CHIPS[chip].device == "tpu" else ()
-        chosen = [name for name in options.cases or names if name not in slow]
         # Steps first: they take longest. Kernels apart from them: a step's reports would be thousands of files.
-        jobs += [(chip, [name for name in chosen if name in kind]) for kind in (STEPS, CASES)]
+        jobs += [(chip, [name for name in options.cases if name in kind]) for kind in (STEPS, CASES)]
     jobs = sorted((job for job in jobs if job[1]), key=lambda job: job[1][0] in CASES)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         results = [result for found in pool.map(lambda job: compile_job(*job, options.seconds), jobs) for result in found]
@@ -182,7 +178,7 @@ def find_faults(result: dict) -> list[str]:
         return [f"{name}: {result['error']}"]
     case = CASES.get(result["case"])
     if case is None:
-        return []
+        return [] if result["num_kernels"] else [f"the step of {name}: compiled without a kernel"]
     if "lacks" in result:
         return [f"{name}: there should be a kernel, but: {result['lacks']}"] if chip.device in case.devices else []
     faults = [] if result["kernels"] else [f"{name}: compiled without a kernel"]

@@ -29,6 +29,7 @@ from seqmodels.training.state import Setup
 
 def main(chip_name: str, folder: str, *names: str) -> None:
     chip = CHIPS[chip_name]
+    jax.config.update("jax_optimization_level", chip.level)
     devices = absent_devices(chip)
     for name in names:
         say({"case": name})

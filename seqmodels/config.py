@@ -26,7 +26,7 @@ from seqmodels.training.state import TrainConfig
 # Fields younger than some run folders, with what their runs had.
 YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
 YOUNG_TRAIN_FIELDS = {"init_from": None}
-YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None}}
+YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
 YOUNG_DATA_FIELDS = {"task": "text", "tasks": {}}
 
 

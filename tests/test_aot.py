@@ -85,6 +85,8 @@ def test_what_is_a_fault(scripts):
     assert not faults(case="selective scan", matrix_instructions=0)
     find = scripts["aot"].find_faults
     assert "layout" in find({"case": "gla", "chip": "v5e", "error": "layout"})[0]
+    step = {"case": "gla", "chip": "v5e", "kind": "step"}
+    assert "without a kernel" in find(step | {"num_kernels": 0})[0] and not find(step | {"num_kernels": 8})
     missing = {"case": "softmax attention", "kind": "op", "lacks": "a reason"}
     assert "should be a kernel" in find(missing | {"chip": "v6e"})[0] and not find(missing | {"chip": "sm_90a"})
 

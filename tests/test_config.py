@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from seqmodels import config, mixers
 from seqmodels.data import synthetic
 from seqmodels.errors import UserError
 from tests.configs import tiny
+
+RUN_CONFIGS = Path(__file__).parent / "run_configs"
 
 
 def test_json_round_trip(tmp_path):
@@ -127,6 +130,14 @@ def test_a_run_folder_older_than_a_field_is_still_read(tmp_path):
         del values["data"][name]
     for name in config.YOUNG_TRAIN_FIELDS:
         del values["train"][name]
-    del values["model"]["mixers"]["linear_attention"]["norm_eps"]
+    for name in config.YOUNG_MIXER_FIELDS["linear_attention"]:
+        del values["model"]["mixers"]["linear_attention"][name]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert config.load(tmp_path / "config.json") == original
+
+
+@pytest.mark.parametrize("path", sorted(RUN_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_config_of_an_old_run_is_still_read(path):
+    """Configs of runs of that day, with every mixer there was: a field that came later belongs in one of config.YOUNG_*."""
+    loaded = config.flatten(json.loads(json.dumps(config.to_dict(config.load(path)))))
+    assert config.flatten(json.loads(path.read_text())).items() <= loaded.items()

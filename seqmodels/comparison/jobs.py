@@ -34,6 +34,7 @@ OUTCOME, COST = "outcome.json", "cost.json"
 FINISHED, DIVERGED = "finished", "diverged"
 POLL_SECONDS = 0.3
 LINE_SECONDS = 20.0  # between two lines of progress where there is no terminal
+REWRITE_SECONDS = 1.0  # on a terminal
 # Several processes on one accelerator: none may take all of its memory at once.
 SHARED_DEVICE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -136,12 +137,14 @@ class Executor:
                 while True:
                     signals.check()
                     self._finish_those_that_ended()
-                    due = self._due()
-                    if not due and not self._children:
-                        break
-                    if not self._start(due):
-                        self._display.update(self._estimate_line())
-                        time.sleep(POLL_SECONDS)
+                    if self._has_room():
+                        due = self._due()
+                        if not due and not self._children:
+                            break
+                        if self._start(due):
+                            continue
+                    self._display.update(self._estimate_line)
+                    time.sleep(POLL_SECONDS)
             finally:
                 self._stop_children()
                 self._display.close()
@@ -205,11 +208,12 @@ class Executor:
 
     # -- children
 
+    def _has_room(self) -> bool:
+        return len(self._children) < self.jobs and not any(child.job.alone for child in self._children)
+
     def _start(self, due: list[Job]) -> bool:
-        """Start the next job, if there is one and room for it."""
+        """Start the next job, if there is one that can be."""
         running = {child.job.name for child in self._children}
-        if len(self._children) >= self.jobs or any(child.job.alone for child in self._children):
-            return False
         for job in due:
             if job.name in running or (job.alone and self._children):
                 continue
@@ -390,16 +394,19 @@ class Display:
 
     def __init__(self, stream: TextIO):
         self._stream, self._is_terminal = stream, stream.isatty()
-        self._next = time.monotonic() + LINE_SECONDS
+        self._seconds = REWRITE_SECONDS if self._is_terminal else LINE_SECONDS
+        self._next = time.monotonic() + self._seconds
 
-    def update(self, text: str) -> None:
-        """The state of things."""
+    def update(self, text: Callable[[], str]) -> None:
+        """The state of things, asked for when it is due: finding out reads files, which the runs' cores should not be kept from."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._seconds
         if self._is_terminal:
-            self._stream.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+            self._stream.write(f"\r\x1b[K{text()[: shutil.get_terminal_size().columns - 1]}")
             self._stream.flush()
-        elif time.monotonic() >= self._next:
-            self._next = time.monotonic() + LINE_SECONDS
-            print(text, file=self._stream, flush=True)
+        else:
+            print(text(), file=self._stream, flush=True)
 
     def line(self, text: str) -> None:
         """Something that stays."""

@@ -128,6 +128,43 @@ def test_small_gate_gradients_keep_their_digits(form, kind):
     assert np.median(np.abs(found - expected) / np.abs(expected)) < 1e-5
 
 
+# Log decays out of normal numbers as layers make them, and closed ones.
+GATES = {
+    "GLA": lambda x: -np.logaddexp(0, -x) / 16,
+    "log sigmoid": lambda x: -np.logaddexp(0, -x),
+    "RWKV-6": lambda x: -np.exp(x - 2),
+    "-5 to -20": lambda x: -12.5 + 7.5 * np.tanh(x),
+}
+
+
+def narrow(inputs, dtype=jnp.bfloat16):
+    """Inputs as a layer that computes in `dtype` has them: decays and state are float32."""
+    return {name: jnp.asarray(x, dtype if name in ("q", "k", "v") else None) for name, x in inputs.items()}
+
+
+def gate_gradient_errors(inputs, differentiate, judge):
+    """For each of GATES the error of log_decay's gradient in bfloat16 as a part of its length (L2), against float64.
+
+    `differentiate` is one of a form (see forms.py), `judge` of (inputs, reset, *cotangents) its last result.
+    """
+    d_o, d_state = cotangents_for(inputs)
+    cotangents = jnp.asarray(d_o, jnp.bfloat16), d_state
+    x = np.random.default_rng(3).standard_normal(inputs["log_decay"].shape)
+    found = {}
+    for name, gate in GATES.items():
+        inputs = narrow(inputs | {"log_decay": gate(x).astype(np.float32)})
+        gradient = np.asarray(differentiate(inputs, None, cotangents)[1]["log_decay"], np.float64)
+        expected = judge(inputs, None, *cotangents)[-1]["log_decay"]
+        found[name] = np.linalg.norm(gradient - expected) / np.linalg.norm(expected)
+    return found
+
+
+def judge(inputs, reset, *cotangents):
+    """Outputs, final state and gradients in float64."""
+    o, state, tape = run(inputs, reset)
+    return o, state, gradients(tape, *cotangents)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 16, 33])
 @pytest.mark.parametrize("chunk_size", [1, 3, 16, 64])
 def test_any_length_and_any_chunk_size(steps, chunk_size):
