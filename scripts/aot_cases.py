@@ -28,7 +28,7 @@ class Chip:
 
 CHIPS = {
     # XLA's own part of a gradient, chunks that it prepares above all, takes a minute or more of optimisation, and nothing here is
-    # read off it; Mosaic's kernels and ptxas come out the same without (bundles of a TPU's within 2 %).
+    # read off it; Mosaic's kernels and ptxas come out the same without (a TPU's within 2 % of bundles, 1 MiB of VMEM).
     "v5e": Chip("TPU v5e", "tpu", "tpu", "v5e:2x2", 128 * 2**20, level="O0"),
     "v6e": Chip("TPU v6e", "tpu", "tpu", "v6e:2x2", 128 * 2**20, level="O0"),
     "sm_90a": Chip(

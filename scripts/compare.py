@@ -51,21 +51,21 @@ def main(argv: Sequence[str]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     with loop.only_process_in(workdir):
         # Here once, and not by several runs at once: the tokens are cached, the tokenizer's size decides the models'.
-        vocab_size = data.prepare(from_config_dict(base).data, seed=base["seed"]).vocab_size
+        dataset = data.prepare(from_config_dict(base).data, seed=base["seed"])
+        about = about_this_comparison(argv) | {"training_data": dataset.fingerprint}
         try:
-            compare(plan.Plan(config, workdir, vocab_size), vocab_size, values["jobs"], argv)
+            compare(plan.Plan(config, workdir, dataset.vocab_size), dataset.vocab_size, values["jobs"], about)
         except loop.Stopped as stopped:
             print(f"{stopped}; to go on: {shlex.join(['python', *argv])}", file=sys.stderr)
             sys.exit(stopped.exit_code)
 
 
-def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, argv: Sequence[str]) -> None:
+def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, about: dict) -> None:
     """Run what is missing, and write the report."""
     for contender in planned.contenders:
         difference = "" if contender is planned.contenders[0] else f", {contender.matched.of_reference:+.2%}"
         print(f"{contender.label}: {contender.matched.sizes}: {contender.matched.counted:,.0f}{difference}", file=sys.stderr)
     plan.check_folders(planned)
-    about = about_this_comparison(argv)
     jobs.Executor(
         planned, jobs=num_jobs, train=train_command, measure=script("scripts/compare_measure.py"), vocab_size=vocab_size,
         on_complete=lambda: write_report(planned, vocab_size, about),

@@ -121,6 +121,7 @@ def _circumstances(results: Mapping) -> list[tuple[str, str]]:
         f"{source}, {tokens:,} tokens ({base['train']['steps']:,} steps of {base['data']['batch_size']} x "
         f"{base['data']['seq_len']}), {compare['seeds']} seed(s) from {base['seed']} on",
     ))  # fmt: skip
+    facts.append(("Training data", f"{about['training_data']}: a digest, equal for equal text, split and tokenizer"))
     search = f"{compare['rate_steps']:,} steps" if compare["rate_steps"] else "the full length"
     rates = ", ".join(f"{rate:g}" for rate in sorted(compare["learning_rates"]))
     facts.append((

@@ -98,7 +98,7 @@ def execute(programs, of: plan.Plan, number: int = 1) -> dict:
         of, jobs=number, train=lambda run: [str(programs / "train.py"), str(run.learning_rate), str(run.seed)],
         measure=str(programs / "measure.py"), vocab_size=VOCAB_SIZE, on_complete=lambda: None,
     ).run()  # fmt: skip
-    about = {"machine": {"processor": "", "cores": 1}, "versions": {}, "command": "", "commit": "", "date": ""}
+    about = {"machine": {"processor": "", "cores": 1}, "versions": {}, "command": "", "commit": "", "date": "", "training_data": "abc"}
     found = results.gather(of, VOCAB_SIZE, about)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
