@@ -13,7 +13,7 @@ from seqmodels import mixers
 def get_config():
     config = base.get_config(tinystories.get_config())
     config.mixers = ", ".join(("attention", *(name for name in mixers.names() if name != "attention")))
-    config.learning_rates = (1e-3, 2e-3, 4e-3, 8e-3)
+    config.learning_rates = (2e-3, 4e-3, 8e-3, 16e-3)
     config.rate_steps = 120  # x 16 x 256 tokens
     config.seeds = 2
     config.validation_tokens = 262_144
