@@ -7,7 +7,7 @@
 --config.FIELD=VALUE overrides one (--config.base.train.steps=30 --config.seeds=2). --mixers=... is short for
 --config.mixers=...; --jobs=N trains N at a time. Every run is one of train.py, in a folder of its own below --workdir; the
 same command goes on after a kill, and does nothing twice. The report is report.html, report.md, results.json and PNGs there, written
-anew whenever a mixer is complete. The last line of stdout is one JSON object.
+anew whenever a mixer's quality or cost has become known. The last line of stdout is one JSON object.
 """
 
 import json
@@ -68,7 +68,7 @@ def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, about: dict) -> 
     plan.check_folders(planned)
     jobs.Executor(
         planned, jobs=num_jobs, train=train_command, measure=script("scripts/compare_measure.py"), vocab_size=vocab_size,
-        on_complete=lambda: write_report(planned, vocab_size, about),
+        on_news=lambda: write_report(planned, vocab_size, about),
     ).run()  # fmt: skip
     found = write_report(planned, vocab_size, about)
     for warning in found["warnings"]:

@@ -103,7 +103,7 @@ class Executor:
         train: what stands after `python` to train a run (without its folder's flag).
         measure: the script that scores runs and measures costs.
         vocab_size: pieces of the tokenizer.
-        on_complete: called whenever a contender is complete.
+        on_news: called whenever the quality or the cost of a contender has become known.
     """
 
     def __init__(
@@ -114,13 +114,14 @@ class Executor:
         train: Callable[[RunPlan], Sequence[str]],
         measure: str,
         vocab_size: int,
-        on_complete: Callable[[], None],
+        on_news: Callable[[], None],
     ):
         self.plan, self.jobs, self.vocab_size = plan, jobs, vocab_size
-        self._train, self._measure, self._on_complete = functools.cache(train), measure, on_complete
+        self._train, self._measure, self._on_news = functools.cache(train), measure, on_news
         self._children: list[_Child] = []
         self._known = Known(plan)
-        self._complete: set[str] = set()
+        self._judged: set[str] = set()  # whose quality is known
+        self._complete: set[str] = set()  # and whose cost
         self._display = Display(sys.stderr)
         self._seconds: dict[str, list[float]] = {"score": [], "cost": []}
         self._step_seconds: dict[str, float] = {}
@@ -155,10 +156,12 @@ class Executor:
         """In order of the contenders; those that run already, here or elsewhere, among them."""
         by_contender = {contender.label: self._due_of(contender) for contender in self.plan.contenders}
         complete = {label for label, jobs in by_contender.items() if not jobs}
+        judged = {label for label, jobs in by_contender.items() if all(job.alone for job in jobs)}
         if complete - self._complete:
             self._display.line(f"complete: {', '.join(label for label in by_contender if label in complete)}")
-            self._complete = complete
-            self._on_complete()
+        if complete - self._complete or judged - self._judged:
+            self._complete, self._judged = complete, judged
+            self._on_news()
         found = [job for jobs in by_contender.values() for job in jobs]
         # With one process at a time a contender is completed before the next begins; with several, what must run alone is last.
         return found if self.jobs == 1 else sorted(found, key=lambda job: job.alone)

@@ -91,15 +91,19 @@ def planned(folder, **changes) -> plan.Plan:
     return plan.Plan(config, folder / "compare", VOCAB_SIZE)
 
 
-def execute(programs, of: plan.Plan, number: int = 1) -> dict:
+ABOUT = {
+    "machine": {"processor": "", "cores": 1}, "versions": {}, "command": "", "commit": "", "date": "", "training_data": "abc"
+}  # fmt: skip
+
+
+def execute(programs, of: plan.Plan, number: int = 1, on_news=lambda: None) -> dict:
     """Carry it out; the results."""
     of.workdir.mkdir(exist_ok=True)
     jobs.Executor(
         of, jobs=number, train=lambda run: [str(programs / "train.py"), str(run.learning_rate), str(run.seed)],
-        measure=str(programs / "measure.py"), vocab_size=VOCAB_SIZE, on_complete=lambda: None,
+        measure=str(programs / "measure.py"), vocab_size=VOCAB_SIZE, on_news=on_news,
     ).run()  # fmt: skip
-    about = {"machine": {"processor": "", "cores": 1}, "versions": {}, "command": "", "commit": "", "date": "", "training_data": "abc"}
-    found = results.gather(of, VOCAB_SIZE, about)
+    found = results.gather(of, VOCAB_SIZE, ABOUT)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
 
@@ -130,6 +134,22 @@ def test_every_run_once(programs, number):
         )
     assert found["warnings"] == []
     assert execute(programs, of, number) == found and len(started(of)) == len(expected)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_known_is_reported_at_once(programs, number):
+    """With several processes costs are measured last, and the report does not wait for them."""
+    of, news = planned(programs, seeds=1), []
+
+    def note():
+        rows = results.gather(of, VOCAB_SIZE, ABOUT)["mixers"].values()
+        news.append(tuple(sum(row[part] is not None for row in rows) for part in ("quality", "cost")))
+
+    execute(programs, of, number, note)
+    if number == 1:
+        assert news == [(1, 0), (1, 1), (2, 1), (2, 2)]
+    else:  # the two may also be judged at once
+        assert news[-3:] == [(2, 0), (2, 1), (2, 2)]
 
 
 def test_a_short_search_is_apart_from_the_runs_that_are_reported(programs):
