@@ -5,6 +5,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops import time_invariant
+from seqmodels.ops.arguments import check_arguments, shapes_of
 
 _WIDE = 8  # taps; above, one pass over the sequence for each takes longer than an FFT or a loop
 
@@ -70,18 +71,13 @@ def causal_conv(
 
 
 def _check_shapes(x, weight, bias, state, reset):
+    shapes = shapes_of(x=x, weight=weight)
     if x.ndim != 3 or weight.ndim != 2 or weight.shape[1] != x.shape[2] or weight.shape[0] < 1:
-        raise ValueError(f"x must be [B, T, D] and weight [W, D]; got x {list(x.shape)}, weight {list(weight.shape)}")
+        raise ValueError(f"x must be [B, T, D] and weight [W, D]; got {shapes}")
     batch, steps, channels = x.shape
     expected = {
         "bias": (bias, (channels,)),
         "state": (state, (batch, weight.shape[0] - 1, channels)),
         "reset": (reset, (batch, steps)),
     }
-    for name, (array, shape) in expected.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(
-                f"{name} must be {list(shape)} for x {list(x.shape)} and weight {list(weight.shape)}; got {list(array.shape)}"
-            )
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset must be bool; got {reset.dtype}")
+    check_arguments(expected, shapes)

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqmodels.ops import choices, time_invariant, tuning
+from seqmodels.ops import time_invariant
+from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.linear_recurrence import linear_recurrence
 
 RULES = ("zoh", "bilinear")
@@ -118,24 +119,16 @@ def diagonal_ssm(
       NotImplementedError: the implementation does not exist; the message says what is missing.
     """
     _check(u, dA_minus_1, dB, C, state, reset)
-    if implementation is None:
-        # Measured on a CPU at B 16, T 256, D 128, N 64, forward and backward: parallel 9 ms, chunked 25 (with documents 120 and 43),
-        # recurrent 350, associative 1600.
-        long = "parallel" if reset is None else "chunked"
-        implementation = "recurrent" if u.shape[1] == 1 else long
-    choices.check(implementation, chunk_size)
-    form = _IMPLEMENTATIONS[implementation]
-    chunk_size = tuning.chunk_size("diagonal_ssm", u.shape[1], chunk_size) if implementation == "chunked" else None
-    choices.note("diagonal_ssm", implementation, chunk_size)
-    if implementation == "chunked":
-        form = functools.partial(form, chunk_size)
     system = tuple(x.astype(jnp.complex64) for x in (dA_minus_1, dB, C))
-    y, state = form(u.astype(jnp.float32), system, None if state is None else state.astype(jnp.float32), reset)
-    return y.astype(u.dtype), state
+    # Measured on a CPU at B 16, T 256, D 128, N 64, forward and backward: parallel 9 ms, chunked 25 (with documents 120 and 43),
+    # recurrent 350, associative 1600.
+    return time_invariant.run(
+        "diagonal_ssm", _IMPLEMENTATIONS, u, system, state, reset, implementation=implementation, chunk_size=chunk_size
+    )
 
 
 def _check(u, dA_minus_1, dB, C, state, reset):
-    shapes = f"u {list(u.shape)}, dA_minus_1 {list(dA_minus_1.shape)}, dB {list(dB.shape)}, C {list(C.shape)}"
+    shapes = shapes_of(u=u, dA_minus_1=dA_minus_1, dB=dB, C=C)
     if u.ndim != 3 or u.shape[1] == 0 or dA_minus_1.ndim != 2 or dA_minus_1.shape[0] != u.shape[2]:
         raise ValueError(f"u must be [B, T, D] with T >= 1 and dA_minus_1 [D, M]; got {shapes}")
     modes = dA_minus_1.shape
@@ -145,11 +138,7 @@ def _check(u, dA_minus_1, dB, C, state, reset):
         "state": (state, (u.shape[0], modes[0], 2 * modes[1])),
         "reset": (reset, u.shape[:2]),
     }
-    for name, (array, shape) in expected.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{name} must be {list(shape)}; got {list(array.shape)} with {shapes}")
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset must be bool; got {reset.dtype}")
+    check_arguments(expected, shapes)
 
 
 def _zeros(u, system):

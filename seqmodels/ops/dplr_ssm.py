@@ -28,7 +28,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqmodels.ops import choices, time_invariant, tuning
+from seqmodels.ops import time_invariant
+from seqmodels.ops.arguments import check_arguments, shapes_of
 
 
 def dplr_ssm(
@@ -67,20 +68,12 @@ def dplr_ssm(
       NotImplementedError: the implementation does not exist; the message says what is missing.
     """
     _check(u, A, P, B, C, dt, state, reset)
-    if implementation is None:
-        # Measured on a CPU at B 16, T 256, D 128, N 64, forward and backward: parallel 45 ms, chunked 91 (with documents
-        # 155 and 100), recurrent 890.
-        long = "parallel" if reset is None else "chunked"
-        implementation = "recurrent" if u.shape[1] == 1 else long
-    choices.check(implementation, chunk_size)
-    form = _IMPLEMENTATIONS[implementation]
-    chunk_size = tuning.chunk_size("dplr_ssm", u.shape[1], chunk_size) if implementation == "chunked" else None
-    choices.note("dplr_ssm", implementation, chunk_size)
-    if implementation == "chunked":
-        form = functools.partial(form, chunk_size)
     system = _discretise(*(x.astype(jnp.complex64) for x in (A, P, B, C)), dt.astype(jnp.float32)[:, None])
-    y, state = form(u.astype(jnp.float32), system, None if state is None else state.astype(jnp.float32), reset)
-    return y.astype(u.dtype), state
+    # Measured on a CPU at B 16, T 256, D 128, N 64, forward and backward: parallel 45 ms, chunked 91 (with documents
+    # 155 and 100), recurrent 890.
+    return time_invariant.run(
+        "dplr_ssm", _IMPLEMENTATIONS, u, system, state, reset, implementation=implementation, chunk_size=chunk_size
+    )
 
 
 def kernel(
@@ -97,7 +90,7 @@ def kernel(
 
 
 def _check(u, A, P, B, C, dt, state, reset):
-    shapes = f"u {list(u.shape)}, A {list(A.shape)}, P {list(P.shape)}, B {list(B.shape)}, C {list(C.shape)}"
+    shapes = shapes_of(u=u, A=A, P=P, B=B, C=C)
     if u.ndim != 3 or u.shape[1] == 0 or A.ndim != 2 or A.shape[0] != u.shape[2]:
         raise ValueError(f"u must be [B, T, D] with T >= 1 and A [D, M]; got {shapes}")
     expected = {
@@ -108,11 +101,7 @@ def _check(u, A, P, B, C, dt, state, reset):
         "state": (state, (u.shape[0], A.shape[0], 2 * A.shape[1])),
         "reset": (reset, u.shape[:2]),
     }
-    for name, (array, shape) in expected.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{name} must be {list(shape)}; got {list(array.shape)} with {shapes}")
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset must be bool; got {reset.dtype}")
+    check_arguments(expected, shapes)
 
 
 # ---- one step. A state is a pair of real numbers per mode, [.., D, 2M], the real parts first.

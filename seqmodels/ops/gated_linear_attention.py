@@ -25,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops import choices, chunked_core, documents, kernels, target
+from seqmodels.ops.arguments import check_arguments, shapes_of
 
 
 class _Inputs(NamedTuple):
@@ -101,9 +102,7 @@ def gated_linear_attention(
 
 def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:2] != q.shape[:2]:
-        raise ValueError(
-            f"q and k must both be [B, T, G, K] and v [B, T, H, V]; got q {q.shape}, k {k.shape}, v {v.shape}"
-        )
+        raise ValueError(f"q and k must both be [B, T, G, K] and v [B, T, H, V]; got {shapes_of(q=q, k=k, v=v)}")
     batch, steps, groups, channels = q.shape
     heads, width = v.shape[2:]
     if steps == 0:
@@ -111,20 +110,13 @@ def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     if heads % groups:
         raise ValueError(f"v's heads must be a multiple of q's and k's; got q {q.shape}, v {v.shape}")
     expected = {
-        "log_decay": (log_decay, ((batch, steps, heads, channels), (batch, steps, heads, 1))),
-        "value_log_decay": (value_log_decay, ((batch, steps, heads, width),)),
-        "bonus": (bonus, ((heads, channels),)),
-        "state": (state, ((batch, heads, channels, width),)),
-        "reset": (reset, ((batch, steps),)),
+        "log_decay": (log_decay, (batch, steps, heads, channels), (batch, steps, heads, 1)),
+        "value_log_decay": (value_log_decay, (batch, steps, heads, width)),
+        "bonus": (bonus, (heads, channels)),
+        "state": (state, (batch, heads, channels, width)),
+        "reset": (reset, (batch, steps)),
     }
-    for name, (array, shapes) in expected.items():
-        if array is not None and array.shape not in shapes:
-            wanted = " or ".join(str(list(shape)) for shape in shapes)
-            raise ValueError(
-                f"{name} must be {wanted} for q {list(q.shape)} and v {list(v.shape)}; got {list(array.shape)}"
-            )
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset must be bool; got {reset.dtype}")
+    check_arguments(expected, shapes_of(q=q, v=v))
 
 
 def _recurrent(q, k, v, log_decay, value_log_decay, bonus, state, reset):

@@ -27,6 +27,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
 from seqmodels.ops import choices, kernels, target, tuning
+from seqmodels.ops.arguments import check_arguments, shapes_of
 
 
 def linear_recurrence(
@@ -78,14 +79,9 @@ def linear_recurrence(
 
 def _check(a, b, state, reset):
     if a.ndim < 2 or a.shape != b.shape or a.shape[1] == 0:
-        raise ValueError(f"a and b must both be [B, T, ...] with T >= 1; got a {list(a.shape)}, b {list(b.shape)}")
-    channels = (a.shape[0], *a.shape[2:])
-    if state is not None and state.shape != channels:
-        raise ValueError(f"state must be {list(channels)} for a {list(a.shape)}; got {list(state.shape)}")
-    if reset is not None and reset.shape != a.shape[:2]:
-        raise ValueError(f"reset must be {list(a.shape[:2])} for a {list(a.shape)}; got {list(reset.shape)}")
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset must be bool; got {reset.dtype}")
+        raise ValueError(f"a and b must both be [B, T, ...] with T >= 1; got {shapes_of(a=a, b=b)}")
+    expected = {"state": (state, (a.shape[0], *a.shape[2:])), "reset": (reset, a.shape[:2])}
+    check_arguments(expected, shapes_of(a=a))
 
 
 def _drop(x, start: Bool[Array, "..."] | None):

@@ -29,6 +29,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops import choices
+from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -104,10 +105,7 @@ def mlstm_cell(
 
 def _check(q, k, v, input_gate_logit, forget_gate_logit, state, reset):
     if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(
-            "q and k must both be [B, T, H, K] and v [B, T, H, V]; "
-            f"got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
-        )
+        raise ValueError(f"q and k must both be [B, T, H, K] and v [B, T, H, V]; got {shapes_of(q=q, k=k, v=v)}")
     batch, steps, heads, channels = q.shape
     if steps == 0:
         raise ValueError(f"a sequence has at least one step; got q {list(q.shape)}")
@@ -120,14 +118,7 @@ def _check(q, k, v, input_gate_logit, forget_gate_logit, state, reset):
         "state.m": (m, (batch, heads)),
         "reset": (reset, (batch, steps)),
     }
-    for name, (array, shape) in expected.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(
-                f"{name} must be {list(shape)} for q {list(q.shape)} and v {list(v.shape)}; "
-                f"got {list(array.shape)}"
-            )
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset must be bool; got {reset.dtype}")
+    check_arguments(expected, shapes_of(q=q, v=v))
 
 
 def _read(numerator, denominator, gauge, m, eps):

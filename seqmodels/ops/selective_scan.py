@@ -32,6 +32,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops import choices, kernels, target, tuning
+from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.linear_recurrence import linear_recurrence
 
 
@@ -89,7 +90,7 @@ def selective_scan(
 
 
 def _check(x, dt, A, B, C, state, reset):
-    shapes = f"x {list(x.shape)}, dt {list(dt.shape)}, A {list(A.shape)}, B {list(B.shape)}, C {list(C.shape)}"
+    shapes = shapes_of(x=x, dt=dt, A=A, B=B, C=C)
     if x.ndim != 3 or x.shape[1] == 0 or A.ndim != 2:
         raise ValueError(f"x must be [B, T, E] with T >= 1 and A [E, N]; got {shapes}")
     (batch, steps, channels), states = x.shape, A.shape[1]
@@ -101,11 +102,7 @@ def _check(x, dt, A, B, C, state, reset):
         "state": (state, (batch, channels, states)),
         "reset": (reset, (batch, steps)),
     }
-    for name, (array, shape) in expected.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{name} must be {list(shape)}; got {list(array.shape)} with {shapes}")
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset must be bool; got {reset.dtype}")
+    check_arguments(expected, shapes)
 
 
 def _float32(*arrays):

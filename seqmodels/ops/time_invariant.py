@@ -12,14 +12,16 @@ the system itself, to which all contribute. No product sums over rows, channels 
 Without ``reset`` nothing is selected, and a NaN reaches the whole of its chunk (of its sequence, through an FFT).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from seqmodels.ops import choices, tuning
 from seqmodels.ops.long_conv import long_conv
 
 
@@ -34,6 +36,40 @@ class Tables(NamedTuple):
     """State after step C - 1 from the inputs at steps 0 .. C - 1."""
     advance: Callable[[int], Callable[[Float[Array, "*b D N"]], Float[Array, "*b D N"]]]
     """For a number of steps (at most C): what those do to a state without input."""
+
+
+def run(
+    op: str,
+    forms: Mapping[str, Callable],
+    u: Float[Array, "B T D"],
+    system: Any,
+    state: Float[Array, "B D N"] | None,
+    reset: Bool[Array, "B T"] | None,
+    *,
+    implementation: str | None,
+    chunk_size: int | None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B D N"]]:
+    """An op's output, in the dtype of ``u``, and its float32 state, by the form asked for or, for None, the fastest on a CPU.
+
+    Args:
+      op: its name.
+      forms: functions of (u, system, state, reset), that of ``chunked`` of the chunk size ahead of them.
+
+    Raises:
+      ValueError: an unknown implementation.
+      NotImplementedError: the form's, where the op has none.
+    """
+    if implementation is None:
+        long = "parallel" if reset is None else "chunked"
+        implementation = "recurrent" if u.shape[1] == 1 else long
+    choices.check(implementation, chunk_size)
+    form = forms[implementation]
+    chunk_size = tuning.chunk_size(op, u.shape[1], chunk_size) if implementation == "chunked" else None
+    choices.note(op, implementation, chunk_size)
+    if implementation == "chunked":
+        form = functools.partial(form, chunk_size)
+    y, state = form(u.astype(jnp.float32), system, None if state is None else state.astype(jnp.float32), reset)
+    return y.astype(u.dtype), state
 
 
 def convolve(

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops.arguments import check_arguments, shapes_of
+
 
 def token_shift(
     x: Float[Array, "B T D"],
@@ -37,8 +39,4 @@ def _check_shapes(x, state, reset):
     if x.ndim != 3 or x.shape[1] == 0:
         raise ValueError(f"x must be [B, T, D] with at least one step; got {list(x.shape)}")
     batch, steps, channels = x.shape
-    for name, array, shape in (("state", state, (batch, channels)), ("reset", reset, (batch, steps))):
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{name} must be {list(shape)} for x {list(x.shape)}; got {list(array.shape)}")
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset must be bool; got {reset.dtype}")
+    check_arguments({"state": (state, (batch, channels)), "reset": (reset, (batch, steps))}, shapes_of(x=x))
