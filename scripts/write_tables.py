@@ -1,8 +1,9 @@
-"""Writes the table of README.md and the page docs/mixers.md from what was measured and from the mixers' own files.
+"""Writes the tables of README.md and the page docs/mixers.md from what was measured and from the mixers' own files.
 
     python scripts/write_tables.py [--results=benchmarks/results/tinystories_cpu.json]
 
-`make test` fails when either is not what this would write. scripts/tinystories_table.py makes the results file.
+`make test` fails when one of them is not what this would write. scripts/tinystories_table.py makes the results file, and
+scripts/compare.py (configs/compare/tinystories_small.py) docs/tinystories_small.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from seqmodels import command_line, mixers
 from seqmodels.errors import UserError
 
 RESULTS = ROOT / "benchmarks" / "results" / "tinystories_cpu.json"
+COMPARISON = ROOT / "docs" / "tinystories_small" / "results.json"
 BEGIN, END = "<!-- table: scripts/write_tables.py -->", "<!-- end of table -->"
+BEGIN_COMPARISON = "<!-- table: docs/tinystories_small -->"
 
 # Table 1 of arXiv 2312.06635: what the state is multiplied by. The names are those of seqmodels/mixers.
 TABLE_1 = {
@@ -43,21 +46,48 @@ def main() -> None:
     if not options.results.is_file():
         raise UserError(f"{options.results} does not exist; scripts/tinystories_table.py --out={options.results} makes it")
     results = json.loads(options.results.read_text())
-    for path, text in pages(results).items():
+    for path, text in pages(results, json.loads(COMPARISON.read_text())).items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")
 
 
-def pages(results: dict) -> dict[Path, str]:
+def pages(results: dict, comparison: dict) -> dict[Path, str]:
     """Each file that holds a table, as it should be."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return {
-        ROOT / "README.md": f"{before}{BEGIN}\n{results_table(results)}\n{END}{after}",
-        ROOT / "docs" / "mixers.md": mixers_page(results),
-    }
+    for begin, table in ((BEGIN, results_table(results)), (BEGIN_COMPARISON, comparison_table(comparison))):
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n{table}\n{END}{rest.split(END, 1)[1]}"
+    return {ROOT / "README.md": readme, ROOT / "docs" / "mixers.md": mixers_page(results)}
+
+
+def comparison_table(results: dict) -> str:
+    """The mixers of a comparison by bits per byte, best first, and last those that have not been run."""
+    seq_len = str(results["base"]["data"]["seq_len"])
+    lines = [
+        "| mixer | bits per byte | perplexity | recall hits, nats | the rest, nats | learning rate | parameters "
+        f"| state bytes at T = {seq_len} | training tokens/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def rank(item):
+        quality = item[1]["quality"]
+        return quality["bits_per_byte"]["mean"] if quality else float("inf")
+
+    for name, row in sorted(results["mixers"].items(), key=rank):
+        quality, cost = row["quality"], row["cost"]
+        cells = [f"`{name}`", *[""] * 8]
+        if quality:
+            cells[1:5] = (
+                f"{quality[part]['mean']:.{digits}f}"
+                for part, digits in (("bits_per_byte", 3), ("perplexity", 2), ("hit_loss", 3), ("rest_loss", 3))
+            )
+            cells[5] = f"{row['best_rate']:g}"
+        cells[6] = f"{row['counted']:,.0f}"
+        if cost:
+            cells[7:] = f"{cost['state_bytes'][seq_len]:,}", f"{cost['train_tokens_per_second']:,.0f}"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def results_table(results: dict) -> str:

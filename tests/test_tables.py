@@ -20,7 +20,8 @@ def write_tables():
 
 
 def test_the_tables_are_current(write_tables):
-    for path, text in write_tables.pages(json.loads(write_tables.RESULTS.read_text())).items():
+    sources = (json.loads(path.read_text()) for path in (write_tables.RESULTS, write_tables.COMPARISON))
+    for path, text in write_tables.pages(*sources).items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run scripts/write_tables.py"
 
 
@@ -30,6 +31,10 @@ def test_a_row_that_was_not_run_is_empty(write_tables):
     table = write_tables.results_table({"rows": {"gla": row}})
     assert table.splitlines()[-1].endswith("|  |  |  |")
     assert "not measured" in write_tables.mixers_page({"rows": {}})
+    missing = {"quality": None, "cost": None, "counted": 10.0}
+    results = json.loads(write_tables.COMPARISON.read_text())
+    lines = write_tables.comparison_table({"base": results["base"], "mixers": {"gla": missing} | results["mixers"]}).splitlines()
+    assert "| `gla` |  |  |  |  |  | 10 |  |  |" in lines and lines[2].startswith("| `") and "|  |" not in lines[2]
 
 
 @pytest.mark.parametrize("name", mixers.names())
