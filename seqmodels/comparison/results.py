@@ -215,7 +215,8 @@ def _pairs(plan: Plan, known: Known) -> list[dict]:
     by_document = np.array([
         np.mean([score.sums(measure, reported)[0] for score in by_seed.values()], axis=0) for _, by_seed in complete
     ])  # fmt: skip
-    drawn = statistics.resampled_means(by_document, tokens, seed=BOOTSTRAP_SEED)
+    resamples = statistics.resamples_for(len(complete) * (len(complete) - 1) // 2)
+    drawn = statistics.resampled_means(by_document, tokens, seed=BOOTSTRAP_SEED, resamples=resamples)
     found = []
     for i, (better, by_seed) in enumerate(complete):
         for j in range(i + 1, len(complete)):

@@ -14,6 +14,7 @@ from scipy import special
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000  # of the bootstrap: p-values down to 5e-4
+SMALLEST_P_VALUE = 0.01  # that the bootstrap must be able to find, after the correction for several tests
 BLOCK = 4_000_000  # numbers drawn at once
 
 
@@ -70,6 +71,11 @@ def paired_over_seeds(
     else:
         p_value = 2.0 * float(special.stdtr(n - 1, -abs(estimate.mean) / error))
     return Difference(estimate.mean, estimate.low, estimate.high, p_value)
+
+
+def resamples_for(tests: int) -> int:
+    """How many resamples so many tests need, or no difference could be significant after `holm` made its p-value larger."""
+    return max(RESAMPLES, math.ceil(2 * tests / SMALLEST_P_VALUE))
 
 
 def resampled_means(

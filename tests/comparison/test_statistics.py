@@ -63,6 +63,14 @@ def test_equal_models_do_not_differ():
     assert statistics.paired_over_documents(0.0, drawn[0], drawn[1]).p_value == 1.0
 
 
+@pytest.mark.parametrize("tests", [1, 3, 171])
+def test_a_plain_difference_is_found_among_many(tests):
+    """However many differences are tested, one that every resample shows stays significant after the correction."""
+    resamples = statistics.resamples_for(tests)
+    found = statistics.paired_over_documents(-1.0, np.zeros(resamples), np.ones(resamples))
+    assert statistics.holm([found.p_value] + [1.0] * (tests - 1))[0] <= statistics.SMALLEST_P_VALUE
+
+
 def test_the_bootstrap_is_rarely_wrong_about_nothing():
     """Of 200 pairs without a difference about a twentieth have p < 0.05 (binomial: 2 to 20 with probability 0.998)."""
     rng = np.random.default_rng(1)
