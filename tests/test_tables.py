@@ -33,7 +33,7 @@ def test_a_row_that_was_not_run_is_empty(write_tables):
     assert "not measured" in write_tables.mixers_page({"rows": {}})
     missing = {"quality": None, "cost": None, "counted": 10.0}
     results = json.loads(write_tables.COMPARISON.read_text())
-    lines = write_tables.comparison_table({"base": results["base"], "mixers": {"gla": missing} | results["mixers"]}).splitlines()
+    lines = write_tables.comparison_table({"base": results["base"], "mixers": results["mixers"] | {"gla": missing}}).splitlines()
     assert "| `gla` |  |  |  |  |  | 10 |  |  |" in lines and all(cell.strip() for cell in lines[2].split("|")[1:8])
 
 
