@@ -13,7 +13,9 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from seqmodels.comparison import measure as measures
 
 DPI = 130
-STYLES = ("-", "--", ":", "-.")
+COLOURS = 10  # matplotlib's; beyond them lines have another style and points another shape
+STYLES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
+CROWD = 6  # rows whose names beside their points want more room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +50,15 @@ def _pareto(results: Mapping) -> Figure | None:
         "time to train, at the speed measured alone": (_training_seconds(results), "s"),
         f"one decoded token after {int(longest):,}": (lambda row: row["cost"]["decode_seconds"][longest], "s"),
     }
-    figure, axes = _panels(len(panels), sharey=True)
+    figure, axes = _panels(len(panels), larger=len(rows) > CROWD, sharey=True)
     for panel, (title, (cost, unit)) in zip(axes, panels.items()):
         for label, row in rows.items():
             found = row["quality"][measure.name]
             reach = None if found["low"] is None else [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
             panel.errorbar(
-                [cost(row)], [found["mean"]], yerr=reach, fmt="o", ms=6, capsize=3, lw=1, color=_style(results, label)["color"]
-            )
+                [cost(row)], [found["mean"]], yerr=reach, fmt=_marker(results, label), ms=6, capsize=3, lw=1,
+                color=_style(results, label)["color"],
+            )  # fmt: skip
             panel.annotate(label, (cost(row), found["mean"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
         _logarithmic(panel.set_xscale, panel.xaxis, EngFormatter(unit))
         panel.set_xlabel(title)
@@ -222,11 +225,16 @@ def _training_seconds(results: Mapping) -> Callable[[Mapping], float]:
 
 def _style(results: Mapping, label: str) -> dict:
     index = list(results["mixers"]).index(label)
-    return {"color": f"C{index % 10}", "ls": STYLES[index // 10 % len(STYLES)]}
+    return {"color": f"C{index % COLOURS}", "ls": STYLES[index // COLOURS % len(STYLES)]}
 
 
-def _panels(count: int, **options) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(6.4 if count == 1 else 4.6 * count, 4.4), layout="constrained")
+def _marker(results: Mapping, label: str) -> str:
+    return MARKERS[list(results["mixers"]).index(label) // COLOURS % len(MARKERS)]
+
+
+def _panels(count: int, *, larger: bool = False, **options) -> tuple[Figure, list[Axes]]:
+    width, height = 6.4 if count == 1 else 4.6 * count, 4.4
+    figure = Figure(figsize=(1.25 * width, 2.0 * height) if larger else (width, height), layout="constrained")
     panels = list(figure.subplots(1, count, squeeze=False, **options)[0])
     for axes in panels:
         axes.grid(alpha=0.25)
@@ -235,9 +243,10 @@ def _panels(count: int, **options) -> tuple[Figure, list[Axes]]:
 
 
 def _logarithmic(set_scale: Callable, axis, formatter) -> None:
-    """A logarithmic axis with marks at 1, 2 and 5: a range of less than a decade has some too."""
+    """A logarithmic axis; one that spans little has marks at 2 and 5 too, as less than a decade may hold no 1."""
     set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0,)))
     axis.set_major_formatter(formatter)
     axis.set_minor_formatter(NullFormatter())
 
