@@ -76,16 +76,15 @@ def comparison_table(results: dict) -> str:
 
     for name, row in sorted(results["mixers"].items(), key=rank):
         quality, cost = row["quality"], row["cost"]
-        cells = [f"`{name}`", *[""] * 8]
-        if quality:
-            cells[1:5] = (
-                f"{quality[part]['mean']:.{digits}f}"
-                for part, digits in (("bits_per_byte", 3), ("perplexity", 2), ("hit_loss", 3), ("rest_loss", 3))
-            )
-            cells[5] = f"{row['best_rate']:g}"
-        cells[6] = f"{row['counted']:,.0f}"
-        if cost:
-            cells[7:] = f"{cost['state_bytes'][seq_len]:,}", f"{cost['train_tokens_per_second']:,.0f}"
+        figures = (("bits_per_byte", 3), ("perplexity", 2), ("hit_loss", 3), ("rest_loss", 3))
+        cells = [
+            f"`{name}`",
+            *(f"{quality[part]['mean']:.{digits}f}" if quality else "" for part, digits in figures),
+            f"{row['best_rate']:g}" if quality else "",
+            f"{row['counted']:,.0f}",
+            f"{cost['state_bytes'][seq_len]:,}" if cost else "",
+            f"{cost['train_tokens_per_second']:,.0f}" if cost else "",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

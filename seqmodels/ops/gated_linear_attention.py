@@ -25,7 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops import choices, chunked_core, documents, kernels, target
-from seqmodels.ops.arguments import check_arguments, shapes_of
+from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 
 
 class _Inputs(NamedTuple):
@@ -101,14 +101,9 @@ def gated_linear_attention(
 
 
 def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
-    if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:2] != q.shape[:2]:
-        raise ValueError(f"q and k must both be [B, T, G, K] and v [B, T, H, V]; got {shapes_of(q=q, k=k, v=v)}")
-    batch, steps, groups, channels = q.shape
+    check_heads(q, k, v)
+    batch, steps, _, channels = q.shape
     heads, width = v.shape[2:]
-    if steps == 0:
-        raise ValueError(f"a sequence has at least one step; got q {q.shape}")
-    if heads % groups:
-        raise ValueError(f"v's heads must be a multiple of q's and k's; got q {q.shape}, v {v.shape}")
     expected = {
         "log_decay": (log_decay, (batch, steps, heads, channels), (batch, steps, heads, 1)),
         "value_log_decay": (value_log_decay, (batch, steps, heads, width)),
