@@ -15,6 +15,7 @@ ended goes on when it is started again.
 import argparse
 import concurrent.futures
 import contextlib
+import functools
 import importlib.util
 import math
 import time
@@ -23,7 +24,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from benchmark_kernel_cases import CASES, PASSES, REHEARSAL, SHAPES, Case, Shape
-from benchmark_shared import circumstances, positive, progress, rows_so_far, some_of, while_time_is_left, write_results
+from benchmark_shared import (
+    circumstances,
+    num_cores,
+    positive,
+    progress,
+    rows_so_far,
+    some_of,
+    while_time_is_left,
+    write_results,
+)  # fmt: skip
 
 from seqmodels import ops
 from seqmodels.ops.kernels import hopper
@@ -32,6 +42,7 @@ OURS = ("pallas", "chunked")
 PEER = "peer"
 ROUNDS = 5
 ROUND_SECONDS = 0.1  # of queued calls
+ROWS_COMPILED_TOGETHER = 8
 
 # FLOP/s of dense bfloat16 products and bytes/s of memory that a bound is counted with. The H200's are what is stated for its
 # goals; the H100 multiplies as fast. Other memories: 0.9 of the data sheet's, as the H200's is; the TPUs' products: the data sheet's.
@@ -61,9 +72,15 @@ def run(options: argparse.Namespace) -> dict:
     about = {"commit": circumstances()["commit"], "device": device.device_kind}
     # On a device its own kernels; else, in the interpreter, those of the GPU, where this JAX has one.
     interpreted = "gpu" if jax.__version_info__ >= hopper.NEEDS_JAX else "tpu"
-    for name, shape, part in while_time_is_left([row for row in possible if row not in done], options.minutes):
+    wanted = [row for row in possible if row not in done]
+    programs = {}
+    for name, shape, part in while_time_is_left(wanted, options.minutes):
         with ops.interpret(interpreted) if options.rehearse else contextlib.nullcontext():
-            row = measure(CASES[name], shapes[shape], part, peer, chip, rehearse=options.rehearse)
+            if (name, shape, part) not in programs:
+                place = wanted.index((name, shape, part))
+                programs = compile_rows(wanted[place : place + ROWS_COMPILED_TOGETHER], shapes)
+            made = programs.pop((name, shape, part))
+            row = measure(CASES[name], shapes[shape], part, made, peer, chip, rehearse=options.rehearse)
         results["rows"].append({"op": name, "shape": shape, "pass": part} | about | row)
         print_row(results["rows"][-1], first=len(results["rows"]) == 1)
         write_results(options.out, results)
@@ -76,21 +93,43 @@ def run(options: argparse.Namespace) -> dict:
 # ---- measuring
 
 
-def measure(case: Case, shape: Shape, part: str, peer, chip, *, rehearse: bool) -> dict:
-    """Milliseconds of a call of each contender, or why there is none; the bound; how far we are from the peer."""
+def compile_rows(rows: list[tuple[str, str, str]], shapes: dict[str, Shape]) -> dict[tuple[str, str, str], dict]:
+    """By row and name: each of our contenders' programs, or in one line why there is none. They compile side by side."""
+    found = {row: {} for row in rows}
+    lowered = {}
+    for row in rows:
+        case, shape, part = CASES[row[0]], shapes[row[1]], row[2]
+        arguments = jax.eval_shape(functools.partial(arguments_of, case, shape, part))
+        for name in OURS:
+            try:
+                lowered[row, name] = lower(case, name, arguments)
+            except NotImplementedError as reason:
+                found[row][name] = str(reason)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=num_cores()) as pool:
+        for (row, name), program in zip(lowered, pool.map(compiled_or_reason, lowered.values())):
+            found[row][name] = program
+    return found
+
+
+def arguments_of(case: Case, shape: Shape, part: str) -> tuple:
+    """The inputs, and for the gradient the output's cotangent."""
     inputs = case.inputs(shape, jax.random.key(0))
-    d_output = cotangent(case, inputs)
-    arguments = (inputs,) if part == "forward" else (inputs, d_output)
-    lowered, found = {}, {}
-    for name in OURS:
-        try:
-            lowered[name] = lower(case, name, arguments)
-        except NotImplementedError as reason:
-            found[name] = {"lacking": str(reason)}
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        compiled = dict(zip(lowered, pool.map(compiled_or_reason, lowered.values())))
-    calls, outputs = {}, {}
-    for name, program in compiled.items():
+    output = jax.eval_shape(lambda inputs: case.run(**inputs, implementation="chunked")[0], inputs)
+    return (inputs,) if part == "forward" else (inputs, jax.random.normal(jax.random.key(1), output.shape, output.dtype))
+
+
+def measure(case: Case, shape: Shape, part: str, programs: dict, peer, chip, *, rehearse: bool) -> dict:
+    """Milliseconds of a call of each contender, or why there is none; the bound; how far we are from the peer.
+
+    Args:
+      programs: ours, of ``compile_rows``.
+      peer: a ``Peer`` or None.
+      chip: the peaks of ``CHIPS`` or None.
+      rehearse: nothing is timed.
+    """
+    arguments = arguments_of(case, shape, part)
+    found, calls, outputs = {}, {}, {}
+    for name, program in programs.items():
         if isinstance(program, str):
             found[name] = {"lacking": program}
             continue
@@ -101,15 +140,20 @@ def measure(case: Case, shape: Shape, part: str, peer, chip, *, rehearse: bool) 
     if {*OURS} <= outputs.keys():
         pairs = zip(outputs["pallas"], outputs["chunked"])
         error["pallas to chunked"] = max(relative_error(x, reference) for x, reference in pairs)
-    if peer is not None and (call := peer.call(case, inputs, d_output, part)) is not None:
-        calls[PEER], found[PEER], output = call, {}, peer.output(case, inputs)
-        # The first leaf is the output; gradients come after it.
-        error |= {f"{name} to the peer": relative_error(outputs[name][0], output) for name in OURS if name in outputs}
+    if peer is not None and case.peer is not None:
+        try:
+            calls[PEER], output = peer.call(case, *arguments), peer.output(case, arguments[0])
+            found[PEER] = {}
+            # The first leaf is the output; gradients come after it.
+            error |= {f"{name} to the peer": relative_error(outputs[name][0], output) for name in OURS if name in outputs}
+        except Exception as reason:  # anything that a library may raise: it is their column that stays empty
+            calls.pop(PEER, None)
+            found[PEER] = {"lacking": f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:200]}"}
     outputs.clear()
     if not rehearse:
         for name, milliseconds in in_turns(calls).items():
             found[name]["ms"] = milliseconds
-    row = {"contenders": found, "error": error, "flops": case.flops(shape, part), "bytes": bytes_of(inputs, d_output, part)}
+    row = {"contenders": found, "error": error, "flops": case.flops(shape, part), "bytes": bytes_of(case, *arguments)}
     if chip is not None:
         flops, memory = chip
         row["bound_ms"] = 1e3 * max(row["flops"] / flops, row["bytes"] / memory)
@@ -144,15 +188,13 @@ def compiled_or_reason(lowered):
     return program
 
 
-def cotangent(case: Case, inputs: dict):
-    shape = jax.eval_shape(lambda inputs: case.run(**inputs, implementation="chunked")[0], inputs)
-    return jax.random.normal(jax.random.key(1), shape.shape, shape.dtype)
-
-
-def bytes_of(inputs: dict, output: jax.Array, part: str) -> int:
+def bytes_of(case: Case, inputs: dict, d_output: jax.Array | None = None) -> int:
     """What must pass through main memory: inputs and output; with the backward pass again, and the gradients of both."""
     read = sum(x.nbytes for x in inputs.values())
-    return read + output.nbytes if part == "forward" else 3 * read + 2 * output.nbytes
+    if d_output is not None:
+        return 3 * read + 2 * d_output.nbytes
+    output = jax.eval_shape(lambda inputs: case.run(**inputs, implementation="chunked")[0], inputs)
+    return read + output.size * output.dtype.itemsize
 
 
 def queued_by_jax(program, arguments) -> Callable[[int], None]:
@@ -207,21 +249,20 @@ class Peer:
     def _inputs(self, case: Case, inputs: dict) -> dict:
         return {name: self.torch.from_dlpack(x) for name, x in case.peer_inputs(inputs).items()}
 
-    def call(self, case: Case, inputs: dict, d_output: jax.Array, part: str) -> Callable[[int], None] | None:
-        """Queues so many calls and waits; None if there is no such kernel."""
-        if case.peer is None:
-            return None
-        given = {name: x.clone().requires_grad_(part != "forward") for name, x in self._inputs(case, inputs).items()}
-        d_output = self.torch.from_dlpack(d_output)
+    def call(self, case: Case, inputs: dict, d_output: jax.Array | None = None) -> Callable[[int], None]:
+        """Queues so many calls, with the gradient if there is a cotangent, and waits. It has been called once."""
+        given = {name: x.clone().requires_grad_(d_output is not None) for name, x in self._inputs(case, inputs).items()}
+        d_output = None if d_output is None else self.torch.from_dlpack(d_output)
 
         def queue(times: int) -> None:
             for _ in range(times):
                 output = case.peer(**given)
-                if part != "forward":
+                if d_output is not None:
                     self.torch.autograd.grad(output, list(given.values()), d_output.to(output.dtype))
-            if d_output.is_cuda:
+            if self.torch.cuda.is_available():
                 self.torch.cuda.synchronize()
 
+        queue(1)
         return queue
 
     def output(self, case: Case, inputs: dict):
@@ -239,13 +280,12 @@ def print_row(row: dict, *, first: bool) -> None:
     for name in (*OURS, PEER):
         contender = row["contenders"].get(name)
         cells.append(f"{contender['ms']:8.3f}" if contender and "ms" in contender else f"{'-':>8s}")
-    ours = row["contenders"]["pallas"]
+    ours, peer = row["contenders"]["pallas"], row["contenders"].get(PEER, {})
     said = [f"{row['bound_ms'] / ours['ms']:.0%} of the bound"] if "ms" in ours and "bound_ms" in row else []
-    if PEER in row["contenders"] and "ms" in ours:
-        said.append(f"{row['contenders'][PEER]['ms'] / ours['ms']:.2f}x the peer's speed")
+    if "ms" in peer and "ms" in ours:
+        said.append(f"{peer['ms'] / ours['ms']:.2f}x the peer's speed")
     said += [f"{what} {error:.1e}" for what, error in row["error"].items()]
-    if "lacking" in ours:
-        said.append(f"pallas: {ours['lacking']}")
+    said += [f"{name}: {found['lacking']}" for name, found in (("pallas", ours), (PEER, peer)) if "lacking" in found]
     print(f"  {row['op']:24s} {row['shape']:22s} {row['pass']:>9s} {' '.join(cells)}  {', '.join(said)}", flush=True)
 
 

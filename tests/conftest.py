@@ -25,8 +25,10 @@ def pytest_configure(config):
     from seqmodels import xla_cpu
 
     xla_cpu.ask_for_right_fusions()  # as every entry point does; test_xla_cpu.py says what happens without
-    # Shapes are tiny and programs run once or twice: LLVM's optimisations cost a third of `make test`. `make test-all` has them.
-    jax.config.update("jax_disable_most_optimizations", config.option.markexpr != "")
+    # Shapes are tiny and programs run once or twice: LLVM's optimisations cost a third of `make test`. `make test-all` has them, and
+    # so has a device, whose programs are not LLVM's alone.
+    on_cpu = os.environ["JAX_PLATFORMS"] == "cpu"
+    jax.config.update("jax_disable_most_optimizations", on_cpu and config.option.markexpr != "")
     jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
