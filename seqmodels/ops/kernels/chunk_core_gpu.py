@@ -20,6 +20,8 @@ from the states at its ends. Products take bfloat16 and add in float32; decays a
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,64 +69,15 @@ def forward(
     count, heads, width = chunk.read.shape[0], state.shape[:-2], state.shape[-1]
     steps, channels = chunk.read.shape[-2:]
     arrays = _arrays(chunk)
-    K, V = _padded(channels, width)
-    find = _finder(arrays, heads)
-    product = functools.partial(_product, interpret)
-    tiles = {name: x.reshape(-1, x.shape[-1]) for name, x in arrays.items()}
-
-    def body(*refs):
-        inputs, initial = dict(zip(tiles, refs)), refs[len(tiles)]
-        outputs, final, *starts = refs[len(tiles) + 1 : -3]
-        S_s, u_s, o_s = refs[-3:]
-        head, block = lax.axis_index("head"), lax.axis_index("block")
-        columns = pl.ds(block * COLUMNS, COLUMNS)
-        of_head = pl.ds(head * K, K)
-
-        def step(index, *carried):
-            (n,), tile, S = index, dict(zip(tiles, carried)), carried[-1]
-            row = n * math.prod(heads) + head
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # S_s and o_s are free again
-            S_s[...] = S.astype(OPERAND)
-            S = _decayed(S, tile)  # before the barrier: after the last one of a step its tiles may be overwritten
-            plgpu.commit_smem()
-            if keep_starts:
-                plgpu.copy_smem_to_gmem(S_s, starts[0].at[pl.ds(row * K, K), columns])
-            update = tile["value"]
-            if "erase" in tile:
-                u_s[...] = (_load(update).astype(jnp.float32) - product(tile["erase"], S_s)).astype(OPERAND)
-                plgpu.commit_smem()
-                update = u_s
-            o = product(tile["read"], S_s)
-            if "scores" in tile:
-                o = product(tile["scores"], update, plus=o)
-            o_s[...] = o
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(o_s, outputs.at[pl.ds(row * STEPS, STEPS), columns])
-            return product(tile["write"].transpose((1, 0)), update, plus=S)
-
-        S = _load(initial.at[of_head, columns])
-        S = _chunks(step, count, tiles, find(head), block, S)(*inputs.values())
-        final.at[of_head, columns][...] = S
-        plgpu.wait_smem_to_gmem(0)
-
-    rows = math.prod(heads)
-    out_type = [
-        jax.ShapeDtypeStruct((count * rows * STEPS, V), jnp.float32),
-        jax.ShapeDtypeStruct((rows * K, V), jnp.float32),
-    ]
-    if keep_starts:
-        out_type.append(jax.ShapeDtypeStruct((count * rows * K, V), OPERAND))
-    outputs, final, *starts = hopper.launch(
-        body,
-        out_type=out_type,
-        scratch_types=[
-            plgpu.SMEM((K, COLUMNS), OPERAND),
-            plgpu.SMEM((STEPS, COLUMNS), OPERAND),
-            plgpu.SMEM((STEPS, COLUMNS), jnp.float32),
-        ],
-        grid={"head": rows, "block": V // COLUMNS},
+    K, V = padded(channels, width)
+    outputs, final, *starts = walk(
+        _places(arrays, heads, count, K, V),
+        {name: x.reshape(-1, x.shape[-1]) for name, x in arrays.items()},
+        pad(state, K, V).reshape(-1, V),
+        output_dtype=jnp.float32,
+        keep_starts=keep_starts,
         interpret=interpret,
-    )(*tiles.values(), _pad(state, K, V).reshape(-1, V))
+    )
     outputs = outputs.reshape(count, *heads, STEPS, V)[..., :steps, :width]
     if chunk.value_read is not None:
         outputs = outputs * chunk.value_read
@@ -149,65 +102,179 @@ def backward(
     if chunk.value_read is not None:
         d_outputs = d_outputs * chunk.value_read
     arrays = _arrays(chunk._replace(value=d_outputs))  # do lies as U does
-    K, V = _padded(channels, width)
-    find = _finder(arrays, heads)
-    product = functools.partial(_product, interpret)
+    K, V = padded(channels, width)
+    places = _places(arrays, heads, count, K, V)
     if "erase" not in arrays:
         arrays = {name: x for name, x in arrays.items() if name not in ("write", "scores")}
-    tiles = {name: x.reshape(-1, x.shape[-1]) for name, x in arrays.items()}
+    ends, first = walk_back(
+        places,
+        {name: x.reshape(-1, x.shape[-1]) for name, x in arrays.items()},
+        pad(d_final, K, V).reshape(-1, V),
+        interpret=interpret,
+    )
+    ends = ends.reshape(count, *heads, K, V)[..., :channels, :width].astype(jnp.float32)
+    return ends, first.reshape(*heads, K, V)[..., :channels, :width]
+
+
+# ---- the kernels
+
+
+class Places(NamedTuple):
+    """How far a walk goes, and where it finds and puts things."""
+
+    count: int
+    """Chunks."""
+    heads: int
+    """Counting the batch."""
+    K: int
+    V: int
+    find: Callable[[str, Any, Any], tuple[Any, Any]]
+    """For a name, the number of a chunk and that of a head: (number of the tile of rows, number of the head in a row). Names are the
+    tiles' and ``"output"``."""
+
+
+def walk(
+    places: Places,
+    tiles: dict[str, Array],
+    state: Float[Array, "heads*K V"],
+    *,
+    output_dtype: jnp.dtype,
+    keep_starts: bool,
+    interpret: bool,
+) -> list[Array]:
+    """From the first chunk to the last: outputs, laid out as the values are, the final state, and the states at chunk starts if kept.
+
+    Args:
+      tiles: by the names of ``Chunk``, arrays [rows, columns]: matrices of 64 rows a chunk, decays of one. With ``scores`` what
+        a chunk's own steps contribute is in the output.
+    """
+    count, heads, K, V, _ = places
+    product = functools.partial(matmul, interpret)
+
+    def body(*refs):
+        inputs, initial = dict(zip(tiles, refs)), refs[len(tiles)]
+        outputs, final, *starts = refs[len(tiles) + 1 : -3]
+        S_s, u_s, o_s = refs[-3:]
+        head, block = lax.axis_index("head"), lax.axis_index("block")
+        of_head = pl.ds(head * K, K)
+
+        def step(index, *carried):
+            (n,), tile, S = index, dict(zip(tiles, carried)), carried[-1]
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # S_s and o_s are free again
+            S_s[...] = S.astype(OPERAND)
+            S = _decayed(S, tile)  # before the barrier: after the last one of a step its tiles may be overwritten
+            plgpu.commit_smem()
+            if keep_starts:
+                plgpu.copy_smem_to_gmem(S_s, starts[0].at[pl.ds((n * heads + head) * K, K), _columns(block)])
+            update = tile["value"]
+            if "erase" in tile:
+                u_s[...] = (_load(update).astype(jnp.float32) - product(tile["erase"], S_s)).astype(OPERAND)
+                plgpu.commit_smem()
+                update = u_s
+            o = product(tile["read"], S_s)
+            if "scores" in tile:
+                o = product(tile["scores"], update, plus=o)
+            o_s[...] = o.astype(output_dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(o_s, outputs.at[_of_chunk(places, "output", n, head, block)])
+            return product(tile["write"].transpose((1, 0)), update, plus=S)
+
+        S = _load(initial.at[of_head, _columns(block)])
+        S = _chunks(step, places, tiles, head, block, S)(*inputs.values())
+        final.at[of_head, _columns(block)][...] = S
+        plgpu.wait_smem_to_gmem(0)
+
+    out_type = [
+        jax.ShapeDtypeStruct(tiles["value"].shape, output_dtype),
+        jax.ShapeDtypeStruct((heads * K, V), jnp.float32),
+    ]
+    if keep_starts:
+        out_type.append(jax.ShapeDtypeStruct((count * heads * K, V), OPERAND))
+    return hopper.launch(
+        body,
+        out_type=out_type,
+        scratch_types=[
+            plgpu.SMEM((K, COLUMNS), OPERAND),
+            plgpu.SMEM((STEPS, COLUMNS), OPERAND),
+            plgpu.SMEM((STEPS, COLUMNS), output_dtype),
+        ],
+        grid={"head": heads, "block": V // COLUMNS},
+        interpret=interpret,
+    )(*tiles.values(), state)
+
+
+def walk_back(
+    places: Places,
+    tiles: dict[str, Array],
+    d_final: Float[Array, "heads*K V"],
+    *,
+    value_dtype: jnp.dtype | None = None,
+    interpret: bool,
+) -> list[Array]:
+    """From the last chunk to the first: the cotangents of the states after every chunk (bfloat16) and of the first state (float32).
+
+    Args:
+      tiles: as for ``walk``, with the outputs' cotangents as ``value``; ``write`` and ``scores`` only with ``erase`` or ``value_dtype``.
+      value_dtype: given, the cotangents of the values are returned as well, in this dtype (never with ``erase``).
+    """
+    count, heads, K, V, _ = places
+    product = functools.partial(matmul, interpret)
 
     def body(*refs):
         inputs, last = dict(zip(tiles, refs)), refs[len(tiles)]
-        ends, first, dS_s, du_s = refs[len(tiles) + 1 :]
+        ends, first, *d_values = refs[len(tiles) + 1 : -2]
+        dS_s, du_s = refs[-2:]
         head, block = lax.axis_index("head"), lax.axis_index("block")
-        columns = pl.ds(block * COLUMNS, COLUMNS)
         of_head = pl.ds(head * K, K)
 
         def step(index, *carried):
             (i,), tile, dS = index, dict(zip(tiles, carried)), carried[-1]
-            row = (count - 1 - i) * math.prod(heads) + head
+            n = count - 1 - i
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # dS_s is free again
             dS_s[...] = dS.astype(OPERAND)
             dS = _decayed(dS, tile)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(dS_s, ends.at[pl.ds(row * K, K), columns])
+            plgpu.copy_smem_to_gmem(dS_s, ends.at[pl.ds((n * heads + head) * K, K), _columns(block)])
             do = tile["value"]
-            if "erase" in tile:
+            if "write" in tile:
                 du = product(tile["scores"].transpose((1, 0)), do)
-                du_s[...] = -product(tile["write"], dS_s, plus=du).astype(OPERAND)
+                du = product(tile["write"], dS_s, plus=du)
+                du_s[...] = (-du if "erase" in tile else du).astype(du_s.dtype)
                 plgpu.commit_smem()
+            for d_value in d_values:
+                plgpu.copy_smem_to_gmem(du_s, d_value.at[_of_chunk(places, "output", n, head, block)])
             dS = product(tile["read"].transpose((1, 0)), do, plus=dS)
             return product(tile["erase"].transpose((1, 0)), du_s, plus=dS) if "erase" in tile else dS
 
-        dS = _load(last.at[of_head, columns])
-        dS = _chunks(step, count, tiles, find(head), block, dS, reverse=True)(*inputs.values())
-        first.at[of_head, columns][...] = dS
+        dS = _load(last.at[of_head, _columns(block)])
+        dS = _chunks(step, places, tiles, head, block, dS, reverse=True)(*inputs.values())
+        first.at[of_head, _columns(block)][...] = dS
         plgpu.wait_smem_to_gmem(0)
 
-    rows = math.prod(heads)
-    ends, first = hopper.launch(
+    out_type = [
+        jax.ShapeDtypeStruct((count * heads * K, V), OPERAND),
+        jax.ShapeDtypeStruct((heads * K, V), jnp.float32),
+    ]
+    if value_dtype is not None:
+        out_type.append(jax.ShapeDtypeStruct(tiles["value"].shape, value_dtype))
+    return hopper.launch(
         body,
-        out_type=[
-            jax.ShapeDtypeStruct((count * rows * K, V), OPERAND),
-            jax.ShapeDtypeStruct((rows * K, V), jnp.float32),
-        ],
-        scratch_types=[plgpu.SMEM((K, COLUMNS), OPERAND), plgpu.SMEM((STEPS, COLUMNS), OPERAND)],
-        grid={"head": rows, "block": V // COLUMNS},
+        out_type=out_type,
+        scratch_types=[plgpu.SMEM((K, COLUMNS), OPERAND), plgpu.SMEM((STEPS, COLUMNS), value_dtype or OPERAND)],
+        grid={"head": heads, "block": V // COLUMNS},
         interpret=interpret,
-    )(*tiles.values(), _pad(d_final, K, V).reshape(-1, V))
-    ends = ends.reshape(count, *heads, K, V)[..., :channels, :width].astype(jnp.float32)
-    return ends, first.reshape(*heads, K, V)[..., :channels, :width]
+    )(*tiles.values(), d_final)
 
 
 # ---- around the kernels
 
 
-def _padded(channels, width):
+def padded(channels, width):
     """K and V as the kernels want them; a zero channel or column stays zero."""
     return next(size for size in CHANNELS if channels <= size), -(-width // COLUMNS) * COLUMNS
 
 
-def _pad(x, rows, columns):
+def pad(x, rows, columns):
     """Zeros after the last two axes."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, rows - x.shape[-2]), (0, columns - x.shape[-1])])
 
@@ -217,7 +284,7 @@ def _arrays(chunk) -> dict[str, Array]:
 
     Axes of size 1 among the heads stay: their tile is read again for every head.
     """
-    K, V = _padded(chunk.read.shape[-1], chunk.value.shape[-1])
+    K, V = padded(chunk.read.shape[-1], chunk.value.shape[-1])
     widths = {"read": K, "write": K, "value": V, "erase": K, "scores": STEPS, "keep": K, "value_keep": V}
     arrays = {}
     for name, width in widths.items():
@@ -225,59 +292,64 @@ def _arrays(chunk) -> dict[str, Array]:
         if x is None or (name == "scores" and chunk.erase is None):
             continue
         if name in MATRICES:
-            arrays[name] = _pad(x, STEPS, width).astype(OPERAND)
+            arrays[name] = pad(x, STEPS, width).astype(OPERAND)
         else:
             size = chunk.read.shape[-1] if name == "keep" else chunk.value.shape[-1]
             x = jnp.broadcast_to(x, (*x.shape[:-1], size))  # one decay for all channels is allowed
-            arrays[name] = _pad(x[..., None, :], 1, width)[..., 0, :]
+            arrays[name] = pad(x[..., None, :], 1, width)[..., 0, :]
     return arrays
 
 
-def _finder(arrays, heads):
-    """Where arrays keep a head: for the number of a head, by name, a function from n to the number of the tile."""
-    lead = {name: x.shape[1 : 1 + len(heads)] for name, x in arrays.items()}
+def _places(arrays, heads, count, K, V):
+    """Arrays [N, B, *heads, ...] flat as they are, the output over all heads."""
+    lead = {name: x.shape[1 : 1 + len(heads)] for name, x in arrays.items()} | {"output": heads}
 
-    def find(head):
+    def find(name, n, head):
         places, rest = [], head
         for size in reversed(heads):
             places.append(lax.rem(rest, size))
             rest = lax.div(rest, size)
-        places.reverse()
+        for size, place in zip(lead[name], reversed(places)):
+            n = n * size + (place if size > 1 else 0)
+        return n, 0
 
-        def tile(name):
-            def number(n):
-                for size, place in zip(lead[name], places):
-                    n = n * size + (place if size > 1 else 0)
-                return n
-
-            return number
-
-        return {name: tile(name) for name in lead}
-
-    return find
+    return Places(count, math.prod(heads), K, V, find)
 
 
 # ---- inside the kernels
 
 
-def _chunks(step, count, tiles, number, block, carry, *, reverse=False):
+def _chunks(step, places, tiles, head, block, carry, *, reverse=False):
     """The loop over chunks, as a function of the arrays in device memory."""
 
     def spec(name, x):
-        def index(i):
-            n = count - 1 - i if reverse else i
-            return number[name](n), block if name in ("value", "value_keep") else 0
+        by_value = name in ("value", "value_keep")
 
-        width = COLUMNS if name in ("value", "value_keep") else x.shape[-1]
+        def index(i):
+            n = places.count - 1 - i if reverse else i
+            row, column = places.find(name, n, head)
+            return row, column * (places.V // COLUMNS) + block if by_value else column
+
+        width = COLUMNS if by_value else STEPS if name == "scores" else places.K
         return plgpu.BlockSpec((STEPS if name in MATRICES else None, width), index)
 
     return plgpu.emit_pipeline(
         step,
-        grid=(count,),
+        grid=(places.count,),
         in_specs=[spec(name, x) for name, x in tiles.items()],
         max_concurrent_steps=STAGES,
         init_carry=carry,
     )
+
+
+def _of_chunk(places, name, n, head, block):
+    """Rows and columns of a block of a chunk's outputs."""
+    row, column = places.find(name, n, head)
+    return pl.ds(row * STEPS, STEPS), pl.ds(column * places.V + block * COLUMNS, COLUMNS)
+
+
+def _columns(block):
+    return pl.ds(block * COLUMNS, COLUMNS)
 
 
 def _load(ref):
@@ -294,7 +366,7 @@ def _decayed(S, tile):
     return S
 
 
-def _product(interpret, a, b, plus=None):
+def matmul(interpret, a, b, plus=None):
     """a b + plus on the tensor cores, from tiles in shared memory; float32."""
     if plus is not None and not interpret:
         return pl.run_state(lambda accumulator: plgpu.wgmma(accumulator, a, b))(plgpu.ACC.init(plus))
