@@ -150,11 +150,13 @@ def walk(
     """
     count, heads, K, V, _ = places
     product = functools.partial(matmul, interpret)
+    scratch = [plgpu.SMEM((K, COLUMNS), OPERAND), plgpu.SMEM((STEPS, COLUMNS), output_dtype)]
+    if "erase" in tiles:
+        scratch.append(plgpu.SMEM((STEPS, COLUMNS), OPERAND))
 
     def body(*refs):
         inputs, initial = dict(zip(tiles, refs)), refs[len(tiles)]
-        outputs, final, *starts = refs[len(tiles) + 1 : -3]
-        S_s, u_s, o_s = refs[-3:]
+        (outputs, final, *starts), (S_s, o_s, *u_s) = refs[len(tiles) + 1 : -len(scratch)], refs[-len(scratch) :]
         head, block = lax.axis_index("head"), lax.axis_index("block")
         of_head = pl.ds(head * K, K)
 
@@ -168,9 +170,9 @@ def walk(
                 plgpu.copy_smem_to_gmem(S_s, starts[0].at[pl.ds((n * heads + head) * K, K), _columns(block)])
             update = tile["value"]
             if "erase" in tile:
-                u_s[...] = (_load(update).astype(jnp.float32) - product(tile["erase"], S_s)).astype(OPERAND)
+                u_s[0][...] = (_load(update).astype(jnp.float32) - product(tile["erase"], S_s)).astype(OPERAND)
                 plgpu.commit_smem()
-                update = u_s
+                update = u_s[0]
             o = product(tile["read"], S_s)
             if "scores" in tile:
                 o = product(tile["scores"], update, plus=o)
@@ -193,11 +195,7 @@ def walk(
     return hopper.launch(
         body,
         out_type=out_type,
-        scratch_types=[
-            plgpu.SMEM((K, COLUMNS), OPERAND),
-            plgpu.SMEM((STEPS, COLUMNS), OPERAND),
-            plgpu.SMEM((STEPS, COLUMNS), output_dtype),
-        ],
+        scratch_types=scratch,
         grid={"head": heads, "block": V // COLUMNS},
         interpret=interpret,
     )(*tiles.values(), state)
@@ -214,7 +212,8 @@ def walk_back(
     """From the last chunk to the first: the cotangents of the states after every chunk (bfloat16) and of the first state (float32).
 
     Args:
-      tiles: as for ``walk``, with the outputs' cotangents as ``value``; ``write`` and ``scores`` only with ``erase`` or ``value_dtype``.
+      tiles: as for ``walk``, with the outputs' cotangents as ``value``; ``write`` and ``scores`` only where one of ``erase`` and
+        ``value_dtype`` is given.
       value_dtype: given, the cotangents of the values are returned as well, in this dtype (never with ``erase``).
     """
     count, heads, K, V, _ = places

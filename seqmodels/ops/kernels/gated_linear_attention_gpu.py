@@ -49,8 +49,6 @@ OPERAND, matmul = chunk_core_gpu.OPERAND, chunk_core_gpu.matmul
 
 def lacks(*, q: Array, k: Array, v: Array, decays: int, precision: lax.Precision, chunk_size: int | None) -> str | None:
     """What keeps a call from this kernel; ``decays``: how many a head has, 0, 1 or one per channel."""
-    if decays <= 1:
-        return "one decay per head"
     if v.shape[3] > WIDTH:
         return f"V = {v.shape[3]} value channels are more than {WIDTH}"
     return chunk_core_gpu.lacks(
@@ -62,7 +60,7 @@ def forward(
     q: Float[Array, "B T G K"],
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T H V"],
-    log_decay: Float[Array, "B T H K"],
+    log_decay: Float[Array, "B T H X"] | None,
     opening: Float[Array, "B T"] | None,
     state: Float[Array, "B H K V"],
     *,
@@ -78,7 +76,7 @@ def forward(
     Without a bonus term; ``opening``, for reading before: the logarithm of what of the state a step may read, 0 or minus
     infinity where a document starts.
     """
-    sizes = _Sizes.of(q, v)
+    sizes = _Sizes.of(q, v, log_decay)
     chunks = _prepare(sizes, _inputs(sizes, q, k, log_decay, opening), read_before, interpret)
     o, final, *starts = chunk_core_gpu.walk(
         sizes.places, chunks | {"value": sizes.flat(v, sizes.V)}, sizes.flat_state(state),
@@ -91,7 +89,7 @@ def backward(
     q: Float[Array, "B T G K"],
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T H V"],
-    log_decay: Float[Array, "B T H K"],
+    log_decay: Float[Array, "B T H X"] | None,
     opening: Float[Array, "B T"] | None,
     starts: Array,
     d_output: Float[Array, "B T H V"],
@@ -101,9 +99,9 @@ def backward(
     read_before: bool,
     precision: lax.Precision,
     interpret: bool,
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Gradients of q, k, v, log_decay and the state."""
-    sizes = _Sizes.of(q, v)
+) -> tuple[Array, Array, Array, Array | None, Array]:
+    """Gradients of q, k, v, log_decay (None without one) and the state."""
+    sizes = _Sizes.of(q, v, log_decay)
     inputs = _inputs(sizes, q, k, log_decay, opening)
     do = sizes.flat(d_output, sizes.V)
     chunks = _prepare(sizes, inputs, read_before, interpret)
@@ -111,7 +109,7 @@ def backward(
         sizes.places, chunks | {"value": do}, sizes.flat_state(d_final), value_dtype=v.dtype, interpret=interpret
     )
     inputs |= {"v": sizes.flat(v, sizes.V), "do": do, "starts": starts, "ends": ends}
-    dq, dk, d_log_decay = _gradients(sizes, inputs, OPERAND if sizes.G == sizes.H else jnp.float32, read_before, interpret)
+    dq, dk, *dg = _gradients(sizes, inputs, OPERAND if sizes.G == sizes.H else jnp.float32, read_before, interpret)
 
     def of_groups(d, x):
         d = sizes.unflat(d, (*x.shape[:2], sizes.H, x.shape[3]))
@@ -121,13 +119,13 @@ def backward(
         of_groups(dq, q),
         of_groups(dk, k),
         sizes.unflat(dv, v.shape),
-        sizes.unflat(d_log_decay, log_decay.shape).astype(log_decay.dtype),
+        None if log_decay is None else sizes.unflat_decay(*dg, log_decay.shape).astype(log_decay.dtype),
         sizes.unflat_state(first, d_final.shape),
     )
 
 
 class _Sizes(NamedTuple):
-    """B rows of N chunks; G groups, H heads; K and V channels a head, padded to what the kernels want."""
+    """B rows of N chunks; G groups, H heads; K and V channels a head, padded to what the kernels want; one decay per what, if any."""
 
     B: int
     N: int
@@ -135,18 +133,24 @@ class _Sizes(NamedTuple):
     H: int
     K: int
     V: int
+    per: str | None
 
     @classmethod
-    def of(cls, q, v):
+    def of(cls, q, v, log_decay):
         batch, steps, groups, channels = q.shape
-        return cls(batch, -(-steps // STEPS), groups, v.shape[2], *chunk_core_gpu.padded(channels, v.shape[3]))
+        per = None if log_decay is None else "head" if log_decay.shape[3] == 1 else "channel"
+        return cls(batch, -(-steps // STEPS), groups, v.shape[2], *chunk_core_gpu.padded(channels, v.shape[3]), per)
 
     @property
     def places(self) -> chunk_core_gpu.Places:
-        """For the walk: what was prepared lies chunk by chunk, values where they came from."""
+        """For the walk: what was prepared lies chunk by chunk, the rest where it came from."""
 
         def find(name, n, head):
-            return self.of_steps(n, head) if name in ("value", "output") else (self.of_chunk(n, head), 0)
+            if name in ("value", "output"):
+                return self.of_steps(n, head)
+            if self.per is None and name in ("read", "write"):
+                return self.of_steps(n, head, self.G)
+            return self.of_chunk(n, head), 0
 
         return chunk_core_gpu.Places(self.N, self.B * self.H, self.K, self.V, find)
 
@@ -163,9 +167,20 @@ class _Sizes(NamedTuple):
         x = jnp.pad(x, ((0, 0), (0, self.N * STEPS - x.shape[1]), (0, 0), (0, channels - x.shape[3])))
         return x.astype(dtype).reshape(self.B * self.N * STEPS, -1)
 
+    def flat_rows(self, x):
+        """[B, T, heads] as [B heads N, 64]."""
+        x = jnp.pad(x, ((0, 0), (0, self.N * STEPS - x.shape[1]), (0, 0)))
+        return jnp.moveaxis(x, 2, 1).reshape(-1, STEPS)
+
     def unflat(self, x, shape):
         """The way back, without what was padded."""
         return x.reshape(self.B, self.N * STEPS, shape[2], -1)[:, : shape[1], :, : shape[3]]
+
+    def unflat_decay(self, x, shape):
+        if self.per == "channel":
+            return self.unflat(x, shape)
+        x = jnp.sum(x.reshape(-1, self.B, self.H, self.N * STEPS), axis=0)
+        return jnp.moveaxis(x, 1, 2)[:, : shape[1], :, None]
 
     def flat_state(self, x):
         return chunk_core_gpu.pad(x, self.K, self.V).reshape(-1, self.V)
@@ -176,14 +191,13 @@ class _Sizes(NamedTuple):
 
 def _inputs(sizes, q, k, log_decay, opening):
     """What both of the kernels below read."""
-    inputs = {
-        "q": sizes.flat(q, sizes.K),
-        "k": sizes.flat(k, sizes.K),
-        "g": sizes.flat(log_decay, sizes.K, jnp.float32),
-    }
+    inputs = {"q": sizes.flat(q, sizes.K), "k": sizes.flat(k, sizes.K)}
+    if sizes.per == "channel":
+        inputs["g"] = sizes.flat(log_decay, sizes.K, jnp.float32)
+    elif sizes.per == "head":
+        inputs["head_g"] = sizes.flat_rows(log_decay[..., 0].astype(jnp.float32))
     if opening is not None:
-        opening = jnp.pad(opening, ((0, 0), (0, sizes.N * STEPS - opening.shape[1])))
-        inputs["opening"] = jnp.maximum(opening, CLOSED).reshape(-1, STEPS)
+        inputs["opening"] = jnp.maximum(sizes.flat_rows(opening[..., None]), CLOSED)
     return inputs
 
 
@@ -194,41 +208,61 @@ def _prepare(sizes, inputs, read_before, interpret):
     parts = _parts(heads, N)
 
     def body(*refs):
-        in_refs, (read, write, keep, scores) = refs[: len(inputs)], refs[len(inputs) : len(inputs) + 4]
-        sums, hi, lo, Z, read_s, write_s, keep_s = refs[len(inputs) + 4 :]
+        in_refs, (scores, *decayed), buffers = refs[: len(inputs)], refs[len(inputs) : -7], refs[-7:]
+        sums, hi, lo, Z, read_s, write_s, keep_s = buffers
         head, part = lax.axis_index("head"), lax.axis_index("part")
-        _make_sums(sums, read_before)
+        local = functools.partial(_sum, interpret, sums, hi, lo)
+        product = functools.partial(matmul, interpret)
+        _make_sums(sums, read_before, LEVELS if sizes.per == "channel" else 1)
 
         def step(index, *tiles):
             row = sizes.of_chunk(part * (N // parts) + index[0], head)
             of_chunk = pl.ds(row * STEPS, STEPS)
-            A = jnp.zeros((STEPS, STEPS), jnp.float32)
-            for block in range(blocks):
-                tile = _of_block(inputs, tiles, block)
+
+            def send(tile, block, decays):
                 columns = pl.ds(block * BLOCK, BLOCK)
-                at = _Tile.make(row + block)
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what is copied out below is free again
-                g = _log_decay(tile["g"])
-                keep_s[...] = jnp.exp(jnp.sum(g, axis=0))
-                _split(g, hi, lo)
-                local = functools.partial(_sum, interpret, sums, hi, lo)
-                read_s[...] = (_load(tile["q"]) * _read_decay(tile, local, read_before)).astype(OPERAND)
-                write_s[...] = (_load(tile["k"]) * jnp.exp(local(0, transposed=True))).astype(OPERAND)
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the three tiles, and Z, are free again
+                read_s[...] = (_load(tile["q"]) * decays.prefix).astype(OPERAND)
+                write_s[...] = (_load(tile["k"]) * decays.suffix).astype(OPERAND)
+                keep_s[...] = decays.total
                 plgpu.commit_smem()
+                read, write, keep = decayed
                 plgpu.copy_smem_to_gmem(read_s, read.at[of_chunk, columns])
                 plgpu.copy_smem_to_gmem(write_s, write.at[of_chunk, columns])
                 plgpu.copy_smem_to_gmem(keep_s, keep.at[row, columns])
-                if not read_before:
-                    A = A + at.diagonal(jnp.sum(_load(tile["q"]) * _load(tile["k"]), axis=1))
 
-                def add_level(level, A, sums):
-                    at = _Tile.make(row + level)
-                    Z[...] = (_in_level(tile, at, level) * _level_decay(tile, at, level, sums)).astype(OPERAND)
-                    plgpu.commit_smem()
-                    return A + jnp.where(at.is_pair_below(level), matmul(interpret, Z, Z.transpose((1, 0))), 0.0)
+            A = jnp.zeros((STEPS, STEPS), jnp.float32)
+            if sizes.per == "channel":
+                for block in range(blocks):
+                    tile = _of_block(inputs, tiles, block)
+                    send(tile, block, _decays(tile, local, read_before))
+                    at = _Tile.make(row + block)
+                    if not read_before:
+                        A = A + at.diagonal(jnp.sum(_load(tile["q"]) * _load(tile["k"]), axis=1))
 
-                A = add_level(0, A, _sums_of_single_steps(tile, at, read_before))
-                A = lax.fori_loop(1, LEVELS, lambda level, A: add_level(level, A, local(level)), A)
+                    def add_level(level, A, sums, tile=tile):
+                        at = _Tile.make(row + level)
+                        Z[...] = (_in_level(tile, at, level) * _level_decay(tile, at, level, sums)).astype(OPERAND)
+                        plgpu.commit_smem()
+                        return A + jnp.where(at.is_pair_below(level), product(Z, Z.transpose((1, 0))), 0.0)
+
+                    A = add_level(0, A, _sums_of_single_steps(tile, at, read_before))
+                    A = lax.fori_loop(1, LEVELS, lambda level, A: add_level(level, A, local(level)), A)
+            else:
+                tile = _of_block(inputs, tiles, 0)
+                if sizes.per == "head":
+                    decays = _decays(tile, local, read_before)
+                    for block in range(blocks):
+                        send(_of_block(inputs, tiles, block), block, decays)
+                else:
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # Z is free again
+                for block in range(blocks):
+                    of_block = _of_block(inputs, tiles, block)
+                    A = product(of_block["q"], of_block["k"].transpose((1, 0)), A)
+                at = _Tile.make(row)
+                if sizes.per == "head":
+                    A = A * jnp.exp(_pair_sums(tile, at, local, read_before))
+                A = jnp.where(at.is_visible(read_before), A, 0.0)
             Z[...] = A.astype(OPERAND)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(Z, scores.at[of_chunk])
@@ -237,23 +271,25 @@ def _prepare(sizes, inputs, read_before, interpret):
         plgpu.wait_smem_to_gmem(0)
 
     rows = N * heads
+    out_type = {"scores": jax.ShapeDtypeStruct((rows * STEPS, STEPS), OPERAND)}
+    if sizes.per is not None:
+        out_type |= {
+            "read": jax.ShapeDtypeStruct((rows * STEPS, K), OPERAND),
+            "write": jax.ShapeDtypeStruct((rows * STEPS, K), OPERAND),
+            "keep": jax.ShapeDtypeStruct((rows, K), jnp.float32),
+        }
     found = hopper.launch(
         body,
-        out_type=[
-            jax.ShapeDtypeStruct((rows * STEPS, K), OPERAND),
-            jax.ShapeDtypeStruct((rows * STEPS, K), OPERAND),
-            jax.ShapeDtypeStruct((rows, K), jnp.float32),
-            jax.ShapeDtypeStruct((rows * STEPS, STEPS), OPERAND),
-        ],
+        out_type=list(out_type.values()),
         scratch_types=[
-            plgpu.SMEM((LEVELS * STEPS, STEPS), OPERAND),
+            plgpu.SMEM(((LEVELS if sizes.per == "channel" else 1) * STEPS, STEPS), OPERAND),
             *[plgpu.SMEM((STEPS, BLOCK), OPERAND)] * 5,
             plgpu.SMEM((BLOCK,), jnp.float32),
         ],
         grid={"head": heads, "part": parts},
         interpret=interpret,
     )(*inputs.values())
-    return dict(zip(("read", "write", "keep", "scores"), found))
+    return {"read": inputs["q"], "write": inputs["k"]} | dict(zip(out_type, found))
 
 
 def _gradients(sizes, inputs, dtype, read_before, interpret):
@@ -263,48 +299,79 @@ def _gradients(sizes, inputs, dtype, read_before, interpret):
     parts = _parts(heads * blocks, N)
 
     def body(*refs):
-        in_refs, (dq_ref, dk_ref, dg_ref) = refs[: len(inputs)], refs[len(inputs) : len(inputs) + 3]
-        sums, hi, lo, Z, pairs, hi_d, lo_d, total_s, wide = refs[len(inputs) + 3 :]
-        # What leaves goes through tiles of its dtype that are free by then.
-        of_dq, of_dk = ((Z if dtype == OPERAND else wide, dq_ref), (pairs if dtype == OPERAND else wide, dk_ref))
+        in_refs, (dq_ref, dk_ref, *dg_ref), buffers = refs[: len(inputs)], refs[len(inputs) : -9], refs[-9:]
+        sums, hi, lo, Z, pairs, hi_d, lo_d, vector, wide = buffers
+        local = functools.partial(_sum, interpret, sums, hi, lo)
         head, block, part = lax.axis_index("head"), lax.axis_index("block"), lax.axis_index("part")
-        _make_sums(sums, read_before)
+        _make_sums(sums, read_before, LEVELS if sizes.per == "channel" else 1)
         product = functools.partial(matmul, interpret)
+
+        def send(n, head, block, dq, dk, *dg):
+            row, column = sizes.of_steps(n, head)
+            place = pl.ds(row * STEPS, STEPS), pl.ds(column * sizes.K + block * BLOCK, BLOCK)
+            # Through tiles of their dtype that are free by then.
+            narrow = (Z, pairs) if dtype == OPERAND else (wide, wide)
+            for d, tile, ref in zip((*dg, dq, dk), (*(wide for _ in dg), *narrow), (*dg_ref[: len(dg)], dq_ref, dk_ref)):
+                if tile is wide:
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                tile[...] = d.astype(tile.dtype)
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(tile, ref.at[place])
 
         def step(index, *tiles):
             tile = _of_block(inputs, tiles, 0)
             n = part * (N // parts) + index[0]
-            at = _Tile.make(sizes.of_chunk(n, head))
+            now = sizes.of_chunk(n, head)
             do, v, S, dS = tile["do"], tile["v"], tile["starts"], tile["ends"]
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # Z and pairs are free again
 
-            # With which weight step i reads or is read by step j: dA + dA^T, but for the diagonal.
-            weights = product(do, v.transpose((1, 0)))
+            weights = product(do, v.transpose((1, 0)))  # of what step i reads of step j
+            dq, dk = product(do, S.transpose((1, 0))), product(v, dS.transpose((1, 0)))
+            if sizes.per is not None:
+                # The ways back from gamma, q~ and k~.
+                decays = _decays(tile, local, read_before)
+                vector[...] = jnp.sum(_load(S) * _load(dS), axis=1)
+                plgpu.commit_smem()
+                total = decays.total * plgpu.load(vector, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
+                dg = lax.broadcast_in_dim(total, (STEPS, BLOCK), (1,))
+                dq, dk = dq * decays.prefix, dk * decays.suffix
+                by_prefix = dq * _load(tile["q"])
+                _split(by_prefix, hi_d, lo_d)
+                dg = _sum(interpret, sums, hi_d, lo_d, 0, transposed=True, plus=dg if read_before else dg + by_prefix)
+                _split(dk * _load(tile["k"]), hi_d, lo_d)
+                dg = _sum(interpret, sums, hi_d, lo_d, 0, plus=dg)
+
+            if sizes.per != "channel":
+                at = _Tile.make(now)
+                if sizes.per == "head":
+                    weights = weights * jnp.exp(_pair_sums(tile, at, local, read_before))
+                weights = jnp.where(at.is_visible(read_before), weights, 0.0)
+                pairs[...] = weights.astype(OPERAND)
+                plgpu.commit_smem()
+                dq = product(pairs, tile["k"], dq)
+                dk = product(pairs.transpose((1, 0)), tile["q"], dk)
+                if sizes.per == "head":
+                    d_sums = weights * product(tile["q"], tile["k"].transpose((1, 0)))
+                    d_sums = jnp.where(at.is_below(), d_sums, 0.0)
+                    _split(d_sums, hi_d, lo_d)
+                    d_sums = _sum(interpret, sums, hi_d, lo_d, 0, transposed=True, plus=None if read_before else d_sums)
+                    dg = dg + jnp.where(at.is_below(), d_sums, 0.0)
+                    vector[...] = jnp.sum(dg, axis=1)
+                    plgpu.commit_smem()
+                    plgpu.copy_smem_to_gmem(vector, dg_ref[0].at[(block * heads + head) * N + n])
+                send(n, head, block, dq, dk)
+                return
+
+            # Symmetric: with which weight step i reads or is read by step j.
+            at = _Tile.make(now)
             own = jnp.sum(jnp.where(at.row == at.column, weights, 0.0), axis=1)
             weights = jnp.where(at.is_below(), weights, product(v, do.transpose((1, 0)))).astype(OPERAND)
-
-            # The ways back from gamma, q~ and k~.
-            total_s[...] = jnp.sum(_load(S) * _load(dS), axis=1)
-            g = _log_decay(tile["g"])
-            total = jnp.exp(jnp.sum(g, axis=0))
-            _split(g, hi, lo)
-            local = functools.partial(_sum, interpret, sums, hi, lo)
-            total = total * plgpu.load(total_s, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
-            dg = lax.broadcast_in_dim(total, (STEPS, BLOCK), (1,))
-            dq = product(do, S.transpose((1, 0))) * _read_decay(tile, local, read_before)
-            dk = product(v, dS.transpose((1, 0))) * jnp.exp(local(0, transposed=True))
-            by_prefix = dq * _load(tile["q"])
-            _split(by_prefix, hi_d, lo_d)
-            dg = _sum(interpret, sums, hi_d, lo_d, 0, transposed=True, plus=dg if read_before else dg + by_prefix)
-            _split(dk * _load(tile["k"]), hi_d, lo_d)
-            dg = _sum(interpret, sums, hi_d, lo_d, 0, plus=dg)
-
             if not read_before:
                 own = lax.broadcast_in_dim(own, (STEPS, BLOCK), (0,))
                 dq, dk = dq + own * _load(tile["k"]), dk + own * _load(tile["q"])
 
             def add_level(level, dq, dk, sums):
-                at = _Tile.make(sizes.of_chunk(n, head) + level)
+                at = _Tile.make(now + level)
                 decay = _level_decay(tile, at, level, sums)
                 Z[...] = (_in_level(tile, at, level) * decay).astype(OPERAND)
                 pairs[...] = jnp.where(at.is_pair(level), weights, jnp.zeros_like(weights))
@@ -323,28 +390,21 @@ def _gradients(sizes, inputs, dtype, read_before, interpret):
             if not read_before:
                 dg = dg + jnp.where(at.is_upper(0), d_sums, 0.0)
             dq, dk, dg = lax.fori_loop(1, LEVELS, add_wide_level, (dq, dk, dg))
-            row, column = sizes.of_steps(n, head)
-            place = pl.ds(row * STEPS, STEPS), pl.ds(column * sizes.K + block * BLOCK, BLOCK)
-            for d, tile_s, ref in ((dg, wide, dg_ref), (dq, *of_dq), (dk, *of_dk)):
-                if tile_s is wide:
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                tile_s[...] = d.astype(tile_s.dtype)
-                plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(tile_s, ref.at[place])
+            send(n, head, block, dq, dk, dg)
 
         _pipeline(step, sizes, inputs, head, part, parts, [block])(*in_refs)
         plgpu.wait_smem_to_gmem(0)
 
-    shape = inputs["g"].shape
+    shape = sizes.B * N * STEPS, sizes.H * sizes.K
+    out_type = [jax.ShapeDtypeStruct(shape, dtype)] * 2
+    if sizes.per is not None:
+        shape = shape if sizes.per == "channel" else (blocks * heads * N, STEPS)
+        out_type.append(jax.ShapeDtypeStruct(shape, jnp.float32))
     return hopper.launch(
         body,
-        out_type=[
-            jax.ShapeDtypeStruct(shape, dtype),
-            jax.ShapeDtypeStruct(shape, dtype),
-            jax.ShapeDtypeStruct(shape, jnp.float32),
-        ],
+        out_type=out_type,
         scratch_types=[
-            plgpu.SMEM((LEVELS * STEPS, STEPS), OPERAND),
+            plgpu.SMEM(((LEVELS if sizes.per == "channel" else 1) * STEPS, STEPS), OPERAND),
             *[plgpu.SMEM((STEPS, BLOCK), OPERAND)] * 6,
             plgpu.SMEM((BLOCK,), jnp.float32),
             plgpu.SMEM((STEPS, BLOCK), jnp.float32),
@@ -371,7 +431,9 @@ def _pipeline(step, sizes, inputs, head, part, parts, blocks):
         def index(i):
             n = part * (sizes.N // parts) + i
             if name == "opening":
-                return sizes.of_steps(n, head)[0], 0
+                return lax.div(head, sizes.H) * sizes.N + n, 0
+            if name == "head_g":
+                return head * sizes.N + n, 0
             if name in ("starts", "ends"):
                 return sizes.of_chunk(n, head) * (sizes.K // BLOCK) + block, 0
             if name in ("v", "do"):
@@ -379,8 +441,8 @@ def _pipeline(step, sizes, inputs, head, part, parts, blocks):
             row, column = sizes.of_steps(n, head, sizes.G if name in ("q", "k") else None)
             return row, column * (sizes.K // BLOCK) + block
 
-        shapes = {"opening": (None, STEPS), "v": (STEPS, sizes.V), "do": (STEPS, sizes.V)}
-        shapes |= {name: (BLOCK, sizes.V) for name in ("starts", "ends")}
+        shapes = {"v": (STEPS, sizes.V), "do": (STEPS, sizes.V), "starts": (BLOCK, sizes.V), "ends": (BLOCK, sizes.V)}
+        shapes |= {"opening": (None, STEPS), "head_g": (None, STEPS)}
         return plgpu.BlockSpec(shapes.get(name, (STEPS, BLOCK)), index)
 
     names = [(name, block) for block in blocks for name in inputs if name in BY_KEY]
@@ -399,13 +461,13 @@ def _of_block(inputs, tiles, block):
     return dict(zip(by_key, own)) | dict(zip(others, tiles[len(tiles) - len(others) :]))
 
 
-def _make_sums(sums, read_before):
+def _make_sums(sums, read_before, count):
     """The matrices that add log decays up, one after the other: that of q~'s prefix (strict), whose transpose is k~'s suffix; from
     row 64 on the levels' of blocks of 2, 4, ... 32 steps.
     """
     at = _Tile.make()
     below = at.row - at.column - 1  # >= 0 where a row reads strictly
-    for level in range(LEVELS):
+    for level in range(count):
         if level:
             reach = jnp.where(at.is_upper(level), below if read_before else below + 1, -2 - below)
             reach = jnp.where((at.row >> level) == (at.column >> level), reach, -1)
@@ -423,8 +485,8 @@ class _Tile(NamedTuple):
 
     @classmethod
     def make(cls, now=0):
-        """``now``: a small number of where the program is. To the compiler the masks then depend on it, or it would make them all before
-        the first step and keep them, in more registers than there are.
+        """``now``: a small number that says where the program is. As far as the compiler knows, masks depend on it; else it would make
+        all of them before the first step and keep them, in more registers than there are.
         """
         zero = lax.shift_right_logical(now, 30)
         row, column = (plgpu.broadcasted_iota(jnp.int32, (STEPS, STEPS), i, layout=plgpu.Layout.WGMMA) for i in (0, 1))
@@ -433,6 +495,10 @@ class _Tile(NamedTuple):
     def is_upper(self, level):
         """Rows of upper blocks of 2^level steps, which read."""
         return ((self.row >> level) & 1) == 1
+
+    def is_visible(self, read_before):
+        """Of which a row reads the column."""
+        return self.row > self.column if read_before else self.row >= self.column
 
     def is_below(self):
         return self.row > self.column
@@ -454,8 +520,17 @@ def _load(ref):
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False).astype(jnp.float32)
 
 
-def _log_decay(ref):
-    return jnp.maximum(_load(ref), CLOSED)
+def _log_decay(tile):
+    """Of a tile's steps and channels; one per head is every channel's."""
+    if "g" in tile:
+        return jnp.maximum(_load(tile["g"]), CLOSED)
+    return jnp.maximum(_of_steps(tile["head_g"]), CLOSED)
+
+
+def _of_steps(ref):
+    """A number for each step, over all channels."""
+    x = plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+    return lax.broadcast_in_dim(x, (STEPS, BLOCK), (0,))
 
 
 def _split(x, hi, lo):
@@ -474,26 +549,40 @@ def _sum(interpret, sums, hi, lo, matrix, *, transposed=False, plus=None):
     return matmul(interpret, M, lo, plus=matmul(interpret, M, hi, plus))
 
 
-def _read_decay(tile, local, read_before):
-    """From the start of the chunk to what a step reads."""
+class _Decays(NamedTuple):
+    """Since the start of the chunk, until its end, and over all of it."""
+
+    prefix: Float[Array, "64 64"]
+    suffix: Float[Array, "64 64"]
+    total: Float[Array, " 64"]
+
+
+def _decays(tile, local, read_before):
+    g = _log_decay(tile)
+    total = jnp.exp(jnp.sum(g, axis=0))
+    _split(g, *local.args[2:])
     prefix = local(0)
     if not read_before:
-        prefix = prefix + _log_decay(tile["g"])
-    return jnp.exp(prefix + _opening(tile))
+        prefix = prefix + _log_decay(tile)
+    return _Decays(jnp.exp(prefix + _opening(tile)), jnp.exp(local(0, transposed=True)), total)
+
+
+def _pair_sums(tile, at, local, read_before):
+    """With one decay per head: what lies between step j and step i > j."""
+    between = jnp.where(at.is_below(), _log_decay(tile), 0.0)
+    _split(between, *local.args[2:])
+    return local(0, plus=None if read_before else between) + _opening(tile)
 
 
 def _opening(tile):
-    if "opening" not in tile:
-        return 0.0
-    opening = plgpu.load(tile["opening"], layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
-    return lax.broadcast_in_dim(opening, (STEPS, BLOCK), (0,))
+    return _of_steps(tile["opening"]) if "opening" in tile else 0.0
 
 
 def _sums_of_single_steps(tile, at, read_before):
     """Of blocks of one step: what lies between a step and the one before."""
     if read_before:
         return jnp.zeros((STEPS, BLOCK), jnp.float32)
-    return jnp.where(at.is_upper(0), _log_decay(tile["g"]), 0.0)
+    return jnp.where(at.is_upper(0), _log_decay(tile), 0.0)
 
 
 def _level_decay(tile, at, level, sums):
