@@ -78,7 +78,9 @@ def run(options: argparse.Namespace) -> dict:
         with ops.interpret(interpreted) if options.rehearse else contextlib.nullcontext():
             if (name, shape, part) not in programs:
                 place = wanted.index((name, shape, part))
-                programs = compile_rows(wanted[place : place + ROWS_COMPILED_TOGETHER], shapes)
+                together = wanted[place : place + ROWS_COMPILED_TOGETHER]
+                progress(f"compiling our programs for this and the next {len(together) - 1} rows; at large sizes this takes minutes")
+                programs = compile_rows(together, shapes)
             made = programs.pop((name, shape, part))
             row = measure(CASES[name], shapes[shape], part, made, peer, chip, rehearse=options.rehearse)
         results["rows"].append({"op": name, "shape": shape, "pass": part} | about | row)

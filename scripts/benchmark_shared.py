@@ -65,8 +65,9 @@ def take_turns(
 
 def circumstances() -> dict:
     """What a figure means nothing without, but for the device: command, commit, date, versions, machine."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
-    installed = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
+    packages = {name: name for name in ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "triton")}
+    packages["fla"] = "flash-linear-attention"
+    installed = {name: importlib.metadata.version(found) for name, found in packages.items() if importlib.util.find_spec(name)}
     git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
     return {
         "command": shlex.join(["python", *sys.argv]),

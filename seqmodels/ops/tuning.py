@@ -1,7 +1,7 @@
 """How many steps a chunk has where the caller does not say: by op and device, in one place.
 
-The figures for a CPU were measured on two cores of an AMD EPYC, forward and backward. No TPU or GPU has run any of this
-yet: theirs are what the arithmetic of matrix units and of on-chip memory favours, to be replaced by measurements.
+The figures for a CPU were measured on two cores of an AMD EPYC, forward and backward. Those for a TPU and a GPU are what the
+arithmetic of matrix units and of on-chip memory favours, to be replaced by measurements: no others have been tried on a device.
 """
 
 import math

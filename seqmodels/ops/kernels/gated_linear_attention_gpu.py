@@ -1,16 +1,18 @@
-"""Gated linear attention with a decay per key channel on Hopper: nothing but its inputs and outputs is XLA's.
+"""Gated linear attention on Hopper, with a decay per key channel or per head, or none: only its inputs and outputs are XLA's.
 
 Forward, two kernels. One prepares all chunks, in parallel: q~ and k~, how every step of a chunk reads the others (A, 64 x 64),
 and the decay over the chunk. The other, ``chunk_core_gpu``, walks over the chunks with the state:
 
     o = q~ S + A v,   S = gamma[:, None] * S + k~^T v
 
-Backward, three: the same preparation again; the walk from the last chunk with the state's cotangent dS', which gives
-dv = A^T do + k~ dS' on its way; and, in parallel over chunks and 64 key channels each, what is left:
+(Without decays q~ and k~ are q and k, and only A is prepared.) Backward, three: the same preparation again; the walk from the last
+chunk with the state's cotangent dS', which gives dv = A^T do + k~ dS' on its way; and, in parallel over chunks and 64 key channels
+each, what is left:
 
     dq~ = do S^T,  dk~ = v dS'^T,  dgamma = sum(S * dS'),  dA = do v^T
 
-with their ways back through q~, k~, gamma and A to q, k and the log decay.
+with their ways back through q~, k~, gamma and A to q, k and the log decay. Chunks have 64 steps, whatever ``chunk_size`` is: the
+numbers are the same.
 
 *Local sums on tensor cores.* ``chunked_core.py`` says why A is made level by level of sums within blocks of 1, 2, 4, ... 32
 steps. Here each level is three products of whole tiles. A matrix of zeros and ones times the log decays gives each row its sum:
@@ -18,7 +20,8 @@ from the block's start for the rows of upper blocks, which read, to the block's 
 read. One tile Z holds q or k, whichever a row needs, times the exponential of that; of Z Z^T the level's pairs are taken.
 Backwards, with P = dA + dA^T cut down to the level's pairs, dZ = P Z, and the matrix's transpose adds a log decay's gradients up.
 Log decays (and their gradients) go through the tensor cores as two bfloat16 numbers, their rounded value and the rest, which
-keeps 16 bits of each; sums are float32, and nothing is subtracted.
+keeps 16 bits of each; sums are float32, and nothing is subtracted. With one decay per head A is q k^T times the exponential of what
+lies between each pair of steps, two such products in all: of the pairs' log decays, step by step, with the first of the matrices.
 """
 
 import functools
@@ -534,12 +537,11 @@ def _of_steps(ref):
 
 
 def _split(x, hi, lo):
-    """x into two tiles that add up to it; x."""
+    """x into two tiles that add up to it."""
     rounded = x.astype(OPERAND)
     hi[...] = rounded
     lo[...] = (x - rounded.astype(jnp.float32)).astype(OPERAND)
     plgpu.commit_smem()
-    return x
 
 
 def _sum(interpret, sums, hi, lo, matrix, *, transposed=False, plus=None):
