@@ -70,7 +70,7 @@ def of_gpu(folder: Path, known: list[Kernel]) -> list[dict]:
                 "flops": kernel.flops,
                 "memory_bytes": int(re.search(r"smem_scratch_bytes=(\d+)", path.with_suffix(".resources.txt").read_text())[1]),
                 "registers": int(re.search(r"Used (\d+) registers", said)[1]),
-                "spills": sum(int(size) for size in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)),
+                "spills": sum(map(int, re.search(r"frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said).groups())),
                 "matrix_instructions": path.with_suffix(".ptx").read_text().count("wgmma.mma_async"),
             }
         )
