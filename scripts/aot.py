@@ -41,9 +41,9 @@ PTXAS = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
 OUT = ROOT / "benchmarks" / "results" / "aot.json"
 NEEDS = {"jax": "0.11.2", "libtpu": None, "jax-cuda13-plugin": "0.11.2", "jax-cuda13-pjrt": "0.11.2"}
 
-# What a kernel may spill: bytes of local memory of a thread on a GPU, stored and loaded (the most so far: 1,740, addresses of shared
-# memory in the gradient of a decay per channel with a bonus); vector registers to VMEM on a TPU, for each instruction of the loop, which has room
-# for one store (the most so far: 0.47, the gradient of a decay per channel).
+# What a kernel may spill. On a GPU: bytes of local memory of a thread, stored and loaded (the most so far: 1,740, addresses of shared
+# memory in the gradient of a decay per channel with a bonus). On a TPU: vector registers to VMEM, for each instruction of the loop,
+# which has room for one store (the most so far: 0.47, the gradient of a decay per channel).
 MOST_SPILLED_BYTES = 2_048
 MOST_SPILLS_PER_BUNDLE = 0.5
 

@@ -116,8 +116,15 @@ def compile_rows(rows: list[tuple[str, str, str]], shapes: dict[str, Shape]) -> 
 def arguments_of(case: Case, shape: Shape, part: str) -> tuple:
     """The inputs, and for the gradient the output's cotangent."""
     inputs = case.inputs(shape, jax.random.key(0))
-    output = jax.eval_shape(lambda inputs: case.run(**inputs, implementation="chunked")[0], inputs)
-    return (inputs,) if part == "forward" else (inputs, jax.random.normal(jax.random.key(1), output.shape, output.dtype))
+    if part == "forward":
+        return (inputs,)
+    output = output_of(case, inputs)
+    return inputs, jax.random.normal(jax.random.key(1), output.shape, output.dtype)
+
+
+def output_of(case: Case, inputs: dict) -> jax.ShapeDtypeStruct:
+    """Shape and dtype."""
+    return jax.eval_shape(lambda inputs: case.run(**inputs, implementation="chunked")[0], inputs)
 
 
 def measure(case: Case, shape: Shape, part: str, programs: dict, peer, chip, *, rehearse: bool) -> dict:
@@ -155,7 +162,8 @@ def measure(case: Case, shape: Shape, part: str, programs: dict, peer, chip, *, 
     if not rehearse:
         for name, milliseconds in in_turns(calls).items():
             found[name]["ms"] = milliseconds
-    row = {"contenders": found, "error": error, "flops": case.flops(shape, part), "bytes": bytes_of(case, *arguments)}
+    passed = bytes_of(arguments[0], output_of(case, arguments[0]), part)
+    row = {"contenders": found, "error": error, "flops": case.flops(shape, part), "bytes": passed}
     if chip is not None:
         flops, memory = chip
         row["bound_ms"] = 1e3 * max(row["flops"] / flops, row["bytes"] / memory)
@@ -190,13 +198,11 @@ def compiled_or_reason(lowered):
     return program
 
 
-def bytes_of(case: Case, inputs: dict, d_output: jax.Array | None = None) -> int:
+def bytes_of(inputs: dict, output: jax.Array | jax.ShapeDtypeStruct, part: str) -> int:
     """What must pass through main memory: inputs and output; with the backward pass again, and the gradients of both."""
     read = sum(x.nbytes for x in inputs.values())
-    if d_output is not None:
-        return 3 * read + 2 * d_output.nbytes
-    output = jax.eval_shape(lambda inputs: case.run(**inputs, implementation="chunked")[0], inputs)
-    return read + output.size * output.dtype.itemsize
+    written = output.size * output.dtype.itemsize
+    return read + written if part == "forward" else 3 * read + 2 * written
 
 
 def queued_by_jax(program, arguments) -> Callable[[int], None]:
@@ -282,7 +288,7 @@ def print_row(row: dict, *, first: bool) -> None:
     for name in (*OURS, PEER):
         contender = row["contenders"].get(name)
         cells.append(f"{contender['ms']:8.3f}" if contender and "ms" in contender else f"{'-':>8s}")
-    ours, peer = row["contenders"]["pallas"], row["contenders"].get(PEER, {})
+    ours, peer = row["contenders"]["pallas"], row["contenders"][PEER] if PEER in row["contenders"] else {}
     said = [f"{row['bound_ms'] / ours['ms']:.0%} of the bound"] if "ms" in ours and "bound_ms" in row else []
     if "ms" in peer and "ms" in ours:
         said.append(f"{peer['ms'] / ours['ms']:.2f}x the peer's speed")

@@ -20,7 +20,7 @@ def scripts():
 
 
 KNOWN = [Kernel("body", False, 8.0), Kernel("body", True, 16.0)]
-PTXAS = """ptxas warning : Registers are spilled to local memory in function 'x', {spills} bytes spill stores, {spills} bytes spill loads
+PTXAS = """ptxas warning : Registers are spilled in function 'x', {spills} bytes spill stores, {spills} bytes spill loads
 ptxas info    : Compiling entry function 'body_mosaic_gpu_kernel' for 'sm_90a'
     {spills} bytes stack frame, {spills} bytes spill stores, {spills} bytes spill loads
 ptxas info    : Used 134 registers, used 2 barriers, 1 bytes smem

@@ -446,7 +446,7 @@ def _pipeline(step, sizes, inputs, head, part, parts, blocks):
 
         shapes = {"v": (STEPS, sizes.V), "do": (STEPS, sizes.V), "starts": (BLOCK, sizes.V), "ends": (BLOCK, sizes.V)}
         shapes |= {"opening": (None, STEPS), "head_g": (None, STEPS)}
-        return plgpu.BlockSpec(shapes.get(name, (STEPS, BLOCK)), index)
+        return plgpu.BlockSpec(shapes[name] if name in shapes else (STEPS, BLOCK), index)
 
     names = [(name, block) for block in blocks for name in inputs if name in BY_KEY]
     names += [(name, None) for name in inputs if name not in BY_KEY]
