@@ -11,11 +11,14 @@ other column. Forward:
 
 Backward, in reversed order, of the state's cotangent dS' alone:
 
-    du = P^T do + k~ dS'   (only for the delta rule; elsewhere u does not depend on S)
+    du = P^T do + k~ dS'   (for the delta rule, or where it is wanted as the gradient of the values; dS needs it only with W)
     dS = gamma[:, None] * dS' * b_keep[None, :] + q~^T (do * b_read) - W^T du
 
-Everything else is parallel over chunks and XLA's: the preparation, ``* b_read + O``, and the gradients of a chunk's inputs
-from the states at its ends. Products take bfloat16 and add in float32; decays and the carried state are float32.
+Everything else is parallel over chunks. Of gated linear attention it is done by the kernels of ``gated_linear_attention_gpu.py``,
+around ``walk`` and ``walk_back``; of the rest by XLA, around ``forward`` and ``backward``: the preparation, ``* b_read + O``, and the
+gradients of a chunk's inputs from the states at its ends.
+
+Products take bfloat16 and add in float32; decays and the carried state are float32.
 """
 
 import functools
