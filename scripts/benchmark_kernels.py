@@ -9,6 +9,8 @@ Many calls are queued before one is waited for: what the host does in between do
 row to --out, and what stands there already, of the same commit and device, is not measured again: a run that --minutes has
 ended goes on when it is started again.
 
+--contenders=pallas,peer leaves the chunked form out, whose products XLA takes minutes to choose at these sizes.
+
 --rehearse runs our contenders once at a tiny size, kernels in their interpreter, on any machine: it shows that the command works.
 """
 
@@ -19,7 +21,7 @@ import functools
 import importlib.util
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,9 @@ CHIPS = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ops", type=some_of("op", CASES), default=",".join(CASES), help="what to time")
     parser.add_argument("--shapes", type=some_of("shape", SHAPES), default=",".join(SHAPES), help="at which sizes")
+    parser.add_argument(
+        "--contenders", type=some_of("contender", (*OURS, PEER)), default=",".join((*OURS, PEER)), help="whom to time"
+    )
     parser.add_argument("--minutes", type=positive, default=60, help="no further row is begun after so many")
     parser.add_argument("--rehearse", action="store_true", help="run everything once, tiny, in the kernels' interpreter")
 
@@ -65,8 +70,12 @@ def run(options: argparse.Namespace) -> dict:
     shapes = {"rehearsal": REHEARSAL} if options.rehearse else {name: SHAPES[name] for name in options.shapes}
     device = jax.devices()[0]
     chip = next((peaks for name, peaks in CHIPS.items() if name.lower() in device.device_kind.lower()), None)
-    peer = find_peer(device)
-    results = {"rows": rows_so_far(options.out, device.device_kind), "rehearsal": options.rehearse}
+    peer = find_peer(device) if PEER in options.contenders else None
+    ours = [name for name in OURS if name in options.contenders]
+    so_far = [row for row in rows_so_far(options.out, device.device_kind) if {*ours} <= row["contenders"].keys()]
+    if peer is not None:
+        so_far = [row for row in so_far if PEER in row["contenders"] or CASES[row["op"]].peer is None]
+    results = {"rows": so_far, "rehearsal": options.rehearse}
     done = {(row["op"], row["shape"], row["pass"]) for row in results["rows"]}
     possible = [(name, shape, part) for shape in shapes for name in options.ops if CASES[name].has(shapes[shape]) for part in PASSES]
     about = {"commit": circumstances()["commit"], "device": device.device_kind}
@@ -80,7 +89,7 @@ def run(options: argparse.Namespace) -> dict:
                 place = wanted.index((name, shape, part))
                 together = wanted[place : place + ROWS_COMPILED_TOGETHER]
                 progress(f"compiling our programs for this and the next {len(together) - 1} rows; at large sizes this takes minutes")
-                programs = compile_rows(together, shapes)
+                programs = compile_rows(together, shapes, ours)
             made = programs.pop((name, shape, part))
             row = measure(CASES[name], shapes[shape], part, made, peer, chip, rehearse=options.rehearse)
         results["rows"].append({"op": name, "shape": shape, "pass": part} | about | row)
@@ -95,14 +104,16 @@ def run(options: argparse.Namespace) -> dict:
 # ---- measuring
 
 
-def compile_rows(rows: list[tuple[str, str, str]], shapes: dict[str, Shape]) -> dict[tuple[str, str, str], dict]:
+def compile_rows(
+    rows: list[tuple[str, str, str]], shapes: dict[str, Shape], names: Collection[str] = OURS
+) -> dict[tuple[str, str, str], dict]:
     """By row and name: each of our contenders' programs, or in one line why there is none. They compile side by side."""
     found = {row: {} for row in rows}
     lowered = {}
     for row in rows:
         case, shape, part = CASES[row[0]], shapes[row[1]], row[2]
         arguments = jax.eval_shape(functools.partial(arguments_of, case, shape, part))
-        for name in OURS:
+        for name in names:
             try:
                 lowered[row, name] = lower(case, name, arguments)
             except NotImplementedError as reason:
@@ -288,7 +299,7 @@ def print_row(row: dict, *, first: bool) -> None:
     for name in (*OURS, PEER):
         contender = row["contenders"].get(name)
         cells.append(f"{contender['ms']:8.3f}" if contender and "ms" in contender else f"{'-':>8s}")
-    ours, peer = row["contenders"]["pallas"], row["contenders"][PEER] if PEER in row["contenders"] else {}
+    ours, peer = (row["contenders"][name] if name in row["contenders"] else {} for name in ("pallas", PEER))
     said = [f"{row['bound_ms'] / ours['ms']:.0%} of the bound"] if "ms" in ours and "bound_ms" in row else []
     if "ms" in peer and "ms" in ours:
         said.append(f"{peer['ms'] / ours['ms']:.2f}x the peer's speed")
