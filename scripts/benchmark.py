@@ -4,7 +4,7 @@
     python scripts/benchmark.py --suite=ops   [--out=benchmarks/results/NAME.json] [--ops=channel_decay,selective_scan]
     python scripts/benchmark.py --suite=decode [--out=benchmarks/results/NAME.json] [--contexts=256,2048]
     python scripts/benchmark.py --suite=hf    [--out=benchmarks/results/NAME.json]
-    python scripts/benchmark.py --suite=kernels [--out=benchmarks/results/NAME.json] [--ops=gla] [--minutes=9] [--rehearse]
+    python scripts/benchmark.py --suite=kernels [--out=benchmarks/results/NAME.json] ["--ops=delta rule"] [--contenders=pallas,peer]
     python scripts/benchmark.py --suite=models [--out=benchmarks/results/NAME.json] [--mixers=gla] [--minutes=9]
 
 train: the training step of every mixer (against a PyTorch Transformer of the same shape, in the same process, if

@@ -80,6 +80,7 @@ def test_what_is_a_fault(scripts):
         return scripts["aot"].find_faults(result)
 
     assert not faults()
+    assert "spills 8" in faults(case="delta rule", spills=8)[0]
     assert not faults(spills=2_048) and "spills 2049" in faults(spills=2_049)[0]
     assert "on chip" in faults(memory_bytes=232_449)[0]
     assert "matrix unit" in faults(matrix_instructions=0)[0]

@@ -181,7 +181,7 @@ def walk(
                 o = product(tile["scores"], update, plus=o)
             o_s[...] = o.astype(output_dtype)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(o_s, outputs.at[_of_chunk(places, "output", n, head, block)])
+            plgpu.copy_smem_to_gmem(o_s, outputs.at[_of_outputs(places, n, head, block)])
             return product(tile["write"].transpose((1, 0)), update, plus=S)
 
         S = _load(initial.at[of_head, _columns(block)])
@@ -244,7 +244,7 @@ def walk_back(
                 du_s[...] = (-du if "erase" in tile else du).astype(du_s.dtype)
                 plgpu.commit_smem()
             for d_value in d_values:
-                plgpu.copy_smem_to_gmem(du_s, d_value.at[_of_chunk(places, "output", n, head, block)])
+                plgpu.copy_smem_to_gmem(du_s, d_value.at[_of_outputs(places, n, head, block)])
             dS = product(tile["read"].transpose((1, 0)), do, plus=dS)
             return product(tile["erase"].transpose((1, 0)), du_s, plus=dS) if "erase" in tile else dS
 
@@ -344,9 +344,9 @@ def _chunks(step, places, tiles, head, block, carry, *, reverse=False):
     )
 
 
-def _of_chunk(places, name, n, head, block):
+def _of_outputs(places, n, head, block):
     """Rows and columns of a block of a chunk's outputs."""
-    row, column = places.find(name, n, head)
+    row, column = places.find("output", n, head)
     return pl.ds(row * STEPS, STEPS), pl.ds(column * places.V + block * COLUMNS, COLUMNS)
 
 

@@ -157,6 +157,11 @@ class _Sizes(NamedTuple):
 
         return chunk_core_gpu.Places(self.N, self.B * self.H, self.K, self.V, find)
 
+    @property
+    def matrices(self):
+        """How many of ``_make_sums`` are needed: only decays per channel have levels."""
+        return LEVELS if self.per == "channel" else 1
+
     def of_chunk(self, n, head):
         """The number of chunk n of a head among all heads' chunks."""
         return n * (self.B * self.H) + head
@@ -216,7 +221,7 @@ def _prepare(sizes, inputs, read_before, interpret):
         head, part = lax.axis_index("head"), lax.axis_index("part")
         local = functools.partial(_sum, interpret, sums, hi, lo)
         product = functools.partial(matmul, interpret)
-        _make_sums(sums, read_before, LEVELS if sizes.per == "channel" else 1)
+        _make_sums(sums, read_before, sizes.matrices)
 
         def step(index, *tiles):
             row = sizes.of_chunk(part * (N // parts) + index[0], head)
@@ -285,7 +290,7 @@ def _prepare(sizes, inputs, read_before, interpret):
         body,
         out_type=list(out_type.values()),
         scratch_types=[
-            plgpu.SMEM(((LEVELS if sizes.per == "channel" else 1) * STEPS, STEPS), OPERAND),
+            plgpu.SMEM((sizes.matrices * STEPS, STEPS), OPERAND),
             *[plgpu.SMEM((STEPS, BLOCK), OPERAND)] * 5,
             plgpu.SMEM((BLOCK,), jnp.float32),
         ],
@@ -306,7 +311,7 @@ def _gradients(sizes, inputs, dtype, read_before, interpret):
         sums, hi, lo, Z, pairs, hi_d, lo_d, vector, wide = buffers
         local = functools.partial(_sum, interpret, sums, hi, lo)
         head, block, part = lax.axis_index("head"), lax.axis_index("block"), lax.axis_index("part")
-        _make_sums(sums, read_before, LEVELS if sizes.per == "channel" else 1)
+        _make_sums(sums, read_before, sizes.matrices)
         product = functools.partial(matmul, interpret)
 
         def send(n, head, block, dq, dk, *dg):
@@ -407,7 +412,7 @@ def _gradients(sizes, inputs, dtype, read_before, interpret):
         body,
         out_type=out_type,
         scratch_types=[
-            plgpu.SMEM(((LEVELS if sizes.per == "channel" else 1) * STEPS, STEPS), OPERAND),
+            plgpu.SMEM((sizes.matrices * STEPS, STEPS), OPERAND),
             *[plgpu.SMEM((STEPS, BLOCK), OPERAND)] * 6,
             plgpu.SMEM((BLOCK,), jnp.float32),
             plgpu.SMEM((STEPS, BLOCK), jnp.float32),
@@ -501,7 +506,7 @@ class _Tile(NamedTuple):
 
     def is_visible(self, read_before):
         """Of which a row reads the column."""
-        return self.row > self.column if read_before else self.row >= self.column
+        return self.is_below() if read_before else self.row >= self.column
 
     def is_below(self):
         return self.row > self.column
