@@ -28,24 +28,25 @@ SHIPPED = [path for path in SOURCES if path.parts[0] != "tests"]
 MAY_KNOW = {
     "shapes": set(),
     "errors": set(),
+    "formats": {"errors"},
     "ops": set(),
     "layers": {"errors", "ops"},
     "mixers": {"errors", "layers", "ops"},
     "model": {"errors", "layers", "mixers"},
-    "data": {"errors"},
+    "data": {"errors", "formats"},
     "generate": {"errors", "layers", "model"},
     "evaluation": {"errors", "layers", "model", "generate", "data"},
     "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config", "ops", "xla_cpu"},
-    "config": {"errors", "mixers", "model", "data", "evaluation", "training"},
+    "config": {"errors", "formats", "mixers", "model", "data", "evaluation", "training"},
     "command_line": {"errors", "xla_cpu"},
     "huge_pages": set(),
     "xla_cpu": set(),
-    "interop": {"errors", "layers", "mixers", "model", "data", "training", "config"},
-    "read_state": {"errors", "model", "generate", "data"},
+    "interop": {"errors", "formats", "layers", "mixers", "model", "data", "training", "config"},
+    "read_state": {"errors", "formats", "model", "generate", "data"},
     "run": {
         "errors", "layers", "mixers", "model", "generate", "read_state", "data", "evaluation", "training", "config", "xla_cpu"
     },
-    "comparison": {"errors", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
+    "comparison": {"errors", "formats", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
 }
 
 

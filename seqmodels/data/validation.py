@@ -6,8 +6,7 @@ sum is the size of the text, whatever the tokenizer did.
 """
 
 import os
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,8 +15,10 @@ import numpy as np
 from jaxtyping import Integer
 
 from seqmodels.data import atomic
-from seqmodels.data.batches import Batch
+from seqmodels.data.batches import PACKINGS, Batch
 from seqmodels.errors import UserError
+from seqmodels.formats import npz
+from seqmodels.formats.limits import excerpt
 
 FILE_NAME: Final = "validation.npz"
 
@@ -105,19 +106,36 @@ def load_validation(workdir: str | os.PathLike[str]) -> ValidationSet:
     """
     path = Path(workdir) / FILE_NAME
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            return ValidationSet(
-                tokens=saved["tokens"],
-                document_ends=saved["document_ends"],
-                document_bytes=saved["document_bytes"],
-                end_of_text=int(saved["end_of_text"]),
-                tokenizer_name=str(saved["tokenizer_name"]),
-                source=str(saved["source"]),
-                packing=str(saved["packing"]),
-            )
+        found = npz.read(path)
     except FileNotFoundError:
         raise UserError(
             f"'{workdir}' has no {FILE_NAME}: it is not the folder of a run that train.py started"
         ) from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"'{path}' is damaged ({error}); running train.py again writes it anew") from error
+    except npz.Malformed as error:
+        raise UserError(f"{error}; running train.py again writes it anew") from error
+    wrong = _wrong_array(found)
+    if wrong is not None:
+        raise UserError(f"'{path}' is damaged: {wrong}; running train.py again writes it anew")
+    numbers = {name: found[name] for name in ("tokens", "document_ends", "document_bytes")}
+    texts = {name: str(found[name]) for name in ("tokenizer_name", "source", "packing")}
+    return ValidationSet(**numbers, **texts, end_of_text=int(found["end_of_text"]))
+
+
+def _wrong_array(found: Mapping[str, np.ndarray]) -> str | None:
+    """What in the arrays of a validation.npz cannot be; None: all of it can."""
+    for name, kinds, dimensions in (
+        ("tokens", "iu", 1), ("document_ends", "iu", 1), ("document_bytes", "iu", 1),
+        ("end_of_text", "iu", 0), ("tokenizer_name", "U", 0), ("source", "U", 0), ("packing", "U", 0),
+    ):  # fmt: skip
+        if name not in found:
+            return f"it lacks {name}"
+        if found[name].dtype.kind not in kinds or found[name].ndim != dimensions:
+            return f"{name} is {found[name].dtype} of shape {list(found[name].shape)}"
+    tokens, ends, sizes = (found[name] for name in ("tokens", "document_ends", "document_bytes"))
+    if not 0 < len(ends) == len(sizes) or ends[0] <= 0 or ends[-1] != len(tokens) or np.any(ends[1:] <= ends[:-1]):
+        return "its documents do not make up its tokens"
+    if tokens.min() < 0 or sizes.min() < 0 or not 0 <= found["end_of_text"] < 1 << 31 or tokens.max() >= 1 << 31:
+        return "it has numbers that no token and no document can have"
+    if str(found["packing"]) not in PACKINGS:
+        return f"packing is {excerpt(str(found['packing']))}"
+    return None
