@@ -155,6 +155,8 @@ def load(path: str | os.PathLike[str], graphdef: nnx.GraphDef, params: Params, *
         arrays = npz.read(path)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
+    except npz.Malformed as error:
+        raise UserError(f"{path} is no saved state, or is damaged ({error})") from None
     if not {RECORD, LOGITS} <= arrays.keys() or arrays[RECORD].dtype.kind != "U" or arrays[RECORD].ndim:
         raise UserError(f"{path} is no saved state: it has no record and logits")
     record = json_text.parse(str(arrays.pop(RECORD)), f"{path}: the record")

@@ -64,11 +64,12 @@ def read(folder: str | os.PathLike, report: Callable[[str], None] = lambda line:
 
 
 def check_size(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError where a model of this config is larger than all the tensors: before memory is asked for.
+    """Raises UserError where a model of this config is much larger than all the tensors: before memory is asked for.
 
     Whatever a model computes while it is built (a matrix of its state size, say) is bounded by this as well.
     """
     there = sum(tensor.size for tensor in tensors.values())
+    most = 2 * there + MOST_SIZE  # a tensor that is missing is said by its name, later
     sizes = {"model.repeats": config.repeats, "model.d_model": config.d_model, "model.vocab_size": config.vocab_size}
     sizes |= {
         f"model.mixers.{name}.{field}": value
@@ -78,15 +79,15 @@ def check_size(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
     }
     least = config.d_model * (config.vocab_size + config.repeats)  # the embedding, and a norm in each layer
     largest = max(sizes, key=sizes.get)
-    if least <= there and sizes[largest] <= max(there, MOST_SIZE):
+    if least <= most and sizes[largest] <= most:
         one = jax.eval_shape(
             functools.partial(model.init_params, dataclasses.replace(config, repeats=1), config.vocab_size), jax.random.key(0)
         )
         layers = sum(leaf.size for leaf in jax.tree.leaves(one["layers"]))
         least = sum(leaf.size for leaf in jax.tree.leaves(one)) + (config.repeats - 1) * layers
-    elif least <= there:
+    elif least <= most:
         raise UserError(f"config.json asks for {largest}={sizes[largest]:,}: its tensors hold {there:,} numbers")
-    if least > there:
+    if least > most:
         raise UserError(
             f"config.json describes a model of {least:,} parameters or more ({size(4 * least)} in float32, "
             f"{config.repeats:,} layers), but its tensors hold {there:,} numbers: it is not the config of these tensors"

@@ -78,7 +78,7 @@ def read(path: str | os.PathLike) -> Tensors:
             text = file.read(length).decode("utf-8")
         except UnicodeDecodeError as error:
             raise Malformed(f"{path} is damaged: its header is not UTF-8 ({error.reason})") from None
-    header = json_text.parse(text, f"{path}: the header")
+    header = json_text.parse(text, f"{path} is damaged: its header")
     if not isinstance(header, dict):
         raise Malformed(f"{path} is damaged: its header is no object of tensors")
     header.pop("__metadata__", None)
@@ -106,7 +106,7 @@ def _entry(path: Path, name: str, values: Any) -> _Entry:
     dtype, shape, offsets = values["dtype"], values["shape"], values["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise Malformed(
-            f"{path}: {shown} is {excerpt(dtype)}; only {', '.join(DTYPES)} can be read (is this checkpoint quantized?)"
+            f"{path}: {shown} is {excerpt(dtype).strip(chr(39))}; only {', '.join(DTYPES)} can be read (is this checkpoint quantized?)"
         )
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
         raise Malformed(f"{path} is damaged: {shown} has the shape {excerpt(shape)} and the bytes {excerpt(offsets)}")
