@@ -24,7 +24,9 @@ from seqmodels.training.sharding import MeshConfig
 from seqmodels.training.state import TrainConfig
 
 # Fields younger than some run folders, with what their runs had.
-YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
+YOUNG_MODEL_FIELDS = {
+    "vocab_size": None, "embedding_norm": False, "branch_rms": None, "norm": "rms", "logit_cap": None, "readout": "each",
+}  # fmt: skip
 YOUNG_TRAIN_FIELDS = {"init_from": None}
 YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
 YOUNG_DATA_FIELDS = {"task": "text", "tasks": {}}
