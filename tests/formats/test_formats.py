@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqmodels.data import tokenizer as tokenizers
+from seqmodels.data.text import tokenizer as tokenizers
 from seqmodels.formats import json_text, limits, npz, tokenizer_json, yaml_texts
 from seqmodels.formats.limits import Malformed
 from seqmodels.interop import safetensors
-from tests.formats import hostile
+from tools.drills import hostile
 
 
 def use_tokenizer(path):
