@@ -22,6 +22,7 @@ from benchmarks.timing import (
     circumstances,
     lengths,
     numbers,
+    positive,
     some_of,
     write_results,
 )
@@ -40,7 +41,7 @@ STARTS = {
     "large": {"embedding_norm": True, "branch_rms": 1.0},
     "unscaled": {"embedding_norm": False, "branch_rms": None},  # what runs had before there was branch_rms
 }
-REPEATS, SEQ_LEN, BATCH_SIZE, VOCAB_SIZE = 4, 128, 8, 1024
+SEQ_LEN, BATCH_SIZE, VOCAB_SIZE = 128, 8, 1024
 VALIDATION_BATCHES = 64
 
 
@@ -50,16 +51,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mixers", type=some_of("mixer", names), default=",".join(names), help="whose models")
     parser.add_argument("--starts", type=some_of("start", STARTS), default="equal,unscaled", help=f"of {', '.join(STARTS)}")
     parser.add_argument("--widths", type=lengths, default="64", help="of the residual stream")
+    parser.add_argument("--repeats", type=positive, default=4, help="of the layers")
     parser.add_argument("--rates", type=numbers, default="0.008", help="peak learning rates")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each")
-    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of 8 x 128 tokens")
+    parser.add_argument("--seeds", type=positive, default=1, help="runs of each")
+    parser.add_argument("--steps", type=positive, default=150, help="optimizer steps of 8 x 128 tokens")
 
 
 def run(options: argparse.Namespace) -> dict:
     results = _results_so_far(options.out)
     done = {_key(row) for row in results["rows"]}
     wanted = [
-        {"mixer": name, "width": width, "start": start, "learning_rate": rate, "seed": seed, "steps": options.steps}
+        {"mixer": name, "width": width, "start": start, "learning_rate": rate, "seed": seed, "steps": options.steps,
+         "repeats": options.repeats}  # fmt: skip
         for name in options.mixers
         for width in options.widths
         for start in options.starts
@@ -171,7 +174,7 @@ def run_config(row: dict, source: str) -> RunConfig:
     config.data.source, config.data.seq_len, config.data.batch_size = source, SEQ_LEN, BATCH_SIZE
     config.data.vocab_size = VOCAB_SIZE
     config.model.pattern = "mlp" if row["mixer"] == NO_MIXER else mixers.pattern(row["mixer"])
-    config.model.d_model, config.model.repeats = row["width"], REPEATS
+    config.model.d_model, config.model.repeats = row["width"], row["repeats"]
     config.model.mixers.mamba2.head_dim = 16
     config.model.update(STARTS[row["start"]])
     config.optim.learning_rate, config.train.steps, config.seed = row["learning_rate"], row["steps"], row["seed"]
@@ -185,7 +188,7 @@ def _results_so_far(path: Path | None) -> dict:
 
 
 def _key(row: dict) -> tuple:
-    return tuple(row[name] for name in ("mixer", "width", "start", "learning_rate", "seed", "steps"))
+    return tuple(row[name] for name in ("mixer", "width", "start", "learning_rate", "seed", "steps", "repeats"))
 
 
 def _name(row: dict) -> str:
