@@ -7,7 +7,6 @@ so a field that is missing, misspelt or of another type is an error here and nev
 import dataclasses
 import difflib
 import json
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from seqmodels import mixers
-from seqmodels.data import TEXT, DataConfig, synthetic
+from seqmodels.data import TEXT, DataConfig, atomic, synthetic
 from seqmodels.errors import UserError
 from seqmodels.model import ModelConfig, mixers_in_pattern
 from seqmodels.training.optimizer import OptimConfig
@@ -27,7 +26,7 @@ from seqmodels.training.state import TrainConfig
 YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
 YOUNG_TRAIN_FIELDS = {"init_from": None}
 YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
-YOUNG_DATA_FIELDS = {"task": "text", "tasks": {}}
+YOUNG_DATA_FIELDS = {"task": "text", "tasks": {}, "validation_source": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +79,7 @@ def to_dict(config: RunConfig) -> dict:
 
 def save(config: RunConfig, path: str) -> None:
     """Write config.json, whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(to_dict(config), file, indent=2)
-        file.write("\n")
-    os.replace(temporary, path)
+    atomic.write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load(path: str) -> RunConfig:
