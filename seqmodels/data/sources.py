@@ -59,6 +59,11 @@ class Split:
     label: str = ""
     files: tuple[Path, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its files, or what else it is."""
+        return tuple(file.name for file in self.files) or (self.label,)
+
     def pieces(self, left_out: Counter[str]) -> Iterator[Piece]:
         """The documents that have text, in pieces; ``left_out`` counts the others by reason."""
         return readers.whole(self.documents(), left_out) if self.in_pieces is None else self.in_pieces(left_out)
@@ -75,7 +80,7 @@ class Source:
     name: str
     train: Split | None
     validation: Split | None
-    others: dict[str, Callable[[], Split]] = field(default_factory=dict)
+    others: dict[str, Split] = field(default_factory=dict)
     unread: tuple[Unread, ...] = ()
     held_out: str = ""
 
@@ -120,10 +125,10 @@ def validate_on(source: Source, name: str, *, revision: str) -> Source:
     own = _splits(source)
     if name == TRAIN and TRAIN in own:
         raise UserError(f"{what} is what is trained on: name another split, a path or a hub id")
-    held_out = own[name]() if name in own else _named_text(name, source, revision)
+    held_out = own[name] if name in own else _named_text(name, source, revision)
     unread = source.unread
     if source.validation is not None and held_out is not source.validation:
-        unread += (Unread((source.validation.label,), f"{what} is held out instead"),)
+        unread += (Unread(source.validation.names, f"{what} is held out instead"),)
     others = {split: opened for split, opened in source.others.items() if split != name}
     return _without_held_out(
         replace(source, validation=held_out, others=others, unread=unread, held_out=what)
@@ -146,12 +151,12 @@ def _named_text(name: str, source: Source, revision: str) -> Split:
     split = split or (VALIDATION if VALIDATION in splits else TRAIN)
     if split not in splits:
         raise UserError(f"data.validation_source '{name}' has no split '{split}'; it has {', '.join(splits)}")
-    return splits[split]()
+    return splits[split]
 
 
-def _splits(source: Source) -> dict[str, Callable[[], Split]]:
+def _splits(source: Source) -> dict[str, Split]:
     own = {TRAIN: source.train, VALIDATION: source.validation}
-    return {name: (lambda split=split: split) for name, split in own.items() if split is not None} | source.others
+    return {name: split for name, split in own.items() if split is not None} | source.others
 
 
 def _without_held_out(source: Source) -> Source:
@@ -226,12 +231,14 @@ def with_validation(source: Source) -> Source:
             fingerprint=train.fingerprint | {"part": "all others", "of": _EVERY},
             text_bytes=lambda: int(train.text_bytes() * (1 - 1 / _EVERY)),
             label=train.label,
+            files=train.files,
         ),
         validation=_split(
             lambda left_out: held_out(Counter()),  # those without text are counted with the training split
             fingerprint=train.fingerprint | {"part": "second", "of": _EVERY},
             text_bytes=lambda: train.text_bytes() // _EVERY,
             label=f"every {_EVERY}th of its documents",
+            files=train.files,
         ),
         held_out="there is no validation split",
     )
@@ -241,7 +248,7 @@ def _end_held_out(source: Source, file: Path) -> Source:
     """One text: its beginning is trained on, its end is held out, without a word that is in both."""
     size = file.stat().st_size
     cut = readers.place_to_cut(file, 1 - 1 / _EVERY)
-    if cut >= size:
+    if not 0 < cut < size:
         raise UserError(
             f"data.source '{source.name}' is too short to hold out its end: give more text, or name other text with "
             "data.validation_source"
@@ -285,9 +292,8 @@ def said_of_one(source: Source, split: Split) -> str:
 
 def not_read(source: Source, *read: Split) -> tuple[Unread, ...]:
     """What was found of a source beside the splits that are read."""
-    own = [split for split in (source.train, source.validation) if split is not None and not any(split is r for r in read)]
-    names = [split.label for split in own] + list(source.others)
-    return (*(Unread((name,), "another split") for name in names), *source.unread)
+    others = [split for split in _splits(source).values() if not any(split is one for one in read)]
+    return (*(Unread(split.names, "another split") for split in others), *source.unread)
 
 
 def _said_of(unread: Iterable[Unread]) -> str:
@@ -341,15 +347,12 @@ def _local(name: str, path: Path) -> Source:
         )
     layout = folder.layout(path)
     _refuse_two_versions(layout.splits.get(TRAIN) or ())
-    splits = {split: _files_split(files) for split, files in layout.splits.items() if split in (TRAIN, VALIDATION)}
-    others = {
-        split: (lambda files=files: _files_split(files)) for split, files in layout.splits.items() if split not in splits
-    }
+    splits = {split: _files_split(files) for split, files in layout.splits.items()}
     return Source(
         name,
         splits.get(TRAIN),
         splits.get(VALIDATION),
-        others=others,
+        others={split: of for split, of in splits.items() if split not in (TRAIN, VALIDATION)},
         unread=layout.unread,
         held_out="by its name" if VALIDATION in splits else "",
     )
@@ -389,6 +392,7 @@ def _part(file: Path, begin: int, end: int, label: str) -> Split:
         fingerprint=_fingerprint([file]) | {"begin": begin, "end": end},
         text_bytes=lambda: end - begin,
         label=label,
+        files=(file,),
     )
 
 
@@ -418,11 +422,7 @@ def _hub(name: str, revision: str) -> Source:
     return Source(
         name,
         *(_hub_split(name, revision, split) if split in splits else None for split in (TRAIN, VALIDATION)),
-        others={
-            split: (lambda split=split: _hub_split(name, revision, split))
-            for split in splits
-            if split not in (TRAIN, VALIDATION)
-        },
+        others={split: _hub_split(name, revision, split) for split in splits if split not in (TRAIN, VALIDATION)},
         held_out="by its name" if VALIDATION in splits else "",
     )
 
