@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from seqmodels.data.readers import Piece
+from seqmodels.data.text.readers import Piece
 
 _PIECES_PER_UPDATE: Final = 256
 

@@ -31,11 +31,12 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.layers import RMSNorm, dense, normal_init
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
+from seqmodels.ranges import Checked, Epsilon
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    norm_eps: float = 1e-5  # of the RMSNorm before the output gate
+class Config(Checked, where="model.mixers.hgrn"):
+    norm_eps: Epsilon = 1e-5  # of the RMSNorm before the output gate
     implementation: str | None = None  # of linear_recurrence; None: the fastest for device and shape
 
     @classmethod
@@ -90,7 +91,7 @@ class Mixer(nnx.Module):
 
         With ``shared``, what the layer below passed on, the result has a third part: what this one passes on.
         """
-        bound = jnp.zeros((self.d_model,), jnp.float32) if shared is None else shared.here()
+        bound = jnp.zeros((self.d_model,), jnp.float32) if shared is None else shared.current()
         log_decay, input_gate = bounded_gate(dense(x, self.gate_logit_kernel[...]), bound)
         written = input_gate * jax.nn.silu(dense(x, self.input_kernel[...])).astype(jnp.float32)
         h, state = linear_recurrence(
@@ -98,4 +99,4 @@ class Mixer(nnx.Module):
         )
         y = self.norm(h).astype(x.dtype) * jax.nn.silu(dense(x, self.gate_kernel[...]))
         y = dense(y, self.output_kernel[...])
-        return (y, state) if shared is None else (y, state, shared.passed_on())
+        return (y, state) if shared is None else (y, state, shared.next_layer())
