@@ -16,6 +16,7 @@ and the state after the last token.
 import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -317,6 +318,34 @@ class LanguageModel(nnx.Module):
                     found.append(layer.layer.weights(layer.norm(x)))
                 x, _, shared = layer(x, None, shared, reset=None, dropout_key=None)
         return jnp.stack(found)
+
+    def observe(
+        self,
+        tokens: Int[Array, "B T"],
+        function: Callable[[Float[Array, "B T D"], Float[Array, "B T D"], Float[Array, "B T D"]], Any],
+        *,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> Any:
+        """What ``function`` says of every residual layer, stacked [layers, ...] in order of depth; from an empty state.
+
+        Args:
+          tokens: ids; any T >= 1.
+          function: of the residual stream as it enters the first layer, before this layer, and after this layer.
+          reset: True where a new document starts.
+        """
+        entering = self.embed(tokens)
+
+        def repeat(carry, layers):
+            x, shared = carry
+            found = []
+            for layer in layers:
+                before = x
+                x, _, shared = layer(x, None, shared, reset=reset, dropout_key=None)
+                found.append(function(entering, before, x))
+            return (x, shared), jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+        _, found = jax.lax.scan(repeat, (entering, self._shared()), self._layers())
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
     def _run_scanned(self, x, state, reset, dropout_key):
         def run_layer(layer, x, state, shared, key):
