@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels import model
-from seqmodels.model import MLP, ModelConfig, pattern_words
+from seqmodels.model import MLP, ModelConfig, parse_pattern
 from seqmodels.training.loss import cross_entropy
 from seqmodels.training.sharding import path_name
 
@@ -91,7 +91,7 @@ def start_figures(
     )
     by_layer = {name: tuple(map(float, values)) for name, values in by_layer.items()}
     return StartFigures(
-        layers=pattern_words(config.pattern) * config.repeats, token_rms=float(token_rms), **by_layer,
+        layers=parse_pattern(config.pattern) * config.repeats, token_rms=float(token_rms), **by_layer,
         loss=None if loss is None else float(loss), gradient_norms={name: float(norm) for name, norm in norms.items()},
     )  # fmt: skip
 
