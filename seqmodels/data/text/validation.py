@@ -21,6 +21,8 @@ from seqmodels.formats import npz
 from seqmodels.formats.limits import excerpt
 
 FILE_NAME: Final = "validation.npz"
+FEW_DOCUMENTS: Final = 50
+"""Of fewer documents a mean says little of other text, and no test of a difference holds."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,21 @@ def write(validation: ValidationSet, workdir: str | os.PathLike[str]) -> None:
         )
 
 
-def load_validation(workdir: str | os.PathLike[str]) -> ValidationSet:
-    """The validation text saved in a run folder.
+def few_documents(count: int, what: str) -> str | None:
+    """What a reader of a score should know of the number of documents it is of, called ``what``; None of enough.
+
+    Pieces of one text are no independent sample of it, so that a text cut in many pieces is one document.
+    """
+    if count >= FEW_DOCUMENTS:
+        return None
+    return (
+        f"{what}: only {count:,} document{'s' * (count != 1)}, fewer than {FEW_DOCUMENTS}: the score says little of other "
+        "text (data.validation_source names more)"
+    )
+
+
+def load_validation(workdir: str | os.PathLike[str], vocab_size: int | None = None) -> ValidationSet:
+    """The validation text saved in a run folder; its ids must be below ``vocab_size``, where that is given.
 
     Raises:
         UserError: there is none, or its file is damaged.
@@ -113,29 +128,34 @@ def load_validation(workdir: str | os.PathLike[str]) -> ValidationSet:
         ) from None
     except npz.Malformed as error:
         raise UserError(f"{error}; running train.py again writes it anew") from error
-    wrong = _wrong_array(found)
-    if wrong is not None:
-        raise UserError(f"'{path}' is damaged: {wrong}; running train.py again writes it anew")
-    numbers = {name: found[name] for name in ("tokens", "document_ends", "document_bytes")}
-    texts = {name: str(found[name]) for name in ("tokenizer_name", "source", "packing")}
-    return ValidationSet(**numbers, **texts, end_of_text=int(found["end_of_text"]))
+    try:
+        numbers = {name: _array(found, name, "iu", 1) for name in ("tokens", "document_ends", "document_bytes")}
+        texts = {name: str(_array(found, name, "U", 0)) for name in ("tokenizer_name", "source", "packing")}
+        validation = ValidationSet(**numbers, **texts, end_of_text=int(_array(found, "end_of_text", "iu", 0)))
+        _check(validation, vocab_size)
+    except ValueError as error:
+        raise UserError(f"'{path}' is damaged ({error}); running train.py again writes it anew") from error
+    return validation
 
 
-def _wrong_array(found: Mapping[str, np.ndarray]) -> str | None:
-    """What in the arrays of a validation.npz cannot be; None: all of it can."""
-    for name, kinds, dimensions in (
-        ("tokens", "iu", 1), ("document_ends", "iu", 1), ("document_bytes", "iu", 1),
-        ("end_of_text", "iu", 0), ("tokenizer_name", "U", 0), ("source", "U", 0), ("packing", "U", 0),
-    ):  # fmt: skip
-        if name not in found:
-            return f"it lacks {name}"
-        if found[name].dtype.kind not in kinds or found[name].ndim != dimensions:
-            return f"{name} is {found[name].dtype} of shape {list(found[name].shape)}"
-    tokens, ends, sizes = (found[name] for name in ("tokens", "document_ends", "document_bytes"))
-    if not 0 < len(ends) == len(sizes) or ends[0] <= 0 or ends[-1] != len(tokens) or np.any(ends[1:] <= ends[:-1]):
-        return "its documents do not make up its tokens"
-    if tokens.min() < 0 or sizes.min() < 0 or not 0 <= found["end_of_text"] < 1 << 31 or tokens.max() >= 1 << 31:
-        return "it has numbers that no token and no document can have"
-    if str(found["packing"]) not in PACKINGS:
-        return f"packing is {excerpt(str(found['packing']))}"
-    return None
+def _array(found: Mapping[str, np.ndarray], name: str, kinds: str, dimensions: int) -> np.ndarray:
+    if name not in found:
+        raise ValueError(f"it lacks {name}")
+    if found[name].dtype.kind not in kinds or found[name].ndim != dimensions:
+        raise ValueError(f"{name} is {found[name].dtype} of shape {list(found[name].shape)}")
+    return found[name]
+
+
+def _check(validation: ValidationSet, vocab_size: int | None) -> None:
+    """Raises ValueError where the arrays do not belong together."""
+    ends, text_bytes = validation.document_ends, validation.document_bytes
+    if not (ends.ndim == text_bytes.ndim == validation.tokens.ndim == 1 and len(ends) == len(text_bytes) > 0):
+        raise ValueError("its arrays have other shapes than were written")
+    if ends[-1] != len(validation) or np.any(np.diff(ends, prepend=0) < 1) or np.any(text_bytes < 0):
+        raise ValueError("its documents do not end where its tokens do")
+    if not 0 <= validation.end_of_text < (vocab_size or 1 << 31):
+        raise ValueError(f"its end of text is {validation.end_of_text}")
+    if validation.packing not in PACKINGS:
+        raise ValueError(f"its packing is {excerpt(validation.packing)}")
+    if vocab_size is not None and not 0 <= validation.tokens.min() <= validation.tokens.max() < vocab_size:
+        raise ValueError(f"it has ids beyond the vocabulary of {vocab_size}")
