@@ -6,8 +6,8 @@
 Of a run on a synthetic task: its loss and accuracy on the task's test. With --lengths, how both fare at other lengths than
 that of the training: text in longer windows, the task's examples of these lengths.
 
-Needs only the run folder. Draws loss_by_position.png (or extrapolation.png) into it; the last line of stdout is one JSON
-object.
+Needs only the run folder, and executes nothing of it: what is kept is kept where the flags say. Draws loss_by_position.png (or
+extrapolation.png) into it; the last line of stdout is one JSON object.
 """
 
 import argparse
@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from seqmodels import command_line
+from seqmodels.config import DEFAULT_CACHE_DIR
 from seqmodels.errors import UserError
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
-from seqmodels.run import Run, load_run, read_config
+from seqmodels.run import Run, load_run
 
 
 def main() -> None:
@@ -34,12 +35,16 @@ def main() -> None:
     parser.add_argument("--data", help="score this source's validation split: a path, a hub id, or toy")
     parser.add_argument("--max_tokens", type=int, help="score only so many tokens; default all")
     parser.add_argument("--lengths", type=lengths, help="score at these lengths instead, commas between them")
+    parser.add_argument(
+        "--cache_dir", default=DEFAULT_CACHE_DIR, help=f"where tokens of --data are kept (default {DEFAULT_CACHE_DIR})"
+    )
+    command_line.add_compilation_cache_flag(parser)
     options = parser.parse_args()
     if options.max_tokens is not None and options.max_tokens < 1:
         raise UserError(f"--max_tokens={options.max_tokens} scores nothing; give 1 or more")
 
-    command_line.use_compilation_cache(read_config(options.workdir).train.compilation_cache_dir)
-    run = load_run(options.workdir, options.step)
+    command_line.use_compilation_cache(options.compilation_cache_dir)
+    run = load_run(options.workdir, options.step, cache_dir=options.cache_dir)
     if options.lengths is not None:
         by_length = run.evaluate_lengths(options.lengths, options.data, max_tokens=options.max_tokens)
         for evaluation in by_length.values():

@@ -10,6 +10,7 @@ import typing
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
+from seqmodels import config as config_lib
 from seqmodels import mixers
 from seqmodels.data import tasks
 
@@ -27,7 +28,7 @@ def get_config() -> ConfigDict:
     config.data.seq_len = 256  # T, tokens the model reads at once
     config.data.batch_size = 16  # B, sequences per optimizer step (over all devices and accumulation steps)
     config.data.packing = "windows"  # "windows" (contiguous, no padding) or "documents" (whole, with reset marks)
-    config.data.cache_dir = "~/.cache/seqmodels/data"  # where tokens are kept, written once per source and tokenizer
+    config.data.cache_dir = config_lib.DEFAULT_CACHE_DIR  # where tokens are kept, written once per source and tokenizer
     config.data.max_train_documents = 0  # use only the first so many documents of the train split; 0: all
     config.data.toy_documents = 4000  # stories that the "toy" source generates for training
     config.data.task = "text"  # or a synthetic task: its name in config.data.tasks; of the above, it asks seq_len and batch_size
@@ -77,7 +78,7 @@ def get_config() -> ConfigDict:
     config.train.keep_checkpoints = 2  # newest ones kept, beside the best
     config.train.sample_every_steps = 250  # a story written by the model; 0: never
     config.train.sample_prompt = "Once upon a time"  # what the story begins with
-    config.train.compilation_cache_dir = "~/.cache/seqmodels/xla"  # compiled programs; "" keeps none
+    config.train.compilation_cache_dir = config_lib.DEFAULT_COMPILATION_CACHE_DIR  # compiled programs; "" keeps none
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the batch; -1: all that the other axes leave

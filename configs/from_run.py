@@ -3,7 +3,8 @@
     python scripts/import_hf.py PATH_OR_ID --workdir=runs/imported
     python train.py --config=configs/from_run.py:runs/imported --workdir=runs/tuned --config.data.source=PATH
 
-Model, data, tokenizer and parameters are that run's; the optimizer, its schedule and the order of the data begin anew.
+Model, tokenizer, parameters and how the data are cut are that run's; the optimizer, its schedule and the order of the data
+begin anew. What to train on, and where things are kept, is not that folder's to say: give --config.data.source.
 The peak of the learning rate is a tenth of base.py's.
 """
 
@@ -23,7 +24,10 @@ def get_config(run: str = ""):
     theirs = config_lib.to_dict(run_folder.read_config(folder))
     config = base.get_config()
     config.model.update(theirs["model"])
-    config.data.update(theirs["data"])
+    config.data.update({
+        name: value for name, value in theirs["data"].items() if f"data.{name}" not in config_lib.PLACE_FIELDS
+    })
+    config.data.source = ""
     config.data.tokenizer = str(folder / "tokenizer.json")
     if theirs["data"]["task"] != TEXT:
         config.train.sample_every_steps = 0

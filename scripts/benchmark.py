@@ -78,12 +78,10 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument(
         "--suite", required=True, help=f"what to measure: {', '.join(SUITES)}; --suite=NAME --help lists its flags"
     )
-    parser.add_argument("--out", type=Path, help="also write everything to this file, as JSON")
+    parser.add_argument("--out", type=command_line.output_file, help="also write everything to this file, as JSON")
     if suite is not None:
         SUITES[suite].add_flags(parser.add_argument_group(f"--suite={suite}"))
     options = parser.parse_args()
-    if options.out is not None and not options.out.parent.is_dir():
-        raise UserError(f"--out={options.out}: there is no folder {options.out.parent}")
     return options
 
 

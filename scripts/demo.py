@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any director
 from seqmodels import command_line
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.perplexity import Evaluation
-from seqmodels.run import Run, load_run, read_config
+from seqmodels.run import Run, load_run
 from seqmodels.training import loop
+from train import parse
 
 MIXERS = ("attention", "linear_attention")
 PROMPT = "Once upon a time"
@@ -52,7 +53,8 @@ def main() -> None:
             shutil.rmtree(workdir, ignore_errors=True)
         print(f"\n[{number}/{len(MIXERS)}] {mixer}", file=sys.stderr)
         train(mixer, workdir, overrides)
-    command_line.use_compilation_cache(read_config(workdirs[MIXERS[0]]).train.compilation_cache_dir)
+    config, _ = parse(["train.py", *flags_of(MIXERS[0], workdirs[MIXERS[0]], overrides)])
+    command_line.use_compilation_cache(config.train.compilation_cache_dir)
     results = {mixer: look_at(workdir) for mixer, workdir in workdirs.items()}
     curves, positions = options.workdir / "learning_curves.png", options.workdir / "loss_by_position.png"
     plots.learning_curves({mixer: result.rows for mixer, result in results.items()}, curves)
@@ -62,9 +64,13 @@ def main() -> None:
     print(f"the whole demo took {time.perf_counter() - start:.0f} s")
 
 
+def flags_of(mixer: str, workdir: Path, overrides: list[str]) -> list[str]:
+    return [f"--config={ROOT / 'configs' / 'demo.py'}:{mixer}", f"--workdir={workdir}", *overrides]
+
+
 def train(mixer: str, workdir: Path, overrides: list[str]) -> None:
     """One run of train.py; its progress goes to the terminal. A run that stops or fails ends the demo alike."""
-    flags = [f"--config={ROOT / 'configs' / 'demo.py'}:{mixer}", f"--workdir={workdir}", *overrides]
+    flags = flags_of(mixer, workdir, overrides)
     with subprocess.Popen([sys.executable, ROOT / "train.py", *flags], stdout=subprocess.DEVNULL) as training:
         # A run that is stopped saves first: wait for it. Ctrl-C reaches it from the terminal, SIGTERM does not.
         signal.signal(signal.SIGINT, lambda *_: None)

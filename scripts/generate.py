@@ -25,7 +25,7 @@ from seqmodels import command_line
 from seqmodels.errors import UserError
 from seqmodels.evaluation import plots
 from seqmodels.formats import yaml_texts
-from seqmodels.run import Run, load_run, read_config
+from seqmodels.run import Run, load_run
 
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 
@@ -34,7 +34,7 @@ def main() -> None:
     options = parse_flags()
     prompts = None if options.prompts_file is None else read_prompts(options.prompts_file)
 
-    command_line.use_compilation_cache(read_config(options.workdir).train.compilation_cache_dir)
+    command_line.use_compilation_cache(options.compilation_cache_dir)
     run = load_run(options.workdir, options.step)
     sampling = {name: getattr(options, name) for name in SAMPLING}
     if prompts is None and options.output is None:
@@ -51,7 +51,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
     parser.add_argument("--prompt", help="the text to continue")
     parser.add_argument("--prompts_file", type=Path, help="a YAML list of texts to continue")
-    parser.add_argument("--output", type=Path, help="write continuations here, one JSON object per line")
+    parser.add_argument("--output", type=command_line.output_stream, help="write continuations here, one JSON object per line")
     parser.add_argument("--batch_size", type=int, default=32, help="at most so many prompts at a time (default 32)")
     parser.add_argument("--max_tokens", type=int, default=200, help="at most so many new tokens (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
@@ -59,9 +59,10 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--top_p", type=float, help="sample among the likeliest tokens that make up this probability")
     parser.add_argument("--min_p", type=float, help="sample among tokens at least so probable, the likeliest being 1")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another story (default 0)")
-    parser.add_argument("--save_state", type=Path, help="keep what the model knows at the end in this file (.npz)")
+    parser.add_argument("--save_state", type=command_line.output_file, help="keep what the model knows at the end in this file (.npz)")
     parser.add_argument("--from_state", type=Path, help="go on from such a file; --prompt is then read after it")
-    parser.add_argument("--attention_plot", type=Path, help="draw what each token looked at, of models with attention")
+    parser.add_argument("--attention_plot", type=command_line.output_file, help="draw what each token looked at (attention)")
+    command_line.add_compilation_cache_flag(parser)
     options = parser.parse_args()
     if options.prompt is not None and options.prompts_file is not None:
         raise UserError("give either --prompt or --prompts_file, not both")
@@ -70,10 +71,6 @@ def parse_flags() -> argparse.Namespace:
     for name in ("save_state", "from_state", "attention_plot"):
         if getattr(options, name) is not None and (options.prompts_file is not None or options.output is not None):
             raise UserError(f"--{name} is for one text that is printed, not for --prompts_file or --output")
-    for name in ("output", "save_state", "attention_plot"):
-        path = getattr(options, name)
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"--{name}={path}: there is no folder {path.parent}")
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}; give 1 or more")
     return options

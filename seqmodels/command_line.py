@@ -13,6 +13,8 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from seqmodels.config import DEFAULT_COMPILATION_CACHE_DIR
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 
 
@@ -102,6 +104,38 @@ def run(main: Callable[[], None]) -> NoReturn:
             raise
         sys.exit(f"error: {failure.strerror}: {failure.filename}")
     sys.exit(0)
+
+
+def add_compilation_cache_flag(parser: argparse.ArgumentParser) -> None:
+    """For programs that open somebody's run folder: where they keep compiled programs is not that folder's to say."""
+    parser.add_argument(
+        "--compilation_cache_dir", default=DEFAULT_COMPILATION_CACHE_DIR,
+        help=f'where compiled programs are kept (default {DEFAULT_COMPILATION_CACHE_DIR}); "" keeps none',
+    )  # fmt: skip
+
+
+def output_file(text: str) -> Path:
+    """A flag's file that is written whole: an argparse type.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot be written, as `atomic.check_file_name` has it, or its folder is not there.
+    """
+    return _output(text, replaced=True)
+
+
+def output_stream(text: str) -> Path:
+    """A flag's file that is opened and written to bit by bit: it may be a device or a pipe. Errors as in `output_file`."""
+    return _output(text, replaced=False)
+
+
+def _output(text: str, *, replaced: bool) -> Path:
+    try:
+        path = atomic.check_file_name(text, replaced=replaced)
+    except UserError as mistake:
+        raise argparse.ArgumentTypeError(str(mistake)) from None
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
 
 
 def use_compilation_cache(directory: str) -> None:

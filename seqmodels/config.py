@@ -24,6 +24,15 @@ SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm
 
 MOST_CONFIG_BYTES = 4 << 20
 
+# Fields that say where something is, or is kept: a path, a name on the hub, a cache. They belong to who runs a program. In the
+# folder of a run they are a record of who trained it: who opens the folder reads and writes none of these places.
+PLACE_FIELDS = (
+    "data.source", "data.revision", "data.validation_source", "data.tokenizer", "data.cache_dir", "train.init_from",
+    "train.compilation_cache_dir",
+)  # fmt: skip
+DEFAULT_CACHE_DIR = "~/.cache/seqmodels/data"
+DEFAULT_COMPILATION_CACHE_DIR = "~/.cache/seqmodels/xla"
+
 # Fields younger than some run folders, with what their runs had.
 LEGACY_MODEL_DEFAULTS = {
     "vocab_size": None, "embedding_norm": False, "branch_rms": None, "norm": "rms", "logit_cap": None, "readout": "each",
@@ -168,6 +177,15 @@ def load(path: str) -> RunConfig:
             if isinstance(options, dict) and isinstance(options.get(name), dict):
                 options[name] = young | options[name]
     return from_config_dict(values)
+
+
+def with_caches(config: RunConfig, *, cache_dir: str, compilation_cache_dir: str) -> RunConfig:
+    """The config of a folder that is opened: what is kept is kept where its reader keeps it."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, cache_dir=cache_dir),
+        train=dataclasses.replace(config.train, compilation_cache_dir=compilation_cache_dir),
+    )
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

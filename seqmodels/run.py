@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from seqmodels import data, model, xla_cpu
-from seqmodels.config import MeshConfig, RunConfig
+from seqmodels.config import DEFAULT_CACHE_DIR, MeshConfig, RunConfig
+from seqmodels.data.text import hub
 from seqmodels.decoding import generate, session
 from seqmodels.decoding.session import DecodingState
 from seqmodels.errors import UserError
@@ -28,7 +29,7 @@ from seqmodels.training.state import Trainer
 class Run:
     """A model out of a run folder, at the step of one checkpoint.
 
-    `config` is the run's own; `setup` holds the same model on one device of this machine.
+    `config` is the run's own, but for its caches, which are the reader's; `setup` holds the same model on one device of this machine.
     """
 
     workdir: Path
@@ -236,8 +237,10 @@ class Run:
         if source is None:
             return data.load_validation(self.workdir, self.setup.vocab_size)
         of = self.config.data
+        # The folder's record names the revision of its own source; of another it is what configs/base.py has.
+        revision = of.revision if source == of.source else hub.TINYSTORIES_REVISION
         return data.validation_from_source(
-            source, self.text_tokenizer(), cache_dir=of.cache_dir, revision=of.revision, packing=of.packing
+            source, self.text_tokenizer(), cache_dir=of.cache_dir, revision=revision, packing=of.packing
         )
 
     def evaluate(
@@ -287,6 +290,7 @@ def load_run(
     workdir: str | Path,
     step: int | None = None,
     *,
+    cache_dir: str = DEFAULT_CACHE_DIR,
     report: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> Run:
     """Open the run folder `workdir` at its newest checkpoint, or at the one of `step`.
@@ -294,6 +298,7 @@ def load_run(
     Needs nothing but the folder, changes nothing in it, and runs on one device, whatever the run was trained on.
 
     Args:
+        cache_dir: where tokens of other text are kept (`Run.validation`); whatever the folder's config.json says.
         report: called with one line for each thing a person should know, such as a damaged checkpoint.
 
     Raises:
@@ -301,7 +306,7 @@ def load_run(
     """
     xla_cpu.warn_of_wrong_fusions()
     workdir = Path(workdir)
-    config = read_config(workdir)
+    config = read_config(workdir, cache_dir=cache_dir)
     tokenizer = read_tokenizer(workdir, config)
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
     setup = Trainer(one_device, num_pieces(config, tokenizer), devices=jax.devices()[:1])

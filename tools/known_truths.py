@@ -88,7 +88,7 @@ RUNS = {
 def main() -> None:
     parser = command_line.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "known_truths", help="folder of the run folders")
-    parser.add_argument("--out", type=Path, default=OUT, help="results file (JSON), read and added to")
+    parser.add_argument("--out", type=command_line.output_file, default=OUT, help="results file (JSON), read and added to")
     parser.add_argument("--runs", help=f"which of {', '.join(RUNS)}; default all")
     options = parser.parse_args()
     results = read(options.out)

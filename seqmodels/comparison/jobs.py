@@ -62,6 +62,11 @@ def cost(candidate: Candidate, asked: dict) -> dict | None:
     return found if found is not None and found["asked"] == asked else None
 
 
+def _compilation_cache(runs: Sequence[RunPlan]) -> str:
+    """The flag of a child that opens the folders of runs: the comparison's config says it, not theirs."""
+    return f"--compilation_cache_dir={runs[0].config.train.compilation_cache_dir}"
+
+
 def write_json(path: Path, values) -> None:
     """Whole or not at all."""
     atomic.write_whole(path, lambda file: file.write((json.dumps(values, indent=1) + "\n").encode()))
@@ -177,7 +182,10 @@ class Executor:
         asked = asked_cost(self.plan, candidate, self.vocab_size)
         if self._known.cost(candidate, asked) is not None:
             return []
-        argv = (self._measure, f"--cost={runs[0].folder}", f"--out={candidate.folder / COST}", f"--asked={json.dumps(asked)}")
+        argv = (
+            self._measure, f"--cost={runs[0].folder}", f"--out={candidate.folder / COST}", f"--asked={json.dumps(asked)}",
+            _compilation_cache(runs),
+        )  # fmt: skip
         return [
             Job(
                 f"cost of {candidate.label}", candidate.folder, argv, "cost.log", None, alone=True,
@@ -202,6 +210,7 @@ class Executor:
             self._measure,
             f"--validation_tokens={self.plan.compare.validation_tokens}",
             *(f"--score={run.folder}" for run in unscored),
+            _compilation_cache(unscored),
         )
         return [
             Job(

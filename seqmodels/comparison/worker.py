@@ -31,13 +31,13 @@ def main() -> None:
     parser.add_argument("--score", type=Path, action="append", default=[], help="the folder of a run to score")
     parser.add_argument("--validation_tokens", type=int, default=0, help="score only so many; 0: all")
     parser.add_argument("--cost", type=Path, help="the folder of a run whose model is measured")
-    parser.add_argument("--out", type=Path, help="where the costs go")
+    parser.add_argument("--out", type=command_line.output_file, help="where the costs go")
     parser.add_argument("--asked", type=json.loads, help="what is asked for, as comparison.jobs.asked_cost says it")
+    command_line.add_compilation_cache_flag(parser)
     options = parser.parse_args()
     if not options.score and options.cost is None:
         raise UserError("give --score or --cost; see --help")
-    first = options.score[0] if options.score else options.cost
-    command_line.use_compilation_cache(read_config(first).train.compilation_cache_dir)
+    command_line.use_compilation_cache(options.compilation_cache_dir)
     for folder in options.score:
         print(f"scoring {folder}", file=sys.stderr)
         scores.save(scores.score(load_run(folder), options.validation_tokens), folder)

@@ -65,6 +65,8 @@ class DataConfig:
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.task == TEXT and not self.source:
+            raise UserError("data.source is empty: say what to train on with --config.data.source=PATH, a hub id, or toy")
         if self.max_train_documents < 0:
             raise UserError(
                 f"data.max_train_documents is {self.max_train_documents}: it must be 0 (all) or more"

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from seqmodels.data import atomic
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
 
 Rows = Sequence[Mapping[str, float]]  # rows of a metrics.jsonl
@@ -38,7 +39,7 @@ def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
         _finish(axes)
     by_tokens.set_ylabel("loss (nats per token)")
     by_tokens.legend(title="dots: validation, thin: training", frameon=False)
-    figure.savefig(path, dpi=120)
+    atomic.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.PathLike) -> None:
@@ -61,7 +62,7 @@ def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.
     axes.set_ylabel("validation loss (nats per token)")
     axes.legend(frameon=False)
     _finish(axes)
-    figure.savefig(path, dpi=120)
+    atomic.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def extrapolation(by_length: Mapping[int, Evaluation], trained_at: int, path: str | os.PathLike) -> None:
@@ -93,7 +94,7 @@ def extrapolation(by_length: Mapping[int, Evaluation], trained_at: int, path: st
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _finish(axes)
-    figure.savefig(path, dpi=120)
+    atomic.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def attention_weights(
@@ -116,7 +117,7 @@ def attention_weights(
             if tokens is not None:
                 axes.set_xticks(range(length), tokens, rotation=90)
                 axes.set_yticks(range(length), tokens)
-    figure.savefig(path, dpi=120)
+    atomic.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def sparkline(values: Float[np.ndarray, "N"], width: int = 64) -> str:

@@ -12,8 +12,19 @@ from seqmodels.errors import UserError
 from seqmodels.training import checkpoint
 
 
-def read_config(workdir: str | Path) -> RunConfig:
-    """The config of the run folder `workdir`.
+def read_config(
+    workdir: str | Path,
+    *,
+    cache_dir: str = config_lib.DEFAULT_CACHE_DIR,
+    compilation_cache_dir: str = config_lib.DEFAULT_COMPILATION_CACHE_DIR,
+) -> RunConfig:
+    """The config of the run folder `workdir`, which may be anybody's: its caches are the reader's.
+
+    A compiled program is executed, so one must never come from the folder that is opened. The other `config.PLACE_FIELDS`
+    are left as they are, as a record; no place that they name may be read.
+
+    Args:
+        cache_dir, compilation_cache_dir: of who reads, in place of data.cache_dir and train.compilation_cache_dir.
 
     Raises:
         UserError: `workdir` is not a run folder.
@@ -22,7 +33,9 @@ def read_config(workdir: str | Path) -> RunConfig:
     if not path.is_file():
         reason = "it has no config.json" if path.parent.is_dir() else "there is no such folder"
         raise UserError(f"{workdir} is not a run folder ({reason}); train one with train.py --workdir={workdir}")
-    return config_lib.load(path)
+    return config_lib.with_caches(
+        config_lib.load(path), cache_dir=cache_dir, compilation_cache_dir=compilation_cache_dir
+    )
 
 
 def read_tokenizer(workdir: str | Path, config: RunConfig) -> data.Tokenizer | None:

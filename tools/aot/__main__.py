@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--chips", type=some_of("chip", CHIPS), default=tuple(CHIPS), help=", ".join(CHIPS))
     names = (*CASES, *STEPS)
     parser.add_argument("--cases", type=some_of("case", names), default=names, help="which kernels and steps; default: all")
-    parser.add_argument("--out", type=Path, help=f"default: {OUT.relative_to(ROOT)}, if all is compiled")
+    parser.add_argument("--out", type=command_line.output_file, help=f"default: {OUT.relative_to(ROOT)}, if all is compiled")
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="a compiler that has not ended by then will not: search for layouts may"
     )

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from seqmodels.comparison import measure as measures
+from seqmodels.data import atomic
 
 DPI = 130
 COLOURS = 10  # matplotlib's; beyond them lines have another style and points another shape
@@ -33,7 +34,9 @@ def draw(results: Mapping, folder: Path) -> list[ReportFigure]:
     for name, (function, title, caption) in PICTURES.items():
         figure = function(results)
         if figure is not None:
-            figure.savefig(folder / f"{name}.png", dpi=DPI)
+            atomic.write_whole(
+                folder / f"{name}.png", lambda file, figure=figure: figure.savefig(file, format="png", dpi=DPI)
+            )
             drawn.append(ReportFigure(f"{name}.png", title, caption.format(better=measures.of(results).better)))
     return drawn
 
