@@ -16,10 +16,11 @@ NEWEST := tests/training/test_step.py::test_learns tests/mixers/test_gla.py test
 RUN_AOT := cd "$(ROOT)" && JAX_PLATFORMS=cpu "$(VENV_AOT)/bin/python"
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all lint benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
+.PHONY: help demo test test-all drills lint benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
 help:
 	@echo "make demo       train softmax and linear attention side by side on built-in stories (minutes)"
 	@echo "make test       every test that CI runs;  make test-all adds the long sweeps;  make lint"
+	@echo "make drills     kills, damaged and hostile files, full disks, odd values (3 minutes; LONG=1: hours)"
 	@echo "make benchmark  speed of a training step, against PyTorch where it is installed"
 	@echo "make aot        compiles the kernels and three training steps for TPU v5e, v6e and Hopper, on any machine"
 	@echo "make aot-test   the GPU kernels' tests (in an interpreter) and a few others on the versions of make aot"
@@ -45,6 +46,10 @@ test: $(VENV)/dev.stamp
 
 test-all: $(VENV)/dev.stamp
 	@$(RUN) -m pytest -n $(JOBS) --dist loadgroup -m ""
+
+# What a run, a cache and a reader do when they are killed, damaged, out of space, or given hostile files. LONG=1: hours.
+drills: $(VENV)/run.stamp
+	@cd "$(ROOT)" && JAX_PLATFORMS=cpu TQDM_DISABLE=1 "$(VENV)/bin/python" -m tools.drills $(if $(LONG),--long) $(DRILLS)
 
 lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff check .
