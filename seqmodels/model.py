@@ -274,11 +274,14 @@ class LanguageModel(nnx.Module):
             x, state = self._run_unrolled(x, state, reset)
         else:
             x, state = self._run_scanned(x, state, reset, dropout_key)
+        return self._read_out(x), state
+
+    def _read_out(self, x):
         x = self.final_norm(x)
         if self.config.readout == "last":
-            told = x[:, -1:] + sinusoids(tokens.shape[1], self.config.d_model).astype(x.dtype)
+            told = x[:, -1:] + sinusoids(x.shape[1], self.config.d_model).astype(x.dtype)
             x = jax.nn.gelu(dense(told, self.readout_kernel[...]) + self.readout_bias[...].astype(x.dtype))
-        return x, state
+        return x
 
     def __call__(
         self,
@@ -325,8 +328,8 @@ class LanguageModel(nnx.Module):
         function: Callable[[Float[Array, "B T D"], Float[Array, "B T D"], Float[Array, "B T D"]], Any],
         *,
         reset: Bool[Array, "B T"] | None = None,
-    ) -> Any:
-        """What ``function`` says of every residual layer, stacked [layers, ...] in order of depth; from an empty state.
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """``features`` from an empty state, and what ``function`` says of every residual layer, stacked [layers, ...] by depth.
 
         Args:
           tokens: ids; any T >= 1.
@@ -344,8 +347,8 @@ class LanguageModel(nnx.Module):
                 found.append(function(entering, before, x))
             return (x, shared), jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
-        _, found = jax.lax.scan(repeat, (entering, self._shared()), self._layers())
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+        (x, _), found = jax.lax.scan(repeat, (entering, self._shared()), self._layers())
+        return self._read_out(x), jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
     def _run_scanned(self, x, state, reset, dropout_key):
         def run_layer(layer, x, state, shared, key):

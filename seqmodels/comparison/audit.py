@@ -81,8 +81,7 @@ def start_figures(
     Raises:
         UserError: the config's sizes do not fit together.
     """
-    # With remat the repeats stay one loop, which compiles in a fraction of the time of repeats written out.
-    config = dataclasses.replace(config, compute_dtype="float32", dropout=0.0, remat=True)
+    config = dataclasses.replace(config, compute_dtype="float32", dropout=0.0)
     tokens = jnp.asarray(tokens)
     if targets is None:
         targets = jnp.roll(tokens, -1, axis=1)
@@ -103,25 +102,25 @@ _init = jax.jit(model.init_params, static_argnums=(0, 1))
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _figures(config, vocab_size, gradients, params, tokens, targets, weights, reset):
     graphdef = model.graphdef(config, vocab_size)
-    network = model.merge(graphdef, params)
-    by_layer = network.observe(tokens, _of_layer, reset=reset)
-    token_rms = _rms(network.embed(tokens))
-    if not gradients:
-        return by_layer, token_rms, None, {}
 
     def loss(params):
         network = model.merge(graphdef, params)
-        hidden, _ = network.features(tokens, reset=reset)
+        hidden, by_layer = network.observe(tokens, _of_layer, reset=reset)
+        observed = by_layer, _rms(network.embed(tokens))
+        if not gradients:
+            return jnp.zeros(()), observed
         total, weight = cross_entropy(
             hidden, network.head_kernel(), targets, weights, logit_cap=network.config.logit_cap
         )
-        return total / weight
+        return total / weight, observed
 
-    value, gradient = jax.value_and_grad(loss)(params)
+    if not gradients:
+        return *loss(params)[1], None, {}
+    (value, observed), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     squares = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         squares.setdefault(group(path_name(path)), []).append(jnp.sum(jnp.square(leaf)))
-    return by_layer, token_rms, value, {name: jnp.sqrt(sum(squares[name])) for name in GROUPS if name in squares}
+    return *observed, value, {name: jnp.sqrt(sum(squares[name])) for name in GROUPS if name in squares}
 
 
 def group(path: str) -> str:
