@@ -16,7 +16,6 @@ from seqmodels.evaluation import statistics
 from seqmodels.evaluation.perplexity import by_context_length, perplexity
 
 BOOTSTRAP_SEED = 0
-SIGNIFICANT = 0.05
 BUSY = 2.0  # processes a core; the comparison's own training, just ended, is one or a little more
 
 
@@ -28,7 +27,7 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
     """
     known = Known(plan)
     rows = {contender.label: _contender(plan, known, contender, vocab_size) for contender in plan.contenders}
-    control = _add_gains(plan, rows)
+    control, starts = _add_gains(plan, rows), audit_of_starts(plan, rows)
     matched = None
     if plan.compare.match != AS_THE_BASE:
         matched = {
@@ -46,10 +45,10 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
         "validation": _validation(plan, known),
         "mixers": rows,
         "control": control,
-        "audit": audit_of_starts(plan, rows),
+        "audit": starts,
         "rate_search": _rate_search(plan, known),
         "pairs": _pairs(plan, known),
-        "warnings": [*_warnings(plan, known), *_busy(rows)],
+        "warnings": [*_warnings(plan, known), *_unlike(starts), *_busy(rows)],
     })  # fmt: skip
 
 
@@ -316,7 +315,7 @@ def _pairs(plan: Plan, known: Known) -> list[dict]:
             test["corrected_p_value"] = corrected
     for pair in found:
         tests = [pair[name] for name in ("over_documents", "over_seeds")]
-        pair["significant"] = all(test is not None and test["corrected_p_value"] < SIGNIFICANT for test in tests)
+        pair["significant"] = all(test is not None and test["corrected_p_value"] < statistics.SIGNIFICANT for test in tests)
     return found
 
 
@@ -352,6 +351,11 @@ def _warnings(plan: Plan, known: Known) -> list[str]:
     if len(plan.rates()) == 1:
         found.append(f"one learning rate was tried, {plan.rates()[0]:g}; another may be better, for one mixer more than for another")
     return found
+
+
+def _unlike(starts: dict) -> list[str]:
+    """That the mixers' starts differ, if they do."""
+    return [f"the mixers start unlike: {'; '.join(starts['differences'])}"] if starts["differences"] else []
 
 
 def _busy(rows: dict) -> list[str]:

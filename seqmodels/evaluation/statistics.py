@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scipy import special
 
 CONFIDENCE = 0.95
+SIGNIFICANT = 0.05  # p-values below it, after the correction for several tests
 RESAMPLES = 4000  # of the bootstrap: p-values down to 5e-4
 SMALLEST_P_VALUE = 0.01  # that the bootstrap must be able to find, after the correction for several tests
 BLOCK = 4_000_000  # numbers drawn at once
@@ -166,7 +167,7 @@ def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return (last - (counts - 1) / 2.0)[inverse]
 
 
-def least_ratio(seeds: int, tests: int, significant: float = 0.05) -> float | None:
+def least_ratio(seeds: int, tests: int, significant: float = SIGNIFICANT) -> float | None:
     """How many of its own standard deviations over the seeds a difference must have for `paired_over_seeds` to show it.
 
     After `holm` for the first of so many tests. None of one seed, which shows nothing.
