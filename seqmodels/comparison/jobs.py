@@ -1,7 +1,7 @@
 """Carrying out a plan: child processes, several at a time if asked, one progress line, and a state that is all on disk.
 
 What is due is read off the folders: a run is over when it has an outcome.json, its quality is known when it has scores.npz, a
-contender's cost when it has cost.json. So a comparison that was killed at any moment goes on by starting it again, and nothing
+candidate's cost when it has cost.json. So a comparison that was killed at any moment goes on by starting it again, and nothing
 that is there is done twice.
 """
 
@@ -25,7 +25,7 @@ from typing import Final, TextIO
 import numpy as np
 
 from seqmodels.comparison import scores
-from seqmodels.comparison.plan import EXTENSION, Contender, Plan, RunPlan
+from seqmodels.comparison.plan import EXTENSION, Candidate, Plan, RunPlan
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.training import loop
@@ -55,15 +55,15 @@ def outcome(run: RunPlan) -> dict | None:
     return _read(run.folder / OUTCOME)
 
 
-def cost(contender: Contender, asked: dict) -> dict | None:
-    """The measured cost of a contender, if it was measured as `asked`."""
-    found = _read(contender.folder / COST)
+def cost(candidate: Candidate, asked: dict) -> dict | None:
+    """The measured cost of a candidate, if it was measured as `asked`."""
+    found = _read(candidate.folder / COST)
     return found if found is not None and found["asked"] == asked else None
 
 
-def start(contender: Contender) -> dict | None:
-    """How the contender's untrained model starts, as `comparison.audit` measured it: `figures` and `summary`, of what was `asked`."""
-    return _read(contender.folder / START)
+def start(candidate: Candidate) -> dict | None:
+    """How the candidate's untrained model starts, as `comparison.audit` measured it: `figures` and `summary`, of what was `asked`."""
+    return _read(candidate.folder / START)
 
 
 def write_json(path: Path, values) -> None:
@@ -109,7 +109,7 @@ class Executor:
         measure: the script that scores runs and measures costs.
         vocab_size: pieces of the tokenizer.
         frequent_pairs: a file of the pairs of tokens that are no recall (`scores.frequent_pairs`); None: of a task.
-        on_news: called whenever the quality or the cost of a contender has become known.
+        on_news: called whenever the quality or the cost of a candidate has become known.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Executor:
         self._frequent_pairs = frequent_pairs
         self._train, self._measure, self._on_news = functools.cache(train), measure, on_news
         self._children: list[_Child] = []
-        self._known = Known(plan)
+        self._known = ResultsCache(plan)
         self._judged: set[str] = set()  # whose quality is known
         self._complete: set[str] = set()  # and whose cost
         self._display = Display(sys.stderr)
@@ -145,7 +145,7 @@ class Executor:
             try:
                 while True:
                     signals.check()
-                    self._finish_those_that_ended()
+                    self._reap_finished()
                     if self._has_room():
                         due = self._due()
                         if not due and not self._children:
@@ -161,40 +161,40 @@ class Executor:
     # -- what is due
 
     def _due(self) -> list[Job]:
-        """In order of the contenders; those that run already, here or elsewhere, among them."""
-        by_contender = {contender.label: self._due_of(contender) for contender in self.plan.contenders}
-        complete = {label for label, jobs in by_contender.items() if not jobs}
-        judged = {label for label, jobs in by_contender.items() if all(job.alone for job in jobs)}
+        """In order of the candidates; those that run already, here or elsewhere, among them."""
+        by_candidate = {candidate.label: self._due_of(candidate) for candidate in self.plan.candidates}
+        complete = {label for label, jobs in by_candidate.items() if not jobs}
+        judged = {label for label, jobs in by_candidate.items() if all(job.alone for job in jobs)}
         if complete - self._complete:
-            self._display.line(f"complete: {', '.join(label for label in by_contender if label in complete)}")
+            self._display.line(f"complete: {', '.join(label for label in by_candidate if label in complete)}")
         if complete - self._complete or judged - self._judged:
             self._complete, self._judged = complete, judged
             self._on_news()
-        found = [job for jobs in by_contender.values() for job in jobs]
-        # With one process at a time a contender is completed before the next begins; with several, what must run alone is last.
+        found = [job for jobs in by_candidate.values() for job in jobs]
+        # With one process at a time a candidate is completed before the next begins; with several, what must run alone is last.
         return found if self.jobs == 1 else sorted(found, key=lambda job: job.alone)
 
-    def _due_of(self, contender: Contender) -> list[Job]:
-        runs = self._known.rate_runs(contender)  # more of them once the best of these is at an end of the grid
-        if jobs := self._runs_and_scores(contender, runs):
+    def _due_of(self, candidate: Candidate) -> list[Job]:
+        runs = self._known.rate_runs(candidate)  # more of them once the best of these is at an end of the grid
+        if jobs := self._runs_and_scores(candidate, runs):
             return jobs
-        best = self._known.best_rate(contender)
-        rates = self._known.rates(contender) if self.plan.compare.check_rates else []
+        best = self._known.best_rate(candidate)
+        rates = self._known.rates(candidate) if self.plan.compare.check_rates else []
         for rate in [] if best is None else [best, *(rate for rate in rates if rate != best)]:
-            if jobs := self._runs_and_scores(contender, self.plan.seed_runs(contender, rate)):
+            if jobs := self._runs_and_scores(candidate, self.plan.seed_runs(candidate, rate)):
                 return jobs
-        asked = asked_cost(self.plan, contender, self.vocab_size)
-        if self._known.cost(contender, asked) is not None:
+        asked = asked_cost(self.plan, candidate, self.vocab_size)
+        if self._known.cost(candidate, asked) is not None:
             return []
-        argv = (self._measure, f"--cost={runs[0].folder}", f"--out={contender.folder / COST}", f"--asked={json.dumps(asked)}")
+        argv = (self._measure, f"--cost={runs[0].folder}", f"--out={candidate.folder / COST}", f"--asked={json.dumps(asked)}")
         return [
             Job(
-                f"cost of {contender.label}", contender.folder, argv, "cost.log", None, alone=True,
-                is_done=lambda: self._known.cost(contender, asked) is not None,
+                f"cost of {candidate.label}", candidate.folder, argv, "cost.log", None, alone=True,
+                is_done=lambda: self._known.cost(candidate, asked) is not None,
             )
         ]  # fmt: skip
 
-    def _runs_and_scores(self, contender: Contender, runs: list[RunPlan]) -> list[Job]:
+    def _runs_and_scores(self, candidate: Candidate, runs: list[RunPlan]) -> list[Job]:
         missing = [run for run in runs if self._known.outcome(run) is None]
         if missing:
             return [
@@ -215,7 +215,7 @@ class Executor:
         )
         return [
             Job(
-                f"scores of {contender.label}", contender.folder, argv, "score.log", None, alone=False,
+                f"scores of {candidate.label}", candidate.folder, argv, "score.log", None, alone=False,
                 is_done=lambda: all(self._known.scores(run) is not None for run in unscored),
             )
         ]  # fmt: skip
@@ -250,7 +250,7 @@ class Executor:
             self._display.line(f"{job.name}: {shlex.join(['python', *job.argv])}")
         return _Child(job, process, time.monotonic(), _last_step(job.folder) if job.run is not None else 0)
 
-    def _finish_those_that_ended(self) -> None:
+    def _reap_finished(self) -> None:
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
             out, _ = child.process.communicate()
@@ -312,10 +312,10 @@ class Executor:
         return f"[{', '.join(parts)}]"
 
     def _all_runs(self) -> list[RunPlan]:
-        return [run for contender in self.plan.contenders for run in self._known.all_runs(contender)]
+        return [run for candidate in self.plan.candidates for run in self._known.all_runs(candidate)]
 
     def step_seconds(self) -> dict[str, float]:
-        """Seconds of a step by contender, start and compilation shared out: of the runs done now, or else of those done before."""
+        """Seconds of a step by candidate, start and compilation shared out: of the runs done now, or else of those done before."""
         found = {}
         for run in self._all_runs():
             over = self._known.outcome(run)
@@ -328,7 +328,7 @@ class Executor:
         compare, runs = self.plan.compare, self._all_runs()
         of = self.plan.base["data"]
         per_step = of["batch_size"] * of["seq_len"]
-        search = [run for contender in self.plan.contenders for run in self._known.rate_runs(contender)]
+        search = [run for candidate in self.plan.candidates for run in self._known.rate_runs(candidate)]
         steps, search_steps = (sum(run.steps for run in each) for each in (runs, search))
         over = [run for run in runs if self._known.outcome(run) is not None]
         lines = [
@@ -356,18 +356,18 @@ class Executor:
             return None
         typical = sum(speeds.values()) / len(speeds)
         seconds = 0.0
-        for contender in self.plan.contenders:
-            speed = speeds[contender.label] if contender.label in speeds else typical
-            if contender.label in self._complete:
+        for candidate in self.plan.candidates:
+            speed = speeds[candidate.label] if candidate.label in speeds else typical
+            if candidate.label in self._complete:
                 continue
-            runs = self._known.all_runs(contender)
+            runs = self._known.all_runs(candidate)
             steps = sum(run.steps - _last_step(run.folder) for run in runs if self._known.outcome(run) is None)
             seconds += speed * steps / self.jobs
             seconds += sum(sum(taken) / len(taken) for taken in self._seconds.values() if taken)
         return seconds
 
 
-class Known:
+class ResultsCache:
     """What is on disk, each file read once: what is there does not change."""
 
     def __init__(self, plan: Plan):
@@ -383,39 +383,39 @@ class Known:
         tokens = self.plan.compare.validation_tokens
         return self._once(run.folder / scores.FILE_NAME, lambda: scores.load(run.folder, tokens))
 
-    def cost(self, contender: Contender, asked: dict) -> dict | None:
+    def cost(self, candidate: Candidate, asked: dict) -> dict | None:
         """See `cost`."""
-        return self._once(contender.folder / COST, lambda: cost(contender, asked))
+        return self._once(candidate.folder / COST, lambda: cost(candidate, asked))
 
-    def start(self, contender: Contender) -> dict | None:
+    def start(self, candidate: Candidate) -> dict | None:
         """See `start`."""
-        return self._once(contender.folder / START, lambda: start(contender))
+        return self._once(candidate.folder / START, lambda: start(candidate))
 
     def number_of_outcomes(self) -> int:
         """Of runs that are over."""
         return sum(path.name == OUTCOME for path in self._found)
 
-    def rate_runs(self, contender: Contender) -> list[RunPlan]:
+    def rate_runs(self, candidate: Candidate) -> list[RunPlan]:
         """Those that choose the learning rate: of the grid, and of the rates beyond its ends that results so far ask for."""
-        return self.plan.rate_runs(contender, self._tried(contender))
+        return self.plan.rate_runs(candidate, self._tried(candidate))
 
-    def all_runs(self, contender: Contender) -> list[RunPlan]:
+    def all_runs(self, candidate: Candidate) -> list[RunPlan]:
         """Every run that is due by what is known, done or not."""
-        return self.plan.all_runs(contender, self._tried(contender), self.best_rate(contender))
+        return self.plan.all_runs(candidate, self._tried(candidate), self.best_rate(candidate))
 
-    def rates(self, contender: Contender) -> dict[float, tuple[float, float]]:
+    def rates(self, candidate: Candidate) -> dict[float, tuple[float, float]]:
         """For each learning rate what its seeds come to on the documents that choose, the less the better.
 
         The mean of `Scores.measure` and, to part those that are alike in it, of the loss; infinity where one diverged.
         """
-        return self._come_to(self.rate_runs(contender))
+        return self._come_to(self.rate_runs(candidate))
 
-    def best_rate(self, contender: Contender) -> float | None:
+    def best_rate(self, candidate: Candidate) -> float | None:
         """The learning rate that comes to the least (see `rates`); None if it is not known yet, or all have diverged."""
-        runs = self.rate_runs(contender)
+        runs = self.rate_runs(candidate)
         return self._best(self._come_to(runs)) if self._are_over(runs) else None
 
-    def _tried(self, contender: Contender) -> list[float]:
+    def _tried(self, candidate: Candidate) -> list[float]:
         """The grid, and beyond the end at which the best lies twice (half) that rate, again until the best lies inside.
 
         Below the lowest, too, where all have diverged. A grid of one rate is taken as given, and so is one in which a task's
@@ -423,7 +423,7 @@ class Known:
         """
         rates = self.plan.rates()
         for _ in range(self.plan.compare.rate_extensions if len(rates) > 1 else 0):
-            runs = self.plan.rate_runs(contender, rates)
+            runs = self.plan.rate_runs(candidate, rates)
             if not self._are_over(runs):
                 break
             come_to = self._come_to(runs)
@@ -471,10 +471,10 @@ class Known:
         return self._found[path]
 
 
-def asked_cost(plan: Plan, contender: Contender, vocab_size: int) -> dict:
-    """How a contender's cost is to be measured; a measurement of something else does not count."""
+def asked_cost(plan: Plan, candidate: Candidate, vocab_size: int) -> dict:
+    """How a candidate's cost is to be measured; a measurement of something else does not count."""
     return {
-        "sizes": dataclasses.asdict(contender.matched.sizes),
+        "sizes": dataclasses.asdict(candidate.matched.sizes),
         "contexts": list(plan.compare.contexts),
         "decode_tokens": plan.compare.decode_tokens,
         "vocab_size": vocab_size,

@@ -15,11 +15,11 @@ from seqmodels.comparison.sizes import QUANTITIES, Matched
 from seqmodels.config import RunConfig
 from seqmodels.data import TEXT
 from seqmodels.errors import UserError
-from seqmodels.model import MLP, pattern_words
+from seqmodels.model import MLP, parse_pattern
 from seqmodels.training import loop
 from seqmodels.training.optimizer import OptimConfig
 
-AS_THE_BASE = "none"  # the rule that matches nothing
+MATCH_NONE = "none"  # the rule that matches nothing
 CONTROL = "no_mixer"  # label of the control
 EXTENSION = 2.0  # ratio of a learning rate beyond the grid to the grid's end
 
@@ -43,7 +43,7 @@ class CompareConfig:
     decode_tokens: int
 
     def __post_init__(self):
-        rules = (*QUANTITIES, AS_THE_BASE)
+        rules = (*QUANTITIES, MATCH_NONE)
         if self.match not in rules:
             raise UserError(f"config.match={self.match!r} is not one of {', '.join(rules)}")
         if not 0.0 < self.tolerance < 1.0:
@@ -73,7 +73,7 @@ class RunPlan:
 
     folder: Path
     config: RunConfig
-    label: str  # of its contender
+    label: str  # of its candidate
 
     @property
     def learning_rate(self) -> float:
@@ -92,7 +92,7 @@ class RunPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One of those compared."""
 
     label: str
@@ -103,7 +103,7 @@ class Contender:
     @property
     def is_control(self) -> bool:
         """It has channel layers alone, and so sees no other token."""
-        return set(pattern_words(self.matched.sizes.pattern)) == {MLP}
+        return set(parse_pattern(self.matched.sizes.pattern)) == {MLP}
 
 
 class Plan:
@@ -112,11 +112,11 @@ class Plan:
     Attributes:
         compare: the CompareConfig.
         base: the complete training config as a nested dict.
-        contenders: in the order given, the control last; the first is the reference.
+        candidates: in the order given, the control last; the first is the reference.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, vocab_size: int):
-        """Solves for the sizes of every contender; nothing is run or written.
+        """Solves for the sizes of every candidate; nothing is run or written.
 
         Args:
             config: a resolved config of configs/compare.
@@ -127,14 +127,14 @@ class Plan:
         """
         self.compare, self.base = read(config)
         self.workdir = workdir
-        self.contenders = self._contenders(vocab_size)
+        self.candidates = self._candidates(vocab_size)
 
-    def _contenders(self, vocab_size: int) -> tuple[Contender, ...]:
+    def _candidates(self, vocab_size: int) -> tuple[Candidate, ...]:
         found, target = [], None
-        quantity = "params" if self.compare.match == AS_THE_BASE else self.compare.match
+        quantity = "params" if self.compare.match == MATCH_NONE else self.compare.match
         for label, pattern in self._entries().items():
             as_the_base = sizes.as_the_base(self.base, pattern)
-            if target is None or self.compare.match == AS_THE_BASE:
+            if target is None or self.compare.match == MATCH_NONE:
                 counted = sizes.count(quantity, sizes.with_sizes(self.base, as_the_base), vocab_size)
                 target = counted if target is None else target
                 matched = Matched(as_the_base, counted, counted / target - 1.0)
@@ -145,7 +145,7 @@ class Plan:
                     label, quantity, self.base, pattern, vocab_size, target=target, tolerance=self.compare.tolerance
                 )
             config = sizes.with_sizes(self.base, matched.sizes)
-            found.append(Contender(label, self.workdir / folder_name(label), matched, config))
+            found.append(Candidate(label, self.workdir / folder_name(label), matched, config))
         return tuple(found)
 
     def _entries(self) -> dict[str, str]:
@@ -175,26 +175,26 @@ class Plan:
         """The grid of learning rates."""
         return sorted(map(float, self.compare.learning_rates))
 
-    def rate_runs(self, contender: Contender, rates: Iterable[float]) -> list[RunPlan]:
+    def rate_runs(self, candidate: Candidate, rates: Iterable[float]) -> list[RunPlan]:
         """Those that choose the learning rate among `rates`."""
         steps = self.compare.rate_steps or None
         return [
-            self._run(contender, rate, index, steps) for rate in sorted(rates) for index in range(self.compare.rate_seeds)
+            self._run(candidate, rate, index, steps) for rate in sorted(rates) for index in range(self.compare.rate_seeds)
         ]
 
-    def seed_runs(self, contender: Contender, rate: float) -> list[RunPlan]:
+    def seed_runs(self, candidate: Candidate, rate: float) -> list[RunPlan]:
         """Those that are reported, at the best rate."""
-        return [self._run(contender, rate, index, None) for index in range(self.compare.seeds)]
+        return [self._run(candidate, rate, index, None) for index in range(self.compare.seeds)]
 
-    def all_runs(self, contender: Contender, rates: Iterable[float], best: float | None) -> list[RunPlan]:
-        """Each run once that is due for a contender whose rates and best rate are these; where that is open, any will do."""
+    def all_runs(self, candidate: Candidate, rates: Iterable[float], best: float | None) -> list[RunPlan]:
+        """Each run once that is due for a candidate whose rates and best rate are these; where that is open, any will do."""
         rates = sorted(rates)
         lasting = rates if self.compare.check_rates else [rates[0] if best is None else best]
-        runs = [*self.rate_runs(contender, rates), *(run for rate in lasting for run in self.seed_runs(contender, rate))]
+        runs = [*self.rate_runs(candidate, rates), *(run for rate in lasting for run in self.seed_runs(candidate, rate))]
         return list({run.folder: run for run in runs}.values())
 
-    def _run(self, contender: Contender, rate: float, index: int, steps: int | None) -> RunPlan:
-        config, seed = contender.config, contender.config.seed + index
+    def _run(self, candidate: Candidate, rate: float, index: int, steps: int | None) -> RunPlan:
+        config, seed = candidate.config, candidate.config.seed + index
         optim = dataclasses.replace(config.optim, learning_rate=float(rate))
         train = config.train
         if steps is not None:
@@ -203,7 +203,7 @@ class Plan:
         config = dataclasses.replace(config, seed=seed, optim=optim, train=train)
         kind = "" if steps is None else f"_{steps}_steps"
         short = f"{rate:g}" if float(f"{rate:g}") == rate else repr(float(rate))
-        return RunPlan(contender.folder / f"lr{short}{kind}" / f"seed{seed}", config, contender.label)
+        return RunPlan(candidate.folder / f"lr{short}{kind}" / f"seed{seed}", config, candidate.label)
 
 
 def _shortened(optim: OptimConfig, share: float) -> OptimConfig:
@@ -247,7 +247,7 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
             raise UserError(f"config.mixers={text!r} has an empty entry; write names, commas between them")
         if len(words) == 1 and not pattern:
             pattern = mixers.pattern(label)
-            if MLP not in pattern_words(base["model"]["pattern"]):
+            if MLP not in parse_pattern(base["model"]["pattern"]):
                 pattern = label
         elif not pattern:
             label, pattern = " ".join(words), " ".join(words)
@@ -272,13 +272,13 @@ def check_folders(plan: Plan) -> None:
     rates = plan.rates()
     beyond = [EXTENSION ** (index + 1) for index in range(plan.compare.rate_extensions)]
     rates = [*rates, *(rates[0] / factor for factor in beyond), *(rates[-1] * factor for factor in beyond)]
-    for contender in plan.contenders:
-        runs = plan.rate_runs(contender, rates) + [run for rate in rates for run in plan.seed_runs(contender, rate)]
+    for candidate in plan.candidates:
+        runs = plan.rate_runs(candidate, rates) + [run for rate in rates for run in plan.seed_runs(candidate, rate)]
         for run in runs:
             path = run.folder / "config.json"
             if path.exists():
                 changed = config_lib.differences(config_lib.load(path), run.config)
-                changed = {name: values for name, values in changed.items() if name not in loop.FREE_FIELDS}
+                changed = {name: values for name, values in changed.items() if name not in loop.RESUMABLE_FIELDS}
                 if changed:
                     (name, (before, after)), *_ = changed.items()
                     raise UserError(

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqmodels.comparison import audit, jobs
-from seqmodels.comparison.jobs import DIVERGED, FINISHED, Known
-from seqmodels.comparison.plan import AS_THE_BASE, Contender, Plan, RunPlan
+from seqmodels.comparison import audit, jobs, statistics
+from seqmodels.comparison.jobs import DIVERGED, FINISHED, ResultsCache
+from seqmodels.comparison.plan import MATCH_NONE, Candidate, Plan, RunPlan
 from seqmodels.comparison.scores import Scores
 from seqmodels.comparison.sizes import QUANTITIES
-from seqmodels.evaluation import statistics
 from seqmodels.evaluation.perplexity import by_context_length, perplexity
 
 BOOTSTRAP_SEED = 0
@@ -20,22 +19,22 @@ BUSY = 2.0  # processes a core; the comparison's own training, just ended, is on
 
 
 def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
-    """The results so far; contenders that are not complete have no `quality`.
+    """The results so far; candidates that are not complete have no `quality`.
 
     Args:
         about: command, versions, machine: what a figure means nothing without.
     """
-    known = Known(plan)
-    rows = {contender.label: _contender(plan, known, contender, vocab_size) for contender in plan.contenders}
+    known = ResultsCache(plan)
+    rows = {candidate.label: _candidate(plan, known, candidate, vocab_size) for candidate in plan.candidates}
     control, starts = _add_gains(plan, rows), audit_of_starts(plan, rows)
     matched = None
-    if plan.compare.match != AS_THE_BASE:
+    if plan.compare.match != MATCH_NONE:
         matched = {
             "quantity": plan.compare.match,
             "in_words": QUANTITIES[plan.compare.match],
             "tolerance": plan.compare.tolerance,
-            "reference": plan.contenders[0].label,
-            "value": plan.contenders[0].matched.counted,
+            "reference": plan.candidates[0].label,
+            "value": plan.candidates[0].matched.counted,
         }
     return _json({
         "about": about,
@@ -54,7 +53,7 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
 
 def _add_gains(plan: Plan, rows: dict) -> str | None:
     """Into each row what it gains over the control, in bits per byte; the control's label, None where there is none."""
-    control = next((contender.label for contender in plan.contenders if contender.is_control), None)
+    control = next((candidate.label for candidate in plan.candidates if candidate.is_control), None)
     for label, row in rows.items():
         pair = [rows[each]["quality"] for each in (control, label)] if control not in (None, label) else [None]
         known = all(quality is not None and "bits_per_byte" in quality for quality in pair)
@@ -64,7 +63,7 @@ def _add_gains(plan: Plan, rows: dict) -> str | None:
 
 def audit_of_starts(plan: Plan, rows: dict) -> dict:
     """Whether the mixers start alike, and whether their starts explain the result (`comparison.audit`)."""
-    mixers = [contender.label for contender in plan.contenders if not contender.is_control]
+    mixers = [candidate.label for candidate in plan.candidates if not candidate.is_control]
     starts = {label: rows[label]["start"]["summary"] for label in mixers if rows[label]["start"] is not None}
     quality = {label: rows[label]["quality"] for label in mixers if rows[label]["quality"] is not None}
     position_1 = {
@@ -83,11 +82,11 @@ def audit_of_starts(plan: Plan, rows: dict) -> dict:
     return {"differences": audit.differences(starts, position_1), "spearman": spearman}
 
 
-def _rate_search(plan: Plan, known: Known) -> dict:
+def _rate_search(plan: Plan, known: ResultsCache) -> dict:
     """What the search for the learning rates takes of the whole."""
     per_step = plan.base["data"]["batch_size"] * plan.base["data"]["seq_len"]
-    runs = [run for contender in plan.contenders for run in known.rate_runs(contender)]
-    everything = [run for contender in plan.contenders for run in known.all_runs(contender)]
+    runs = [run for candidate in plan.candidates for run in known.rate_runs(candidate)]
+    everything = [run for candidate in plan.candidates for run in known.all_runs(candidate)]
     tokens, of = (per_step * sum(run.steps for run in each) for each in (runs, everything))
     return {
         "runs": len(runs), "tokens": tokens, "share_of_tokens": tokens / of,
@@ -95,26 +94,26 @@ def _rate_search(plan: Plan, known: Known) -> dict:
     }  # fmt: skip
 
 
-def _contender(plan: Plan, known: Known, contender: Contender, vocab_size: int) -> dict:
-    matched, rate = contender.matched, known.best_rate(contender)
-    asked = jobs.asked_cost(plan, contender, vocab_size)
+def _candidate(plan: Plan, known: ResultsCache, candidate: Candidate, vocab_size: int) -> dict:
+    matched, rate = candidate.matched, known.best_rate(candidate)
+    asked = jobs.asked_cost(plan, candidate, vocab_size)
     row = {
         "sizes": dataclasses.asdict(matched.sizes) | {"in_words": str(matched.sizes)},
         "counted": matched.counted,
         "of_reference": matched.of_reference,
-        "rates": _rates(plan, known, contender),
+        "rates": _rates(plan, known, candidate),
         "best_rate": rate,
-        "rates_at_length": _rates_at_length(plan, known, contender),
-        "is_control": contender.is_control,
-        "start": known.start(contender),
-        "cost": known.cost(contender, asked),
+        "rates_at_length": _rates_at_length(plan, known, candidate),
+        "is_control": candidate.is_control,
+        "start": known.start(candidate),
+        "cost": known.cost(candidate, asked),
         "runs": [],
         "diverged": [],
         "quality": None,
     }
     if rate is None:
         return row
-    runs = plan.seed_runs(contender, rate)
+    runs = plan.seed_runs(candidate, rate)
     row["runs"] = [
         {"seed": run.seed, "folder": str(run.folder.relative_to(plan.workdir)), "command": over["command"]}
         for run in runs
@@ -133,14 +132,14 @@ def _contender(plan: Plan, known: Known, contender: Contender, vocab_size: int) 
     return row
 
 
-def _is_complete(known: Known, runs: Sequence[RunPlan]) -> bool:
+def _is_complete(known: ResultsCache, runs: Sequence[RunPlan]) -> bool:
     over = [known.outcome(run) for run in runs]
     return all(
         each is not None and (each["status"] == DIVERGED or known.scores(run) is not None) for run, each in zip(runs, over)
     )
 
 
-def _finished(known: Known, runs: Sequence[RunPlan]) -> list[tuple[RunPlan, Scores]]:
+def _finished(known: ResultsCache, runs: Sequence[RunPlan]) -> list[tuple[RunPlan, Scores]]:
     """Those of the runs that came to an end, with scores that are numbers."""
     found = [(run, known.scores(run)) for run in runs if (known.outcome(run) or {"status": None})["status"] == FINISHED]
     return [(run, score) for run, score in found if score is not None and np.isfinite(score.loss).all()]
@@ -197,11 +196,11 @@ def _scaled(estimate: statistics.Estimate, function) -> dict:
     return ends | {"values": estimate.values}
 
 
-def _rates(plan: Plan, known: Known, contender: Contender) -> list[dict]:
+def _rates(plan: Plan, known: ResultsCache, candidate: Candidate) -> list[dict]:
     """Of each learning rate that was tried to the end, the mean loss on the documents that choose; of a task, the accuracy too."""
     found = []
     by_rate: dict[float, list[RunPlan]] = {}
-    for run in known.rate_runs(contender):
+    for run in known.rate_runs(candidate):
         by_rate.setdefault(run.learning_rate, []).append(run)
     for rate, runs in by_rate.items():
         if not _is_complete(known, runs):
@@ -216,18 +215,18 @@ def _rates(plan: Plan, known: Known, contender: Contender) -> list[dict]:
     return found
 
 
-def _rates_at_length(plan: Plan, known: Known, contender: Contender) -> dict | None:
+def _rates_at_length(plan: Plan, known: ResultsCache, candidate: Candidate) -> dict | None:
     """Where every rate was trained at full length too: what each comes to there, and what the choice by short runs loses.
 
     In the measure that chooses, on the documents that choose; `regret` is the chosen rate's mean less the best one's, `spread`
     the standard deviation between seeds, pooled over the rates (None of single seeds).
     """
-    best = known.best_rate(contender)
+    best = known.best_rate(candidate)
     if not plan.compare.check_rates or best is None:
         return None
     found = {}
-    for rate in known.rates(contender):
-        runs = plan.seed_runs(contender, rate)
+    for rate in known.rates(candidate):
+        runs = plan.seed_runs(candidate, rate)
         if not _is_complete(known, runs):
             return None
         finished = [score for _, score in _finished(known, runs)] if len(_finished(known, runs)) == len(runs) else []
@@ -252,10 +251,10 @@ def _curve(run: RunPlan) -> dict:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def _validation(plan: Plan, known: Known) -> dict | None:
+def _validation(plan: Plan, known: ResultsCache) -> dict | None:
     """What was scored; None before anything was."""
-    for contender in plan.contenders:
-        for _, score in _finished(known, known.rate_runs(contender)):
+    for candidate in plan.candidates:
+        for _, score in _finished(known, known.rate_runs(candidate)):
             reported = score.reported
             return {
                 "choosing_documents": int((~reported).sum()),
@@ -270,18 +269,18 @@ def _validation(plan: Plan, known: Known) -> dict | None:
     return None
 
 
-def _pairs(plan: Plan, known: Known) -> list[dict]:
-    """Every two contenders that are complete, the better one first: two paired tests of the difference of their losses.
+def _pairs(plan: Plan, known: ResultsCache) -> list[dict]:
+    """Every two candidates that are complete, the better one first: two paired tests of the difference of their losses.
 
     Of a task, of the shares of labels that are wrong.
     """
     complete = []
-    for contender in plan.contenders:
-        rate = known.best_rate(contender)
-        if rate is not None and _is_complete(known, plan.seed_runs(contender, rate)):
-            scored = _finished(known, plan.seed_runs(contender, rate))
+    for candidate in plan.candidates:
+        rate = known.best_rate(candidate)
+        if rate is not None and _is_complete(known, plan.seed_runs(candidate, rate)):
+            scored = _finished(known, plan.seed_runs(candidate, rate))
             if scored:
-                complete.append((contender.label, {run.seed: score for run, score in scored}))
+                complete.append((candidate.label, {run.seed: score for run, score in scored}))
     if len(complete) < 2:
         return []
     first = next(iter(complete[0][1].values()))
@@ -319,12 +318,12 @@ def _pairs(plan: Plan, known: Known) -> list[dict]:
     return found
 
 
-def _warnings(plan: Plan, known: Known) -> list[str]:
+def _warnings(plan: Plan, known: ResultsCache) -> list[str]:
     """What a reader should know before believing a row; one line for each kind, naming all whom it is about."""
     nowhere, somewhere, low, high, lost = [], [], [], [], []
-    for contender in plan.contenders:
-        label, best, rates = contender.label, known.best_rate(contender), list(known.rates(contender))
-        tried = {each["rate"]: each for each in _rates(plan, known, contender)}
+    for candidate in plan.candidates:
+        label, best, rates = candidate.label, known.best_rate(candidate), list(known.rates(candidate))
+        tried = {each["rate"]: each for each in _rates(plan, known, candidate)}
         diverged = [rate for rate in rates if rate in tried and tried[rate]["diverged_at"]]
         if best is None:
             if len(tried) == len(rates):
@@ -334,7 +333,7 @@ def _warnings(plan: Plan, known: Known) -> list[str]:
             somewhere.append(f"{label} ({_listed(diverged)})")
         if len(rates) > 1 and best in (rates[0], rates[-1]) and tried[best].get("accuracy") != 1.0:
             (low if best == rates[0] else high).append(f"{label} ({best:g})")
-        runs = plan.seed_runs(contender, best)
+        runs = plan.seed_runs(candidate, best)
         seeds = [run.seed for run in runs if (over := known.outcome(run)) is not None and over["status"] == DIVERGED]
         if seeds:
             lost.append(f"{label} ({len(seeds)} of {len(runs)})")
