@@ -109,7 +109,7 @@ def test_hits_against_the_definition():
 
 
 def test_frequent_pairs_are_no_hits(monkeypatch):
-    """Of "a b" and "b c", both repeated, the one that is frequent elsewhere is left out; a larger vocabulary elsewhere does no harm."""
+    """Of "a b" and "b c", both repeated, the one that is frequent elsewhere is left out, whatever else is frequent there."""
     a, b, c, end = range(4)
     inputs = np.array([end, a, b, a, b, b])
     targets = np.array([a, b, c, b, c, c])

@@ -362,8 +362,8 @@ def _in_words(pair: Mapping) -> str:
 def _paragraph_on_starts(results: Mapping) -> list[str]:
     found = results["audit"]
     lines = [
-        "Of the untrained models, on tokens of the training data: the token's share is the part of the residual stream's variance that "
-        "a multiple of the token's own embedding explains (squared correlation over positions and features), after the first and "
+        "Of the untrained models, on tokens of the training data: the token's share is the part of the residual stream's variance "
+        "that a multiple of the token's own embedding explains (squared correlation over positions and features), after the first and "
         "the last layer; rms of the stream after the last layer and of what the mixers add to it; norms of the loss's gradient. "
         "Where mixers start unlike, their order may be that of their starts."
     ]
