@@ -28,7 +28,7 @@ import numpy as np
 import train
 from benchmarks.timing import circumstances
 from configs import base as training_base
-from seqmodels import command_line, data, xla_cpu
+from seqmodels import command_line, data
 from seqmodels import config as config_lib
 from seqmodels.comparison import audit, jobs, measure, plan, recall, results
 from seqmodels.comparison.report import figures, page
@@ -104,7 +104,6 @@ def say(text: str) -> None:
 
 def measure_starts(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, training_data: str) -> None:
     """How each untrained model starts, into its folder, once; and in which figures the mixers differ."""
-    xla_cpu.avoid_wrong_fusions()
     summaries = {}
     for candidate in planned.candidates:
         values = config_lib.to_dict(candidate.config)
