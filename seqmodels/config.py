@@ -25,7 +25,8 @@ from seqmodels.training.state import TrainConfig
 
 # Fields younger than some run folders, with what their runs had.
 YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
-YOUNG_TRAIN_FIELDS = {"init_from": None}
+YOUNG_TRAIN_FIELDS = {"init_from": None, "skip_nonfinite": False}
+YOUNG_OPTIM_FIELDS = {"rate_changes": ()}
 YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
 YOUNG_DATA_FIELDS = {"task": "text", "tasks": {}}
 
@@ -102,6 +103,8 @@ def load(path: str) -> RunConfig:
         values["data"] = YOUNG_DATA_FIELDS | values["data"]
     if isinstance(values.get("train"), dict):
         values["train"] = YOUNG_TRAIN_FIELDS | values["train"]
+    if isinstance(values.get("optim"), dict):
+        values["optim"] = YOUNG_OPTIM_FIELDS | values["optim"]
     if isinstance(values.get("model"), dict):
         values["model"] = YOUNG_MODEL_FIELDS | values["model"]
         options = values["model"].get("mixers")

@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 
@@ -19,14 +19,13 @@ from seqmodels.data.synthetic import Task
 from seqmodels.data.tokenizer import Tokenizer
 from seqmodels.data.validation import ValidationSet
 from seqmodels.errors import UserError
+from seqmodels.ranges import AtLeast, AtMost, Checked, Count, CountOrZero, OneOf
 
 TEXT: Final = "text"
 
-_AT_LEAST_ONE: Final = ("seq_len", "batch_size", "toy_documents")
-
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked, where="data"):
     """What to train on. The defaults stand in configs/base.py."""
 
     source: str
@@ -35,19 +34,19 @@ class DataConfig:
     """The commit of a hub data set; empty for the newest."""
     tokenizer: str
     """``bpe``, ``bytes`` or the path of a tokenizer.json."""
-    vocab_size: int
+    vocab_size: Annotated[int, AtLeast(0), AtMost(2**24)]
     """Pieces of a ``bpe``; the other tokenizers bring their own number."""
-    seq_len: int
+    seq_len: Count
     """Tokens per row of a batch."""
-    batch_size: int
+    batch_size: Count
     """Rows per batch, over all devices."""
-    packing: str
+    packing: Annotated[str, OneOf(PACKINGS)]
     """``windows`` of the token stream, or whole ``documents`` parted by reset marks."""
     cache_dir: str
     """Where trained tokenizers and tokens are kept between runs."""
-    max_train_documents: int
+    max_train_documents: CountOrZero
     """The first so many documents of the training split; 0 for all."""
-    toy_documents: int
+    toy_documents: Annotated[Count, AtMost(10**7)]
     """Training stories of the source ``toy``."""
     task: str
     """``text``, or a synthetic task (``seqmodels.data.synthetic``), of which only seq_len and batch_size are asked above."""
@@ -55,17 +54,7 @@ class DataConfig:
     """(name, options) of the task; empty for text."""
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.max_train_documents < 0:
-            raise UserError(
-                f"data.max_train_documents is {self.max_train_documents}: it must be 0 (all) or more"
-            )
-        if self.packing not in PACKINGS:
-            raise UserError(
-                f"data.packing is '{self.packing}': it must be {' or '.join(map(repr, PACKINGS))}"
-            )
+        super().__post_init__()
         if self.tokenizer == "bpe":
             tokenizers.check_bpe_size(self.vocab_size)
         if self.probe is not None:
