@@ -11,31 +11,92 @@ import os
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
 from seqmodels import mixers
-from seqmodels.data import TEXT, DataConfig, synthetic
+from seqmodels.data import TEXT, DataConfig, tasks
 from seqmodels.errors import UserError
 from seqmodels.model import ModelConfig, mixers_in_pattern
-from seqmodels.training.optimizer import OptimConfig
-from seqmodels.training.sharding import MeshConfig
-from seqmodels.training.state import TrainConfig
+from seqmodels.ranges import (
+    Above,
+    AtLeast,
+    AtMost,
+    Below,
+    Checked,
+    Count,
+    CountOrZero,
+    Epsilon,
+    Fraction,
+    NonNegative,
+    OneOf,
+    Positive,
+    Seed,
+    shown,
+)
+
+SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm-up
 
 # Fields younger than some run folders, with what their runs had.
-YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
-YOUNG_TRAIN_FIELDS = {"init_from": None, "skip_nonfinite": False}
-YOUNG_OPTIM_FIELDS = {"rate_changes": ()}
-YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
-YOUNG_DATA_FIELDS = {"task": "text", "tasks": {}}
+LEGACY_MODEL_DEFAULTS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
+LEGACY_TRAIN_DEFAULTS = {"init_from": None, "skip_nonfinite": False}
+LEGACY_OPTIM_DEFAULTS = {"rate_changes": ()}
+LEGACY_MIXER_DEFAULTS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
+LEGACY_DATA_DEFAULTS = {"task": "text", "tasks": {}}
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class OptimConfig(Checked, where="optim"):
+    """How parameters move. Defaults live in configs/base.py."""
+
+    learning_rate: Positive
+    schedule: Annotated[str, OneOf(SCHEDULES)]
+    warmup_steps: CountOrZero
+    decay_steps: Count | None
+    final_fraction: Fraction
+    weight_decay: NonNegative
+    beta1: Annotated[float, AtLeast(0), Below(1)]
+    beta2: Annotated[float, AtLeast(0), Below(1)]
+    eps: Epsilon
+    clip_norm: Positive
+    accumulation_steps: Count
+    # (step, factor): from that step on the rate is the schedule's times it
+    rate_changes: tuple[tuple[CountOrZero, Annotated[float, Above(0), AtMost(1)]], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Checked, where="train"):
+    """How a run begins, how long it goes and what it reports. Defaults live in configs/base.py."""
+
+    init_from: str | None
+    steps: Count
+    skip_nonfinite: bool
+    log_every_steps: Count
+    eval_every_steps: Count
+    eval_tokens: Count
+    checkpoint_every_steps: Count
+    keep_checkpoints: Count
+    sample_every_steps: CountOrZero
+    sample_prompt: str
+    compilation_cache_dir: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Checked, where="mesh"):
+    """Devices along each axis; ``data=-1`` takes all that the others leave."""
+
+    data: Annotated[int, AtLeast(-1)]
+    fsdp: Count
+    tensor: Count
+    sequence: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Checked):
     """Everything that decides a run."""
 
-    seed: int
+    seed: Seed
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig
@@ -43,10 +104,11 @@ class RunConfig:
     mesh: MeshConfig
 
     def __post_init__(self):
-        readout = "each" if self.data.probe is None else self.data.probe.readout
+        super().__post_init__()
+        readout = "each" if self.data.synthetic_task is None else self.data.synthetic_task.readout
         if self.model.readout != readout:
             raise UserError(f"model.readout={self.model.readout!r}: data.task={self.data.task} asks for {readout!r}")
-        if self.data.probe is not None and self.train.sample_every_steps:
+        if self.data.synthetic_task is not None and self.train.sample_every_steps:
             raise UserError(
                 f"data.task={self.data.task} has no text to write: set train.sample_every_steps=0, not "
                 f"{self.train.sample_every_steps}"
@@ -100,15 +162,15 @@ def load(path: str) -> RunConfig:
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
     if isinstance(values.get("data"), dict):
-        values["data"] = YOUNG_DATA_FIELDS | values["data"]
+        values["data"] = LEGACY_DATA_DEFAULTS | values["data"]
     if isinstance(values.get("train"), dict):
-        values["train"] = YOUNG_TRAIN_FIELDS | values["train"]
+        values["train"] = LEGACY_TRAIN_DEFAULTS | values["train"]
     if isinstance(values.get("optim"), dict):
-        values["optim"] = YOUNG_OPTIM_FIELDS | values["optim"]
+        values["optim"] = LEGACY_OPTIM_DEFAULTS | values["optim"]
     if isinstance(values.get("model"), dict):
-        values["model"] = YOUNG_MODEL_FIELDS | values["model"]
+        values["model"] = LEGACY_MODEL_DEFAULTS | values["model"]
         options = values["model"].get("mixers")
-        for name, young in YOUNG_MIXER_FIELDS.items():
+        for name, young in LEGACY_MIXER_DEFAULTS.items():
             if isinstance(options, dict) and isinstance(options.get(name), dict):
                 options[name] = young | options[name]
     return from_config_dict(values)
@@ -163,7 +225,7 @@ def _with_task(values: dict[str, Any]) -> dict[str, Any]:
         return values
     chosen = ()
     if task != TEXT:
-        cls = synthetic.load(task)
+        cls = tasks.load(task)
         if task not in options:
             raise UserError(f"data.task is {task!r}, but data.tasks has no options for it")
         chosen = ((task, build(cls, options[task], f"config.data.tasks.{task}")),)
@@ -177,7 +239,7 @@ def build(cls: type, values: Any, path: str) -> Any:
       UserError: an unknown or missing field, or a wrong type.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{path} must be a group of fields, not {values!r}")
+        raise UserError(f"{path} must be a group of fields, not {shown(values)}")
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
@@ -202,12 +264,12 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         origin = typing.get_origin(hint)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{path}={value!r} must be a tuple, not {type(value).__name__}")
+            raise UserError(f"{path}={shown(value)} must be a tuple, not {type(value).__name__}")
         return _as_tuples(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
-        raise UserError(f"{path}={value!r} must be {hint.__name__}, not {type(value).__name__}")
+        raise UserError(f"{path}={shown(value)} must be {hint.__name__}, not {type(value).__name__}")
     return value
 
 

@@ -18,7 +18,7 @@ from seqmodels import config as config_lib
 from seqmodels import mixers, ranges
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
-from seqmodels.training.state import Setup
+from seqmodels.training.state import Trainer
 from tests.configs import tiny
 
 NUMBERS = (
@@ -52,11 +52,11 @@ def cases() -> Iterator[Case]:
 
 def fields() -> dict[str, Any]:
     """Declared types by dotted name; of the groups of options, of all there are."""
-    from seqmodels.data import synthetic
+    from seqmodels.data import tasks
 
     groups = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
     groups |= {f"model.mixers.{name}": mixers.load(name).Config for name in mixers.names()}
-    groups |= {f"data.tasks.{name}": task for name, task in synthetic.TASKS.items()}
+    groups |= {f"data.tasks.{name}": task for name, task in tasks.TASKS.items()}
     found = {"seed": ranges.declared(RunConfig)["seed"]}
     for prefix, cls in groups.items():
         declared = ranges.declared(cls)
@@ -104,7 +104,7 @@ def two_steps(case: Case) -> str:
     if config is None:
         return "refused"
     try:
-        setup = Setup(config, 257)
+        setup = Trainer(config, 257)
         setup.check_memory()
     except UserError:
         return "refused"

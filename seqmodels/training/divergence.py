@@ -27,21 +27,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels.config import RunConfig
+from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.ops.choices import IMPLEMENTATIONS
 from seqmodels.training import checkpoint, run_folder
 from seqmodels.training.first_nonfinite import ABSURD, Finding, first_finding
-from seqmodels.training.sharding import MeshConfig
-from seqmodels.training.state import Setup
+from seqmodels.training.state import Trainer
 
 FOLDER = "divergence"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_collections")
 
 
 def record(
-    workdir: Path, config: RunConfig, dataset, setup: Setup, *, step: int, what: str, evaluating: bool,
+    workdir: Path, config: RunConfig, dataset, setup: Trainer, *, step: int, what: str, evaluating: bool,
     report: Callable[[str], None], writer: checkpoint.Writer, signals,
 ) -> None:  # fmt: skip
     """Write `<workdir>/divergence` for a run that diverged after `step` steps; an older one is replaced.
@@ -111,7 +110,7 @@ def _state_before(workdir, config, dataset, setup, step, evaluating, report) -> 
         del before
     if evaluating:
         data = config.data
-        rows = setup.rows_at(data.seq_len)
+        rows = setup.batch_size_for(data.seq_len)
         for batch in dataset.validation.batches(rows, data.seq_len, config.train.eval_tokens):
             sums = setup.eval_step(state["params"], setup.put(batch))
             if not bool(jnp.isfinite(sums["loss"]).all()):
@@ -236,16 +235,16 @@ def layer_of(finding: Finding, config: RunConfig) -> str:
     return "outside the layers (embedding, loss or optimizer)"
 
 
-def _open(recorded: Recorded, config: RunConfig, report) -> tuple[Setup, dict, dict]:
+def _open(recorded: Recorded, config: RunConfig, report) -> tuple[Trainer, dict, dict]:
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
-    setup = Setup(one_device, recorded.pieces, devices=jax.devices()[:1])
+    setup = Trainer(one_device, recorded.pieces, devices=jax.devices()[:1])
     restored = checkpoint.restore(recorded.folder / "state", setup.abstract_state(), report=report)
     if restored is None:
         raise UserError(f"{recorded.folder / 'state'} holds no whole checkpoint")
     return setup, restored.state, setup.put(recorded.batch)
 
 
-def _step(setup: Setup, recorded: Recorded) -> Callable[[dict, dict], tuple[Any, Any, Any]]:
+def _step(setup: Trainer, recorded: Recorded) -> Callable[[dict, dict], tuple[Any, Any, Any]]:
     """The recorded training step (of an evaluation, its loss) as a function of state and batch: state, loss, norm."""
 
     def training(state, batch):
@@ -259,7 +258,7 @@ def _step(setup: Setup, recorded: Recorded) -> Callable[[dict, dict], tuple[Any,
     return evaluation if recorded.about["evaluating"] else training
 
 
-def _healthy(setup: Setup, state: dict) -> dict:
+def _healthy(setup: Trainer, state: dict) -> dict:
     """Another state of the same shapes: fresh parameters."""
     return setup.init() | {"step": state["step"]}
 

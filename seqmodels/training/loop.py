@@ -22,18 +22,19 @@ import jax
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import data, generate, ops
+from seqmodels import data, ops
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
+from seqmodels.decoding import generate
 from seqmodels.errors import UserError
 from seqmodels.evaluation import perplexity
 from seqmodels.training import checkpoint, divergence, optimizer, run_folder
 from seqmodels.training.log import Log, peak_flops_per_second
-from seqmodels.training.state import Setup
+from seqmodels.training.state import Trainer
 
 # A run may go on with other values of these. They change what is reported or where it runs, not the
 # parameters (a mesh of another size sums in another order, and changes them by rounding).
-FREE_FIELDS = (
+RESUMABLE_FIELDS = (
     "train.log_every_steps", "train.eval_every_steps", "train.checkpoint_every_steps",
     "train.keep_checkpoints", "train.sample_every_steps", "train.sample_prompt",
     "train.skip_nonfinite", "train.compilation_cache_dir", "data.cache_dir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
@@ -94,7 +95,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        stack.enter_context(atomic.explained("--workdir", workdir))
+        stack.enter_context(atomic.disk_errors_as_user_errors("--workdir", workdir))
 
         # The folder: ours alone, and of this config.
         workdir.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         # The data and the model.
         with signals.interrupting():
             dataset = data.prepare(config.data, seed=config.seed)
-        setup = Setup(config, dataset.vocab_size)
+        setup = Trainer(config, dataset.vocab_size)
         setup.check_memory()
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
@@ -126,7 +127,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
                 )
         if resume_learning_rate is not None:
             config = _with_lower_rate(config, resume_learning_rate, step)
-            setup = Setup(config, dataset.vocab_size)
+            setup = Trainer(config, dataset.vocab_size)
         config_lib.save(config, workdir / "config.json")
 
         # The run.
@@ -146,7 +147,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         if restored is not None and "skipped" in restored.record:
             run.skipped, run.skipped_in_a_row = restored.record["skipped"]
         try:
-            run.until_the_end()
+            run.run()
         except Diverged as diverged:
             del run.state  # the device may not hold it twice
             divergence.record(
@@ -186,13 +187,13 @@ class _Run:
         self.in_flight = None
         self.skipped = self.skipped_in_a_row = 0
 
-    def until_the_end(self) -> None:
+    def run(self) -> None:
         try:
-            self.do_what_is_due()  # what a kill left undone, after the checkpoint of its step
+            self.run_hooks()  # what a kill left undone, after the checkpoint of its step
             while self.step < self.config.train.steps:
                 self.train_one_step()
                 self.signals.check()
-                self.do_what_is_due()
+                self.run_hooks()
         except Stopped:
             self.settle()
             self.save()
@@ -243,7 +244,7 @@ class _Run:
         rate = self.config.optim.learning_rate * optimizer.rate_factor(self.config.optim, step)
         return Diverged(step, what, saved_step=self.saved_step, learning_rate=rate, evaluating=evaluating)
 
-    def do_what_is_due(self) -> None:
+    def run_hooks(self) -> None:
         """Evaluate, sample and save, in this order, as far as it is due and not done."""
         every = self.config.train
         evaluation = self.is_due(every.eval_every_steps) and self.log.evaluation(self.step) is None
@@ -408,7 +409,7 @@ def _check_config(config: RunConfig, workdir: Path) -> RunConfig:
     changes = {
         name: f"{name} {before!r} -> {after!r}"
         for name, (before, after) in config_lib.differences(old, config).items()
-        if name not in FREE_FIELDS
+        if name not in RESUMABLE_FIELDS
     }
     fixed = [change for name, change in changes.items() if name not in HORIZON_FIELDS]
     if fixed:
