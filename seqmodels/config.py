@@ -7,7 +7,6 @@ so a field that is missing, misspelt or of another type is an error here and nev
 import dataclasses
 import difflib
 import json
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from seqmodels import mixers
-from seqmodels.data import TEXT, DataConfig, tasks
+from seqmodels.data import TEXT, DataConfig, atomic, tasks
 from seqmodels.errors import UserError
 from seqmodels.model import ModelConfig, mixers_in_pattern
 from seqmodels.ranges import (
@@ -39,11 +38,13 @@ from seqmodels.ranges import (
 SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm-up
 
 # Fields younger than some run folders, with what their runs had.
-LEGACY_MODEL_DEFAULTS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
+LEGACY_MODEL_DEFAULTS = {
+    "vocab_size": None, "embedding_norm": False, "branch_rms": None, "norm": "rms", "logit_cap": None, "readout": "each",
+}  # fmt: skip
 LEGACY_TRAIN_DEFAULTS = {"init_from": None, "skip_nonfinite": False}
 LEGACY_OPTIM_DEFAULTS = {"rate_changes": ()}
 LEGACY_MIXER_DEFAULTS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
-LEGACY_DATA_DEFAULTS = {"task": "text", "tasks": {}}
+LEGACY_DATA_DEFAULTS = {"task": "text", "tasks": {}, "validation_source": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +144,7 @@ def to_dict(config: RunConfig) -> dict:
 
 def save(config: RunConfig, path: str) -> None:
     """Write config.json, whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(to_dict(config), file, indent=2)
-        file.write("\n")
-    os.replace(temporary, path)
+    atomic.write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load(path: str) -> RunConfig:

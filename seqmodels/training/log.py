@@ -21,6 +21,8 @@ from typing import TextIO
 import jax
 import jax.numpy as jnp
 
+from seqmodels.data import atomic
+
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
 # `device_kind` counts. A TPU v2 or v3 chip is two devices.
 PEAK_FLOPS = {
@@ -207,7 +209,7 @@ class MetricsFile:
         self.rows = list({(row["step"], row["split"]): row for row in rows}.values())
         repaired = "".join(map(_line, self.rows))
         if repaired != text:
-            _replace(path, repaired)
+            atomic.write_text(path, repaired)
         self.content = Content(repaired.encode())
         self._file = open(path, "a", encoding="utf-8")
 
@@ -252,7 +254,7 @@ class SamplesFile:
         if later:
             text = text[: min(later)]
         if text.encode() != data:
-            _replace(path, text)
+            atomic.write_text(path, text)
         self.content = Content(text.encode())
 
     def append(self, step: int, text: str) -> None:
@@ -439,16 +441,6 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _replace(path: Path, text: str) -> None:
-    """Give a file another content at one stroke: a kill leaves the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _bar(stream: TextIO, step: int, total_steps: int):

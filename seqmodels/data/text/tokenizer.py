@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from seqmodels.data import atomic
+from seqmodels.data.text.unicode import well_formed
 from seqmodels.data.text.word_cache import WordCache
 from seqmodels.errors import UserError
 
@@ -42,7 +43,7 @@ class Tokenizer(Protocol):
     """What a text begins with for a model that was trained so, as Llama's ``<s>``: mostly nothing."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without any separator."""
+        """The ids of a text, without any separator; a lone surrogate counts as U+FFFD."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -71,10 +72,10 @@ class BytesTokenizer:
     beginning = ()
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8"))
+        return list(well_formed(text).encode("utf-8"))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
+        return [np.frombuffer(well_formed(text).encode("utf-8"), np.uint8) for text in texts]
 
     def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
         return bytes(int(i) for i in ids if i != self.end_of_text).decode("utf-8", errors="replace")
@@ -114,9 +115,10 @@ class LibraryTokenizer:
         self.beginning: tuple[int, ...] = tuple(around[: starts[0]]) if text and starts else ()
 
     def encode(self, text: str) -> list[int]:
-        return self._library.encode(text, add_special_tokens=False).ids
+        return self._library.encode(well_formed(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        texts = list(map(well_formed, texts))
         cached = [self._words is not None and text.isascii() for text in texts]
         others = [text for text, is_cached in zip(texts, cached, strict=True) if not is_cached]
         encodings = iter(self._library.encode_batch_fast(others, add_special_tokens=False))
@@ -216,11 +218,16 @@ def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def digest(tokenizer: Tokenizer) -> str:
     """A short name for exactly this tokenizer, for keys of cached tokens."""
-    return hashlib.blake2b(tokenizer.to_json().encode("utf-8"), digest_size=8).hexdigest()
+    return digest_of(tokenizer.to_json().encode("utf-8"))
+
+
+def digest_of(file: bytes) -> str:
+    """The `digest` of the tokenizer that a saved file is of, if it is undamaged."""
+    return hashlib.blake2b(file, digest_size=8).hexdigest()
 
 
 def _save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-    atomic.write_whole(path, lambda file: file.write(tokenizer.to_json().encode("utf-8")))
+    atomic.write_text(path, tokenizer.to_json())
 
 
 def _model_of(description: Any) -> Any:
@@ -248,7 +255,7 @@ def _byte_symbols() -> list[str]:
 
 def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
     read = 0
-    for document in documents:
+    for document in map(well_formed, documents):
         if read >= limit:
             return
         read += len(document.encode("utf-8"))
