@@ -54,7 +54,7 @@ def test_the_cause_is_named_and_not_another_place(tmp_path):
         (OSError(errno.EIO, "Input/output error", str(tmp_path / "x")), "the disk reports an input/output error"),
         (PermissionError(errno.EACCES, "Permission denied", "/elsewhere/corpus.txt"), "'/elsewhere/corpus.txt': permission"),
     ):
-        with pytest.raises(UserError, match=message) as raised, explained("data.cache_dir", tmp_path):
+        with pytest.raises(UserError, match=message) as raised, disk_errors_as_user_errors("data.cache_dir", tmp_path):
             raise error
         assert "cannot write" not in str(raised.value) and "set another" not in str(raised.value)
 
