@@ -4,14 +4,72 @@ The processes of `pytest -n` share compiled programs through a folder that is de
 """
 
 import os
+import resource
 import shutil
 import tempfile
+import time
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 MOST_MAPPINGS = 20_000  # above, programs are released at the end of a module; a module makes a few thousand
+
+
+SLOWEST = 10  # so many tests are listed
+CPU_SECONDS = "CPU seconds"  # the property of a report
+started = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cpu-limit", type=float, metavar="SECONDS", help="list the slowest tests; fail if one takes more CPU time than this"
+    )
+
+
+def cpu_seconds() -> float:
+    """Of this process with all its threads, and of the child processes that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    item.stash[started] = cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """The report of the last phase carries what setup, call and teardown took: a worker's reports reach the main process."""
+    report = yield
+    if call.when == "teardown":
+        report.user_properties.append((CPU_SECONDS, cpu_seconds() - item.stash[started]))
+    return report
+
+
+def pytest_runtest_logreport(report):
+    taken.extend((seconds, report.nodeid) for name, seconds in report.user_properties if name == CPU_SECONDS)
+
+
+taken: list[tuple[float, str]] = []  # in the process that reports: (CPU seconds, test)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    limit = session.config.option.cpu_limit
+    if limit is not None and any(seconds > limit for seconds, _ in taken) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    limit = config.option.cpu_limit
+    if limit is None or not taken:
+        return
+    total = sum(seconds for seconds, _ in taken)
+    terminalreporter.section(f"{len(taken)} tests, {total:.0f} CPU seconds; the slowest")
+    for seconds, test in sorted(taken, reverse=True)[:SLOWEST]:
+        terminalreporter.line(f"{seconds:6.1f} s  {test}" + (f"  above the limit of {limit:g} s" if seconds > limit else ""))
 
 
 def pytest_configure(config):
