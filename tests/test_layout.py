@@ -28,16 +28,17 @@ SHIPPED = [path for path in SOURCES if path.parts[0] != "tests"]
 MAY_KNOW = {
     "shapes": set(),
     "errors": set(),
+    "ranges": {"errors"},
     "ops": set(),
-    "layers": {"errors", "ops"},
-    "mixers": {"errors", "layers", "ops"},
-    "model": {"errors", "layers", "mixers"},
-    "data": {"errors"},
+    "layers": {"errors", "ranges", "ops"},
+    "mixers": {"errors", "ranges", "layers", "ops"},
+    "model": {"errors", "ranges", "layers", "mixers"},
+    "data": {"errors", "ranges"},
     "generate": {"errors", "layers", "model"},
     "evaluation": {"errors", "layers", "model", "generate", "data"},
-    "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config", "ops", "xla_cpu"},
-    "config": {"errors", "mixers", "model", "data", "evaluation", "training"},
-    "command_line": {"errors", "xla_cpu"},
+    "training": {"errors", "ranges", "layers", "mixers", "model", "generate", "data", "evaluation", "config", "ops", "xla_cpu"},
+    "config": {"errors", "ranges", "mixers", "model", "data", "evaluation", "training"},
+    "command_line": {"errors", "ranges", "xla_cpu"},
     "huge_pages": set(),
     "xla_cpu": set(),
     "interop": {"errors", "layers", "mixers", "model", "data", "training", "config"},
@@ -45,7 +46,7 @@ MAY_KNOW = {
     "run": {
         "errors", "layers", "mixers", "model", "generate", "read_state", "data", "evaluation", "training", "config", "xla_cpu"
     },
-    "comparison": {"errors", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
+    "comparison": {"errors", "ranges", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
 }
 
 
