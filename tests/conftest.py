@@ -1,6 +1,7 @@
 """What every test runs under: the CPU, unless the environment names another platform, and no program compiled twice.
 
-The processes of `pytest -n` share compiled programs through a folder that is deleted at the end of the session.
+The processes of `pytest -n` share compiled programs through a folder that is deleted at the end of the session. With `--cpu-limit`
+the CPU time of every test is measured, the slowest are listed, and the run fails if one takes more.
 """
 
 import os
@@ -25,6 +26,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--cpu-limit", type=float, metavar="SECONDS", help="list the slowest tests; fail if one takes more CPU time than this"
     )
+
+
+def flags_that_compile_fast(jax_version: tuple[int, ...]) -> list[str]:
+    """Half the time to compile of the defaults, measured on initialisation. An unknown flag ends a process: the first was removed."""
+    flags = ["--xla_cpu_use_fusion_emitters=false"] if jax_version < (0, 11) else []
+    return [*flags, "--xla_cpu_parallel_codegen_split_count=1"]
 
 
 def cpu_seconds() -> float:
@@ -83,10 +90,11 @@ def pytest_configure(config):
     from seqmodels import xla_cpu
 
     xla_cpu.ask_for_right_fusions()  # as every entry point does; test_xla_cpu.py says what happens without
-    # Shapes are tiny and programs run once or twice: LLVM's optimisations cost a third of `make test`. `make test-all` has them, and
-    # so has a device, whose programs are not LLVM's alone.
-    on_cpu = os.environ["JAX_PLATFORMS"] == "cpu"
-    jax.config.update("jax_disable_most_optimizations", on_cpu and config.option.markexpr != "")
+    # Shapes are tiny and programs run once or twice: compiling is nearly all the time that tests take, also those in processes of
+    # their own. `make test-all` has the optimisations, and so has a device, whose programs are not LLVM's alone.
+    if os.environ["JAX_PLATFORMS"] == "cpu" and config.option.markexpr != "":
+        jax.config.update("jax_disable_most_optimizations", True)
+        os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *flags_that_compile_fast(jax.__version_info__))).strip()
     jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
