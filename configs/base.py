@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
 from seqmodels import mixers
-from seqmodels.data import synthetic
+from seqmodels.data import tasks
 
 
 def get_config() -> ConfigDict:
@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "roneneldan/TinyStories"  # a hub id, a local folder or file (parquet, txt, jsonl), or "toy"
     config.data.revision = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"  # of the hub id; ignored for local data and toy
+    config.data.validation_source = config_dict.placeholder(str)  # held out: its split, a path, a hub id; None: as docs/data.md has it
     config.data.tokenizer = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
     config.data.vocab_size = 4096  # pieces of the bpe tokenizer; ignored by the others
     config.data.seq_len = 256  # T, tokens the model reads at once
@@ -30,7 +31,7 @@ def get_config() -> ConfigDict:
     config.data.max_train_documents = 0  # use only the first so many documents of the train split; 0: all
     config.data.toy_documents = 4000  # stories that the "toy" source generates for training
     config.data.task = "text"  # or a synthetic task: its name in config.data.tasks; of the above, it asks seq_len and batch_size
-    config.data.tasks = ConfigDict({name: _options(task) for name, task in synthetic.TASKS.items()})
+    config.data.tasks = ConfigDict({name: _options(task) for name, task in tasks.TASKS.items()})
 
     config.model = ConfigDict()
     config.model.vocab_size = config_dict.placeholder(int)  # rows of the embedding; None: the tokenizer's pieces
@@ -41,7 +42,9 @@ def get_config() -> ConfigDict:
     config.model.mlp_hidden = config_dict.placeholder(int)  # width of "mlp"; None: 8/3 d_model, for rwkv6 3.5 d_model
     config.model.mlp_activation = "silu"  # of the gated one: silu, gelu or relu
     config.model.tie_embeddings = True  # the head is the embedding's transpose
-    config.model.embedding_norm = False  # a norm on the embedding, before the first layer
+    config.model.embedding_norm = True  # a norm on the embedding: each token enters the residual stream with rms 1
+    config.model.branch_rms = config_dict.placeholder(float)  # each of n layers starts by adding rms branch_rms / sqrt(n)
+    config.model.branch_rms = 0.3  # None: as the layers' own initialisations have it
     config.model.norm = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
     config.model.norm_eps = 1e-5  # epsilon of the norms between layers
     config.model.logit_cap = config_dict.placeholder(float)  # logits go through cap tanh(. / cap); None: as they are

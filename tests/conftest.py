@@ -9,23 +9,39 @@ import resource
 import shutil
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 MOST_MAPPINGS = 20_000  # above, programs are released at the end of a module; a module makes a few thousand
-
-
+# Folders whose tests have the marker `tools`.
+TOOLS = tuple(Path(__file__).parent / folder for folder in ("benchmarks", "tools", "ops/kernels"))
 SLOWEST = 10  # so many tests are listed
 CPU_SECONDS = "CPU seconds"  # the property of a report
 started = pytest.StashKey[float]()
+session_started = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--cpu-limit", type=float, metavar="SECONDS", help="list the slowest tests; fail if one takes more CPU time than this"
     )
+    parser.addoption("--minutes", type=float, metavar="MINUTES", help="skip the tests that have not begun after so many minutes")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(folder in item.path.parents for folder in TOOLS):
+            item.add_marker(pytest.mark.tools)
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.option.minutes
+    if minutes is not None and time.monotonic() > item.config.stash[session_started] + 60 * minutes:
+        pytest.skip(f"{minutes:g} minutes are over")
 
 
 def flags_that_compile_fast(jax_version: tuple[int, ...]) -> list[str]:
@@ -80,6 +96,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_configure(config):
+    config.stash[session_started] = time.monotonic()
     is_worker = hasattr(config, "workerinput")
     programs = config.workerinput["programs"] if is_worker else tempfile.mkdtemp(prefix="seqmodels-programs-")
     if not is_worker:

@@ -20,7 +20,7 @@ from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.interop import kinds, safetensors, table
-from seqmodels.model import MLP, ModelConfig, pattern_words
+from seqmodels.model import MLP, ModelConfig, parse_pattern
 from seqmodels.training import checkpoint
 
 EXPORT_DTYPES: Final = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
@@ -52,9 +52,7 @@ def read(folder: str | os.PathLike, report: Callable[[str], None] = lambda line:
     kind = kinds.load(theirs["model_type"])
     config = table.read_config(kind, theirs, report)
     tensors = safetensors.read_folder(folder)
-    shapes = jax.eval_shape(
-        functools.partial(model.init_params, config, config.vocab_size), jax.random.key(0)
-    )
+    shapes = model.param_shapes(config, config.vocab_size)
     return Foreign(kind, theirs, config, table.read_tensors(kind, config, shapes, tensors))
 
 
@@ -192,7 +190,7 @@ def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.
         copies = _copies(kind.pattern, config.pattern)
         if copies is None:
             continue
-        repeated, stacked = _restack(kind, config, params, copies)
+        repeated, stacked = _without_embedding_norm(kind, *_restack(kind, config, params, copies))
         repeated = dataclasses.replace(repeated, vocab_size=vocab_size, mlp_hidden=_mlp_hidden(kind, stacked))
         try:
             return kind, repeated, stacked, table.write_config(kind, repeated)
@@ -206,14 +204,14 @@ def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.
 
 def _copies(pattern: str, of: str) -> int | None:
     """How many times a kind's pattern makes up a model's; None: it does not."""
-    words, wanted = pattern_words(pattern), pattern_words(of)
+    words, wanted = parse_pattern(pattern), parse_pattern(of)
     copies, odd = divmod(len(wanted), len(words))
     return copies if not odd and words * copies == wanted else None
 
 
 def _restack(kind: table.Kind, config: ModelConfig, params: dict, copies: int) -> tuple[ModelConfig, dict]:
     """The same model with the kind's pattern: "mamba mamba", 4 times, is "mamba", 8 times."""
-    words = pattern_words(kind.pattern)
+    words = parse_pattern(kind.pattern)
     layers = {
         f"{position}_{word}": jax.tree.map(
             lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], axis=1).reshape(-1, *leaves[0].shape[1:]),
@@ -225,8 +223,24 @@ def _restack(kind: table.Kind, config: ModelConfig, params: dict, copies: int) -
     return config, params | {"layers": layers}
 
 
+def _without_embedding_norm(kind: table.Kind, config: ModelConfig, params: dict) -> tuple[ModelConfig, dict]:
+    """The same function for a kind without a norm on the embedding: the table holds what the norm makes of each token.
+
+    A tied head keeps the table that it had, and is tied no more.
+    """
+    if not config.embedding_norm or kind.ours.get("embedding_norm"):
+        return config, params
+    vocab_size = len(params["embedding"])
+    definition = model.graphdef(dataclasses.replace(config, compute_dtype="float32"), vocab_size)
+    rest = {name: value for name, value in params.items() if name != "embedding_norm"}
+    rest["embedding"] = np.asarray(model.merge(definition, params).embed(jnp.arange(vocab_size)[None])[0])
+    if config.tie_embeddings:
+        rest["output_kernel"] = np.asarray(params["embedding"]).T
+    return dataclasses.replace(config, embedding_norm=False, tie_embeddings=False), rest
+
+
 def _mlp_hidden(kind: table.Kind, params: Mapping[str, Any]) -> int | None:
-    if MLP not in pattern_words(kind.pattern):
+    if MLP not in parse_pattern(kind.pattern):
         return None
     *path, _ = kind.path("mlp/output_kernel")
     layer = functools.reduce(lambda tree, part: tree[part], path, params)
@@ -242,12 +256,12 @@ def _check_new(folder: Path, flag: str) -> None:
 def _whole(folder: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when all is in it, and is gone if that fails."""
     temporary = folder.with_name(f".{folder.name}.{atomic.unique()}")
-    with atomic.explained("folder", folder.parent):
+    with atomic.disk_errors_as_user_errors("folder", folder.parent):
         temporary.mkdir(parents=True)
         try:
             yield temporary
             if folder.exists():
                 folder.rmdir()
-            os.replace(temporary, folder)
+            atomic.rename_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -13,13 +13,13 @@ import numpy as np
 from seqmodels import config as config_lib
 from seqmodels import mixers
 from seqmodels.errors import UserError
-from seqmodels.model import MLP, ModelConfig, pattern_words
+from seqmodels.model import MLP, ModelConfig, parse_pattern
 
 REQUIRED: Final = object()
 OMIT: Final = object()
 
 # What the trained weights compute does not depend on these fields of ours.
-IMMATERIAL: Final = ("dropout", "remat", "compute_dtype", "mixer.implementation", "mixer.chunk_size", "mixer.input_bias")
+IMMATERIAL: Final = ("branch_rms", "dropout", "remat", "compute_dtype", "mixer.implementation", "mixer.chunk_size", "mixer.input_bias")
 
 # Fields of theirs that mean the same in every kind, or nothing to what the weights compute.
 IGNORED: Final = frozenset(
@@ -142,12 +142,12 @@ class Kind:
     @property
     def mixer(self) -> str:
         """Our mixer's name."""
-        return next(word for word in pattern_words(self.pattern) if word != MLP)
+        return next(word for word in parse_pattern(self.pattern) if word != MLP)
 
     def path(self, name: str) -> tuple[str, ...]:
         """Where ``mixer/query_kernel`` and the like are among the model's parameters."""
         first, *rest = name.split("/")
-        words = pattern_words(self.pattern)
+        words = parse_pattern(self.pattern)
         for position, word in enumerate(words):
             called = MLP if word == MLP else "mixer"
             if first in (called, f"{called}_norm"):
@@ -306,7 +306,7 @@ def _our_name(kind: Kind, name: str) -> str:
 
 # Of ModelConfig, what kinds have alike unless their tables say otherwise.
 _PLAIN: Final = {
-    "mlp_kind": "gated", "mlp_hidden": None, "mlp_activation": "silu", "embedding_norm": False, "norm": "rms",
+    "mlp_kind": "gated", "mlp_hidden": None, "mlp_activation": "silu", "embedding_norm": False, "branch_rms": None, "norm": "rms",
     "logit_cap": None, "readout": "each", "dropout": 0.0, "remat": False, "compute_dtype": "float32",
 }  # fmt: skip
 

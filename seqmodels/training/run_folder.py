@@ -1,6 +1,5 @@
 """What a run folder holds, read back: its config, its tokenizer, and parameters for another run to begin with."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,14 +33,14 @@ def read_tokenizer(workdir: str | Path, config: RunConfig) -> data.Tokenizer | N
     """
     path = Path(workdir) / "tokenizer.json"
     # Of runs on text, only an imported checkpoint names its vocabulary, and only that may be without a tokenizer.
-    has_none = config.data.probe is not None or (config.model.vocab_size and not path.exists())
+    has_none = config.data.synthetic_task is not None or (config.model.vocab_size and not path.exists())
     return None if has_none else data.load_tokenizer(path)
 
 
 def num_pieces(config: RunConfig, tokenizer: data.Tokenizer | None) -> int | None:
     """How many tokens a run's data have; None where that is not known."""
-    if config.data.probe is not None:
-        return config.data.probe.vocab_size
+    if config.data.synthetic_task is not None:
+        return config.data.synthetic_task.vocab_size
     return None if tokenizer is None else tokenizer.vocab_size
 
 
@@ -68,7 +67,7 @@ def initial_params(
             f"set --config.data.tokenizer={source / 'tokenizer.json'}"
         )
     vocab_size = model.vocabulary_size(theirs.model, num_pieces(theirs, their_tokenizer))
-    their_params = jax.eval_shape(functools.partial(model.init_params, theirs.model, vocab_size), jax.random.key(0))
+    their_params = model.param_shapes(theirs.model, vocab_size)
     there, here = _shapes(their_params), _shapes(abstract_params)
     if there != here:
         name = next(name for name in {**there, **here} if there.get(name) != here.get(name))

@@ -16,7 +16,7 @@ from seqmodels import mixers
 from tests.contract import laws, page
 from tests.contract.cases import all_cases
 
-AGAIN = "run scripts/equivalence.py"
+AGAIN = "run tools/pages/equivalence.py"
 MAIN_FORMS = ("recurrent", None)
 published = functools.cache(page.read)
 BY_VARIANT = {name: tuple(cases) for name, cases in itertools.groupby(all_cases(), lambda case: case.name)}

@@ -1,0 +1,138 @@
+"""Texts of the Hugging Face hub, through ``datasets``, at a pinned revision.
+
+Without a network that is an error at once, unless ``datasets`` has that revision on disk.
+"""
+
+import functools
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+from seqmodels.errors import UserError
+
+TINYSTORIES: Final = "roneneldan/TinyStories"
+TINYSTORIES_REVISION: Final = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SECONDS_TO_REACH_THE_HUB: Final = 4.0
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form ``owner/name`` of the hub."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+@functools.cache
+def load(name: str, revision: str) -> Any:
+    """The splits of a hub data set, a ``datasets.DatasetDict``; downloads it where it is not yet here.
+
+    An empty ``revision`` is the newest.
+
+    Raises:
+        UserError: no network and no copy, or no such data set.
+    """
+    online = reachable()
+    if not online and not _prepared(name, revision):
+        raise UserError(_unreachable(name))
+    datasets = _import_datasets(offline=not online)
+    try:
+        splits = datasets.load_dataset(name, revision=revision or None)
+    except ConnectionError as error:
+        raise UserError(_unreachable(name)) from error
+    except Exception as error:  # of datasets, huggingface_hub, httpx and pyarrow, without a common base
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {reason}"
+        ) from error
+    # Without the hub, datasets opens the copy used last, whatever its revision.
+    if not online and not all(
+        revision in file["filename"] for split in splits.values() for file in split.cache_files
+    ):
+        raise UserError(_unreachable(name))
+    return splits
+
+
+def texts(split: Any, name: str) -> Iterator[str | None]:
+    """The texts of one split, a ``datasets.Dataset``, in its order; None where a row has none.
+
+    Raises:
+        UserError: it has no column of strings called ``text``.
+    """
+    if "text" not in split.column_names:
+        columns = ", ".join(split.column_names)
+        raise UserError(
+            f"the hub's data set '{name}' has no column 'text' (its columns: {columns}); choose another"
+        )
+    for batch in split.select_columns(["text"]).iter(batch_size=1024):
+        for text in batch["text"]:
+            if not isinstance(text, str | None):
+                raise UserError(f"the column 'text' of the hub's data set '{name}' holds {type(text).__name__}, not strings")
+            yield text
+
+
+def _unreachable(name: str) -> str:
+    return (
+        f"cannot reach the Hugging Face hub for '{name}': set data.source to a local copy (a folder with "
+        "data/train-*.parquet and data/validation-*.parquet, or a .txt or .jsonl file), or to 'toy' for "
+        "built-in stories"
+    )
+
+
+def reachable() -> bool:
+    """Whether the hub answers, found out in seconds: ``datasets`` itself tries for 23."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    if getproxies():  # a proxy may reach what a socket cannot
+        return True
+    endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    address = (
+        endpoint.hostname or "huggingface.co",
+        endpoint.port or (80 if endpoint.scheme == "http" else 443),
+    )
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection(address, timeout=_SECONDS_TO_REACH_THE_HUB).close()
+            answered.set()
+        except OSError:
+            pass
+
+    # In a thread, since looking up a name has no time limit of its own.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(_SECONDS_TO_REACH_THE_HUB)
+    return answered.is_set()
+
+
+def _prepared(name: str, revision: str) -> bool:
+    """Whether ``datasets`` has this revision on disk, in the one form that it can open without the hub."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+    folder = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
+    owner, short_name = name.split("/")
+    snake_case = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", short_name).lower()
+    return any(folder.glob(f"{owner}___{snake_case}/*/*/{revision or '*'}"))
+
+
+def _import_datasets(*, offline: bool) -> Any:
+    """``datasets``, told once and for all at its import that there is no network."""
+    if offline and "datasets" not in sys.modules:
+        before = os.environ.get("HF_HUB_OFFLINE")
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        try:
+            import datasets
+        finally:
+            if before is None:
+                del os.environ["HF_HUB_OFFLINE"]
+            else:
+                os.environ["HF_HUB_OFFLINE"] = before
+    import datasets
+
+    return datasets

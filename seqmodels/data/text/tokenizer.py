@@ -1,0 +1,262 @@
+"""Tokenizers: bytes, a byte-level BPE trained on the training text, or any tokenizer.json.
+
+All three are one interface and one file format, the ``tokenizers`` library's JSON: the byte
+tokenizer is a BPE without merges, so other programs can read the tokenizer of any run.
+
+Text is only ever text: a story that spells out ``<|endoftext|>`` does not become the separator
+(``encode_special_tokens``). The separator is put after each document by whoever writes the tokens.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer
+
+from seqmodels.data import atomic
+from seqmodels.data.text.unicode import well_formed
+from seqmodels.data.text.word_cache import WordCache
+from seqmodels.errors import UserError
+
+END_OF_TEXT: Final = "<|endoftext|>"
+MIN_BPE_SIZE: Final = 257
+"""256 bytes and the separator; every piece beyond is a merge."""
+BPE_TRAINING_BYTES: Final = 200_000_000
+"""Text the BPE is trained on at most: 4,096 pieces do not change with more, and this is half a minute."""
+
+# Separators of other people's tokenizers, in the order of preference.
+_END_NAMES: Final = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "[SEP]")
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What every tokenizer offers. Ids are below ``vocab_size``; ``end_of_text`` is one of them."""
+
+    name: str
+    vocab_size: int
+    end_of_text: int
+    beginning: tuple[int, ...]
+    """What a text begins with for a model that was trained so, as Llama's ``<s>``: mostly nothing."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without any separator; a lone surrogate counts as U+FFFD."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of several texts, each an integer array [T]."""
+        ...
+
+    def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
+        """The text of ids; separators are left out, an incomplete character becomes U+FFFD."""
+        ...
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json."""
+        ...
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a tokenizer.json, whole or not at all."""
+        ...
+
+
+class BytesTokenizer:
+    """Ids 0..255 are the bytes of UTF-8, 256 ends a text."""
+
+    name = "bytes"
+    vocab_size = 257
+    end_of_text = 256
+    beginning = ()
+
+    def encode(self, text: str) -> list[int]:
+        return list(well_formed(text).encode("utf-8"))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(well_formed(text).encode("utf-8"), np.uint8) for text in texts]
+
+    def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
+        return bytes(int(i) for i in ids if i != self.end_of_text).decode("utf-8", errors="replace")
+
+    def to_json(self) -> str:
+        from tokenizers import models
+
+        symbols = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+        library = _byte_level(models.BPE(vocab=symbols, merges=[]))
+        library.add_special_tokens([END_OF_TEXT])
+        return library.to_str(pretty=True)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        _save(self, path)
+
+
+class LibraryTokenizer:
+    """A tokenizer of the ``tokenizers`` library, ours or anybody's."""
+
+    def __init__(self, library: Any):
+        """``library``, a ``tokenizers.Tokenizer``, gets ``<|endoftext|>`` if it has no separator."""
+        library.encode_special_tokens = True
+        library.no_padding()
+        library.no_truncation()
+        known = [name for name in _END_NAMES if library.token_to_id(name) is not None]
+        separator = known[0] if known else END_OF_TEXT
+        library.add_special_tokens([separator])  # new, or special from now on, so that no text becomes it
+        self._library = library
+        self._words = WordCache(library) if WordCache.serves(library) else None
+        self.end_of_text: int = library.token_to_id(separator)
+        # The largest id, not the number of pieces: the ids of some files have gaps.
+        self.vocab_size: int = 1 + max(library.get_vocab(with_added_tokens=True).values())
+        self.name = f"{type(library.model).__name__.lower()}-{self.vocab_size}"
+        # The file says what goes around a text; what goes before it is what a continuation needs.
+        around, text = (library.encode("a", add_special_tokens=special).ids for special in (True, False))
+        starts = [start for start in range(len(around)) if around[start : start + len(text)] == text]
+        self.beginning: tuple[int, ...] = tuple(around[: starts[0]]) if text and starts else ()
+
+    def encode(self, text: str) -> list[int]:
+        return self._library.encode(well_formed(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        texts = list(map(well_formed, texts))
+        cached = [self._words is not None and text.isascii() for text in texts]
+        others = [text for text, is_cached in zip(texts, cached, strict=True) if not is_cached]
+        encodings = iter(self._library.encode_batch_fast(others, add_special_tokens=False))
+        return [
+            np.asarray(self._words.encode(text) if is_cached else next(encodings).ids, np.uint32)
+            for text, is_cached in zip(texts, cached, strict=True)
+        ]
+
+    def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
+        return self._library.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def to_json(self) -> str:
+        return self._library.to_str(pretty=True)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        _save(self, path)
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int) -> LibraryTokenizer:
+    """A byte-level BPE (Sennrich et al. 2016 on GPT-2's byte alphabet) of at most ``vocab_size`` pieces.
+
+    The same documents give the same tokenizer. A text with little variety gives fewer pieces. Reads
+    at most ``BPE_TRAINING_BYTES`` of text.
+
+    Raises:
+        UserError: ``vocab_size`` is below 257, or there is no text.
+    """
+    from tokenizers import models, pre_tokenizers, trainers
+
+    check_bpe_size(vocab_size)
+    library = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    library.train_from_iterator(_first_bytes(documents, BPE_TRAINING_BYTES), trainer)
+    return LibraryTokenizer(library)
+
+
+def check_bpe_size(vocab_size: int) -> None:
+    """Raises UserError where a byte-level BPE of that size cannot be."""
+    if vocab_size < MIN_BPE_SIZE:
+        raise UserError(
+            f"data.vocab_size is {vocab_size}, but a byte-level BPE needs at least {MIN_BPE_SIZE} "
+            "(256 bytes and the end of text); raise it or set data.tokenizer=bytes"
+        )
+
+
+def load_tokenizer(path_or_name: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer ``bytes``, or the one in a tokenizer.json.
+
+    Raises:
+        UserError: there is no such file, or it is not a tokenizer.json.
+    """
+    if path_or_name == BytesTokenizer.name:
+        return BytesTokenizer()
+    path = Path(path_or_name).expanduser()
+    if path.is_dir() and (path / "tokenizer.json").exists():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            f"no tokenizer at '{path_or_name}': data.tokenizer is 'bpe', 'bytes' or the path of a "
+            "tokenizer.json"
+        )
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"'{path}' is not a tokenizer.json that the tokenizers library can read ({reason})"
+        ) from error
+
+
+def from_json(text: str) -> Tokenizer:
+    """The tokenizer a tokenizer.json describes.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    from tokenizers import Tokenizer as Library
+
+    model = _model_of(json.loads(text))
+    if model == _model_of(json.loads(BytesTokenizer().to_json())):
+        return BytesTokenizer()
+    try:
+        return LibraryTokenizer(Library.from_str(text))
+    except Exception as error:  # the library raises bare Exception, from Rust
+        raise ValueError(str(error)) from error
+
+
+def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text as a model reads it that is to go on with it; an empty one is at least the end of the text before."""
+    return [*tokenizer.beginning, *tokenizer.encode(text)] or [tokenizer.end_of_text]
+
+
+def digest(tokenizer: Tokenizer) -> str:
+    """A short name for exactly this tokenizer, for keys of cached tokens."""
+    return digest_of(tokenizer.to_json().encode("utf-8"))
+
+
+def digest_of(file: bytes) -> str:
+    """The `digest` of the tokenizer that a saved file is of, if it is undamaged."""
+    return hashlib.blake2b(file, digest_size=8).hexdigest()
+
+
+def _save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
+    atomic.write_text(path, tokenizer.to_json())
+
+
+def _model_of(description: Any) -> Any:
+    if not isinstance(description, dict) or "model" not in description:
+        raise ValueError("it has no 'model'")
+    return description["model"]
+
+
+def _byte_level(model: Any) -> Any:
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, pre_tokenizers
+
+    library = Library(model)
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    return library
+
+
+def _byte_symbols() -> list[str]:
+    """GPT-2's printable stand-in for each byte, in the order of the bytes."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    stand_ins = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(stand_ins)) for byte in range(0x100)]
+
+
+def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
+    read = 0
+    for document in map(well_formed, documents):
+        if read >= limit:
+            return
+        read += len(document.encode("utf-8"))
+        yield document
