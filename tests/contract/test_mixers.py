@@ -55,7 +55,7 @@ def other_forms():
     """Of `test_equals_the_recurrent_form`: what `parameters` leaves to `make test-all`. The kernels' interpreter is slow."""
     for case in all_cases():
         if not (is_refused(case) or in_every_run(case)) and case.name.endswith("-default"):
-            if case.implementation == "pallas" and case.name not in page.KERNELS_IN_EVERY_RUN:
+            if case.implementation == "pallas" and case.name not in page.KERNELS_IN_TEST_TOOLS:
                 continue
             marks = [pytest.mark.tools] if case.implementation == "pallas" else []
             one_length = (laws.LONGEST,)
