@@ -104,9 +104,8 @@ def pytest_configure(config):
 
     import jax
 
-    from seqmodels import xla_cpu
+    import seqmodels  # noqa: F401  (before JAX looks for devices: xla_cpu.py says why, its test what happens otherwise)
 
-    xla_cpu.ask_for_right_fusions()  # as every entry point does; test_xla_cpu.py says what happens without
     # Shapes are tiny and programs run once or twice: compiling is nearly all the time that tests take, also those in processes of
     # their own. `make test-all` has the optimisations, and so has a device, whose programs are not LLVM's alone.
     if os.environ["JAX_PLATFORMS"] == "cpu" and config.option.markexpr != "":
