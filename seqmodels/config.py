@@ -17,9 +17,12 @@ from ml_collections import ConfigDict
 from seqmodels import mixers
 from seqmodels.data import TEXT, DataConfig, atomic, tasks
 from seqmodels.errors import UserError
+from seqmodels.formats import json_text
 from seqmodels.model import ModelConfig, mixers_in_pattern
 
 SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm-up
+
+MOST_CONFIG_BYTES = 4 << 20
 
 # Fields younger than some run folders, with what their runs had.
 LEGACY_MODEL_DEFAULTS = {
@@ -149,12 +152,9 @@ def save(config: RunConfig, path: str) -> None:
 def load(path: str) -> RunConfig:
     """Read config.json. Raises UserError when it is missing or not the config of a run."""
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        values = json_text.read(path, most_bytes=MOST_CONFIG_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: is this the folder of a run?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
     if isinstance(values.get("data"), dict):
