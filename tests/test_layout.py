@@ -44,6 +44,7 @@ FLOORS = (
     ("train", "eval"),
     ("benchmarks",),
     ("scripts",),
+    ("tests.programs",),
     ("tests.contract", "tests.configs", "tests.goldens"),
     ("tests.odd_values",),
     ("tools",),
