@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ from seqmodels.config import RunConfig
 from seqmodels.data import TEXT
 from seqmodels.errors import UserError
 from seqmodels.model import MLP, parse_pattern
+from seqmodels.ranges import Above, AtMost, Below, Checked, Count, CountOrZero, Distinct, NotEmpty, OneOf, Positive
 from seqmodels.training import loop
 from seqmodels.training.optimizer import OptimConfig
 
@@ -25,10 +27,11 @@ EXTENSION = 2.0  # ratio of a learning rate beyond the grid to the grid's end
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Checked, where="config"):
     """How to compare. configs/compare/base.py says what each field means."""
 
     mixers: str
+<<<<<<< HEAD
     match: str
     tolerance: float
     learning_rates: tuple[float, ...]
@@ -65,6 +68,17 @@ class CompareConfig:
                 raise UserError(f"config.{name}={values} must be positive numbers like {example}")
             if len(set(values)) < len(values):
                 raise UserError(f"config.{name}={values} names a value twice")
+=======
+    match: Annotated[str, OneOf((*QUANTITIES, MATCH_NONE))]
+    tolerance: Annotated[float, Above(0), Below(1)]
+    learning_rates: Annotated[tuple[Positive, ...], NotEmpty(), Distinct()]
+    rate_steps: CountOrZero
+    rate_seeds: Annotated[Count, AtMost("seeds")]
+    seeds: Count
+    validation_tokens: CountOrZero
+    contexts: Annotated[tuple[Count, ...], NotEmpty(), Distinct()]
+    decode_tokens: Count
+>>>>>>> main
 
 
 @dataclasses.dataclass(frozen=True)
