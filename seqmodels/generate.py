@@ -154,37 +154,6 @@ def sample(
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-class IncrementalText:
-    """Turns a stream of tokens into text, never splitting a character that takes several tokens.
-
-    `push` returns what the new token adds. Text is decoded in a window that starts one finished piece earlier,
-    for tokenizers that write a token differently at the start of a text.
-    """
-
-    def __init__(self, tokenizer, context: Sequence[int] = ()):
-        """`context`: the prompt's tokens; they are not returned as text."""
-        self._tokenizer = tokenizer
-        self._tokens = list(context)[-16:]
-        self._window = 0
-        self._finished = len(self._tokens)
-
-    def push(self, token: int) -> str:
-        self._tokens.append(token)
-        return self._advance(final=False)
-
-    def flush(self) -> str:
-        """What is left at the end: an unfinished character comes out as U+FFFD."""
-        return self._advance(final=True)
-
-    def _advance(self, final: bool) -> str:
-        before = self._tokenizer.decode(self._tokens[self._window : self._finished])
-        now = self._tokenizer.decode(self._tokens[self._window :])
-        if not final and (now.endswith("\ufffd") or len(now) <= len(before)):
-            return ""
-        self._window, self._finished = self._finished, len(self._tokens)
-        return now[len(before) :]
-
-
 def check_sampling(
     max_tokens: int,
     temperature: float = 0.8,

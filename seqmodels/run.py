@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from seqmodels import data, generate, model, read_state, xla_cpu
 from seqmodels.config import RunConfig
+from seqmodels.data.text.incremental import IncrementalText
 from seqmodels.errors import UserError
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, state_bytes
@@ -103,7 +104,7 @@ class Run:
             self.setup.graphdef, self.params, state, max_tokens=max_tokens, key=jax.random.key(seed),
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, end_of_text=self.tokenizer.end_of_text,
         )  # fmt: skip
-        text = generate.IncrementalText(self.tokenizer, context=state.tokens)
+        text = IncrementalText(self.tokenizer, context=state.tokens)
 
         def pieces():
             for token in tokens:
@@ -195,7 +196,7 @@ class Run:
 
     def _text(self, tokens: Sequence[int], after: Sequence[int]) -> str:
         """Tokens as text, in the place where they stand."""
-        text = generate.IncrementalText(self.tokenizer, context=after)
+        text = IncrementalText(self.tokenizer, context=after)
         return "".join([*map(text.push, tokens), text.flush()])
 
     def prompt_tokens(self, prompt: str) -> list[int]:

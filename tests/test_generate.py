@@ -7,7 +7,7 @@ import pytest
 
 from seqmodels import mixers, model, read_state
 from seqmodels.errors import UserError
-from seqmodels.generate import IncrementalText, generate, pad_prompts, sample
+from seqmodels.generate import generate, pad_prompts, sample
 
 
 def test_prompts_are_padded_on_the_left_and_reset_at_their_first_token():
@@ -52,39 +52,6 @@ def test_min_p_keeps_what_is_near_the_likeliest():
     np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=0.3), [0.2, 0.5, 0.3], atol=0.03)
     # of [4, 25, 9] / 38 at temperature 1/2, 9 / 25 is left in and 4 / 25 is not
     np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=0.3, temperature=0.5), [0, 25 / 34, 9 / 34], atol=0.03)
-
-
-class ByteTokenizer:
-    def decode(self, tokens):
-        return bytes(tokens).decode("utf-8", errors="replace")
-
-
-class WordTokenizer:
-    """Drops the space before the first word of a text, as sentencepiece tokenizers do."""
-
-    words = ["Once", "upon", "a", "time"]
-
-    def decode(self, tokens):
-        return " ".join(self.words[token] for token in tokens)
-
-
-def test_streamed_text_never_splits_a_character():
-    text = "Zoë ate 3 🍰s."
-    stream = IncrementalText(ByteTokenizer())
-    pieces = [stream.push(byte) for byte in text.encode()] + [stream.flush()]
-    assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_streamed_text_shows_what_broke_off():
-    stream = IncrementalText(ByteTokenizer())
-    assert [stream.push(byte) for byte in "ok🍰".encode()[:4]] == ["o", "k", "", ""]
-    assert stream.flush() == "\ufffd"
-
-
-def test_streamed_text_keeps_the_spaces_between_tokens():
-    stream = IncrementalText(WordTokenizer(), context=[0])
-    assert [stream.push(token) for token in (1, 2, 3)] == [" upon", " a", " time"]
 
 
 PATTERNS = ("attention mlp", "linear_attention mlp", "linear_attention attention mlp", "rwkv6 mlp")

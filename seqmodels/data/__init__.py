@@ -11,6 +11,7 @@ Knows no model and imports no JAX.
 from seqmodels.data.dataset import TEXT, DataConfig, Dataset, prepare, save_validation, validation_from_source
 from seqmodels.data.probe import HeldOut, ProbeDataset, held_out
 from seqmodels.data.tokenizer import Tokenizer, load_tokenizer, prompt_tokens
+from seqmodels.data.tokenizer import digest as tokenizer_digest
 from seqmodels.data.validation import ValidationSet, load_validation
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "prepare",
     "prompt_tokens",
     "save_validation",
+    "tokenizer_digest",
     "validation_from_source",
 ]

@@ -18,6 +18,8 @@ from seqmodels import config as config_lib
 from seqmodels import data, model
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
+from seqmodels.data.text import end_of_text
+from seqmodels.data.tokenizer import END_OF_TEXT
 from seqmodels.errors import UserError
 from seqmodels.interop import kinds, safetensors, table
 from seqmodels.model import MLP, ModelConfig, pattern_words
@@ -139,7 +141,7 @@ def export_folder(
         safetensors.write(temporary / safetensors.FILE_NAME, tensors)
         if tokenizer is not None:
             tokenizer.save(temporary / "tokenizer.json")
-            (temporary / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(tokenizer), indent=2) + "\n")
+            end_of_text.write_beside(temporary / "tokenizer.json", tokenizer.end_name, tokenizer.ends)
         (temporary / "config.json").write_text(json.dumps(theirs, indent=2, sort_keys=True) + "\n")
     return kind
 
@@ -169,20 +171,23 @@ def _tokenizer(folder: Path, config: ModelConfig, report: Callable[[str], None])
     if not path.is_file():
         report(f"{folder} has no tokenizer.json: the run takes tokens, not text")
         return None
-    tokenizer = data.load_tokenizer(path)
-    if tokenizer.vocab_size > config.vocab_size:
+    tokenizer = data.load_tokenizer(path, report)
+    if tokenizer.vocab_size <= config.vocab_size:
+        if tokenizer.is_guess and tokenizer.end_name == END_OF_TEXT:  # of any other name load_tokenizer says it
+            report(f"{folder}: no file says what ends a text; {END_OF_TEXT!r}, id {tokenizer.end_of_text}, is taken, by its name")
+        return tokenizer
+    if tokenizer.end_of_text >= config.vocab_size:
         report(
-            f"{path} is left out: with an end of text it has {tokenizer.vocab_size} pieces, the model {config.vocab_size}; "
-            "the run takes tokens, not text"
+            f"{path} is left out, and the run takes tokens, not text: nothing says which of its tokens ends a text, and the model's "
+            f'{config.vocab_size} rows leave no room for another; write {{"eos_token": "NAME"}} to '
+            f"{folder / 'tokenizer_config.json'} and import again"
         )
-        return None
-    return tokenizer
-
-
-def _tokenizer_config(tokenizer: data.Tokenizer) -> dict[str, Any]:
-    """What transformers' AutoTokenizer needs beside tokenizer.json."""
-    added = {entry["id"]: entry["content"] for entry in json.loads(tokenizer.to_json())["added_tokens"]}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": added[tokenizer.end_of_text]}
+    else:
+        report(
+            f"{path} is left out, and the run takes tokens, not text: its largest id is {tokenizer.vocab_size - 1}, the model has "
+            f"{config.vocab_size} rows; it is another model's tokenizer.json"
+        )
+    return None
 
 
 def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.Kind, ModelConfig, dict, dict[str, Any]]:
