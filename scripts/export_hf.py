@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
 
 from seqmodels import command_line
+from seqmodels.escape import say
 from seqmodels.interop import checkpoint
 from seqmodels.run import load_run
 
@@ -27,7 +28,7 @@ def main() -> None:
     kind = checkpoint.export_folder(
         run.config.model, run.params, run.setup.vocab_size, run.tokenizer, options.out.expanduser(), dtype=options.dtype
     )
-    print(f"{options.out}: {kind.architecture} of {kind.library}, {run.setup.num_parameters:,} parameters, step {run.step}")
+    say(f"{options.out}: {kind.architecture} of {kind.library}, {run.setup.num_parameters:,} parameters, step {run.step}", sys.stdout)
 
 
 if __name__ == "__main__":

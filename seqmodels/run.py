@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from seqmodels import data, generate, model, read_state, xla_cpu
 from seqmodels.config import RunConfig
 from seqmodels.data.text.incremental import IncrementalText
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, state_bytes
 from seqmodels.model import LanguageModel
@@ -288,7 +288,7 @@ def load_run(
     workdir: str | Path,
     step: int | None = None,
     *,
-    report: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    report: Callable[[str], None] = say,
 ) -> Run:
     """Open the run folder `workdir` at its newest checkpoint, or at the one of `step`.
 

@@ -28,25 +28,29 @@ SHIPPED = [path for path in SOURCES if path.parts[0] != "tests"]
 MAY_KNOW = {
     "shapes": set(),
     "errors": set(),
-    "ops": set(),
-    "layers": {"errors", "ops"},
-    "mixers": {"errors", "layers", "ops"},
-    "model": {"errors", "layers", "mixers"},
     "escape": set(),
-    "data": {"errors", "escape"},
+    "ranges": {"errors"},
+    "ops": set(),
+    "layers": {"errors", "ranges", "ops"},
+    "mixers": {"errors", "ranges", "layers", "ops"},
+    "model": {"errors", "ranges", "layers", "mixers"},
+    "data": {"errors", "escape", "ranges"},
     "generate": {"errors", "layers", "model"},
     "evaluation": {"errors", "layers", "model", "generate", "data"},
-    "training": {"errors", "layers", "mixers", "model", "generate", "data", "evaluation", "config", "ops", "xla_cpu"},
-    "config": {"errors", "mixers", "model", "data", "evaluation", "training"},
-    "command_line": {"errors", "xla_cpu"},
+    "training": {
+        "errors", "escape", "ranges", "layers", "mixers", "model", "generate", "data", "evaluation", "config", "ops", "xla_cpu"
+    },
+    "config": {"errors", "ranges", "mixers", "model", "data", "evaluation", "training"},
+    "command_line": {"errors", "escape", "ranges", "xla_cpu"},
     "huge_pages": set(),
     "xla_cpu": set(),
     "interop": {"errors", "layers", "mixers", "model", "data", "training", "config"},
     "read_state": {"errors", "model", "generate", "data"},
     "run": {
-        "errors", "layers", "mixers", "model", "generate", "read_state", "data", "evaluation", "training", "config", "xla_cpu"
+        "errors", "escape", "layers", "mixers", "model", "generate", "read_state", "data", "evaluation", "training", "config",
+        "xla_cpu",
     },
-    "comparison": {"errors", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
+    "comparison": {"escape", "errors", "ranges", "layers", "mixers", "model", "data", "evaluation", "training", "config", "run"},
 }
 
 

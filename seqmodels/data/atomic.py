@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,15 +13,50 @@ from seqmodels.errors import UserError
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then give it that name at one stroke."""
-    path = Path(path)
+    """Let ``write`` fill a file beside ``path``, then give it that name at one stroke.
+
+    A symbolic link of that name is replaced; the file it points to stays as it is.
+
+    Raises:
+        UserError: ``path`` is not the name of a file, as `check_file_name` has it.
+    """
+    path = check_file_name(path)
     temporary = path.with_name(f".{path.name}.{unique()}")
     try:
         with open(temporary, "xb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())  # ahead of the name: after a power cut a named file would otherwise be empty
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_file_name(path: str | os.PathLike[str], *, replaced: bool = True) -> Path:
+    """The path, if a file can be written there.
+
+    Args:
+        replaced: what is there is replaced, and so must be a regular file; otherwise it is opened and written to, and may
+            be a device or a pipe.
+
+    Raises:
+        UserError: a folder is named or is there, or what would be replaced is a device, a pipe or a socket.
+    """
+    text = os.fspath(path)
+    if os.path.basename(text) in ("", os.curdir, os.pardir):
+        raise UserError(f"'{text}' is the name of a folder; give the name of a file in it")
+    try:
+        mode = os.stat(text).st_mode
+    except OSError:
+        return Path(text)  # nothing is there, or a link that leads nowhere
+    if stat.S_ISDIR(mode):
+        raise UserError(f"'{text}' is a folder; give the name of a file in it")
+    if replaced and not stat.S_ISREG(mode):
+        raise UserError(f"'{text}' is {_KINDS[stat.S_IFMT(mode)]}, which is not replaced; give the name of a file")
+    return Path(text)
+
+
+_KINDS = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 def unique() -> str:

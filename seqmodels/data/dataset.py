@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from seqmodels.data.synthetic import Task
 from seqmodels.data.tokenizer import Tokenizer
 from seqmodels.data.validation import ValidationSet
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 
 TEXT: Final = "text"
 
@@ -237,7 +237,7 @@ def _tokenizer(config: DataConfig, train: sources.Split) -> Tokenizer:
         try:
             return tokenizers.load_tokenizer(path)
         except UserError as error:
-            print(f"the cached tokenizer is damaged and is trained again ({error})", file=sys.stderr)
+            say(f"the cached tokenizer is damaged and is trained again ({error})")
     with atomic.explained("data.cache_dir", config.cache_dir):
         folder.mkdir(parents=True, exist_ok=True)
     total = min(train.text_bytes(), tokenizers.BPE_TRAINING_BYTES)

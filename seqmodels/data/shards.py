@@ -16,7 +16,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from seqmodels.data.fingerprint import content_sample, key_of
 from seqmodels.data.sources import Split
 from seqmodels.data.tokenizer import Tokenizer, digest
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 
 _MANIFEST: Final = "manifest.json"
 _TOKENS, _ENDS, _BYTES = "tokens.bin", "document_ends.bin", "document_bytes.bin"
@@ -157,7 +157,7 @@ def _opened(entry: Path, *, notify: bool = False) -> TokenStream | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         if notify:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"cached tokens in '{entry}' are damaged ({reason}): making them again", file=sys.stderr)
+            say(f"cached tokens in '{entry}' are damaged ({reason}): making them again")
         return None
 
 

@@ -18,7 +18,7 @@ Deviations from the paper: no bias, no dropout on the weights, rotary positions 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,28 +29,20 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, matmul_precision, normal_init
 from seqmodels.ops.rotary import document_positions, rotary
 from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
+from seqmodels.ranges import Checked, Count, Divides, Positive, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H, query heads; divides d_model unless head_dim is given
-    num_kv_heads: int | None = None  # G, key/value heads, a divisor of num_heads; None: as many as query heads
-    head_dim: int | None = None  # K, width of a head; None: d_model / num_heads
+class Config(Checked, where="model.mixers.attention"):
+    num_heads: Size = 4  # H, query heads; divides d_model unless head_dim is given
+    # G, key/value heads, a divisor of num_heads; None: as many as query heads
+    num_kv_heads: Annotated[Size | None, Divides("num_heads")] = None
+    head_dim: Size | None = None  # K, width of a head; None: d_model / num_heads
     rope: bool = True  # rotary positions; without them order is known through the causal mask alone
-    rope_base: float = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
-    window: int | None = None  # steps a query sees, its own included; None: all of them
+    rope_base: Positive = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
+    window: Count | None = None  # steps a query sees, its own included; None: all of them
     qk_norm: bool = False  # RMSNorm on queries and keys, per head, before the rotation
     implementation: str | None = None  # of softmax_attention; None: the fastest for device and shape
-
-    def __post_init__(self):
-        for field in ("num_heads", "num_kv_heads", "head_dim", "window"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"model.mixers.attention.{field}={value} must be at least 1")
-        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"model.mixers.attention.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
-            )
 
 
 class State(NamedTuple):

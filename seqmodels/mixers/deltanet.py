@@ -35,24 +35,20 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.delta_rule import delta_rule
+from seqmodels.ranges import Checked, Epsilon, Expansion, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H; divides the widths of keys and values
-    key_expansion: float = 1.0  # H K = key_expansion d_model
-    value_expansion: float = 1.0  # H V = value_expansion d_model
-    conv_width: int = 4  # W, steps the convolution sees
+class Config(Checked, where="model.mixers.deltanet"):
+    num_heads: Size = 4  # H; divides the widths of keys and values
+    key_expansion: Expansion = 1.0  # H K = key_expansion d_model
+    value_expansion: Expansion = 1.0  # H V = value_expansion d_model
+    conv_width: Size = 4  # W, steps the convolution sees
     allow_neg_eigval: bool = False  # beta up to 2, at which the memory under a key changes sign
-    norm_eps: float = 1e-5  # of the heads' RMSNorm
+    norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
     implementation: str | None = None  # of delta_rule; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        for field in ("num_heads", "conv_width", "chunk_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"model.mixers.deltanet.{field}={value} must be at least 1")
 
     @classmethod
     def paper(cls, d_model: int) -> "Config":

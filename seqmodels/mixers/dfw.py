@@ -33,27 +33,22 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, normal_init, xavier_uniform_init
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
+from seqmodels.ranges import Checked, Epsilon, Expansion, Size
 
 GAIN = 2**-2.5  # of the Xavier initialisation of queries, keys and gates
 DECAY_BIASES = (3.0, 6.0)  # the gates' first and last bias within a head: sigmoid forgets 5 % to 0.25 % a step
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H; divides the widths of keys and values; the paper has 1
-    key_expansion: float = 0.5  # H K = key_expansion d_model
-    value_expansion: float = 0.875  # H V = value_expansion d_model
+class Config(Checked, where="model.mixers.dfw"):
+    num_heads: Size = 4  # H; divides the widths of keys and values; the paper has 1
+    key_expansion: Expansion = 0.5  # H K = key_expansion d_model
+    value_expansion: Expansion = 0.875  # H V = value_expansion d_model
     head_norm: bool = False  # RMSNorm with a learned scale on the output of every head
-    norm_eps: float = 1e-5  # of that norm
+    norm_eps: Epsilon = 1e-5  # of that norm
     implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.dfw"
-        if self.num_heads < 1:
-            raise UserError(f"{prefix}.num_heads={self.num_heads} must be at least 1")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
     @classmethod
     def paper(cls) -> "Config":

@@ -27,7 +27,7 @@ Deviations from the paper: keys half and values as wide as the model, where the 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,30 +38,21 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.delta_rule import delta_rule
+from seqmodels.ranges import Checked, Epsilon, Expansion, MultipleOf, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H of queries and keys; divides their width
-    num_value_heads: int | None = None  # a multiple of num_heads; None: as many
-    key_expansion: float = 0.5  # H K = key_expansion d_model; the paper has 0.75
-    value_expansion: float = 1.0  # (value heads) V = value_expansion d_model; the paper has 1.5
-    conv_width: int = 4  # W, steps the convolution sees
+class Config(Checked, where="model.mixers.gated_deltanet"):
+    num_heads: Size = 4  # H of queries and keys; divides their width
+    num_value_heads: Annotated[Size | None, MultipleOf("num_heads")] = None  # a multiple of num_heads; None: as many
+    key_expansion: Expansion = 0.5  # H K = key_expansion d_model; the paper has 0.75
+    value_expansion: Expansion = 1.0  # (value heads) V = value_expansion d_model; the paper has 1.5
+    conv_width: Size = 4  # W, steps the convolution sees
     allow_neg_eigval: bool = False  # beta up to 2, at which the memory under a key changes sign
-    norm_eps: float = 1e-5  # of the heads' RMSNorm
+    norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
     implementation: str | None = None  # of delta_rule; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.gated_deltanet"
-        for field in ("num_heads", "num_value_heads", "conv_width", "chunk_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"{prefix}.{field}={value} must be at least 1")
-        if self.num_value_heads is not None and self.num_value_heads % self.num_heads:
-            raise UserError(
-                f"{prefix}.num_value_heads={self.num_value_heads} must be a multiple of num_heads={self.num_heads}"
-            )
 
     @classmethod
     def paper(cls, d_model: int) -> "Config":

@@ -32,28 +32,21 @@ from seqmodels.errors import UserError
 from seqmodels.layers import dense, rms_norm, xavier_uniform_init
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.rotary import document_positions, rotary
+from seqmodels.ranges import Checked, Epsilon, Expansion, Positive, Size
 
 INPUT_GAIN, OUTPUT_GAIN = 2**-2.5, 2**-1.0  # of the Xavier initialisation in YOCO's code
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H; divides d_model and the width of the keys
-    key_expansion: float = 0.5  # H K = key_expansion d_model; the paper has 1
-    temperature: float = 16.0  # tau: gates are sigmoid^(1/tau), the larger the slower to forget
-    rope_base: float = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
-    norm_eps: float = 1e-5  # of the heads' RMSNorm
+class Config(Checked, where="model.mixers.gated_retention"):
+    num_heads: Size = 4  # H; divides d_model and the width of the keys
+    key_expansion: Expansion = 0.5  # H K = key_expansion d_model; the paper has 1
+    temperature: Positive = 16.0  # tau: gates are sigmoid^(1/tau), the larger the slower to forget
+    rope_base: Positive = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
+    norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
     implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.gated_retention"
-        if self.num_heads < 1:
-            raise UserError(f"{prefix}.num_heads={self.num_heads} must be at least 1")
-        if self.temperature <= 0:
-            raise UserError(f"{prefix}.temperature={self.temperature} must be positive")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
     @classmethod
     def paper(cls, d_model: int) -> "Config":

@@ -31,6 +31,7 @@ through the gate are not scaled down (lucidrains has 0.9). ``output_norm`` is lu
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, normal_init, xavier_uniform_init
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
 from seqmodels.ops.linear_recurrence import linear_recurrence
+from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Size
 
 GATES = ("polar", "cartesian")
 GAIN = 2**-2.5  # of the Xavier initialisation of queries, keys and a polar gate
@@ -50,24 +52,17 @@ SINGULAR = 1e-6  # |z| below which the derivatives of |z| and arg z are damped
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H, from 1 to d_model; divides the widths of keys and values
-    key_expansion: float = 0.25  # H K = key_expansion d_model
-    value_expansion: float = 1.0  # H V = value_expansion d_model
-    gate: str = "polar"  # polar (modulus and angle, per key channel) or cartesian (real and imaginary part, per head)
+class Config(Checked, where="model.mixers.gateloop"):
+    num_heads: Size = 4  # H, from 1 to d_model; divides the widths of keys and values
+    key_expansion: Expansion = 0.25  # H K = key_expansion d_model
+    value_expansion: Expansion = 1.0  # H V = value_expansion d_model
+    # polar (modulus and angle, per key channel) or cartesian (real and imaginary part, per head)
+    gate: Annotated[str, OneOf(GATES)] = "polar"
     output_norm: bool = False  # RMSNorm with a learned scale over the outputs of all heads, before the output gate
-    norm_eps: float = 1e-5  # of that norm
+    norm_eps: Epsilon = 1e-5  # of that norm
     implementation: str | None = None  # of the op; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form (unused with max heads); None: the fastest
+    chunk_size: Size | None = None  # steps per chunk of the chunked form (unused with max heads); None: the fastest
 
-    def __post_init__(self):
-        prefix = "model.mixers.gateloop"
-        if self.num_heads < 1:
-            raise UserError(f"{prefix}.num_heads={self.num_heads} must be at least 1")
-        if self.gate not in GATES:
-            raise UserError(f"{prefix}.gate={self.gate!r} is not one of {', '.join(GATES)}")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
     @classmethod
     def max_heads(cls, d_model: int, gate: str = "polar") -> "Config":

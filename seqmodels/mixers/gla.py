@@ -31,30 +31,22 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, normal_init, xavier_uniform_init
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
+from seqmodels.ranges import Checked, Epsilon, Expansion, Positive, Size
 
 GAIN = 2**-2.5  # of the Xavier initialisation of queries, keys and decays in the authors' code
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H; divides the widths of keys and values
-    key_expansion: float = 0.5  # H K = key_expansion d_model
-    value_expansion: float = 1.0  # H V = value_expansion d_model
-    decay_rank: int = 16  # width between W_1 and W_2
-    temperature: float = 16.0  # tau: gates are sigmoid^(1/tau), the larger the slower to forget
-    norm_eps: float = 1e-5  # of the heads' RMSNorm
+class Config(Checked, where="model.mixers.gla"):
+    num_heads: Size = 4  # H; divides the widths of keys and values
+    key_expansion: Expansion = 0.5  # H K = key_expansion d_model
+    value_expansion: Expansion = 1.0  # H V = value_expansion d_model
+    decay_rank: Size = 16  # width between W_1 and W_2
+    temperature: Positive = 16.0  # tau: gates are sigmoid^(1/tau), the larger the slower to forget
+    norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
     implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.gla"
-        for field in ("num_heads", "decay_rank"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{prefix}.{field}={getattr(self, field)} must be at least 1")
-        if self.temperature <= 0:
-            raise UserError(f"{prefix}.temperature={self.temperature} must be positive")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
     @classmethod
     def paper(cls) -> "Config":

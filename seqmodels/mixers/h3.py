@@ -21,7 +21,7 @@ that code puts channels out in another order than it takes them in, which is a p
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,33 +35,21 @@ from seqmodels.layers import dense, normal_init
 from seqmodels.ops import hippo
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.diagonal_ssm import RULES, diagonal_ssm, discretise
+from seqmodels.ranges import AtLeast, Checked, MultipleOf, OneOf, Positive, Size, StateSize
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    head_dim: int = 1  # P, width of a head; the paper has 1 in its language models, 8 in its scaled-up ones
-    state_size: int = 64  # N, real numbers per input of the diagonal SSM: N/2 conjugate pairs
-    shift_size: int = 64  # W, steps the shift SSM sees, and its state
-    init: str = "lin"  # of the diagonal SSM's A: lin, inv, real or legs
-    discretisation: str = "bilinear"  # of the diagonal SSM: bilinear or zoh
-    dt_min: float = 1e-3  # step sizes start log-uniform between dt_min
-    dt_max: float = 1e-1  # and dt_max: a head first sees about 1/dt steps
+class Config(Checked, where="model.mixers.h3"):
+    head_dim: Size = 1  # P, width of a head; the paper has 1 in its language models, 8 in its scaled-up ones
+    state_size: Annotated[StateSize, MultipleOf(2)] = 64  # N, real numbers per input of the diagonal SSM: N/2 conjugate pairs
+    shift_size: Size = 64  # W, steps the shift SSM sees, and its state
+    init: Annotated[str, OneOf(hippo.MODES)] = "lin"  # of the diagonal SSM's A: lin, inv, real or legs
+    discretisation: Annotated[str, OneOf(RULES)] = "bilinear"  # of the diagonal SSM: bilinear or zoh
+    dt_min: Positive = 1e-3  # step sizes start log-uniform between dt_min
+    dt_max: Annotated[Positive, AtLeast("dt_min")] = 1e-1  # and dt_max: a head first sees about 1/dt steps
     implementation: str | None = None  # of diagonal_ssm; None: the fastest for length and reset
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest
 
-    def __post_init__(self):
-        prefix = "model.mixers.h3"
-        for field in ("head_dim", "shift_size", "chunk_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"{prefix}.{field}={value} must be at least 1")
-        if self.state_size < 2 or self.state_size % 2:
-            raise UserError(f"{prefix}.state_size={self.state_size} must be even and at least 2")
-        for field, choices in (("init", hippo.MODES), ("discretisation", RULES)):
-            if getattr(self, field) not in choices:
-                raise UserError(f"{prefix}.{field}={getattr(self, field)!r} is not one of {', '.join(choices)}")
-        if not 0.0 < self.dt_min <= self.dt_max:
-            raise UserError(f"{prefix}.dt_min={self.dt_min} must be positive and at most dt_max={self.dt_max}")
 
     @classmethod
     def paper(cls) -> "Config":

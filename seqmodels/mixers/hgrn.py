@@ -31,11 +31,12 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.layers import RMSNorm, dense, normal_init
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
+from seqmodels.ranges import Checked, Epsilon
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    norm_eps: float = 1e-5  # of the RMSNorm before the output gate
+class Config(Checked, where="model.mixers.hgrn"):
+    norm_eps: Epsilon = 1e-5  # of the RMSNorm before the output gate
     implementation: str | None = None  # of linear_recurrence; None: the fastest for device and shape
 
     @classmethod

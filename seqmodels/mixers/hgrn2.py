@@ -34,21 +34,16 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, normal_init
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
+from seqmodels.ranges import Checked, Epsilon, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H; K = V = d_model / H
-    norm_eps: float = 1e-5  # of the RMSNorm over all heads
+class Config(Checked, where="model.mixers.hgrn2"):
+    num_heads: Size = 4  # H; K = V = d_model / H
+    norm_eps: Epsilon = 1e-5  # of the RMSNorm over all heads
     implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.hgrn2"
-        if self.num_heads < 1:
-            raise UserError(f"{prefix}.num_heads={self.num_heads} must be at least 1")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
     @classmethod
     def paper(cls, d_model: int) -> "Config":

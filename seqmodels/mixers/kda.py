@@ -28,7 +28,7 @@ large (``paper``). The projections start normal with deviation 1/sqrt(fan in) as
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,30 +39,23 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.delta_rule import delta_rule
+from seqmodels.ranges import Below, Checked, Epsilon, Expansion, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H; divides the widths of keys and values
-    key_expansion: float = 1.0  # H K = key_expansion d_model
-    value_expansion: float = 1.0  # H V = value_expansion d_model
-    conv_width: int = 4  # W, steps the convolution sees
-    decay_rank: int = 16  # width between W_1 and W_2; the paper has V
-    gate_rank: int = 16  # width between W_3 and W_4; the paper has V
-    log_decay_floor: float | None = None  # f, which no log decay goes below, like -5; None: there is no floor
+class Config(Checked, where="model.mixers.kda"):
+    num_heads: Size = 4  # H; divides the widths of keys and values
+    key_expansion: Expansion = 1.0  # H K = key_expansion d_model
+    value_expansion: Expansion = 1.0  # H V = value_expansion d_model
+    conv_width: Size = 4  # W, steps the convolution sees
+    decay_rank: Size = 16  # width between W_1 and W_2; the paper has V
+    gate_rank: Size = 16  # width between W_3 and W_4; the paper has V
+    log_decay_floor: Annotated[float | None, Below(0)] = None  # f, which no log decay goes below, like -5; None: there is no floor
     allow_neg_eigval: bool = False  # beta up to 2, at which the memory under a key changes sign
-    norm_eps: float = 1e-5  # of the heads' RMSNorm
+    norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
     implementation: str | None = None  # of delta_rule; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.kda"
-        for field in ("num_heads", "conv_width", "decay_rank", "gate_rank", "chunk_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"{prefix}.{field}={value} must be at least 1")
-        if self.log_decay_floor is not None and self.log_decay_floor >= 0:
-            raise UserError(f"{prefix}.log_decay_floor={self.log_decay_floor} must be negative (None: no floor)")
 
     @classmethod
     def paper(cls, d_model: int) -> "Config":

@@ -22,7 +22,7 @@ convolution with SiLU over q, k and v (``conv_width``), which linear attention h
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, normal_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
+from seqmodels.ranges import Checked, Epsilon, OneOf, Size, SizeOrZero
 
 FEATURE_MAPS: dict[str, Callable[[Array], Array]] = {
     "elu": lambda x: jax.nn.elu(x) + 1.0,
@@ -44,33 +45,26 @@ SIGNED_FEATURE_MAPS = ("identity",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H; divides d_model, K = V = d_model / num_heads
-    feature_map: str = "elu"  # phi: elu (elu(x) + 1), relu, softmax, or identity (without the normaliser only)
+class Config(Checked, where="model.mixers.linear_attention"):
+    num_heads: Size = 4  # H; divides d_model, K = V = d_model / num_heads
+    # phi: elu (elu(x) + 1), relu, softmax, or identity (without the normaliser only)
+    feature_map: Annotated[str, OneOf(FEATURE_MAPS)] = "elu"
     normalize: bool = True  # divide by phi(q) . z; without it, RMSNorm in every head
-    eps: float = 1e-6  # added to the denominator, or inside the RMSNorm that replaces it
-    norm_eps: float | None = None  # of an RMSNorm in every head after the normaliser; None: there is none
-    conv_width: int = 0  # W, steps that a causal convolution with SiLU over q, k and v sees, before phi; 0: there is none
+    eps: Epsilon = 1e-6  # added to the denominator, or inside the RMSNorm that replaces it
+    norm_eps: Epsilon | None = None  # of an RMSNorm in every head after the normaliser; None: there is none
+    conv_width: SizeOrZero = 0  # W, steps that a causal convolution with SiLU over q, k and v sees, before phi; 0: there is none
     implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
     def __post_init__(self):
-        prefix = "model.mixers.linear_attention"
-        if self.num_heads < 1:
-            raise UserError(f"{prefix}.num_heads={self.num_heads} must be at least 1")
-        if self.feature_map not in FEATURE_MAPS:
-            raise UserError(f"{prefix}.feature_map={self.feature_map!r} is not one of {', '.join(FEATURE_MAPS)}")
+        super().__post_init__()
         if self.normalize and self.feature_map in SIGNED_FEATURE_MAPS:
             raise UserError(
-                f"{prefix}.feature_map={self.feature_map!r} takes both signs, so its sum can be zero: "
+                f"{self.where}.feature_map={self.feature_map!r} takes both signs, so its sum can be zero: "
                 "set normalize=False or choose another feature map"
             )
         if self.norm_eps is not None and not self.normalize:
-            raise UserError(f"{prefix}.norm_eps={self.norm_eps} is for normalize=True; without it eps is the RMSNorm's")
-        if self.conv_width < 0:
-            raise UserError(f"{prefix}.conv_width={self.conv_width} must be at least 0 (0: no convolution)")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
+            raise UserError(f"{self.where}.norm_eps={self.norm_eps} is for normalize=True; without it eps is the RMSNorm's")
 
 
 Memory = Float[Array, "B H K columns"]

@@ -28,22 +28,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.errors import UserError
 from seqmodels.layers import dense, normal_init, xavier_uniform_init
 from seqmodels.ops.lstm import LSTMState, lstm
+from seqmodels.ranges import Checked, Size
 
 PATTERN = "lstm"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    hidden_size: int | None = None  # E; None: about 1.22 d_model, the parameters of attention and MLP together
+class Config(Checked, where="model.mixers.lstm"):
+    hidden_size: Size | None = None  # E; None: about 1.22 d_model, the parameters of attention and MLP together
     forget_bias: float = 1.0  # initial bias of the forget gates; the larger, the longer a new network remembers
     implementation: str | None = None  # recurrent or None: no other form exists
-
-    def __post_init__(self):
-        if self.hidden_size is not None and self.hidden_size < 1:
-            raise UserError(f"model.mixers.lstm.hidden_size={self.hidden_size} must be at least 1 (None: 1.22 d_model)")
 
 
 def default_hidden_size(d_model: int) -> int:

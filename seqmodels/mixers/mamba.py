@@ -21,38 +21,33 @@ zero-order hold. Their in_proj is two kernels here.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.errors import UserError
 from seqmodels.layers import dense, fan_in_uniform_init, rms_norm, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.selective_scan import selective_scan
+from seqmodels.ranges import AtMost, Checked, Epsilon, Size
 
 PATTERN = "mamba mamba"
 """The layers that replace "attention mlp"."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    expand: int = 2  # E = expand d_model, the inner width
-    d_state: int = 16  # N, numbers of state per channel
-    conv_width: int = 4  # W, steps the convolution sees
-    dt_rank: int | None = None  # R, width of the step sizes' low-rank projection; None: ceil(d_model / 16)
+class Config(Checked, where="model.mixers.mamba"):
+    expand: Annotated[Size, AtMost(1024)] = 2  # E = expand d_model, the inner width
+    d_state: Size = 16  # N, numbers of state per channel
+    conv_width: Size = 4  # W, steps the convolution sees
+    dt_rank: Size | None = None  # R, width of the step sizes' low-rank projection; None: ceil(d_model / 16)
     selection_norm: bool = False  # FalconMamba's RMSNorm without scale on each of r, B and C
-    selection_norm_eps: float = 1e-6  # its epsilon
+    selection_norm_eps: Epsilon = 1e-6  # its epsilon
     implementation: str | None = None  # of selective_scan; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        for field in ("expand", "d_state", "conv_width", "dt_rank", "chunk_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"model.mixers.mamba.{field}={value} must be at least 1")
 
     @classmethod
     def paper(cls) -> "Config":

@@ -23,7 +23,7 @@ Deviations from the paper: the small sizes of the defaults. The authors' in_proj
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,36 +34,25 @@ from seqmodels.errors import UserError
 from seqmodels.layers import dense, fan_in_uniform_init, gated_rms_norm, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
+from seqmodels.ranges import Above, AtMost, Checked, Epsilon, NonNegative, Size
 
 PATTERN = "mamba2 mamba2"
 """The layers that replace "attention mlp"."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    expand: int = 2  # E = expand d_model, the inner width
-    head_dim: int = 32  # P = E / H, width of a head; the paper has 64
-    d_state: int = 64  # N, state per channel; the paper has 128
-    num_groups: int = 1  # G, sets of B and C, each for H / G heads; also the groups of the norm
-    conv_width: int = 4  # W, steps the convolution sees
-    dt_smallest: float = 0.0  # step sizes below it are raised to it
-    dt_largest: float | None = None  # step sizes above it are lowered to it; None: no limit
-    norm_eps: float = 1e-5  # of the gated norm
+class Config(Checked, where="model.mixers.mamba2"):
+    expand: Annotated[Size, AtMost(1024)] = 2  # E = expand d_model, the inner width
+    head_dim: Size = 32  # P = E / H, width of a head; the paper has 64
+    d_state: Size = 64  # N, state per channel; the paper has 128
+    num_groups: Size = 1  # G, sets of B and C, each for H / G heads; also the groups of the norm
+    conv_width: Size = 4  # W, steps the convolution sees
+    dt_smallest: NonNegative = 0.0  # step sizes below it are raised to it
+    dt_largest: Annotated[float | None, Above("dt_smallest")] = None  # step sizes above it are lowered to it; None: no limit
+    norm_eps: Epsilon = 1e-5  # of the gated norm
     implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.mamba2"
-        for field in ("expand", "head_dim", "d_state", "num_groups", "conv_width", "chunk_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"{prefix}.{field}={value} must be at least 1")
-        if self.dt_smallest < 0:
-            raise UserError(f"{prefix}.dt_smallest={self.dt_smallest} must not be negative (0: no limit)")
-        if self.dt_largest is not None and self.dt_largest <= self.dt_smallest:
-            raise UserError(
-                f"{prefix}.dt_largest={self.dt_largest} must be above dt_smallest={self.dt_smallest} (None: no limit)"
-            )
 
     @classmethod
     def paper(cls) -> "Config":

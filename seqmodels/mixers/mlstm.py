@@ -33,7 +33,7 @@ LayerNorm; the one around v2 caps its logits with ``model.logit_cap=30``, which 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ from seqmodels.errors import UserError
 from seqmodels.layers import dense, matmul_precision, normal_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.mlstm_cell import MLSTMState, empty_mlstm_state, mlstm_cell
+from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size
 
 PATTERN = "mlstm mlstm"  # what stands for "attention mlp": the default block has its MLP's parameters inside
 BLOCKS = ("v1", "v2")
@@ -52,33 +53,22 @@ INPUT_BIAS_DEVIATION = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    block: str = "v1"  # v1: the paper's, instead of a mixer and an MLP; v2: the 7B model's, followed by an MLP
-    num_heads: int = 4  # H; divides the widths of keys and values
-    expansion: float = 2.0  # v1: E = expansion d_model, which is H K = H V
-    width_multiple: int = 64  # v1: E is rounded up to a multiple of this, which num_heads and projection_block divide
-    projection_block: int = 4  # v1: q, k and v mix so many neighbouring channels
-    conv_width: int = 4  # v1: W, taps of the convolution, the current step among them
-    key_expansion: float = 0.5  # v2: H K = key_expansion d_model
-    value_expansion: float = 1.0  # v2: H V = value_expansion d_model
-    gate_cap: float = 15.0  # v2: gates' logits stay within +-gate_cap
+class Config(Checked, where="model.mixers.mlstm"):
+    # v1: the paper's, instead of a mixer and an MLP; v2: the 7B model's, followed by an MLP
+    block: Annotated[str, OneOf(BLOCKS)] = "v1"
+    num_heads: Size = 4  # H; divides the widths of keys and values
+    expansion: Expansion = 2.0  # v1: E = expansion d_model, which is H K = H V
+    width_multiple: Size = 64  # v1: E is rounded up to a multiple of this, which num_heads and projection_block divide
+    projection_block: Size = 4  # v1: q, k and v mix so many neighbouring channels
+    conv_width: Size = 4  # v1: W, taps of the convolution, the current step among them
+    key_expansion: Expansion = 0.5  # v2: H K = key_expansion d_model
+    value_expansion: Expansion = 1.0  # v2: H V = value_expansion d_model
+    gate_cap: Positive = 15.0  # v2: gates' logits stay within +-gate_cap
     input_bias: float = 0.0  # mean of the input gates' initial biases; the 7B model has -10
-    norm_eps: float = 1e-5  # of the heads' LayerNorm
+    norm_eps: Epsilon = 1e-5  # of the heads' LayerNorm
     implementation: str | None = None  # of mlstm_cell; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.mlstm"
-        if self.block not in BLOCKS:
-            raise UserError(f"{prefix}.block={self.block!r} is not one of {', '.join(BLOCKS)}")
-        for field in ("num_heads", "width_multiple", "projection_block", "conv_width"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{prefix}.{field}={getattr(self, field)} must be at least 1")
-        for field in ("expansion", "key_expansion", "value_expansion", "gate_cap"):
-            if getattr(self, field) <= 0:
-                raise UserError(f"{prefix}.{field}={getattr(self, field)} must be positive")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
     @classmethod
     def paper(cls) -> "Config":

@@ -21,7 +21,7 @@ or the state, by running sums before the norm, which the norm undoes up to its e
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,32 +33,25 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, rms_norm, xavier_uniform_init
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.rotary import document_positions, rotary
+from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size
 
 ROPES = ("retnet", "llama", "none")
 INPUT_GAIN, OUTPUT_GAIN = 2**-2.5, 2**-1.0  # of the Xavier initialisation in torchscale
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H, each with a decay of its own
-    key_expansion: float = 0.5  # H K = key_expansion d_model; the paper has 1
-    value_expansion: float = 1.0  # H V = value_expansion d_model; the paper has 2
+class Config(Checked, where="model.mixers.retnet"):
+    num_heads: Size = 4  # H, each with a decay of its own
+    key_expansion: Expansion = 0.5  # H K = key_expansion d_model; the paper has 1
+    value_expansion: Expansion = 1.0  # H V = value_expansion d_model; the paper has 2
     # retnet: pairs (2i, 2i + 1), frequencies base^-linspace(0, 1, K/2); llama: pairs (i, i + K/2), base^(-2i/K); none
-    rope: str = "retnet"
-    rope_base: float = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
+    rope: Annotated[str, OneOf(ROPES)] = "retnet"
+    rope_base: Positive = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
     norm_scale: bool = False  # a learned scale on the heads' norm, shared by the heads
-    norm_eps: float = 1e-6  # of the heads' norm
+    norm_eps: Epsilon = 1e-6  # of the heads' norm
     implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.retnet"
-        if self.num_heads < 1:
-            raise UserError(f"{prefix}.num_heads={self.num_heads} must be at least 1")
-        if self.rope not in ROPES:
-            raise UserError(f"{prefix}.rope={self.rope!r} is not one of {', '.join(ROPES)}")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
     @classmethod
     def paper(cls, d_model: int) -> "Config":

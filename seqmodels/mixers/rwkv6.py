@@ -39,6 +39,7 @@ from seqmodels.errors import UserError
 from seqmodels.layers import dense, normal_init, rwkv_depth
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.token_shift import token_shift
+from seqmodels.ranges import Checked, Epsilon, Expansion, Size
 
 LOW_RANK_BOUND = 0.01  # B and B_w start uniform within it; A and A_w start at zero
 # From w = 4.7 on, exp(-exp(w)) is zero in float32 and so is its gradient: cutting w here changes neither.
@@ -46,22 +47,15 @@ DECAY_CEILING = 80.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_heads: int = 4  # H; divides the widths of keys and values
-    key_expansion: float = 0.5  # H K = key_expansion d_model; the paper has 1
-    mix_rank: int = 8  # width between A and B for each of the five blends; the paper has 32
-    decay_rank: int = 16  # width between A_w and B_w; the paper has 64
-    norm_eps: float = 64e-5  # of the heads' LayerNorm
+class Config(Checked, where="model.mixers.rwkv6"):
+    num_heads: Size = 4  # H; divides the widths of keys and values
+    key_expansion: Expansion = 0.5  # H K = key_expansion d_model; the paper has 1
+    mix_rank: Size = 8  # width between A and B for each of the five blends; the paper has 32
+    decay_rank: Size = 16  # width between A_w and B_w; the paper has 64
+    norm_eps: Epsilon = 64e-5  # of the heads' LayerNorm
     implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest for the device
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-    def __post_init__(self):
-        prefix = "model.mixers.rwkv6"
-        for field in ("num_heads", "mix_rank", "decay_rank"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{prefix}.{field}={getattr(self, field)} must be at least 1")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
     @classmethod
     def paper(cls, d_model: int) -> "Config":

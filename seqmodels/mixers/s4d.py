@@ -22,6 +22,7 @@ clips the imaginary part of B to +-2 at initialisation; here B is HiPPO-LegS's o
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -35,38 +36,31 @@ from seqmodels.layers import dense, normal_init
 from seqmodels.ops import hippo
 from seqmodels.ops.diagonal_ssm import RULES, diagonal_ssm, discretise
 from seqmodels.ops.dplr_ssm import dplr_ssm
+from seqmodels.ranges import AtLeast, Checked, MultipleOf, OneOf, Positive, Size, StateSize
 
 STRUCTURES = ("diagonal", "dplr")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    state_size: int = 64  # N, real numbers per channel: N/2 conjugate pairs
-    structure: str = "diagonal"  # of the state matrix: diagonal (S4D), or dplr (S4: diagonal plus low rank)
-    init: str = "legs"  # of A: lin, inv, real or legs (S4 knows legs alone)
-    discretisation: str = "zoh"  # zoh, or bilinear (S4 knows bilinear alone)
-    dt_min: float = 1e-3  # step sizes start log-uniform between dt_min
-    dt_max: float = 1e-1  # and dt_max: a channel first sees about 1/dt steps
+class Config(Checked, where="model.mixers.s4d"):
+    state_size: Annotated[StateSize, MultipleOf(2)] = 64  # N, real numbers per channel: N/2 conjugate pairs
+    # of the state matrix: diagonal (S4D), or dplr (S4: diagonal plus low rank)
+    structure: Annotated[str, OneOf(STRUCTURES)] = "diagonal"
+    init: Annotated[str, OneOf(hippo.MODES)] = "legs"  # of A: lin, inv, real or legs (S4 knows legs alone)
+    discretisation: Annotated[str, OneOf(RULES)] = "zoh"  # zoh, or bilinear (S4 knows bilinear alone)
+    dt_min: Positive = 1e-3  # step sizes start log-uniform between dt_min
+    dt_max: Annotated[Positive, AtLeast("dt_min")] = 1e-1  # and dt_max: a channel first sees about 1/dt steps
     implementation: str | None = None  # of diagonal_ssm or dplr_ssm; None: the fastest for length and reset
-    chunk_size: int | None = None  # steps per chunk of the chunked form; None: the fastest
+    chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest
 
     def __post_init__(self):
-        prefix = "model.mixers.s4d"
-        if self.state_size < 2 or self.state_size % 2:
-            raise UserError(f"{prefix}.state_size={self.state_size} must be even and at least 2")
-        for field, choices in (("structure", STRUCTURES), ("init", hippo.MODES), ("discretisation", RULES)):
-            if getattr(self, field) not in choices:
-                raise UserError(f"{prefix}.{field}={getattr(self, field)!r} is not one of {', '.join(choices)}")
+        super().__post_init__()
         if self.structure == "dplr":
             for field, only in (("init", "legs"), ("discretisation", "bilinear")):
                 if getattr(self, field) != only:
                     raise UserError(
-                        f"{prefix}.{field}={getattr(self, field)!r} does not go with structure=dplr: set {field}={only}"
+                        f"{self.where}.{field}={getattr(self, field)!r} does not go with structure=dplr: set {field}={only}"
                     )
-        if not 0.0 < self.dt_min <= self.dt_max:
-            raise UserError(f"{prefix}.dt_min={self.dt_min} must be positive and at most dt_max={self.dt_max}")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise UserError(f"{prefix}.chunk_size={self.chunk_size} must be at least 1")
 
     @classmethod
     def paper(cls) -> "Config":

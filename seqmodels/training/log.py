@@ -17,6 +17,8 @@ from typing import TextIO
 import jax
 import jax.numpy as jnp
 
+from seqmodels.escape import escape
+
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
 # `device_kind` counts. A TPU v2 or v3 chip is two devices.
 PEAK_FLOPS = {
@@ -288,6 +290,7 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """One line (or several) of its own."""
+        text = escape(text, "terminal")
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import statistics
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from seqmodels import data, generate, ops
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
 from seqmodels.training import checkpoint, optimizer, run_folder
 from seqmodels.training.log import Log, peak_flops_per_second
@@ -92,13 +92,13 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
         restored = checkpoint.restore(
-            workdir / "checkpoints", setup.abstract_state(), report=_print, set_aside=True
+            workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True
         )
         if restored is None:
             step, state, seconds = 0, setup.init(), 0.0
             if config.train.init_from is not None:
                 abstract_params = setup.abstract_state()["params"]
-                state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, _print)
+                state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say)
             dataset.save(workdir)
         else:
             step, state, seconds = restored.step, restored.state, restored.record["seconds"]
@@ -242,7 +242,7 @@ class _Run:
             )  # fmt: skip
         text = tokenizer.decode([*prompt, *tokens])
         # A model that has not learnt much writes control characters, which a terminal would obey.
-        self.log.sample(self.step, "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
+        self.log.sample(self.step, escape(text, "terminal"))
 
     def save(self) -> None:
         """Begin to write a checkpoint of this step, unless it has one."""
@@ -334,7 +334,7 @@ def _check_config(config: RunConfig, workdir: Path) -> None:
             f"{workdir} (optim.schedule={config.optim.schedule}): choose another --workdir, or keep the old "
             f"decay with --config.optim.decay_steps={old.optim.decay_steps or old.train.steps}"
         )
-    _print(f"{' and '.join(changes.values())}: the run goes on to step {config.train.steps}")
+    say(f"{' and '.join(changes.values())}: the run goes on to step {config.train.steps}")
 
 
 @contextlib.contextmanager
@@ -352,7 +352,3 @@ def only_process_in(workdir: Path) -> Iterator[None]:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise UserError(f"another process is training in {workdir}; use another --workdir") from error
         yield
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

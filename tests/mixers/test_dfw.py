@@ -102,8 +102,8 @@ def test_sizes(config, count):
     [
         ({"num_heads": 0}, "num_heads=0"),
         ({"num_heads": 3}, "num_heads=3 must divide"),
-        ({"key_expansion": 0.0}, "must divide the widths of keys"),
-        ({"value_expansion": -1.0}, "must divide the widths of keys"),
+        ({"key_expansion": 0.0}, "key_expansion=0.0 must be positive"),
+        ({"value_expansion": -1.0}, "value_expansion=-1.0 must be positive"),
         ({"chunk_size": 0}, "chunk_size=0"),
     ],
 )

@@ -124,7 +124,7 @@ def test_sizes(d_model, head_dim):
         ({"state_size": 3}, "state_size=3 must be even"),
         ({"init": "hippo"}, "init='hippo' is not one of"),
         ({"discretisation": "euler"}, "discretisation='euler'"),
-        ({"dt_min": 0.2}, "dt_min=0.2 must be positive and at most dt_max=0.1"),
+        ({"dt_min": 0.2}, "dt_max=0.1 must be at least dt_min=0.2"),
         ({"chunk_size": 0}, "chunk_size=0"),
     ],
 )

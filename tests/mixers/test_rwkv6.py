@@ -229,7 +229,7 @@ def test_sizes():
         ({"mix_rank": 0}, "mix_rank=0"),
         ({"decay_rank": 0}, "decay_rank=0"),
         ({"num_heads": 3}, "num_heads=3 must divide"),
-        ({"key_expansion": 0.0}, r"widths of keys \(0"),
+        ({"key_expansion": 0.0}, "key_expansion=0.0 must be positive"),
         ({"chunk_size": 0}, "chunk_size=0"),
     ],
 )

@@ -130,7 +130,7 @@ def test_state_is_real_parts_then_imaginary_parts():
         ({"structure": "dplr"}, "discretisation='zoh' does not go with structure=dplr: set discretisation=bilinear"),
         ({"structure": "dplr", "init": "lin", "discretisation": "bilinear"}, "init='lin' does not go with"),
         ({"dt_min": 0.0}, "dt_min=0.0 must be positive"),
-        ({"dt_min": 0.2}, "dt_min=0.2 must be positive and at most dt_max=0.1"),
+        ({"dt_min": 0.2}, "dt_max=0.1 must be at least dt_min=0.2"),
         ({"chunk_size": 0}, "chunk_size=0"),
     ],
 )
