@@ -11,8 +11,8 @@ VENV_AOT ?= $(ROOT).venv-aot
 PYTHON_AOT ?= $(shell for p in python3.12 python3 "$$HOME"/.pyenv/versions/3.12.*/bin/python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$p" && break; done)
 # A few of `make test`'s tests, for the code has to run on these versions too.
-NEWEST := tests/test_step.py::test_learns tests/mixers/test_gla.py tests/ops/test_delta_rule.py::test_golden \
-	tests/ops/test_softmax_attention.py::test_goldens tests/ops/kernels/test_softmax_attention_tpu.py
+NEWEST := tests/training/test_step.py::test_learns tests/mixers/test_gla.py tests/ops/test_delta_rule.py::test_golden \
+	tests/ops/test_softmax_attention.py::test_goldens tests/ops/kernels/tpu/test_softmax_attention.py
 RUN_AOT := cd "$(ROOT)" && JAX_PLATFORMS=cpu "$(VENV_AOT)/bin/python"
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
@@ -66,7 +66,7 @@ $(VENV_AOT)/run.stamp: $(ROOT)requirements.txt $(ROOT)requirements-dev.txt $(ROO
 aot-venv: $(VENV_AOT)/run.stamp
 
 aot: $(VENV_AOT)/run.stamp
-	@$(RUN_AOT) scripts/aot.py
+	@$(RUN_AOT) -m tools.aot
 
 aot-test: $(VENV_AOT)/run.stamp
 	@$(RUN_AOT) -m pytest -n $(JOBS) --dist loadgroup -m gpu_kernels

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
 from seqmodels import mixers
-from seqmodels.data import synthetic
+from seqmodels.data import tasks
 
 
 def get_config() -> ConfigDict:
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.data.max_train_documents = 0  # use only the first so many documents of the train split; 0: all
     config.data.toy_documents = 4000  # stories that the "toy" source generates for training
     config.data.task = "text"  # or a synthetic task: its name in config.data.tasks; of the above, it asks seq_len and batch_size
-    config.data.tasks = ConfigDict({name: _options(task) for name, task in synthetic.TASKS.items()})
+    config.data.tasks = ConfigDict({name: _options(task) for name, task in tasks.TASKS.items()})
 
     config.model = ConfigDict()
     config.model.vocab_size = config_dict.placeholder(int)  # rows of the embedding; None: the tokenizer's pieces

@@ -29,7 +29,7 @@ def _mqar_small(config):
 
 
 def _mqar_sweep(config):
-    """2 to 16 pairs in 64 tokens, in turns: for many mixers on a CPU (scripts/mqar_sweep.py)."""
+    """2 to 16 pairs in 64 tokens, in turns: for many mixers on a CPU (configs/compare/probe.py:mqar_sweep)."""
     config.data.task = "mqar"
     config.data.seq_len, config.data.batch_size = 64, 64
     config.data.tasks.mqar.vocab_size = 256

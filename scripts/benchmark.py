@@ -36,21 +36,16 @@ import argparse
 import os
 from pathlib import Path
 
-import benchmark_decode
-import benchmark_hf
-import benchmark_kernels
-import benchmark_models
-import benchmark_ops
-import benchmark_train
 import jax
-from benchmark_shared import about_this_run, write_results
 
+from benchmarks.suites import decode, hf, kernels, models, ops, train
+from benchmarks.timing import about_this_run, write_results
 from seqmodels import command_line
 from seqmodels.errors import UserError
 
 SUITES = {
-    "ops": benchmark_ops, "train": benchmark_train, "decode": benchmark_decode, "hf": benchmark_hf,
-    "kernels": benchmark_kernels, "models": benchmark_models,
+    "ops": ops, "train": train, "decode": decode, "hf": hf,
+    "kernels": kernels, "models": models,
 }  # fmt: skip
 
 

@@ -23,10 +23,12 @@ sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any director
 import jax
 
 import train
+from benchmarks.timing import circumstances
 from configs import base as training_base
 from seqmodels import command_line, data
 from seqmodels import config as config_lib
-from seqmodels.comparison import figures, jobs, measure, page, plan, results
+from seqmodels.comparison import jobs, measure, plan, results
+from seqmodels.comparison.report import figures, page
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         config.mixers = values["mixers"]
     workdir = Path(values["workdir"]).expanduser()
     _, base = plan.read(config)
-    with atomic.explained("--workdir", workdir):
+    with atomic.disk_errors_as_user_errors("--workdir", workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     with loop.only_process_in(workdir):
         # Here once, and not by several runs at once: the tokens are cached, the tokenizer's size decides the models'.
@@ -62,12 +64,12 @@ def main(argv: Sequence[str]) -> None:
 
 def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, about: dict) -> None:
     """Run what is missing, and write the report."""
-    for contender in planned.contenders:
-        difference = "" if contender is planned.contenders[0] else f", {contender.matched.of_reference:+.2%}"
-        print(f"{contender.label}: {contender.matched.sizes}: {contender.matched.counted:,.0f}{difference}", file=sys.stderr)
+    for candidate in planned.candidates:
+        difference = "" if candidate is planned.candidates[0] else f", {candidate.matched.of_reference:+.2%}"
+        print(f"{candidate.label}: {candidate.matched.sizes}: {candidate.matched.counted:,.0f}{difference}", file=sys.stderr)
     plan.check_folders(planned)
     jobs.Executor(
-        planned, jobs=num_jobs, train=train_command, measure=script("scripts/compare_measure.py"), vocab_size=vocab_size,
+        planned, jobs=num_jobs, train=train_command, measure=script("seqmodels/comparison/worker.py"), vocab_size=vocab_size,
         on_news=lambda: write_report(planned, vocab_size, about),
     ).run()  # fmt: skip
     found = write_report(planned, vocab_size, about)
@@ -98,8 +100,6 @@ def write_report(planned: plan.Plan, vocab_size: int, about: dict) -> dict:
 
 
 def about_this_comparison(argv: Sequence[str]) -> dict:
-    from benchmark_shared import circumstances
-
     return circumstances() | {"command": shlex.join(["python", *argv])}
 
 

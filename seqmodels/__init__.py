@@ -7,4 +7,8 @@ def __getattr__(name: str):
         from seqmodels.run import load_run
 
         return load_run
+    if name == "generate":
+        from seqmodels.decoding import generate
+
+        return generate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

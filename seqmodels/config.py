@@ -16,18 +16,80 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from seqmodels import mixers
-from seqmodels.data import TEXT, DataConfig, synthetic
+from seqmodels.data import TEXT, DataConfig, tasks
 from seqmodels.errors import UserError
 from seqmodels.model import ModelConfig, mixers_in_pattern
-from seqmodels.training.optimizer import OptimConfig
-from seqmodels.training.sharding import MeshConfig
-from seqmodels.training.state import TrainConfig
+
+SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm-up
 
 # Fields younger than some run folders, with what their runs had.
-YOUNG_MODEL_FIELDS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
-YOUNG_TRAIN_FIELDS = {"init_from": None}
-YOUNG_MIXER_FIELDS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
-YOUNG_DATA_FIELDS = {"task": "text", "tasks": {}}
+LEGACY_MODEL_DEFAULTS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
+LEGACY_TRAIN_DEFAULTS = {"init_from": None}
+LEGACY_MIXER_DEFAULTS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
+LEGACY_DATA_DEFAULTS = {"task": "text", "tasks": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """How parameters move. Defaults live in configs/base.py."""
+
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    decay_steps: int | None
+    final_fraction: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    clip_norm: float
+    accumulation_steps: int
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"optim.schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if self.learning_rate <= 0 or self.clip_norm <= 0 or self.eps <= 0:
+            raise UserError("optim.learning_rate, optim.clip_norm and optim.eps must be positive")
+        if self.accumulation_steps < 1 or self.warmup_steps < 0:
+            raise UserError("optim.accumulation_steps must be at least 1 and optim.warmup_steps at least 0")
+        if self.weight_decay < 0 or not 0 <= self.final_fraction <= 1:
+            raise UserError("optim.weight_decay must not be negative and optim.final_fraction lies in 0..1")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise UserError("optim.beta1 and optim.beta2 lie in 0..1 (1 excluded)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a run begins, how long it goes and what it reports. Defaults live in configs/base.py."""
+
+    init_from: str | None
+    steps: int
+    log_every_steps: int
+    eval_every_steps: int
+    eval_tokens: int
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+    sample_every_steps: int
+    sample_prompt: str
+    compilation_cache_dir: str
+
+    def __post_init__(self):
+        for name in ("steps", "log_every_steps", "eval_every_steps", "eval_tokens", "checkpoint_every_steps",
+                     "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.sample_every_steps < 0:
+            raise UserError(f"train.sample_every_steps={self.sample_every_steps} must be at least 0 (0: never)")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; ``data=-1`` takes all that the others leave."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    sequence: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +104,10 @@ class RunConfig:
     mesh: MeshConfig
 
     def __post_init__(self):
-        readout = "each" if self.data.probe is None else self.data.probe.readout
+        readout = "each" if self.data.synthetic_task is None else self.data.synthetic_task.readout
         if self.model.readout != readout:
             raise UserError(f"model.readout={self.model.readout!r}: data.task={self.data.task} asks for {readout!r}")
-        if self.data.probe is not None and self.train.sample_every_steps:
+        if self.data.synthetic_task is not None and self.train.sample_every_steps:
             raise UserError(
                 f"data.task={self.data.task} has no text to write: set train.sample_every_steps=0, not "
                 f"{self.train.sample_every_steps}"
@@ -99,13 +161,13 @@ def load(path: str) -> RunConfig:
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
     if isinstance(values.get("data"), dict):
-        values["data"] = YOUNG_DATA_FIELDS | values["data"]
+        values["data"] = LEGACY_DATA_DEFAULTS | values["data"]
     if isinstance(values.get("train"), dict):
-        values["train"] = YOUNG_TRAIN_FIELDS | values["train"]
+        values["train"] = LEGACY_TRAIN_DEFAULTS | values["train"]
     if isinstance(values.get("model"), dict):
-        values["model"] = YOUNG_MODEL_FIELDS | values["model"]
+        values["model"] = LEGACY_MODEL_DEFAULTS | values["model"]
         options = values["model"].get("mixers")
-        for name, young in YOUNG_MIXER_FIELDS.items():
+        for name, young in LEGACY_MIXER_DEFAULTS.items():
             if isinstance(options, dict) and isinstance(options.get(name), dict):
                 options[name] = young | options[name]
     return from_config_dict(values)
@@ -160,7 +222,7 @@ def _with_task(values: dict[str, Any]) -> dict[str, Any]:
         return values
     chosen = ()
     if task != TEXT:
-        cls = synthetic.load(task)
+        cls = tasks.load(task)
         if task not in options:
             raise UserError(f"data.task is {task!r}, but data.tasks has no options for it")
         chosen = ((task, build(cls, options[task], f"config.data.tasks.{task}")),)

@@ -97,7 +97,7 @@ class ModelConfig:
                 raise UserError(f"model.pattern uses {name!r}, but model.mixers has no options for it")
 
 
-def pattern_words(pattern: str) -> tuple[str, ...]:
+def parse_pattern(pattern: str) -> tuple[str, ...]:
     """The layers of a pattern, in order. Raises UserError for an empty pattern or an unknown word."""
     words = tuple(pattern.split())
     if not words:
@@ -110,7 +110,7 @@ def pattern_words(pattern: str) -> tuple[str, ...]:
 
 def mixers_in_pattern(pattern: str) -> tuple[str, ...]:
     """The distinct mixers of a pattern, in order of appearance."""
-    return tuple(dict.fromkeys(word for word in pattern_words(pattern) if word != MLP))
+    return tuple(dict.fromkeys(word for word in parse_pattern(pattern) if word != MLP))
 
 
 class UnstackedState(NamedTuple):
@@ -126,7 +126,7 @@ class ResidualLayer(nnx.Module):
     """x + dropout(layer(norm(x))): one position of the pattern."""
 
     def __init__(self, word: str, config: ModelConfig, layer_index: Array, *, rngs: nnx.Rngs):
-        num_layers = config.repeats * len(pattern_words(config.pattern))
+        num_layers = config.repeats * len(parse_pattern(config.pattern))
         self.word = word
         self.norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
         if word == MLP and config.mlp_kind == "rwkv6":
@@ -155,8 +155,8 @@ class ResidualLayer(nnx.Module):
     def __call__(self, x, state, shared, *, reset, dropout_key):
         """``shared``: what layers of one kind tell each other, by the word of the kind; returned as this one leaves it."""
         if self.word in shared:
-            y, state, told = self.layer(self.norm(x), state, reset=reset, shared=shared[self.word])
-            shared = shared | {self.word: told}
+            y, state, new_shared = self.layer(self.norm(x), state, reset=reset, shared=shared[self.word])
+            shared = shared | {self.word: new_shared}
         else:
             y, state = self.layer(self.norm(x), state, reset=reset)
         return x + dropout(y, self.dropout_rate, dropout_key), state, shared
@@ -175,7 +175,7 @@ class LanguageModel(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
-        words = pattern_words(config.pattern)
+        words = parse_pattern(config.pattern)
         self.config = config
         self.vocab_size = vocab_size
         self.embedding = nnx.Param(normal_init(rngs.params(), (vocab_size, config.d_model), stddev=0.02))
@@ -229,7 +229,7 @@ class LanguageModel(nnx.Module):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *state.layers)
 
     def _layers(self) -> tuple[ResidualLayer, ...]:
-        words = pattern_words(self.config.pattern)
+        words = parse_pattern(self.config.pattern)
         return tuple(self.layers[f"{position}_{word}"] for position, word in enumerate(words))
 
     def _shared(self) -> dict[str, Any]:

@@ -10,19 +10,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from seqmodels import data, generate, model, read_state, xla_cpu
-from seqmodels.config import RunConfig
+from seqmodels import data, model, xla_cpu
+from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.data.text.incremental import IncrementalText
+from seqmodels.decoding import generate, session
+from seqmodels.decoding.session import DecodingState
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, state_bytes
 from seqmodels.model import LanguageModel
-from seqmodels.read_state import ReadState
 from seqmodels.training import checkpoint
 from seqmodels.training.run_folder import num_pieces, read_config, read_tokenizer
-from seqmodels.training.sharding import MeshConfig
-from seqmodels.training.state import Setup
+from seqmodels.training.state import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Run:
     params: dict
     # of the parameters: a saved state fits only those that made it
     fingerprint: str
-    setup: Setup
+    setup: Trainer
 
     def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T L"]:
         """Next-token logits after each token, float32, each row read from an empty state.
@@ -81,7 +81,7 @@ class Run:
         self,
         prompt: str,
         *,
-        after: ReadState | None = None,
+        after: DecodingState | None = None,
         max_tokens: int = 200,
         temperature: float = 0.8,
         top_k: int | None = None,
@@ -94,13 +94,13 @@ class Run:
 
         Args:
             after: what was read before the prompt, which may then be empty.
-            max_tokens, temperature, top_k, top_p, min_p: as in `seqmodels.generate.generate`.
+            max_tokens, temperature, top_k, top_p, min_p: as in `seqmodels.decoding.generate.generate`.
             seed: the same seed gives the same text.
             on_token: called with each token, of which a piece of text may take several.
         """
         generate.check_sampling(max_tokens, temperature, top_k, top_p, min_p)  # ahead of reading, which compiles
-        state = self.read(prompt, after, room=max_tokens)
-        tokens = read_state.stream(
+        state = self.read(prompt, after, extra_capacity=max_tokens)
+        tokens = session.stream(
             self.setup.graphdef, self.params, state, max_tokens=max_tokens, key=jax.random.key(seed),
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, end_of_text=self.tokenizer.end_of_text,
         )  # fmt: skip
@@ -140,12 +140,12 @@ class Run:
         )  # fmt: skip
         return [self._text(new, after) for new, after in zip(continuations, prompt_tokens)]
 
-    def read(self, text: str | Sequence[int], after: ReadState | None = None, *, room: int = 256) -> ReadState:
+    def read(self, text: str | Sequence[int], after: DecodingState | None = None, *, extra_capacity: int = 256) -> DecodingState:
         """The state of the model when it has read a text (or tokens): a value, to go on from as often as you like.
 
         Args:
             after: what was read before; where there is none, an empty text is the end of the text before.
-            room: tokens that may come later without reading everything again, where a state has to have room for them.
+            extra_capacity: tokens that may come later without reading everything again, where a state has to have room for them.
 
         Raises:
             UserError: `after` is of another model.
@@ -154,13 +154,13 @@ class Run:
             text = self.prompt_tokens(text) if after is None else self.text_tokenizer().encode(text)
         tokens = self._checked(np.asarray([text], np.int32))[0]
         self._check_made_here(after)
-        return read_state.read(
-            self.setup.graphdef, self.params, tokens, made_by=self.fingerprint, after=after, room=room
+        return session.read(
+            self.setup.graphdef, self.params, tokens, params_fingerprint=self.fingerprint, after=after, extra_capacity=extra_capacity
         )
 
     def continue_from(
         self,
-        state: ReadState,
+        state: DecodingState,
         *,
         max_tokens: int = 200,
         temperature: float = 0.8,
@@ -168,7 +168,7 @@ class Run:
         top_p: float | None = None,
         min_p: float | None = None,
         seed: int = 0,
-    ) -> tuple[str, ReadState]:
+    ) -> tuple[str, DecodingState]:
         """A text that may follow, up to its end, and the state that has read it, too; options as in `stream`.
 
         Raises:
@@ -176,22 +176,22 @@ class Run:
         """
         tokenizer = self.text_tokenizer()
         self._check_made_here(state)
-        tokens, after = read_state.continue_from(
+        tokens, after = session.continue_from(
             self.setup.graphdef, self.params, state, max_tokens=max_tokens, key=jax.random.key(seed),
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, end_of_text=tokenizer.end_of_text,
         )  # fmt: skip
         return self._text(tokens, state.tokens), after
 
-    def load_state(self, path: str | Path) -> ReadState:
+    def load_state(self, path: str | Path) -> DecodingState:
         """What `state.save(path)` wrote.
 
         Raises:
             UserError: there is no such file, it is damaged, or is of another model.
         """
-        return read_state.load(path, self.setup.graphdef, self.params, made_by=self.fingerprint)
+        return session.load(path, self.setup.graphdef, self.params, params_fingerprint=self.fingerprint)
 
-    def _check_made_here(self, state: ReadState | None) -> None:
-        if state is not None and state.made_by != self.fingerprint:
+    def _check_made_here(self, state: DecodingState | None) -> None:
+        if state is not None and state.params_fingerprint != self.fingerprint:
             raise UserError(f"this state is of other parameters than those of {self.workdir}, step {self.step}")
 
     def _text(self, tokens: Sequence[int], after: Sequence[int]) -> str:
@@ -209,7 +209,7 @@ class Run:
         Raises:
             UserError: the run has none.
         """
-        if self.config.data.probe is not None:
+        if self.config.data.synthetic_task is not None:
             raise UserError(f"{self.workdir} is a run on data.task={self.config.data.task}, which has no text")
         if self.tokenizer is None:
             raise UserError(
@@ -227,7 +227,7 @@ class Run:
             UserError: the source cannot be read, or the run folder has no validation tokens (an imported one) or has
                 lost them.
         """
-        task = self.config.data.probe
+        task = self.config.data.synthetic_task
         if task is not None:
             if source is not None:
                 raise UserError(f"--data={source}: {self.workdir} is a run on data.task={self.config.data.task}, not on text")
@@ -270,7 +270,7 @@ class Run:
         """
         validation = self.validation(source)
         if isinstance(validation, data.HeldOut):
-            task = self.config.data.probe
+            task = self.config.data.synthetic_task
             test = data.held_out(task, tuple(task.segment(length, task.test_examples) for length in lengths))
             scored = self.evaluate(test, max_tokens=max_tokens).segments.values()
         else:
@@ -305,7 +305,7 @@ def load_run(
     config = read_config(workdir)
     tokenizer = read_tokenizer(workdir, config)
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
-    setup = Setup(one_device, num_pieces(config, tokenizer), devices=jax.devices()[:1])
+    setup = Trainer(one_device, num_pieces(config, tokenizer), devices=jax.devices()[:1])
     restored = checkpoint.restore(
         workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report
     )

@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from seqmodels import config, mixers
-from seqmodels.data import synthetic
+from seqmodels.data import tasks
 from seqmodels.errors import UserError
 from tests.configs import tiny
 
@@ -41,7 +41,7 @@ def test_base_holds_every_option_of_every_mixer():
 
 def test_base_holds_every_option_of_every_task():
     options = base.get_config().data.tasks
-    for name, task in synthetic.TASKS.items():
+    for name, task in tasks.TASKS.items():
         fields = {field.name: field.default for field in dataclasses.fields(task)}
         assert {key: options[name][key] for key in options[name]} == fields
         assert task(**fields).name == name and hash(task()) == hash(task())
@@ -49,8 +49,8 @@ def test_base_holds_every_option_of_every_task():
 
 def test_only_the_task_in_use_is_kept():
     chosen = tiny(**{"data.task": "parity", "train.sample_every_steps": 0}).data
-    assert [name for name, _ in chosen.tasks] == ["parity"] and chosen.probe == synthetic.TASKS["parity"]()
-    assert tiny().data.tasks == () and tiny().data.probe is None
+    assert [name for name, _ in chosen.tasks] == ["parity"] and chosen.synthetic_task == tasks.TASKS["parity"]()
+    assert tiny().data.tasks == () and tiny().data.synthetic_task is None
 
 
 def test_differences_name_the_fields():
@@ -124,13 +124,13 @@ def test_missing_config_json(tmp_path):
 def test_a_run_folder_older_than_a_field_is_still_read(tmp_path):
     original = tiny(**{"model.pattern": "linear_attention mlp"})
     values = config.to_dict(original)
-    for name in config.YOUNG_MODEL_FIELDS:
+    for name in config.LEGACY_MODEL_DEFAULTS:
         del values["model"][name]
-    for name in config.YOUNG_DATA_FIELDS:
+    for name in config.LEGACY_DATA_DEFAULTS:
         del values["data"][name]
-    for name in config.YOUNG_TRAIN_FIELDS:
+    for name in config.LEGACY_TRAIN_DEFAULTS:
         del values["train"][name]
-    for name in config.YOUNG_MIXER_FIELDS["linear_attention"]:
+    for name in config.LEGACY_MIXER_DEFAULTS["linear_attention"]:
         del values["model"]["mixers"]["linear_attention"][name]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert config.load(tmp_path / "config.json") == original

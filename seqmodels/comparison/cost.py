@@ -1,4 +1,4 @@
-"""What a contender costs, whatever it has learnt: the training step, decoding, memory, state. Nothing else should run beside it."""
+"""What a candidate costs, whatever it has learnt: the training step, decoding, memory, state. Nothing else should run beside it."""
 
 import dataclasses
 import os
@@ -8,12 +8,11 @@ import time
 import jax
 import numpy as np
 
-from seqmodels.config import RunConfig
+from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.evaluation import decode
 from seqmodels.evaluation.perplexity import state_bytes
 from seqmodels.training.log import PEAK_FLOPS, peak_flops_per_second
-from seqmodels.training.sharding import MeshConfig
-from seqmodels.training.state import Setup
+from seqmodels.training.state import Trainer
 
 STEPS = 5  # timed, after two that are not
 DECODE_ROUNDS = 3
@@ -46,7 +45,7 @@ def measure(config: RunConfig, vocab_size: int, *, contexts: tuple[int, ...], de
     load = os.getloadavg()[0] / os.cpu_count()
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
     device = jax.devices()[0]
-    setup = Setup(one_device, vocab_size, devices=[device])
+    setup = Trainer(one_device, vocab_size, devices=[device])
     of = config.data
     tokens = np.random.default_rng(0).integers(setup.vocab_size, size=(of.batch_size, of.seq_len + 1), dtype=np.int32)
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}

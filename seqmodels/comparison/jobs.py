@@ -1,7 +1,7 @@
 """Carrying out a plan: child processes, several at a time if asked, one progress line, and a state that is all on disk.
 
 What is due is read off the folders: a run is over when it has an outcome.json, its quality is known when it has scores.npz, a
-contender's cost when it has cost.json. So a comparison that was killed at any moment goes on by starting it again, and nothing
+candidate's cost when it has cost.json. So a comparison that was killed at any moment goes on by starting it again, and nothing
 that is there is done twice.
 """
 
@@ -25,7 +25,7 @@ from typing import Final, TextIO
 import numpy as np
 
 from seqmodels.comparison import scores
-from seqmodels.comparison.plan import Contender, Plan, RunPlan
+from seqmodels.comparison.plan import Candidate, Plan, RunPlan
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.training import loop
@@ -55,9 +55,9 @@ def outcome(run: RunPlan) -> dict | None:
     return _read(run.folder / OUTCOME)
 
 
-def cost(contender: Contender, asked: dict) -> dict | None:
-    """The measured cost of a contender, if it was measured as `asked`."""
-    found = _read(contender.folder / COST)
+def cost(candidate: Candidate, asked: dict) -> dict | None:
+    """The measured cost of a candidate, if it was measured as `asked`."""
+    found = _read(candidate.folder / COST)
     return found if found is not None and found["asked"] == asked else None
 
 
@@ -103,7 +103,7 @@ class Executor:
         train: what stands after `python` to train a run (without its folder's flag).
         measure: the script that scores runs and measures costs.
         vocab_size: pieces of the tokenizer.
-        on_news: called whenever the quality or the cost of a contender has become known.
+        on_news: called whenever the quality or the cost of a candidate has become known.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Executor:
         self.plan, self.jobs, self.vocab_size = plan, jobs, vocab_size
         self._train, self._measure, self._on_news = functools.cache(train), measure, on_news
         self._children: list[_Child] = []
-        self._known = Known(plan)
+        self._known = ResultsCache(plan)
         self._judged: set[str] = set()  # whose quality is known
         self._complete: set[str] = set()  # and whose cost
         self._display = Display(sys.stderr)
@@ -137,7 +137,7 @@ class Executor:
             try:
                 while True:
                     signals.check()
-                    self._finish_those_that_ended()
+                    self._reap_finished()
                     if self._has_room():
                         due = self._due()
                         if not due and not self._children:
@@ -153,38 +153,38 @@ class Executor:
     # -- what is due
 
     def _due(self) -> list[Job]:
-        """In order of the contenders; those that run already, here or elsewhere, among them."""
-        by_contender = {contender.label: self._due_of(contender) for contender in self.plan.contenders}
-        complete = {label for label, jobs in by_contender.items() if not jobs}
-        judged = {label for label, jobs in by_contender.items() if all(job.alone for job in jobs)}
+        """In order of the candidates; those that run already, here or elsewhere, among them."""
+        by_candidate = {candidate.label: self._due_of(candidate) for candidate in self.plan.candidates}
+        complete = {label for label, jobs in by_candidate.items() if not jobs}
+        judged = {label for label, jobs in by_candidate.items() if all(job.alone for job in jobs)}
         if complete - self._complete:
-            self._display.line(f"complete: {', '.join(label for label in by_contender if label in complete)}")
+            self._display.line(f"complete: {', '.join(label for label in by_candidate if label in complete)}")
         if complete - self._complete or judged - self._judged:
             self._complete, self._judged = complete, judged
             self._on_news()
-        found = [job for jobs in by_contender.values() for job in jobs]
-        # With one process at a time a contender is completed before the next begins; with several, what must run alone is last.
+        found = [job for jobs in by_candidate.values() for job in jobs]
+        # With one process at a time a candidate is completed before the next begins; with several, what must run alone is last.
         return found if self.jobs == 1 else sorted(found, key=lambda job: job.alone)
 
-    def _due_of(self, contender: Contender) -> list[Job]:
-        runs = self.plan.rate_runs(contender)
-        if jobs := self._runs_and_scores(contender, runs):
+    def _due_of(self, candidate: Candidate) -> list[Job]:
+        runs = self.plan.rate_runs(candidate)
+        if jobs := self._runs_and_scores(candidate, runs):
             return jobs
-        rate = self._known.best_rate(contender)
-        if rate is not None and (jobs := self._runs_and_scores(contender, self.plan.seed_runs(contender, rate))):
+        rate = self._known.best_rate(candidate)
+        if rate is not None and (jobs := self._runs_and_scores(candidate, self.plan.seed_runs(candidate, rate))):
             return jobs
-        asked = asked_cost(self.plan, contender, self.vocab_size)
-        if self._known.cost(contender, asked) is not None:
+        asked = asked_cost(self.plan, candidate, self.vocab_size)
+        if self._known.cost(candidate, asked) is not None:
             return []
-        argv = (self._measure, f"--cost={runs[0].folder}", f"--out={contender.folder / COST}", f"--asked={json.dumps(asked)}")
+        argv = (self._measure, f"--cost={runs[0].folder}", f"--out={candidate.folder / COST}", f"--asked={json.dumps(asked)}")
         return [
             Job(
-                f"cost of {contender.label}", contender.folder, argv, "cost.log", None, alone=True,
-                is_done=lambda: self._known.cost(contender, asked) is not None,
+                f"cost of {candidate.label}", candidate.folder, argv, "cost.log", None, alone=True,
+                is_done=lambda: self._known.cost(candidate, asked) is not None,
             )
         ]  # fmt: skip
 
-    def _runs_and_scores(self, contender: Contender, runs: list[RunPlan]) -> list[Job]:
+    def _runs_and_scores(self, candidate: Candidate, runs: list[RunPlan]) -> list[Job]:
         missing = [run for run in runs if self._known.outcome(run) is None]
         if missing:
             return [
@@ -204,7 +204,7 @@ class Executor:
         )
         return [
             Job(
-                f"scores of {contender.label}", contender.folder, argv, "score.log", None, alone=False,
+                f"scores of {candidate.label}", candidate.folder, argv, "score.log", None, alone=False,
                 is_done=lambda: all(self._known.scores(run) is not None for run in unscored),
             )
         ]  # fmt: skip
@@ -239,7 +239,7 @@ class Executor:
             self._display.line(f"{job.name}: {shlex.join(['python', *job.argv])}")
         return _Child(job, process, time.monotonic(), _last_step(job.folder) if job.run is not None else 0)
 
-    def _finish_those_that_ended(self) -> None:
+    def _reap_finished(self) -> None:
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
             out, _ = child.process.communicate()
@@ -310,20 +310,20 @@ class Executor:
             return None
         typical = sum(speeds.values()) / len(speeds)
         seconds = 0.0
-        for contender in self.plan.contenders:
-            speed = speeds[contender.label] if contender.label in speeds else typical
-            if contender.label in self._complete:
+        for candidate in self.plan.candidates:
+            speed = speeds[candidate.label] if candidate.label in speeds else typical
+            if candidate.label in self._complete:
                 continue
             # Which rate will be the best is not known yet; how many steps it takes is.
-            rate = self._known.best_rate(contender) or max(self.plan.compare.learning_rates)
-            runs = {run.folder: run for run in (*self.plan.rate_runs(contender), *self.plan.seed_runs(contender, rate))}
+            rate = self._known.best_rate(candidate) or max(self.plan.compare.learning_rates)
+            runs = {run.folder: run for run in (*self.plan.rate_runs(candidate), *self.plan.seed_runs(candidate, rate))}
             steps = sum(run.steps - _last_step(run.folder) for run in runs.values() if self._known.outcome(run) is None)
             seconds += speed * steps / self.jobs
             seconds += sum(sum(taken) / len(taken) for taken in self._seconds.values() if taken)
         return seconds
 
 
-class Known:
+class ResultsCache:
     """What is on disk, each file read once: what is there does not change."""
 
     def __init__(self, plan: Plan):
@@ -339,21 +339,21 @@ class Known:
         tokens = self.plan.compare.validation_tokens
         return self._once(run.folder / scores.FILE_NAME, lambda: scores.load(run.folder, tokens))
 
-    def cost(self, contender: Contender, asked: dict) -> dict | None:
+    def cost(self, candidate: Candidate, asked: dict) -> dict | None:
         """See `cost`."""
-        return self._once(contender.folder / COST, lambda: cost(contender, asked))
+        return self._once(candidate.folder / COST, lambda: cost(candidate, asked))
 
     def number_of_outcomes(self) -> int:
         """Of runs that are over."""
         return sum(path.name == OUTCOME for path in self._found)
 
-    def rates(self, contender: Contender) -> dict[float, tuple[float, float]]:
+    def rates(self, candidate: Candidate) -> dict[float, tuple[float, float]]:
         """For each learning rate what its seeds come to on the documents that choose, the less the better.
 
         The mean of `Scores.measure` and, to part those that are alike in it, of the loss; infinity where one diverged.
         """
         found: dict[float, list[tuple[float, float]]] = {}
-        for run in self.plan.rate_runs(contender):
+        for run in self.plan.rate_runs(candidate):
             scored, means = self.scores(run), (float("inf"), float("inf"))
             if scored is not None:
                 means = tuple(scored.mean(name, ~scored.reported) for name in (scored.measure, "loss"))
@@ -361,15 +361,15 @@ class Known:
         means = {rate: np.mean(seeds, axis=0) for rate, seeds in found.items()}
         return {rate: tuple(np.where(np.isfinite(mean).all(), mean, np.inf).tolist()) for rate, mean in means.items()}
 
-    def best_rate(self, contender: Contender) -> float | None:
+    def best_rate(self, candidate: Candidate) -> float | None:
         """The learning rate that comes to the least (see `rates`); None if it is not known yet, or all have diverged."""
-        runs = self.plan.rate_runs(contender)
+        runs = self.plan.rate_runs(candidate)
         over = [self.outcome(run) for run in runs]
         if any(each is None for each in over):
             return None
         if any(each["status"] == FINISHED and self.scores(run) is None for run, each in zip(runs, over)):
             return None
-        means = self.rates(contender)
+        means = self.rates(candidate)
         rate = min(means, key=means.__getitem__)
         return rate if np.isfinite(means[rate]).all() else None
 
@@ -382,10 +382,10 @@ class Known:
         return self._found[path]
 
 
-def asked_cost(plan: Plan, contender: Contender, vocab_size: int) -> dict:
-    """How a contender's cost is to be measured; a measurement of something else does not count."""
+def asked_cost(plan: Plan, candidate: Candidate, vocab_size: int) -> dict:
+    """How a candidate's cost is to be measured; a measurement of something else does not count."""
     return {
-        "sizes": dataclasses.asdict(contender.matched.sizes),
+        "sizes": dataclasses.asdict(candidate.matched.sizes),
         "contexts": list(plan.compare.contexts),
         "decode_tokens": plan.compare.decode_tokens,
         "vocab_size": vocab_size,

@@ -14,10 +14,10 @@ from seqmodels.comparison import sizes
 from seqmodels.comparison.sizes import QUANTITIES, Matched
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
-from seqmodels.model import MLP, pattern_words
+from seqmodels.model import MLP, parse_pattern
 from seqmodels.training import loop
 
-AS_THE_BASE = "none"  # the rule that matches nothing
+MATCH_NONE = "none"  # the rule that matches nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CompareConfig:
     decode_tokens: int
 
     def __post_init__(self):
-        rules = (*QUANTITIES, AS_THE_BASE)
+        rules = (*QUANTITIES, MATCH_NONE)
         if self.match not in rules:
             raise UserError(f"config.match={self.match!r} is not one of {', '.join(rules)}")
         if not 0.0 < self.tolerance < 1.0:
@@ -63,7 +63,7 @@ class RunPlan:
 
     folder: Path
     config: RunConfig
-    label: str  # of its contender
+    label: str  # of its candidate
 
     @property
     def learning_rate(self) -> float:
@@ -82,7 +82,7 @@ class RunPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One of those compared."""
 
     label: str
@@ -97,11 +97,11 @@ class Plan:
     Attributes:
         compare: the CompareConfig.
         base: the complete training config as a nested dict.
-        contenders: in the order given; the first is the reference.
+        candidates: in the order given; the first is the reference.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, vocab_size: int):
-        """Solves for the sizes of every contender; nothing is run or written.
+        """Solves for the sizes of every candidate; nothing is run or written.
 
         Args:
             config: a resolved config of configs/compare.
@@ -112,14 +112,14 @@ class Plan:
         """
         self.compare, self.base = read(config)
         self.workdir = workdir
-        self.contenders = self._contenders(vocab_size)
+        self.candidates = self._candidates(vocab_size)
 
-    def _contenders(self, vocab_size: int) -> tuple[Contender, ...]:
+    def _candidates(self, vocab_size: int) -> tuple[Candidate, ...]:
         found, target = [], None
-        quantity = "params" if self.compare.match == AS_THE_BASE else self.compare.match
+        quantity = "params" if self.compare.match == MATCH_NONE else self.compare.match
         for label, pattern in entries(self.compare.mixers, self.base).items():
             as_the_base = sizes.as_the_base(self.base, pattern)
-            if target is None or self.compare.match == AS_THE_BASE:
+            if target is None or self.compare.match == MATCH_NONE:
                 counted = sizes.count(quantity, sizes.with_sizes(self.base, as_the_base), vocab_size)
                 target = counted if target is None else target
                 matched = Matched(as_the_base, counted, counted / target - 1.0)
@@ -128,34 +128,34 @@ class Plan:
                     label, quantity, self.base, pattern, vocab_size, target=target, tolerance=self.compare.tolerance
                 )
             config = sizes.with_sizes(self.base, matched.sizes)
-            found.append(Contender(label, self.workdir / folder_name(label), matched, config))
+            found.append(Candidate(label, self.workdir / folder_name(label), matched, config))
         return tuple(found)
 
-    def rate_runs(self, contender: Contender) -> list[RunPlan]:
+    def rate_runs(self, candidate: Candidate) -> list[RunPlan]:
         """Those that choose the learning rate."""
         rates = sorted(self.compare.learning_rates)
         steps = self.compare.rate_steps or None
-        return [self._run(contender, rate, index, steps) for rate in rates for index in range(self.compare.rate_seeds)]
+        return [self._run(candidate, rate, index, steps) for rate in rates for index in range(self.compare.rate_seeds)]
 
-    def seed_runs(self, contender: Contender, rate: float) -> list[RunPlan]:
+    def seed_runs(self, candidate: Candidate, rate: float) -> list[RunPlan]:
         """Those that are reported, at the best rate."""
-        return [self._run(contender, rate, index, None) for index in range(self.compare.seeds)]
+        return [self._run(candidate, rate, index, None) for index in range(self.compare.seeds)]
 
     def number_of_runs(self) -> int:
-        """Of all contenders, if none diverges."""
+        """Of all candidates, if none diverges."""
         rate_runs = len(self.compare.learning_rates) * self.compare.rate_seeds
         reused = 0 if self.compare.rate_steps else self.compare.rate_seeds
-        return len(self.contenders) * (rate_runs + self.compare.seeds - reused)
+        return len(self.candidates) * (rate_runs + self.compare.seeds - reused)
 
-    def _run(self, contender: Contender, rate: float, index: int, steps: int | None) -> RunPlan:
-        config, seed = contender.config, contender.config.seed + index
+    def _run(self, candidate: Candidate, rate: float, index: int, steps: int | None) -> RunPlan:
+        config, seed = candidate.config, candidate.config.seed + index
         train = config.train if steps is None else dataclasses.replace(config.train, steps=steps)
         config = dataclasses.replace(
             config, seed=seed, optim=dataclasses.replace(config.optim, learning_rate=float(rate)), train=train
         )
         kind = "" if steps is None else f"_{steps}_steps"
         short = f"{rate:g}" if float(f"{rate:g}") == rate else repr(float(rate))
-        return RunPlan(contender.folder / f"lr{short}{kind}" / f"seed{seed}", config, contender.label)
+        return RunPlan(candidate.folder / f"lr{short}{kind}" / f"seed{seed}", config, candidate.label)
 
 
 def read(config: ConfigDict) -> tuple[CompareConfig, dict]:
@@ -191,7 +191,7 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
             raise UserError(f"config.mixers={text!r} has an empty entry; write names, commas between them")
         if len(words) == 1 and not pattern:
             pattern = mixers.pattern(label)
-            if MLP not in pattern_words(base["model"]["pattern"]):
+            if MLP not in parse_pattern(base["model"]["pattern"]):
                 pattern = label
         elif not pattern:
             label, pattern = " ".join(words), " ".join(words)
@@ -213,14 +213,14 @@ def folder_name(label: str) -> str:
 
 def check_folders(plan: Plan) -> None:
     """Raise UserError if a planned run's folder holds a run of another config."""
-    for contender in plan.contenders:
+    for candidate in plan.candidates:
         rates = sorted(plan.compare.learning_rates)
-        runs = plan.rate_runs(contender) + [run for rate in rates for run in plan.seed_runs(contender, rate)]
+        runs = plan.rate_runs(candidate) + [run for rate in rates for run in plan.seed_runs(candidate, rate)]
         for run in runs:
             path = run.folder / "config.json"
             if path.exists():
                 changed = config_lib.differences(config_lib.load(path), run.config)
-                changed = {name: values for name, values in changed.items() if name not in loop.FREE_FIELDS}
+                changed = {name: values for name, values in changed.items() if name not in loop.RESUMABLE_FIELDS}
                 if changed:
                     (name, (before, after)), *_ = changed.items()
                     raise UserError(

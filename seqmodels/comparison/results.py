@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqmodels.comparison import jobs
-from seqmodels.comparison.jobs import DIVERGED, FINISHED, Known
-from seqmodels.comparison.plan import AS_THE_BASE, Contender, Plan, RunPlan
+from seqmodels.comparison import jobs, statistics
+from seqmodels.comparison.jobs import DIVERGED, FINISHED, ResultsCache
+from seqmodels.comparison.plan import MATCH_NONE, Candidate, Plan, RunPlan
 from seqmodels.comparison.scores import Scores
 from seqmodels.comparison.sizes import QUANTITIES
-from seqmodels.evaluation import statistics
 from seqmodels.evaluation.perplexity import by_context_length, perplexity
 
 BOOTSTRAP_SEED = 0
@@ -21,21 +20,21 @@ BUSY = 2.0  # processes a core; the comparison's own training, just ended, is on
 
 
 def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
-    """The results so far; contenders that are not complete have no `quality`.
+    """The results so far; candidates that are not complete have no `quality`.
 
     Args:
         about: command, versions, machine: what a figure means nothing without.
     """
-    known = Known(plan)
-    rows = {contender.label: _contender(plan, known, contender, vocab_size) for contender in plan.contenders}
+    known = ResultsCache(plan)
+    rows = {candidate.label: _candidate(plan, known, candidate, vocab_size) for candidate in plan.candidates}
     matched = None
-    if plan.compare.match != AS_THE_BASE:
+    if plan.compare.match != MATCH_NONE:
         matched = {
             "quantity": plan.compare.match,
             "in_words": QUANTITIES[plan.compare.match],
             "tolerance": plan.compare.tolerance,
-            "reference": plan.contenders[0].label,
-            "value": plan.contenders[0].matched.counted,
+            "reference": plan.candidates[0].label,
+            "value": plan.candidates[0].matched.counted,
         }
     return _json({
         "about": about,
@@ -46,28 +45,28 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
         "mixers": rows,
         "pairs": _pairs(plan, known),
         "warnings": [
-            *(warning for contender in plan.contenders for warning in _warnings(plan, known, contender)), *_busy(rows)
+            *(warning for candidate in plan.candidates for warning in _warnings(plan, known, candidate)), *_busy(rows)
         ],
     })  # fmt: skip
 
 
-def _contender(plan: Plan, known: Known, contender: Contender, vocab_size: int) -> dict:
-    matched, rate = contender.matched, known.best_rate(contender)
-    asked = jobs.asked_cost(plan, contender, vocab_size)
+def _candidate(plan: Plan, known: ResultsCache, candidate: Candidate, vocab_size: int) -> dict:
+    matched, rate = candidate.matched, known.best_rate(candidate)
+    asked = jobs.asked_cost(plan, candidate, vocab_size)
     row = {
         "sizes": dataclasses.asdict(matched.sizes) | {"in_words": str(matched.sizes)},
         "counted": matched.counted,
         "of_reference": matched.of_reference,
-        "rates": _rates(plan, known, contender),
+        "rates": _rates(plan, known, candidate),
         "best_rate": rate,
-        "cost": known.cost(contender, asked),
+        "cost": known.cost(candidate, asked),
         "runs": [],
         "diverged": [],
         "quality": None,
     }
     if rate is None:
         return row
-    runs = plan.seed_runs(contender, rate)
+    runs = plan.seed_runs(candidate, rate)
     row["runs"] = [
         {"seed": run.seed, "folder": str(run.folder.relative_to(plan.workdir)), "command": over["command"]}
         for run in runs
@@ -86,14 +85,14 @@ def _contender(plan: Plan, known: Known, contender: Contender, vocab_size: int) 
     return row
 
 
-def _is_complete(known: Known, runs: Sequence[RunPlan]) -> bool:
+def _is_complete(known: ResultsCache, runs: Sequence[RunPlan]) -> bool:
     over = [known.outcome(run) for run in runs]
     return all(
         each is not None and (each["status"] == DIVERGED or known.scores(run) is not None) for run, each in zip(runs, over)
     )
 
 
-def _finished(known: Known, runs: Sequence[RunPlan]) -> list[tuple[RunPlan, Scores]]:
+def _finished(known: ResultsCache, runs: Sequence[RunPlan]) -> list[tuple[RunPlan, Scores]]:
     """Those of the runs that came to an end, with scores that are numbers."""
     found = [(run, known.scores(run)) for run in runs if (known.outcome(run) or {"status": None})["status"] == FINISHED]
     return [(run, score) for run, score in found if score is not None and np.isfinite(score.loss).all()]
@@ -148,11 +147,11 @@ def _scaled(estimate: statistics.Estimate, function) -> dict:
     return ends | {"values": estimate.values}
 
 
-def _rates(plan: Plan, known: Known, contender: Contender) -> list[dict]:
+def _rates(plan: Plan, known: ResultsCache, candidate: Candidate) -> list[dict]:
     """Of each learning rate that was tried to the end, the mean loss on the documents that choose; of a task, the accuracy too."""
     found = []
     by_rate: dict[float, list[RunPlan]] = {}
-    for run in plan.rate_runs(contender):
+    for run in plan.rate_runs(candidate):
         by_rate.setdefault(run.learning_rate, []).append(run)
     for rate, runs in by_rate.items():
         if not _is_complete(known, runs):
@@ -175,10 +174,10 @@ def _curve(run: RunPlan) -> dict:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def _validation(plan: Plan, known: Known) -> dict | None:
+def _validation(plan: Plan, known: ResultsCache) -> dict | None:
     """What was scored; None before anything was."""
-    for contender in plan.contenders:
-        for _, score in _finished(known, plan.rate_runs(contender)):
+    for candidate in plan.candidates:
+        for _, score in _finished(known, plan.rate_runs(candidate)):
             reported = score.reported
             return {
                 "choosing_documents": int((~reported).sum()),
@@ -191,18 +190,18 @@ def _validation(plan: Plan, known: Known) -> dict | None:
     return None
 
 
-def _pairs(plan: Plan, known: Known) -> list[dict]:
-    """Every two contenders that are complete, the better one first: two paired tests of the difference of their losses.
+def _pairs(plan: Plan, known: ResultsCache) -> list[dict]:
+    """Every two candidates that are complete, the better one first: two paired tests of the difference of their losses.
 
     Of a task, of the shares of labels that are wrong.
     """
     complete = []
-    for contender in plan.contenders:
-        rate = known.best_rate(contender)
-        if rate is not None and _is_complete(known, plan.seed_runs(contender, rate)):
-            scored = _finished(known, plan.seed_runs(contender, rate))
+    for candidate in plan.candidates:
+        rate = known.best_rate(candidate)
+        if rate is not None and _is_complete(known, plan.seed_runs(candidate, rate)):
+            scored = _finished(known, plan.seed_runs(candidate, rate))
             if scored:
-                complete.append((contender.label, {run.seed: score for run, score in scored}))
+                complete.append((candidate.label, {run.seed: score for run, score in scored}))
     if len(complete) < 2:
         return []
     first = next(iter(complete[0][1].values()))
@@ -240,29 +239,29 @@ def _pairs(plan: Plan, known: Known) -> list[dict]:
     return found
 
 
-def _warnings(plan: Plan, known: Known, contender: Contender) -> list[str]:
+def _warnings(plan: Plan, known: ResultsCache, candidate: Candidate) -> list[str]:
     """What a reader should know before believing a row."""
-    found, rates, best = [], sorted(plan.compare.learning_rates), known.best_rate(contender)
-    tried = {each["rate"]: each for each in _rates(plan, known, contender)}
+    found, rates, best = [], sorted(plan.compare.learning_rates), known.best_rate(candidate)
+    tried = {each["rate"]: each for each in _rates(plan, known, candidate)}
     if len(tried) == len(rates) and best is None:
-        found.append(f"{contender.label} diverged at every learning rate ({_listed(rates)}): add lower ones")
+        found.append(f"{candidate.label} diverged at every learning rate ({_listed(rates)}): add lower ones")
     diverged = [rate for rate in rates if rate in tried and tried[rate]["diverged_at"]]
     if best is None:
         return found
     if diverged:
-        found.append(f"{contender.label} diverged at a learning rate of {_listed(diverged)}")
+        found.append(f"{candidate.label} diverged at a learning rate of {_listed(diverged)}")
     if len(rates) == 1:
-        found.append(f"{contender.label}: one learning rate was tried, {best:g}; another may be better")
+        found.append(f"{candidate.label}: one learning rate was tried, {best:g}; another may be better")
     elif best in (rates[0], rates[-1]) and tried[best].get("accuracy") != 1.0:
         side, more = ("lowest", "lower") if best == rates[0] else ("highest", "higher")
         found.append(
-            f"{contender.label}: the best learning rate, {best:g}, is the {side} that was tried; a {more} one may be better "
+            f"{candidate.label}: the best learning rate, {best:g}, is the {side} that was tried; a {more} one may be better "
             "(--config.learning_rates)"
         )
-    runs = plan.seed_runs(contender, best)
+    runs = plan.seed_runs(candidate, best)
     lost = [run.seed for run in runs if (over := known.outcome(run)) is not None and over["status"] == DIVERGED]
     if lost:
-        found.append(f"{contender.label}: {len(lost)} of {len(runs)} seeds diverged ({_listed(lost)}); the figures are of the rest")
+        found.append(f"{candidate.label}: {len(lost)} of {len(runs)} seeds diverged ({_listed(lost)}); the figures are of the rest")
     return found
 
 

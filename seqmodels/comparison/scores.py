@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from seqmodels import model
+from seqmodels.comparison import recall
 from seqmodels.data import HeldOut, ValidationSet, atomic
-from seqmodels.evaluation import recall
 from seqmodels.run import Run
-from seqmodels.training.loss import token_losses, token_losses_and_hits
+from seqmodels.training.loss import token_losses, token_losses_and_correct
 
 FILE_NAME: Final = "scores.npz"
 
@@ -117,7 +117,7 @@ def _score_text(run: Run, validation: ValidationSet, limit: int | None) -> dict:
 
     documents = document_of(validation, places)
     windows = places // of.seq_len
-    hits = recall.hits(inputs, targets, documents * (windows[-1] + 1) + windows)
+    repeated = recall.is_repeated_bigram(inputs, targets, documents * (windows[-1] + 1) + windows)
     by_document = functools.partial(np.bincount, documents, minlength=documents[-1] + 1)
     reported = documents % 2 == 1
     positions = places % of.seq_len
@@ -126,8 +126,8 @@ def _score_text(run: Run, validation: ValidationSet, limit: int | None) -> dict:
         "loss": by_document(losses),
         "tokens": by_document().astype(np.float64),
         "bytes": by_document(text_bytes),
-        "hit_loss": by_document(losses * hits),
-        "hit_tokens": by_document(hits.astype(np.float64)),
+        "hit_loss": by_document(losses * repeated),
+        "hit_tokens": by_document(repeated.astype(np.float64)),
         "errors": np.zeros(count),
         "segment": np.zeros(count, np.int64),
         "segment_names": (),
@@ -142,11 +142,11 @@ def _score_task(run: Run, test: HeldOut, limit: int | None) -> dict:
     loss, tokens, errors, segment = [], [], [], []
     for index, held_out in enumerate(test.segments.values()):
         length = held_out.segment.length
-        for done in _scored(run, held_out.batches(run.setup.rows_at(length), length, share)):
+        for done in _scored(run, held_out.batches(run.setup.batch_size_for(length), length, share)):
             examples = done.counted.any(axis=1)
             loss.append(np.where(done.counted, done.losses, 0.0).sum(axis=1)[examples])
             tokens.append(done.counted.sum(axis=1).astype(np.float64)[examples])
-            errors.append((done.counted & ~done.hits).sum(axis=1).astype(np.float64)[examples])
+            errors.append((done.counted & ~done.correct).sum(axis=1).astype(np.float64)[examples])
             segment.append(np.full(np.count_nonzero(examples), index))
     loss, tokens, errors, segment = map(np.concatenate, (loss, tokens, errors, segment))
     nothing = np.zeros(len(loss))
@@ -165,16 +165,16 @@ class _Done(NamedTuple):
     batch: dict[str, np.ndarray]
     counted: Bool[np.ndarray, "B T"]
     losses: Float[np.ndarray, "B T"]  # nats
-    hits: Bool[np.ndarray, "B T"] | None  # the target is put above all else; of text None
+    correct: Bool[np.ndarray, "B T"] | None  # the target has the largest logit; of text None
 
 
 def _scored(run: Run, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[_Done]:
     """Each batch with its losses, while the next one is on its way."""
 
-    labelled = run.config.data.probe is not None
+    labelled = run.config.data.synthetic_task is not None
 
-    def done(batch, losses, hits=None):
-        return _Done(batch, batch["weights"] > 0, np.asarray(losses, np.float64), hits if hits is None else np.asarray(hits))
+    def done(batch, losses, correct=None):
+        return _Done(batch, batch["weights"] > 0, np.asarray(losses, np.float64), correct if correct is None else np.asarray(correct))
 
     in_flight = None
     for batch in batches:
@@ -216,10 +216,10 @@ def load(folder: Path, validation_tokens: int) -> Scores | None:
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _losses(graphdef, params, batch, labelled: bool) -> tuple[jax.Array, ...]:
-    """Losses [B, T] in nats and, if labelled, hits [B, T]."""
+    """Losses [B, T] in nats and, if labelled, correct [B, T]."""
     network = model.merge(graphdef, params)
     hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"))
     arguments = hidden, network.head_kernel(), batch["targets"]
     if labelled:
-        return token_losses_and_hits(*arguments, logit_cap=network.config.logit_cap)
+        return token_losses_and_correct(*arguments, logit_cap=network.config.logit_cap)
     return (token_losses(*arguments, logit_cap=network.config.logit_cap),)

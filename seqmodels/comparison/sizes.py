@@ -20,7 +20,7 @@ from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.errors import UserError
 from seqmodels.evaluation import perplexity
 from seqmodels.layers import default_mlp_hidden, default_rwkv_hidden
-from seqmodels.model import MLP, pattern_words
+from seqmodels.model import MLP, parse_pattern
 from seqmodels.training import flops
 
 QUANTITIES = {
@@ -29,9 +29,9 @@ QUANTITIES = {
     "state_bytes": "bytes of state of one sequence of data.seq_len tokens",
 }
 STEPS = (32, 16, 8, 4, 2, 1)  # widths are multiples of the largest of these that will do: it is what devices like
-ODDNESS = 0.02  # a width that is a multiple of 16 and not of 32 counts as a change of 2 %, of 8 alone as 4 %, ...
+ROUNDING_PENALTY = 0.02  # a width that is a multiple of 16 and not of 32 counts as a change of 2 %, of 8 alone as 4 %, ...
 # The ratio to the base beyond which a width or a number of repeats is not looked for: it would be another experiment.
-FARTHEST = {"params": 2, "flops": 2, "state_bytes": 4}
+MAX_RATIO = {"params": 2, "flops": 2, "state_bytes": 4}
 MLP_FARTHEST = 2.0  # and a width of MLPs, to its default: beyond, it is another architecture
 MOST_COUNTS = 100  # before giving up
 
@@ -75,7 +75,7 @@ def with_sizes(base: Mapping, sizes: Sizes) -> RunConfig:
 def as_the_base(base: Mapping, pattern: str) -> Sizes:
     """The sizes of `base` for another pattern; one without MLPs has no width of MLPs."""
     of = base["model"]
-    return Sizes(pattern, of["repeats"], of["d_model"], of["mlp_hidden"] if MLP in pattern_words(pattern) else None)
+    return Sizes(pattern, of["repeats"], of["d_model"], of["mlp_hidden"] if MLP in parse_pattern(pattern) else None)
 
 
 def count(quantity: str, config: RunConfig, vocab_size: int) -> float:
@@ -95,7 +95,7 @@ def count(quantity: str, config: RunConfig, vocab_size: int) -> float:
 
 def shortest(pattern: str, repeats: int) -> tuple[str, int]:
     """The same layers with as many repeats as possible: 4 x "mamba mamba" is 8 x "mamba"."""
-    words = pattern_words(pattern)
+    words = parse_pattern(pattern)
     for length in range(1, len(words) + 1):
         if len(words) % length == 0 and words[:length] * (len(words) // length) == words:
             return " ".join(words[:length]), repeats * (len(words) // length)
@@ -143,7 +143,7 @@ class _Search:
         self.quantity, self.base, self.vocab_size = quantity, base, vocab_size
         self.target, self.tolerance = target, tolerance
         of = base["model"]
-        self.has_mlp = MLP in pattern_words(pattern)
+        self.has_mlp = MLP in parse_pattern(pattern)
         self.pattern, self.repeats = shortest(pattern, of["repeats"])
         self.original = as_the_base(base, pattern)
         self.d_model, self.mlp_hidden = self.original.d_model, self.original.mlp_hidden
@@ -169,10 +169,10 @@ class _Search:
         self._known[self.original] = count(self.quantity, with_sizes(self.base, self.original), self.vocab_size)
         self._note(self.original, self._known[self.original])
         yield self.original
-        repeats = _by_distance(self.repeats, FARTHEST[self.quantity])
+        repeats = _by_distance(self.repeats, MAX_RATIO[self.quantity])
         for number in repeats:
             yield from self._at_width(self.d_model, number)
-        for factor in sorted({2, FARTHEST[self.quantity]}):
+        for factor in sorted({2, MAX_RATIO[self.quantity]}):
             for width in (round(self.d_model / factor), round(self.d_model * factor)):
                 self._line(max(1, width))
             while (found := self._nearest_other(repeats)) is not None:
@@ -188,7 +188,7 @@ class _Search:
             for rank, step in enumerate(STEPS if exact is not None else ()):
                 width = max(step, round(exact / step) * step)
                 error = abs(self._estimate(width, number) / self.target - 1.0)
-                change = abs(math.log(width / self.d_model)) + abs(math.log(number / self.repeats)) + ODDNESS * rank
+                change = abs(math.log(width / self.d_model)) + abs(math.log(number / self.repeats)) + ROUNDING_PENALTY * rank
                 seems_to = self.has_mlp or error <= self.tolerance
                 if seems_to and change < least and (width, number) not in self._tried:
                     best, least = (width, number), change

@@ -9,17 +9,17 @@ Knows no model and imports no JAX.
 """
 
 from seqmodels.data.dataset import TEXT, DataConfig, Dataset, prepare, save_validation, validation_from_source
-from seqmodels.data.probe import HeldOut, ProbeDataset, held_out
-from seqmodels.data.tokenizer import Tokenizer, load_tokenizer, prompt_tokens
-from seqmodels.data.tokenizer import digest as tokenizer_digest
-from seqmodels.data.validation import ValidationSet, load_validation
+from seqmodels.data.tasks.batches import HeldOut, TaskDataset, held_out
+from seqmodels.data.text.tokenizer import Tokenizer, load_tokenizer, prompt_tokens
+from seqmodels.data.text.tokenizer import digest as tokenizer_digest
+from seqmodels.data.text.validation import ValidationSet, load_validation
 
 __all__ = [
     "TEXT",
     "DataConfig",
     "Dataset",
     "HeldOut",
-    "ProbeDataset",
+    "TaskDataset",
     "Tokenizer",
     "ValidationSet",
     "held_out",

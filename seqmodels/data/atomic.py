@@ -65,7 +65,7 @@ def unique() -> str:
 
 
 @contextmanager
-def explained(place: str, folder: str | os.PathLike[str]) -> Iterator[None]:
+def disk_errors_as_user_errors(place: str, folder: str | os.PathLike[str]) -> Iterator[None]:
     """Turns the disk's refusal to write into a ``UserError`` that names the ``place``.
 
     ``place`` is what the person can change, such as ``data.cache_dir``; ``folder`` is its value.

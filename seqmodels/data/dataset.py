@@ -8,15 +8,16 @@ from typing import Final
 
 import numpy as np
 
-from seqmodels.data import atomic, fingerprint, probe, progress, sources
-from seqmodels.data import tokenizer as tokenizers
-from seqmodels.data import validation as validations
-from seqmodels.data.batches import PACKINGS, Batch, Batches, train_batches
-from seqmodels.data.probe import ProbeDataset
-from seqmodels.data.shards import TokenStream, cached_tokens
-from seqmodels.data.synthetic import Task
-from seqmodels.data.tokenizer import Tokenizer
-from seqmodels.data.validation import ValidationSet
+from seqmodels.data import atomic, fingerprint, progress
+from seqmodels.data.tasks import Task, batches
+from seqmodels.data.tasks.batches import TaskDataset
+from seqmodels.data.text import sources
+from seqmodels.data.text import tokenizer as tokenizers
+from seqmodels.data.text import validation as validations
+from seqmodels.data.text.batches import PACKINGS, Batch, Batches, train_batches
+from seqmodels.data.text.shards import TokenStream, cached_tokens
+from seqmodels.data.text.tokenizer import Tokenizer
+from seqmodels.data.text.validation import ValidationSet
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 
@@ -50,7 +51,7 @@ class DataConfig:
     toy_documents: int
     """Training stories of the source ``toy``."""
     task: str
-    """``text``, or a synthetic task (``seqmodels.data.synthetic``), of which only seq_len and batch_size are asked above."""
+    """``text``, or a synthetic task (``seqmodels.data.tasks``), of which only seq_len and batch_size are asked above."""
     tasks: tuple[tuple[str, Task], ...]
     """(name, options) of the task; empty for text."""
 
@@ -68,11 +69,11 @@ class DataConfig:
             )
         if self.tokenizer == "bpe":
             tokenizers.check_bpe_size(self.vocab_size)
-        if self.probe is not None:
-            probe.check(self.probe, self.seq_len, self.batch_size)
+        if self.synthetic_task is not None:
+            batches.check(self.synthetic_task, self.seq_len, self.batch_size)
 
     @property
-    def probe(self) -> Task | None:
+    def synthetic_task(self) -> Task | None:
         """The synthetic task, if it is one."""
         return None if self.task == TEXT else dict(self.tasks)[self.task]
 
@@ -130,7 +131,7 @@ class Dataset:
         save_validation(self, workdir)
 
 
-def prepare(config: DataConfig, *, seed: int) -> Dataset | ProbeDataset:
+def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
     """Open the source, train or load the tokenizer, tokenise what the cache has not; ready for any step.
 
     Of a synthetic task, the same without any of this: it has no tokenizer, and no bytes of text.
@@ -140,9 +141,9 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | ProbeDataset:
     """
     if seed < 0:
         raise UserError(f"seed is {seed}: it must be 0 or more")
-    if config.probe is not None:
-        return ProbeDataset(
-            config.task, config.probe, seq_len=config.seq_len, batch_size=config.batch_size, seed=seed
+    if config.synthetic_task is not None:
+        return TaskDataset(
+            config.task, config.synthetic_task, seq_len=config.seq_len, batch_size=config.batch_size, seed=seed
         )
     source = sources.with_validation(
         sources.open_source(config.source, revision=config.revision, toy_documents=config.toy_documents)
@@ -238,11 +239,11 @@ def _tokenizer(config: DataConfig, train: sources.Split) -> Tokenizer:
             return tokenizers.load_tokenizer(path)
         except UserError as error:
             say(f"the cached tokenizer is damaged and is trained again ({error})")
-    with atomic.explained("data.cache_dir", config.cache_dir):
+    with atomic.disk_errors_as_user_errors("data.cache_dir", config.cache_dir):
         folder.mkdir(parents=True, exist_ok=True)
     total = min(train.text_bytes(), tokenizers.BPE_TRAINING_BYTES)
     documents = progress.over(train.documents(), "training the BPE tokenizer", total)
     tokenizer = tokenizers.train_bpe(documents, config.vocab_size)
-    with atomic.explained("data.cache_dir", config.cache_dir):
+    with atomic.disk_errors_as_user_errors("data.cache_dir", config.cache_dir):
         tokenizer.save(path)
     return tokenizer

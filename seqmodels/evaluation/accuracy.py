@@ -53,7 +53,7 @@ def evaluate(
     params: Params,
     test: HeldOut,
     *,
-    rows_at: Callable[[int], int],
+    batch_size_for: Callable[[int], int],
     max_tokens: int | None = None,
     put: Callable[[Batch], Any] = lambda batch: batch,
     progress: Callable[[int], None] | None = None,
@@ -61,8 +61,8 @@ def evaluate(
     """Score `params` on every segment of `test`.
 
     Args:
-        eval_step, put: as in `perplexity.evaluate`; the step returns `hits` too.
-        rows_at: length -> rows of a batch.
+        eval_step, put: as in `perplexity.evaluate`; the step returns `correct` too.
+        batch_size_for: length -> rows of a batch.
         max_tokens: read about so many tokens at most, as many of each segment, but a batch of each at least.
         progress: called after each segment with the tokens of those done.
     """
@@ -70,7 +70,7 @@ def evaluate(
     for name, held_out in test.segments.items():
         length = held_out.segment.length
         segments[name] = perplexity.evaluate(
-            eval_step, params, held_out, batch_size=rows_at(length), seq_len=length, put=put,
+            eval_step, params, held_out, batch_size=batch_size_for(length), seq_len=length, put=put,
             max_tokens=None if max_tokens is None else max_tokens // len(test.segments),
         )  # fmt: skip
         done += len(held_out)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqmodels import generate, model
+from seqmodels import model
+from seqmodels.decoding import generate
 
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
-PIECE = 1024  # tokens of the context read in one call
+PREFILL_CHUNK = 1024  # tokens of the context read in one call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read(
 ) -> Context:
     """Read `context` random tokens in pieces."""
     prompt = jax.random.randint(key, (1, context), 0, vocab_size, jnp.int32)
-    pieces = [prompt[:, begin : begin + PIECE] for begin in range(0, context, PIECE)]
+    pieces = [prompt[:, begin : begin + PREFILL_CHUNK] for begin in range(0, context, PREFILL_CHUNK)]
     capacity = context + room
     jax.block_until_ready(_read(graphdef, params, pieces[-1], _empty(graphdef, params, capacity)))  # compiles
     state = _empty(graphdef, params, capacity)

@@ -66,7 +66,7 @@ def evaluate(
     """Score `params` on every window of `validation`, or on its first `max_tokens` targets.
 
     Args:
-        eval_step: maps (params, batch) to `loss` (nats), `weight` and, where targets are labels, `hits`, each [T] and
+        eval_step: maps (params, batch) to `loss` (nats), `weight` and, where targets are labels, `correct`, each [T] and
             summed over the batch.
         put: moves a host batch to the devices, sharded as `eval_step` wants it.
         progress: called after each batch with the number of targets scored so far.
@@ -125,8 +125,8 @@ def evaluate(
         loss_by_position=mean_by_position("loss"),
         tokens=int(tokens),
         tokens_per_second=(read - read_before_clock) / seconds,
-        accuracy=float(totals["hits"].sum() / tokens) if "hits" in totals else None,
-        accuracy_by_position=mean_by_position("hits") if "hits" in totals else None,
+        accuracy=float(totals["correct"].sum() / tokens) if "correct" in totals else None,
+        accuracy_by_position=mean_by_position("correct") if "correct" in totals else None,
     )
 
 

@@ -19,10 +19,10 @@ from seqmodels import data, model
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.data.text import end_of_text
-from seqmodels.data.tokenizer import END_OF_TEXT
+from seqmodels.data.text.tokenizer import END_OF_TEXT
 from seqmodels.errors import UserError
 from seqmodels.interop import kinds, safetensors, table
-from seqmodels.model import MLP, ModelConfig, pattern_words
+from seqmodels.model import MLP, ModelConfig, parse_pattern
 from seqmodels.training import checkpoint
 
 EXPORT_DTYPES: Final = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
@@ -211,14 +211,14 @@ def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.
 
 def _copies(pattern: str, of: str) -> int | None:
     """How many times a kind's pattern makes up a model's; None: it does not."""
-    words, wanted = pattern_words(pattern), pattern_words(of)
+    words, wanted = parse_pattern(pattern), parse_pattern(of)
     copies, odd = divmod(len(wanted), len(words))
     return copies if not odd and words * copies == wanted else None
 
 
 def _restack(kind: table.Kind, config: ModelConfig, params: dict, copies: int) -> tuple[ModelConfig, dict]:
     """The same model with the kind's pattern: "mamba mamba", 4 times, is "mamba", 8 times."""
-    words = pattern_words(kind.pattern)
+    words = parse_pattern(kind.pattern)
     layers = {
         f"{position}_{word}": jax.tree.map(
             lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], axis=1).reshape(-1, *leaves[0].shape[1:]),
@@ -231,7 +231,7 @@ def _restack(kind: table.Kind, config: ModelConfig, params: dict, copies: int) -
 
 
 def _mlp_hidden(kind: table.Kind, params: Mapping[str, Any]) -> int | None:
-    if MLP not in pattern_words(kind.pattern):
+    if MLP not in parse_pattern(kind.pattern):
         return None
     *path, _ = kind.path("mlp/output_kernel")
     layer = functools.reduce(lambda tree, part: tree[part], path, params)
@@ -247,7 +247,7 @@ def _check_new(folder: Path, flag: str) -> None:
 def _whole(folder: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when all is in it, and is gone if that fails."""
     temporary = folder.with_name(f".{folder.name}.{atomic.unique()}")
-    with atomic.explained("folder", folder.parent):
+    with atomic.disk_errors_as_user_errors("folder", folder.parent):
         temporary.mkdir(parents=True)
         try:
             yield temporary

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from seqmodels.data import hub
+from seqmodels.data.text import hub
 from seqmodels.errors import UserError
 
 FILES = ("config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json")

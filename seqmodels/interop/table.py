@@ -13,7 +13,7 @@ import numpy as np
 from seqmodels import config as config_lib
 from seqmodels import mixers
 from seqmodels.errors import UserError
-from seqmodels.model import MLP, ModelConfig, pattern_words
+from seqmodels.model import MLP, ModelConfig, parse_pattern
 
 REQUIRED: Final = object()
 OMIT: Final = object()
@@ -142,12 +142,12 @@ class Kind:
     @property
     def mixer(self) -> str:
         """Our mixer's name."""
-        return next(word for word in pattern_words(self.pattern) if word != MLP)
+        return next(word for word in parse_pattern(self.pattern) if word != MLP)
 
     def path(self, name: str) -> tuple[str, ...]:
         """Where ``mixer/query_kernel`` and the like are among the model's parameters."""
         first, *rest = name.split("/")
-        words = pattern_words(self.pattern)
+        words = parse_pattern(self.pattern)
         for position, word in enumerate(words):
             called = MLP if word == MLP else "mixer"
             if first in (called, f"{called}_norm"):

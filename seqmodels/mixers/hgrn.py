@@ -91,7 +91,7 @@ class Mixer(nnx.Module):
 
         With ``shared``, what the layer below passed on, the result has a third part: what this one passes on.
         """
-        bound = jnp.zeros((self.d_model,), jnp.float32) if shared is None else shared.here()
+        bound = jnp.zeros((self.d_model,), jnp.float32) if shared is None else shared.current()
         log_decay, input_gate = bounded_gate(dense(x, self.gate_logit_kernel[...]), bound)
         written = input_gate * jax.nn.silu(dense(x, self.input_kernel[...])).astype(jnp.float32)
         h, state = linear_recurrence(
@@ -99,4 +99,4 @@ class Mixer(nnx.Module):
         )
         y = self.norm(h).astype(x.dtype) * jax.nn.silu(dense(x, self.gate_kernel[...]))
         y = dense(y, self.output_kernel[...])
-        return (y, state) if shared is None else (y, state, shared.passed_on())
+        return (y, state) if shared is None else (y, state, shared.next_layer())

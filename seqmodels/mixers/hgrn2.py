@@ -109,7 +109,7 @@ class Mixer(nnx.Module):
         With ``shared``, what the layer below passed on, the result has a third part: what this one passes on.
         """
         B, T, D = x.shape
-        bound = jnp.zeros((D,), jnp.float32) if shared is None else shared.here()
+        bound = jnp.zeros((D,), jnp.float32) if shared is None else shared.current()
         log_decay, k = self.gate(x, bound)
         q = jax.nn.silu(dense(x, self.query_kernel[...])) * self.head_dim**-0.5
         v = dense(x, self.value_kernel[...])
@@ -125,4 +125,4 @@ class Mixer(nnx.Module):
             chunk_size=self.config.chunk_size,
         )
         y = dense(self.norm(o.reshape(B, T, D)), self.output_kernel[...])
-        return (y, state) if shared is None else (y, state, shared.passed_on())
+        return (y, state) if shared is None else (y, state, shared.next_layer())

@@ -15,7 +15,7 @@ from:
     L_ij = beta_i k_i^T diag(exp(sum of log decay between j and i)) k_j      for i > j
 
 so that u = U - W S with U = T beta v, W = T beta k e^prefix, T = (I + L)^-1; the rest is linear attention to u.
-``chunked_core.py`` says why this is stable for every decay; ``unit_lower_inverse``, why for any set of keys. ``pallas`` is
+``chunk.py`` says why this is stable for every decay; ``unit_lower_inverse``, why for any set of keys. ``pallas`` is
 ``chunked`` with the recurrence between chunks in a kernel.
 """
 
@@ -28,8 +28,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, chunked_core, documents
+from seqmodels.ops import choices, chunk_scan, documents
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
+from seqmodels.ops.chunk import (
+    Chunk,
+    float32,
+    local_sums,
+    pair_log_decay,
+    pair_scores,
+    product_precision,
+    unit_lower_inverse,
+)
 
 _MISSING = {
     "associative": (
@@ -128,7 +137,7 @@ def _recurrent(q, k, v, beta, log_decay, state, reset):
     product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
     def step(state, inputs):
-        q, k, v, beta, log_decay = chunked_core.float32(inputs[:5])
+        q, k, v, beta, log_decay = float32(inputs[:5])
         starts = inputs[5]
         if starts is not None:
             state = jnp.where(starts[:, None, None, None], 0.0, state)
@@ -161,8 +170,8 @@ def _contained(form, q, k, v, beta, log_decay, state, reset):
 
     o, final = form(q, k, v, beta[..., 0], log_decay, clean_state.reshape(state.shape), reset)
 
-    spoiled = documents.spread(bad, reset, carried=bad_state)
-    return documents.poison(o, spoiled | bad_q), documents.poison(final, spoiled[:, -1, :, None])
+    tainted = documents.nan_reach(bad, reset, carried=bad_state)
+    return documents.set_nan(o, tainted | bad_q), documents.set_nan(final, tainted[:, -1, :, None])
 
 
 def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset):
@@ -178,16 +187,16 @@ def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset)
         return x.reshape(batch, steps, groups, repeats, -1)
 
     inputs = _Inputs(q[:, :, :, None], k[:, :, :, None], *jax.tree.map(grouped, (v, beta, log_decay)))
-    precision = chunked_core.product_precision(q, k)
+    precision = product_precision(q, k)
     prepare = functools.partial(_prepare, precision=precision)
     grouped_state = state.reshape(batch, groups, repeats, *state.shape[2:])
-    o, final = chunked_core.run("delta_rule", implementation, prepare, chunk_size, precision, inputs, grouped_state)
+    o, final = chunk_scan.run("delta_rule", implementation, prepare, chunk_size, precision, inputs, grouped_state)
     return o.reshape(v.shape), final.reshape(state.shape)
 
 
-def _prepare(inputs: _Inputs, *, precision: lax.Precision) -> chunked_core.Chunk:
+def _prepare(inputs: _Inputs, *, precision: lax.Precision) -> Chunk:
     """What chunks [..., G, R, C, features] do to the state; ``overlaps`` is L without beta."""
-    q, k, v, beta, log_decay = chunked_core.float32(inputs)
+    q, k, v, beta, log_decay = float32(inputs)
     product = functools.partial(jnp.einsum, precision=precision)
     keep = None
     if log_decay is None:
@@ -195,19 +204,19 @@ def _prepare(inputs: _Inputs, *, precision: lax.Precision) -> chunked_core.Chunk
         scores = jnp.where(np.tri(q.shape[-2], dtype=bool), product("...ik,...jk->...ij", q, k), 0.0)
         overlaps = product("...ik,...jk->...ij", k, k)
     else:
-        sums = chunked_core.local_sums(log_decay)
+        sums = local_sums(log_decay)
         prefix = jnp.exp(sums.prefix)
         read, write, seen, keep = q * prefix, k * jnp.exp(sums.suffix), k * prefix, jnp.exp(sums.total)
         if log_decay.shape[-1] == 1:
-            decay = jnp.exp(chunked_core.pair_log_decay(sums, jnp.zeros_like(log_decay[..., 0])))
+            decay = jnp.exp(pair_log_decay(sums, jnp.zeros_like(log_decay[..., 0])))
             scores = product("...ik,...jk->...ij", q, k) * decay
             overlaps = product("...ik,...jk->...ij", k, k) * decay
         else:
             own = jnp.broadcast_to(jnp.sum(q * k, axis=-1), v.shape[:-1])
-            scores = chunked_core.pair_scores(q, k, sums, own, precision)
-            overlaps = chunked_core.pair_scores(k, k, sums, jnp.zeros_like(own), precision)
-    solve = chunked_core.unit_lower_inverse(beta * overlaps)
-    return chunked_core.Chunk(
+            scores = pair_scores(q, k, sums, own, precision)
+            overlaps = pair_scores(k, k, sums, jnp.zeros_like(own), precision)
+    solve = unit_lower_inverse(beta * overlaps)
+    return Chunk(
         read=read,
         write=write,
         value=product("...ij,...jv->...iv", solve, beta * v),

@@ -8,7 +8,7 @@ step ``t - 1`` to step ``t`` is dropped. Two things follow, and every op takes b
 *Containment.* An operation that multiplies a masked weight of zero by another document's value turns that document's
 NaN into everybody's, since ``0 * nan`` is ``nan``. A scan that selects its carry with ``where`` is safe; a matrix product is
 not. So an op built on matrix products first takes non-finite vectors out (``quarantine``), computes on the rest, and puts
-NaN back (``poison``) exactly where the definition would have had one (``spread``). Only a call with ``reset`` pays for it.
+NaN back (``set_nan``) exactly where the definition would have had one (``nan_reach``). Only a call with ``reset`` pays for it.
 """
 
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def quarantine(
     return jnp.where(bad[..., None], jnp.zeros((), x.dtype), x), bad
 
 
-def spread(
+def nan_reach(
     bad: Bool[Array, "B T *heads"],
     reset: Bool[Array, "B T"],
     *,
@@ -61,13 +61,13 @@ def spread(
     per_head = reset.reshape(reset.shape + (1,) * extra)
     latest_bad = lax.cummax(jnp.where(bad, steps, -1), axis=1)
     document_start = lax.cummax(jnp.where(per_head, steps, 0), axis=1)
-    spoiled = latest_bad >= document_start
+    tainted = latest_bad >= document_start
     if carried is not None:
         continues = (segment_ids(reset) == 0).reshape(per_head.shape)
-        spoiled |= continues & carried[:, None]
-    return spoiled
+        tainted |= continues & carried[:, None]
+    return tainted
 
 
-def poison(x: Float[Array, "*dims X"], spoiled: Bool[Array, "*dims"]) -> Float[Array, "*dims X"]:
+def set_nan(x: Float[Array, "*dims X"], tainted: Bool[Array, "*dims"]) -> Float[Array, "*dims X"]:
     """Puts NaN into the marked vectors; their gradient is zero, so a bad document cannot spoil others' gradients."""
-    return jnp.where(spoiled[..., None], jnp.asarray(jnp.nan, x.dtype), x)
+    return jnp.where(tainted[..., None], jnp.asarray(jnp.nan, x.dtype), x)

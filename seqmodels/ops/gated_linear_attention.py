@@ -10,7 +10,7 @@ Table 1 of arXiv 2312.06635 lists what reduces to it: linear attention (no decay
 
 ``recurrent`` is the definition, step by step, and the judge of the others; ``associative`` the textbook parallel scan over
 the states (memory T K V); ``parallel`` the quadratic closed form; ``chunked`` the quadratic form inside chunks and a recurrence
-between them (``chunked_core.py`` says why it is stable for every decay). ``pallas`` is a kernel for the whole of it, where the
+between them (``chunk.py`` says why it is stable for every decay). ``pallas`` is a kernel for the whole of it, where the
 device has one for the decays given, else ``chunked`` with the recurrence between chunks in a kernel.
 """
 
@@ -24,8 +24,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, chunked_core, documents, kernels, target
+from seqmodels.ops import choices, chunk_scan, documents, kernels, target
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
+from seqmodels.ops.chunk import (
+    Chunk,
+    advance,
+    float32,
+    local_sums,
+    lower_half,
+    pad_steps,
+    pair_log_decay,
+    pair_scores,
+    power_of_two,
+    product_precision,
+    upper_half,
+)
 
 
 class _Inputs(NamedTuple):
@@ -39,7 +52,7 @@ class _Inputs(NamedTuple):
     v: Float[Array, "B T G R V"]
     log_decay: Float[Array, "B T G R X"] | None
     value_log_decay: Float[Array, "B T G R V"] | None
-    opening: Float[Array, "B T 1 1 1"] | None
+    start_log_mask: Float[Array, "B T 1 1 1"] | None
     """Only when reading before the update, with resets: minus infinity where a document starts, else 0."""
 
 
@@ -120,7 +133,7 @@ def _recurrent(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     q, k = jnp.repeat(q, repeats, axis=2), jnp.repeat(k, repeats, axis=2)
 
     def step(state, inputs):
-        q, k, v, log_decay, value_log_decay = chunked_core.float32(inputs[:5])
+        q, k, v, log_decay, value_log_decay = float32(inputs[:5])
         starts = inputs[5]
         if starts is not None:
             state = jnp.where(starts[:, None, None, None], 0.0, state)
@@ -145,7 +158,7 @@ def _associative(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     """A parallel prefix over the affine maps S -> a * S + b that the steps are; a reset makes a map that forgets S."""
     batch, steps, heads, _ = v.shape
     repeats = heads // q.shape[2]
-    q, k, v, log_decay, value_log_decay = chunked_core.float32((q, k, v, log_decay, value_log_decay))
+    q, k, v, log_decay, value_log_decay = float32((q, k, v, log_decay, value_log_decay))
     q, k = jnp.repeat(q, repeats, axis=2), jnp.repeat(k, repeats, axis=2)
     update = k[..., :, None] * v[..., None, :]
     decay = jnp.ones((batch, steps, heads, 1, 1), jnp.float32)
@@ -195,29 +208,29 @@ def _contained(form, q, k, v, log_decay, value_log_decay, bonus, state, reset):
 
     o, final = form(q, k, v, log_decay, value_log_decay, bonus, clean_state.reshape(state.shape), reset)
 
-    spoiled = documents.spread(bad_k | bad_v | bad_decay, reset, carried=bad_state)
-    spoiled_output = spoiled | bad_q
+    tainted = documents.nan_reach(bad_k | bad_v | bad_decay, reset, carried=bad_state)
+    tainted_output = tainted | bad_q
     if bonus is not None:
-        before = jnp.concatenate([bad_state[:, None], spoiled[:, :-1]], axis=1) & ~reset[:, :, None]
-        spoiled_output = before | bad_q | bad_k | bad_v
-    return documents.poison(o, spoiled_output), documents.poison(final, spoiled[:, -1, :, None])
+        before = jnp.concatenate([bad_state[:, None], tainted[:, :-1]], axis=1) & ~reset[:, :, None]
+        tainted_output = before | bad_q | bad_k | bad_v
+    return documents.set_nan(o, tainted_output), documents.set_nan(final, tainted[:, -1, :, None])
 
 
 def _parallel(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     """The quadratic closed form: the whole sequence as one chunk."""
     prepare, inputs, state, ungroup = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
-    padded = chunked_core.power_of_two(v.shape[1])
-    chunk = prepare(jax.tree.map(lambda x: chunked_core.pad_steps(jnp.moveaxis(x, 1, -2), padded), inputs))
-    o, final = chunked_core.advance(chunk, state, chunked_core.product_precision(q, k))
+    padded = power_of_two(v.shape[1])
+    chunk = prepare(jax.tree.map(lambda x: pad_steps(jnp.moveaxis(x, 1, -2), padded), inputs))
+    o, final = advance(chunk, state, product_precision(q, k))
     o = jnp.moveaxis(o[..., : v.shape[1], :], -2, 1).reshape(v.shape)
     return o + _bonus_term(q, k, v, bonus), ungroup(final)
 
 
 def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bonus, state, reset):
     """``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has."""
-    precision = chunked_core.product_precision(q, k)
+    precision = product_precision(q, k)
     if implementation != "chunked" and value_log_decay is None:
-        decayed, opening = _with_resets(log_decay, bonus, reset, heads=v.shape[2])
+        decayed, start_log_mask = _with_resets(log_decay, bonus, reset, heads=v.shape[2])
         decays = 0 if decayed is None else decayed.shape[-1]
         whole = kernels.find(
             "gated_linear_attention", q=q, k=k, v=v, decays=decays, precision=precision, chunk_size=chunk_size
@@ -225,38 +238,38 @@ def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bo
         if whole is not None:
             choices.note("gated_linear_attention", "pallas", chunk_size)
             run = functools.partial(_whole, whole, chunk_size, precision, bonus is not None)
-            o, state = target.by_rows(run, q, k, v, decayed, opening, state)
+            o, state = target.by_rows(run, q, k, v, decayed, start_log_mask, state)
             return o + _bonus_term(q, k, v, bonus), state
 
     prepare, inputs, state, ungroup = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
-    o, final = chunked_core.run(
+    o, final = chunk_scan.run(
         "gated_linear_attention", implementation, prepare, chunk_size, precision, inputs, state
     )
     return o.reshape(v.shape) + _bonus_term(q, k, v, bonus), ungroup(final)
 
 
 def _with_resets(log_decay, bonus, reset, *, heads):
-    """A reset as what it is to a decay, the logarithm of zero: (log decay, opening [B, T] as in ``_Inputs``)."""
+    """A reset as what it is to a decay, the logarithm of zero: (log decay, start_log_mask [B, T] as in ``_Inputs``)."""
     if reset is None:
         return log_decay, None
     decay = jnp.zeros((heads, 1)) if log_decay is None else log_decay
-    opening = None if bonus is None else jnp.where(reset, -jnp.inf, 0.0)
-    return jnp.where(reset[:, :, None, None], -jnp.inf, decay), opening
+    start_log_mask = None if bonus is None else jnp.where(reset, -jnp.inf, 0.0)
+    return jnp.where(reset[:, :, None, None], -jnp.inf, decay), start_log_mask
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _whole(kernel: kernels.Kernel, chunk_size, precision, read_before, q, k, v, log_decay, opening, state):
+def _whole(kernel: kernels.Kernel, chunk_size, precision, read_before, q, k, v, log_decay, start_log_mask, state):
     """All of it in one kernel, without the bonus term: outputs, in float32 if that is to be added, and the final state."""
-    return _whole_passes(kernel, chunk_size, precision, read_before, q, k, v, log_decay, opening, state, False)[:2]
+    return _whole_passes(kernel, chunk_size, precision, read_before, q, k, v, log_decay, start_log_mask, state, False)[:2]
 
 
-def _whole_passes(kernel, chunk_size, precision, read_before, q, k, v, log_decay, opening, state, keep_starts):
+def _whole_passes(kernel, chunk_size, precision, read_before, q, k, v, log_decay, start_log_mask, state, keep_starts):
     return kernel.passes.forward(
         q,
         k,
         v,
         log_decay,
-        opening,
+        start_log_mask,
         state,
         chunk_size=chunk_size,
         read_before=read_before,
@@ -289,13 +302,13 @@ _whole.defvjp(_whole_forward, _whole_backward)
 
 def _grouped(
     q, k, v, log_decay, value_log_decay, bonus, state, reset
-) -> tuple[chunked_core.Prepare, _Inputs, Array, Callable[[Array], Array]]:
+) -> tuple[chunk_scan.Prepare, _Inputs, Array, Callable[[Array], Array]]:
     """How to prepare a chunk, heads as groups of q and k, the state likewise, and the way back for the state."""
     batch, steps, groups, channels = q.shape
     heads, width = v.shape[2:]
     repeats = heads // groups
-    precision = chunked_core.product_precision(q, k)
-    log_decay, opening = _with_resets(log_decay, bonus, reset, heads=heads)
+    precision = product_precision(q, k)
+    log_decay, start_log_mask = _with_resets(log_decay, bonus, reset, heads=heads)
 
     def group(x, *, side_by_side=False):
         if x is None:
@@ -303,13 +316,13 @@ def _grouped(
         split = (1, repeats * x.shape[-1]) if side_by_side else (repeats, x.shape[-1])
         return x.reshape(batch, steps, groups, *split)
 
-    opening = None if opening is None else opening[:, :, None, None, None]
-    inputs = _Inputs(q[:, :, :, None], k[:, :, :, None], None, None, group(value_log_decay), opening)
+    start_log_mask = None if start_log_mask is None else start_log_mask[:, :, None, None, None]
+    inputs = _Inputs(q[:, :, :, None], k[:, :, :, None], None, None, group(value_log_decay), start_log_mask)
     grouped_state = state.reshape(batch, groups, repeats, channels, width)
 
     one_per_head = log_decay is not None and log_decay.shape[-1] == 1
     if one_per_head and value_log_decay is None and bonus is None:
-        prepare = functools.partial(_prepare_side_by_side, repeats=repeats, precision=precision)
+        prepare = functools.partial(_prepare_packed_heads, repeats=repeats, precision=precision)
         inputs = inputs._replace(v=group(v, side_by_side=True), log_decay=group(log_decay, side_by_side=True))
         side_by_side = jnp.moveaxis(grouped_state, 2, 3).reshape(batch, groups, 1, channels, repeats * width)
 
@@ -323,18 +336,18 @@ def _grouped(
     return prepare, inputs, grouped_state, lambda final: final.reshape(state.shape)
 
 
-def _prepare_side_by_side(inputs: _Inputs, *, repeats: int, precision: lax.Precision) -> chunked_core.Chunk:
+def _prepare_packed_heads(inputs: _Inputs, *, repeats: int, precision: lax.Precision) -> Chunk:
     """What chunks do to the state when a head has one decay: the decays go to the value side.
 
     There, the heads of a group read and write as one product with their common q and k, R V wide, and nothing as large
     as q for every head is ever made. (Decays on q and k took twice the time: B 16, T 256, R 8, K 64, V 32, on a CPU.)
     """
-    q, k, v, log_decay = chunked_core.float32(inputs[:4])
+    q, k, v, log_decay = float32(inputs[:4])
     product = functools.partial(jnp.einsum, precision=precision)
     steps, width = v.shape[-2], v.shape[-1] // repeats
     by_head = jnp.swapaxes(log_decay[..., 0, :, :], -1, -2)[..., None]
-    sums = chunked_core.local_sums(by_head)
-    decay = jnp.exp(chunked_core.pair_log_decay(sums, jnp.zeros_like(by_head[..., 0])))
+    sums = local_sums(by_head)
+    decay = jnp.exp(pair_log_decay(sums, jnp.zeros_like(by_head[..., 0])))
     scores = _for_each_head(product("...ik,...jk->...ij", q, k)[..., 0, :, :], repeats) * decay
     values = jnp.moveaxis(v.reshape(*v.shape[:-3], steps, repeats, width), -2, -3)
     inside = jnp.moveaxis(product("...ij,...jv->...iv", scores, values), -3, -2)
@@ -349,7 +362,7 @@ def _prepare_side_by_side(inputs: _Inputs, *, repeats: int, precision: lax.Preci
     def over_time(log_decay):
         return spread(jnp.exp(jnp.swapaxes(log_decay[..., 0], -1, -2)))[..., None, :, :]
 
-    return chunked_core.Chunk(
+    return Chunk(
         read=q,
         write=k,
         value=v * over_time(sums.suffix),
@@ -376,28 +389,28 @@ def _for_each_head_backward(repeats, _, cotangent):
 _for_each_head.defvjp(_for_each_head_forward, _for_each_head_backward)
 
 
-def _prepare(inputs: _Inputs, *, read_before: bool, precision: lax.Precision) -> chunked_core.Chunk:
+def _prepare(inputs: _Inputs, *, read_before: bool, precision: lax.Precision) -> Chunk:
     """What chunks [..., G, R, C, features] do to the state, without the bonus term."""
-    q, k, v, log_decay, value_log_decay, opening = chunked_core.float32(inputs)
+    q, k, v, log_decay, value_log_decay, start_log_mask = float32(inputs)
     product = functools.partial(jnp.einsum, precision=precision)
     steps = v.shape[-2]
     if log_decay is None and value_log_decay is None:
         visible = np.tri(steps, k=-1 if read_before else 0, dtype=bool)
         scores = jnp.where(visible, product("...ik,...jk->...ij", q, k), 0.0)
-        return chunked_core.Chunk(read=q, write=k, value=v, inside=product("...ij,...jv->...iv", scores, v))
+        return Chunk(read=q, write=k, value=v, inside=product("...ij,...jv->...iv", scores, v))
 
     if log_decay is None:
         log_decay = jnp.zeros_like(v[..., :1])
     before = None
     if read_before:
-        before = jnp.zeros_like(log_decay) if opening is None else jnp.broadcast_to(opening, log_decay.shape)
-    sums = chunked_core.local_sums(log_decay, before)
+        before = jnp.zeros_like(log_decay) if start_log_mask is None else jnp.broadcast_to(start_log_mask, log_decay.shape)
+    sums = local_sums(log_decay, before)
     diagonal = jnp.broadcast_to(0.0 if read_before else jnp.sum(q * k, axis=-1), v.shape[:-1])
-    chunk = chunked_core.Chunk(
+    chunk = Chunk(
         read=q * jnp.exp(sums.prefix), write=k * jnp.exp(sums.suffix), value=v, inside=v, keep=jnp.exp(sums.total)
     )
     if value_log_decay is not None:
-        value_sums = chunked_core.local_sums(value_log_decay, jnp.zeros_like(value_log_decay) if read_before else None)
+        value_sums = local_sums(value_log_decay, jnp.zeros_like(value_log_decay) if read_before else None)
         return chunk._replace(
             value=v * jnp.exp(value_sums.suffix),
             inside=_two_sided_inside(q, k, v, sums, value_sums, diagonal, precision),
@@ -406,9 +419,9 @@ def _prepare(inputs: _Inputs, *, read_before: bool, precision: lax.Precision) ->
         )
     if log_decay.shape[-1] == 1:
         own = jnp.full(log_decay.shape[:-1], -jnp.inf if read_before else 0.0, jnp.float32)
-        scores = product("...ik,...jk->...ij", q, k) * jnp.exp(chunked_core.pair_log_decay(sums, own))
+        scores = product("...ik,...jk->...ij", q, k) * jnp.exp(pair_log_decay(sums, own))
     else:
-        scores = chunked_core.pair_scores(q, k, sums, diagonal, precision)
+        scores = pair_scores(q, k, sums, diagonal, precision)
     return chunk._replace(inside=product("...ij,...jv->...iv", scores, v))
 
 
@@ -418,9 +431,9 @@ def _two_sided_inside(q, k, v, sums, value_sums, diagonal, precision):
     outputs = (diagonal[..., None] * v)[..., :, None, :]
     for (upper, lower), (value_upper, value_lower) in zip(sums.levels, value_sums.levels, strict=True):
         block = value_upper.shape[-2]
-        q_upper = chunked_core.upper_half(q, block) * jnp.exp(upper)
-        k_lower = chunked_core.lower_half(k, block) * jnp.exp(lower)
-        v_lower = chunked_core.lower_half(v, block) * jnp.exp(value_lower)
+        q_upper = upper_half(q, block) * jnp.exp(upper)
+        k_lower = lower_half(k, block) * jnp.exp(lower)
+        v_lower = lower_half(v, block) * jnp.exp(value_lower)
         scores = product("...ik,...jk->...ij", q_upper, k_lower)
         gained = product("...ij,...jv->...iv", scores, v_lower) * jnp.exp(value_upper)
         outputs = jnp.concatenate([outputs[..., 0::2, :, :], outputs[..., 1::2, :, :] + gained], axis=-2)
@@ -431,7 +444,7 @@ def _bonus_term(q, k, v, bonus):
     """(q_t . diag(bonus) k_t) v_t, or 0 without a bonus."""
     if bonus is None:
         return 0.0
-    q, k, v, bonus = chunked_core.float32((q, k, v, bonus))
+    q, k, v, bonus = float32((q, k, v, bonus))
     repeats = v.shape[2] // q.shape[2]
     weight = jnp.repeat(q * k, repeats, axis=2) * bonus
     return jnp.sum(weight, axis=-1, keepdims=True) * v

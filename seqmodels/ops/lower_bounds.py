@@ -26,11 +26,11 @@ class LowerBounds(NamedTuple):
         bounds = jnp.concatenate([jnp.zeros_like(shares[:1]), jnp.cumsum(shares[1:], axis=0)])
         return cls(bounds, jnp.zeros((), jnp.int32))
 
-    def here(self) -> Float[Array, "D"]:
+    def current(self) -> Float[Array, "D"]:
         """The bound of the layer whose turn it is."""
         return self.bounds[self.layer]
 
-    def passed_on(self) -> Self:
+    def next_layer(self) -> Self:
         """For the next layer."""
         return self._replace(layer=self.layer + 1)
 

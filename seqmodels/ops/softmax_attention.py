@@ -255,7 +255,7 @@ def _visible(queries: Points, keys: Points, window: int | None) -> Bool[Array, "
     return visible
 
 
-def _all_at_once(attend, q, k, v, cache, reset, window):
+def _parallel_over_queries(attend, q, k, v, cache, reset, window):
     """``attend(q, keys, values, query points, key points, window, num_old)`` over [ring | new]; writes the ring."""
     (B, T), G = q.shape[:2], k.shape[2]
     new_cache = _fresh(k, v, reset, window) if cache is None else _write(cache, k, v, reset)
@@ -279,8 +279,8 @@ def _all_at_once(attend, q, k, v, cache, reset, window):
     values, bad_value = documents.quarantine(values)
     o = attend(queries, keys, values, query_points, key_points, window, num_old)
     sees_bad = _sees_bad(jnp.swapaxes(bad_key | bad_value, 1, 2), query_points, key_points, reset, window)
-    spoiled = bad_query | jnp.swapaxes(sees_bad, 1, 2)[:, :, None]
-    return _by_time(documents.poison(o, spoiled)).astype(q.dtype), new_cache
+    tainted = bad_query | jnp.swapaxes(sees_bad, 1, 2)[:, :, None]
+    return _by_time(documents.set_nan(o, tainted)).astype(q.dtype), new_cache
 
 
 def _sees_bad(bad: Bool[Array, "B S G"], queries: Points, keys: Points, reset, window) -> Bool[Array, "B T G"]:
@@ -291,7 +291,7 @@ def _sees_bad(bad: Bool[Array, "B S G"], queries: Points, keys: Points, reset, w
     latest_old = jnp.max(bad_steps[:, :num_old], axis=1, initial=never)[:, None]
     latest_new = lax.cummax(bad_steps[:, num_old:], axis=1)
     old = (queries.documents == 0)[:, :, None] & (latest_old > never)
-    new = documents.spread(bad[:, num_old:], reset)
+    new = documents.nan_reach(bad[:, num_old:], reset)
     if window is None:
         return old | new
     beyond = queries.steps[:, :, None] - window
@@ -306,14 +306,14 @@ def _parallel(q, k, v, cache, reset, window):
     def attend(q, keys, values, query_points, key_points, window, num_old):
         return _plain_attention(q, keys, values, _visible(query_points, key_points, window))
 
-    return _all_at_once(attend, q, k, v, cache, reset, window)
+    return _parallel_over_queries(attend, q, k, v, cache, reset, window)
 
 
 # ---- block by block
 
 
 def _chunked(q, k, v, cache, reset, window):
-    return _all_at_once(_in_blocks, q, k, v, cache, reset, window)
+    return _parallel_over_queries(_in_blocks, q, k, v, cache, reset, window)
 
 
 def _in_blocks(q, k, v, query_points, key_points, window, num_old):
@@ -569,7 +569,7 @@ def _pallas(kernel: kernels.Kernel, q, k, v, cache, reset, window):
         attend = functools.partial(kernel.passes.attend, window=window, interpret=kernel.interpret)
         return target.by_rows(attend, q, keys, values, query_points.documents)
 
-    return _all_at_once(attend, q, k, v, cache, reset, window)
+    return _parallel_over_queries(attend, q, k, v, cache, reset, window)
 
 
 _FORMS = {

@@ -20,19 +20,20 @@ import jax
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import data, generate, ops
+from seqmodels import data, ops
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
+from seqmodels.decoding import generate
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
 from seqmodels.training import checkpoint, optimizer, run_folder
 from seqmodels.training.log import Log, peak_flops_per_second
-from seqmodels.training.state import Setup
+from seqmodels.training.state import Trainer
 
 # A run may go on with other values of these. They change what is reported or where it runs, not the
 # parameters (a mesh of another size sums in another order, and changes them by rounding).
-FREE_FIELDS = (
+RESUMABLE_FIELDS = (
     "train.log_every_steps", "train.eval_every_steps", "train.checkpoint_every_steps",
     "train.keep_checkpoints", "train.sample_every_steps", "train.sample_prompt",
     "train.compilation_cache_dir", "data.cache_dir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
@@ -78,7 +79,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        stack.enter_context(atomic.explained("--workdir", workdir))
+        stack.enter_context(atomic.disk_errors_as_user_errors("--workdir", workdir))
 
         # The folder: ours alone, and of this config.
         workdir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         # The data and the model.
         with signals.interrupting():
             dataset = data.prepare(config.data, seed=config.seed)
-        setup = Setup(config, dataset.vocab_size)
+        setup = Trainer(config, dataset.vocab_size)
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
         restored = checkpoint.restore(
@@ -121,7 +122,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         stack.callback(writer.close)
         if step:
             log.line(f"resuming {workdir} after step {step} of {config.train.steps}")
-        _Run(config, dataset, setup, log, writer, signals, step, state).until_the_end()
+        _Run(config, dataset, setup, log, writer, signals, step, state).run()
 
     evaluation = log.evaluation(config.train.steps)
     speeds = [row["tokens_per_second"] for row in log.rows if row["split"] == "train"]
@@ -152,13 +153,13 @@ class _Run:
         self.saved_step = step
         self.in_flight = None
 
-    def until_the_end(self) -> None:
+    def run(self) -> None:
         try:
-            self.do_what_is_due()  # what a kill left undone, after the checkpoint of its step
+            self.run_hooks()  # what a kill left undone, after the checkpoint of its step
             while self.step < self.config.train.steps:
                 self.train_one_step()
                 self.signals.check()
-                self.do_what_is_due()
+                self.run_hooks()
         except Stopped:
             self.settle()
             self.save()
@@ -200,7 +201,7 @@ class _Run:
                 scores = perplexity.text_scores(metrics["loss"], self.dataset.train_bytes_per_token)
             self.log.train(step, scores=scores, **metrics)
 
-    def do_what_is_due(self) -> None:
+    def run_hooks(self) -> None:
         """Evaluate, sample and save, in this order, as far as it is due and not done."""
         every = self.config.train
         evaluation = self.is_due(every.eval_every_steps) and self.log.evaluation(self.step) is None
@@ -311,7 +312,7 @@ def _check_config(config: RunConfig, workdir: Path) -> None:
     changes = {
         name: f"{name} {before!r} -> {after!r}"
         for name, (before, after) in config_lib.differences(old, config).items()
-        if name not in FREE_FIELDS
+        if name not in RESUMABLE_FIELDS
     }
     fixed = [change for name, change in changes.items() if name not in HORIZON_FIELDS]
     if fixed:

@@ -47,13 +47,13 @@ def cross_entropy(
 
     With `logit_cap` the logits are those of `layers.soft_cap`.
     """
-    loss_sum, _, weight_sum = cross_entropy_and_hits(
+    loss_sum, _, weight_sum = cross_entropy_and_correct(
         hidden, head_kernel, targets, weights, chunk_tokens=chunk_tokens, logit_cap=logit_cap
     )
     return loss_sum, weight_sum
 
 
-def cross_entropy_and_hits(
+def cross_entropy_and_correct(
     hidden: Float[Array, "*batch D"],
     head_kernel: Float[Array, "D L"],
     targets: Int[Array, "*batch"],
@@ -62,9 +62,9 @@ def cross_entropy_and_hits(
     chunk_tokens: int | None = None,
     logit_cap: float | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """`cross_entropy` with the weighted number of hits between its two: targets whose logit is above every other one.
+    """`cross_entropy` with, between its two, the weighted number of correct predictions: targets whose logit is above every other one.
 
-    Hits have no gradient. Not used, they cost nothing in a jitted function.
+    That number has no gradient. Not used, it costs nothing in a jitted function.
     """
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
@@ -85,10 +85,10 @@ def token_losses(
 
     Not meant to be differentiated (it would keep all logits).
     """
-    return token_losses_and_hits(hidden, head_kernel, targets, chunk_tokens=chunk_tokens, logit_cap=logit_cap)[0]
+    return token_losses_and_correct(hidden, head_kernel, targets, chunk_tokens=chunk_tokens, logit_cap=logit_cap)[0]
 
 
-def token_losses_and_hits(
+def token_losses_and_correct(
     hidden: Float[Array, "*batch D"],
     head_kernel: Float[Array, "D L"],
     targets: Int[Array, "*batch"],
@@ -154,7 +154,7 @@ def _hits(logits, targets):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(cap, hidden, kernel, targets, weights):
-    """hidden [chunks, tokens, D], targets and weights [chunks, tokens] -> the sums of losses and of hits."""
+    """hidden [chunks, tokens, D], targets and weights [chunks, tokens] -> the sums of losses and of correct predictions."""
     kernel = kernel.astype(hidden.dtype)
 
     def add_chunk(sums, chunk):

@@ -1,48 +1,16 @@
 """AdamW with warm-up, a schedule, clipping, and a decay mask by parameter name."""
 
-import dataclasses
 import re
 
 import jax
 import optax
 
-from seqmodels.errors import UserError
+from seqmodels.config import OptimConfig
 from seqmodels.training.sharding import path_name
-
-SCHEDULES = ("cosine", "linear", "constant")
 
 # Weight decay pulls matrices towards zero. It never touches norms, biases, gates' parameters (names with
 # decay, gate_logit or dt) and SSM parameters (A, D, ...): for those zero is a choice of memory, not "small".
 DECAYED = re.compile(r"(^|/)(?!\w*(decay|gate_logit|dt_))\w*(kernel|embedding)$")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """How parameters move. Defaults live in configs/base.py."""
-
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    decay_steps: int | None
-    final_fraction: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    clip_norm: float
-    accumulation_steps: int
-
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optim.schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-        if self.learning_rate <= 0 or self.clip_norm <= 0 or self.eps <= 0:
-            raise UserError("optim.learning_rate, optim.clip_norm and optim.eps must be positive")
-        if self.accumulation_steps < 1 or self.warmup_steps < 0:
-            raise UserError("optim.accumulation_steps must be at least 1 and optim.warmup_steps at least 0")
-        if self.weight_decay < 0 or not 0 <= self.final_fraction <= 1:
-            raise UserError("optim.weight_decay must not be negative and optim.final_fraction lies in 0..1")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise UserError("optim.beta1 and optim.beta2 lie in 0..1 (1 excluded)")
 
 
 def depends_on_total_steps(config: OptimConfig) -> bool:

@@ -34,14 +34,14 @@ def read_tokenizer(workdir: str | Path, config: RunConfig) -> data.Tokenizer | N
     """
     path = Path(workdir) / "tokenizer.json"
     # Of runs on text, only an imported checkpoint names its vocabulary, and only that may be without a tokenizer.
-    has_none = config.data.probe is not None or (config.model.vocab_size and not path.exists())
+    has_none = config.data.synthetic_task is not None or (config.model.vocab_size and not path.exists())
     return None if has_none else data.load_tokenizer(path)
 
 
 def num_pieces(config: RunConfig, tokenizer: data.Tokenizer | None) -> int | None:
     """How many tokens a run's data have; None where that is not known."""
-    if config.data.probe is not None:
-        return config.data.probe.vocab_size
+    if config.data.synthetic_task is not None:
+        return config.data.synthetic_task.vocab_size
     return None if tokenizer is None else tokenizer.vocab_size
 
 

@@ -4,7 +4,6 @@ One device is a mesh of one. Modules carry no annotations; the first row of RULE
 path decides. Optimizer state mirrors the parameters, so the same table places it.
 """
 
-import dataclasses
 import math
 import re
 
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from seqmodels.config import MeshConfig
 from seqmodels.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -25,16 +25,6 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 BATCH = PartitionSpec(("data", "fsdp"))
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis; ``data=-1`` takes all that the others leave."""
-
-    data: int
-    fsdp: int
-    tensor: int
-    sequence: int
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

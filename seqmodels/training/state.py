@@ -4,7 +4,6 @@ The train state is a plain dict of arrays ``{"params", "optimizer", "step"}``: i
 The keys of dropout and of the data order derive from the seed and the step, so there is nothing else to save.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -22,31 +21,7 @@ from seqmodels.evaluation.perplexity import Evaluation
 from seqmodels.training import flops, optimizer, sharding, step
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How a run begins, how long it goes and what it reports. Defaults live in configs/base.py."""
-
-    init_from: str | None
-    steps: int
-    log_every_steps: int
-    eval_every_steps: int
-    eval_tokens: int
-    checkpoint_every_steps: int
-    keep_checkpoints: int
-    sample_every_steps: int
-    sample_prompt: str
-    compilation_cache_dir: str
-
-    def __post_init__(self):
-        for name in ("steps", "log_every_steps", "eval_every_steps", "eval_tokens", "checkpoint_every_steps",
-                     "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if self.sample_every_steps < 0:
-            raise UserError(f"train.sample_every_steps={self.sample_every_steps} must be at least 0 (0: never)")
-
-
-class Setup:
+class Trainer:
     """The compiled parts of a run.
 
     Args:
@@ -61,7 +36,7 @@ class Setup:
       train_step: ``(train_state, batch) -> (train_state, metrics)``; donates the train state. Metrics are
         device scalars: loss (nats per token), gradient_norm, learning_rate, and accuracy on a synthetic task.
       eval_step: ``(params, batch) -> {"loss": [T], "weight": [T]}``, sums over the batch by position; on a synthetic
-        task with "hits".
+        task with "correct".
 
     Raises:
       UserError: sizes that do not fit together, or a mesh that does not fit the devices.
@@ -81,7 +56,7 @@ class Setup:
         self._shapes = shapes
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self._batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
-        labelled = config.data.probe is not None
+        labelled = config.data.synthetic_task is not None
         on_mesh = ops.on_mesh(self.mesh, *sharding.BATCH)
         self.train_step = jax.jit(
             on_mesh(functools.partial(
@@ -145,15 +120,15 @@ class Setup:
         if isinstance(validation, HeldOut):
             return accuracy.evaluate(
                 self.eval_step, params, validation,
-                rows_at=self.rows_at, max_tokens=max_tokens, put=self.put, progress=progress,
+                batch_size_for=self.batch_size_for, max_tokens=max_tokens, put=self.put, progress=progress,
             )  # fmt: skip
         seq_len = seq_len or self.config.data.seq_len
         return perplexity.evaluate(
-            self.eval_step, params, validation, batch_size=self.rows_at(seq_len), seq_len=seq_len,
+            self.eval_step, params, validation, batch_size=self.batch_size_for(seq_len), seq_len=seq_len,
             max_tokens=max_tokens, put=self.put, progress=progress,
         )  # fmt: skip
 
-    def rows_at(self, length: int) -> int:
+    def batch_size_for(self, length: int) -> int:
         """Rows of a batch of this length that has about as many tokens as a training batch, at most as many rows."""
         data = self.config.data
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]

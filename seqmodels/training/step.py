@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from seqmodels import model
-from seqmodels.training.loss import cross_entropy_and_hits, token_losses_and_hits
+from seqmodels.training.loss import cross_entropy_and_correct, token_losses_and_correct
 
 
 def train_step(
@@ -32,16 +32,16 @@ def train_step(
     def loss_sum(params, batch, key):
         network = model.merge(graphdef, params)
         hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"), dropout_key=key)
-        total, hits, weight = cross_entropy_and_hits(
+        total, correct, weight = cross_entropy_and_correct(
             hidden, network.head_kernel(), batch["targets"], batch.get("weights"), logit_cap=network.config.logit_cap
         )
-        return total, (hits, weight)
+        return total, (correct, weight)
 
     value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
     key = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), state["step"])
 
     if accumulation_steps == 1:
-        (total, (hits, weight)), gradients = value_and_grad(params, batch, key)
+        (total, (correct, weight)), gradients = value_and_grad(params, batch, key)
     else:
         # Rows are dealt out in turn, so that each micro-batch stays spread over the devices as the batch was.
         micro_batches = jax.tree.map(
@@ -51,12 +51,12 @@ def train_step(
         def accumulate(sums, inputs):
             index, micro_batch = inputs
             micro_key = None if key is None else jax.random.fold_in(key, index)
-            (total, (hits, weight)), gradients = value_and_grad(params, micro_batch, micro_key)
-            return jax.tree.map(jnp.add, sums, (total, hits, weight, gradients)), None
+            (total, (correct, weight)), gradients = value_and_grad(params, micro_batch, micro_key)
+            return jax.tree.map(jnp.add, sums, (total, correct, weight, gradients)), None
 
         zeros = (jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         indices = jnp.arange(accumulation_steps)
-        (total, hits, weight, gradients), _ = jax.lax.scan(accumulate, zeros, (indices, micro_batches))
+        (total, correct, weight, gradients), _ = jax.lax.scan(accumulate, zeros, (indices, micro_batches))
 
     weight = jnp.maximum(weight, 1.0)  # a batch of padding alone moves nothing
     gradients = jax.tree.map(lambda leaf: leaf / weight, gradients)
@@ -67,7 +67,7 @@ def train_step(
         "learning_rate": schedule(state["step"]),
     }
     if labelled:
-        metrics["accuracy"] = hits / weight
+        metrics["accuracy"] = correct / weight
     new_state = {
         "params": optax.apply_updates(params, updates),
         "optimizer": optimizer_state,
@@ -77,10 +77,10 @@ def train_step(
 
 
 def eval_step(graphdef, params, batch, *, labelled: bool):
-    """Weighted sums over the batch, by position: ``{"loss": [T] nats, "weight": [T]}`` and, if labelled, ``"hits"`` [T]."""
+    """Weighted sums over the batch, by position: ``{"loss": [T] nats, "weight": [T]}`` and, if labelled, ``"correct"`` [T]."""
     network = model.merge(graphdef, params)
     hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"))
-    losses, hits = token_losses_and_hits(
+    losses, correct = token_losses_and_correct(
         hidden, network.head_kernel(), batch["targets"], logit_cap=network.config.logit_cap
     )
     sums = {
@@ -88,5 +88,5 @@ def eval_step(graphdef, params, batch, *, labelled: bool):
         "weight": jnp.sum(batch["weights"], axis=0),
     }
     if labelled:
-        sums["hits"] = jnp.sum(hits * batch["weights"], axis=0)
+        sums["correct"] = jnp.sum(correct * batch["weights"], axis=0)
     return sums

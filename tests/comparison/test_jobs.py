@@ -13,7 +13,8 @@ import pytest
 from configs import demo, recall
 from configs.compare import base, probe, tinystories_medium, tinystories_small, toy
 from seqmodels import model
-from seqmodels.comparison import figures, jobs, page, plan, results, sizes
+from seqmodels.comparison import jobs, plan, results, sizes
+from seqmodels.comparison.report import figures, page
 from seqmodels.errors import UserError
 from seqmodels.training import loop
 
@@ -184,7 +185,7 @@ def test_a_task_is_judged_by_its_accuracy(programs):
     of = planned(programs, base=base.copy_and_resolve_references(), mixers="attention, lstm")
     of.workdir.mkdir()
     (of.workdir / "task").touch()
-    assert [each.config.model.pattern for each in of.contenders] == ["attention", "lstm"], "as the base: without MLPs"
+    assert [each.config.model.pattern for each in of.candidates] == ["attention", "lstm"], "as the base: without MLPs"
     found = execute(programs, of)
     row = found["mixers"]["attention"]
     assert row["best_rate"] == 1e-2 and [each["accuracy"] for each in row["rates"]] == [1.0, 1.0, 0.5]
@@ -242,7 +243,7 @@ def test_a_signal_stops_the_children_first(programs):
 def test_a_run_that_goes_on_elsewhere_is_waited_for(programs):
     """Not started a second time while another process holds its folder; here, until that one is gone."""
     of = planned(programs, mixers="attention", learning_rates=(1e-2,), seeds=1)
-    [run] = of.rate_runs(of.contenders[0])
+    [run] = of.rate_runs(of.candidates[0])
     run.folder.mkdir(parents=True)
     program = (
         "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); "
@@ -291,7 +292,7 @@ def test_folder_names_and_entries():
 def test_scores_of_other_tokens_do_not_count(programs):
     of = planned(programs, mixers="attention", learning_rates=(1e-2,), seeds=1)
     execute(programs, of)
-    [run] = of.rate_runs(of.contenders[0])
+    [run] = of.rate_runs(of.candidates[0])
     assert jobs.scores.load(run.folder, 0) is not None and jobs.scores.load(run.folder, 5) is None
     (run.folder / "scores.npz").write_bytes(b"PK\x03\x04 damaged")
     assert jobs.scores.load(run.folder, 0) is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seqmodels.evaluation import recall, statistics
+from seqmodels.comparison import recall, statistics
 
 
 def test_students_interval():
@@ -94,7 +94,7 @@ def test_hits_are_pairs_that_stood_earlier_in_the_group():
     inputs = np.array([end, a, b, c, a, end, a])
     targets = np.array([a, b, c, a, b, a, b])
     groups = np.array([0, 0, 0, 0, 0, 7, 7])
-    assert recall.hits(inputs, targets, groups).tolist() == [False, False, False, False, True, False, False]
+    assert recall.is_repeated_bigram(inputs, targets, groups).tolist() == [False, False, False, False, True, False, False]
 
 
 def test_hits_against_the_definition():
@@ -105,4 +105,4 @@ def test_hits_against_the_definition():
     for triple in zip(groups, inputs, targets):
         expected.append(triple in seen)
         seen.add(triple)
-    assert recall.hits(inputs, targets, groups).tolist() == expected and 20 < sum(expected) < 280
+    assert recall.is_repeated_bigram(inputs, targets, groups).tolist() == expected and 20 < sum(expected) < 280

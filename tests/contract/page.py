@@ -1,4 +1,4 @@
-"""docs/equivalence.md: written by scripts/equivalence.py, read by the tests that hold it to what they measure."""
+"""docs/equivalence.md: written by tools/pages/equivalence.py, read by the tests that hold it to what they measure."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ KERNELS_IN_EVERY_RUN = ("deltanet-default", "gated_retention-default", "hgrn-def
 
 HEADER = """# Every form is the same mixer: the equivalence matrix
 
-Made by `python scripts/equivalence.py`; `make test` measures it again and fails when it differs. The rows called `pallas` are
+Made by `python -m tools.pages.equivalence`; `make test` measures it again and fails when it differs. The rows called `pallas` are
 the TPU's kernels in their interpreter: of these `make test` measures {kernels}; `make test-all` measures all.
 
 Each mixer of `seqmodels/mixers`, in each implementation, against each law of the contract (`tests/contract/laws.py`): the worst

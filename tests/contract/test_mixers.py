@@ -8,7 +8,7 @@ import pytest
 from tests.contract import laws, page
 from tests.contract.cases import all_cases
 
-AGAIN = "run scripts/equivalence.py"
+AGAIN = "run tools/pages/equivalence.py"
 published = functools.cache(page.read)
 
 

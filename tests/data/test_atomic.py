@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seqmodels.data.atomic import check_file_name, explained, write_whole
+from seqmodels.data.atomic import check_file_name, disk_errors_as_user_errors, write_whole
 from seqmodels.errors import UserError
 
 
@@ -40,7 +40,7 @@ def test_a_writer_that_fails_leaves_the_old_and_nothing_else(tmp_path):
 def test_what_the_disk_refuses_names_what_to_change(code, message):
     with (
         pytest.raises(UserError, match=f"{message}.*another data.cache_dir"),
-        explained("data.cache_dir", "X"),
+        disk_errors_as_user_errors("data.cache_dir", "X"),
     ):
         raise OSError(code, "Permission denied")
 

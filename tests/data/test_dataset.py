@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from seqmodels import data
-from seqmodels.data import toy
+from seqmodels.data.text import toy
 from seqmodels.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def test_the_run_folder_is_all_that_evaluation_needs(config, tmp_path):
 def test_the_bpe_is_trained_on_the_training_split_once(config, monkeypatch):
     config = with_(config, tokenizer="bpe", toy_documents=60)
     first = data.prepare(config, seed=0)
-    monkeypatch.setattr("seqmodels.data.tokenizer.train_bpe", None)
+    monkeypatch.setattr("seqmodels.data.text.tokenizer.train_bpe", None)
     assert data.prepare(config, seed=0).tokenizer.to_json() == first.tokenizer.to_json()
 
 

@@ -62,8 +62,8 @@ def test_bounds_grow_with_depth_from_zero():
     shares /= shares.sum(axis=0)
     told = LowerBounds.of_layers(jnp.asarray(rows))
     for depth in range(5):
-        np.testing.assert_allclose(told.here(), shares[1 : depth + 1].sum(axis=0), rtol=1e-5, atol=0)
-        told = told.passed_on()
+        np.testing.assert_allclose(told.current(), shares[1 : depth + 1].sum(axis=0), rtol=1e-5, atol=0)
+        told = told.next_layer()
 
 
 @pytest.mark.parametrize("mixer", ["hgrn", "hgrn2"])

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqmodels.ops import chunked_core, delta_rule
+from seqmodels.ops import delta_rule
+from seqmodels.ops.chunk import unit_lower_inverse
 from tests import goldens
 from tests.ops import forms
 from tests.ops.forms import fast_jit, options, traced_for
@@ -231,7 +232,7 @@ def test_inverse_of_a_unit_lower_triangle(size, correlation):
     k = sample(steps=size, channels=64, correlation=correlation)["k"].astype(np.float64)
     overlaps = np.einsum("bihk,bjhk->bhij", k, k) * 0.99
     exact = np.linalg.inv(np.eye(size) + np.tril(overlaps, -1))
-    found, pull = jax.vjp(chunked_core.unit_lower_inverse, jnp.asarray(overlaps, jnp.float32))
+    found, pull = jax.vjp(unit_lower_inverse, jnp.asarray(overlaps, jnp.float32))
     assert relative_error(found, exact) < 1e-6
     cotangent = np.random.default_rng(2).standard_normal(exact.shape).astype(np.float32)
     transposed = np.swapaxes(exact, -1, -2)

@@ -45,22 +45,22 @@ def test_bad_values_spread_forward_to_the_end_of_their_document_and_head_only():
     expected = np.zeros((2, 6, 3), bool)
     expected[0, 3, 1] = True
     expected[1, 2:5, 0] = True
-    np.testing.assert_array_equal(documents.spread(bad, RESET), expected)
+    np.testing.assert_array_equal(documents.nan_reach(bad, RESET), expected)
 
 
 def test_a_bad_incoming_state_concerns_document_zero_alone():
     carried = jnp.array([[False, True], [True, True]])
-    spoiled = documents.spread(jnp.zeros((2, 6, 2), bool), RESET, carried=carried)
+    tainted = documents.nan_reach(jnp.zeros((2, 6, 2), bool), RESET, carried=carried)
     expected = np.zeros((2, 6, 2), bool)
     expected[0, :2, 1] = True
-    np.testing.assert_array_equal(spoiled, expected)
+    np.testing.assert_array_equal(tainted, expected)
 
 
 def test_poison_marks_outputs_and_blocks_their_gradient():
-    spoiled = jnp.array([True, False])
+    tainted = jnp.array([True, False])
     x = jnp.ones((2, 3), jnp.bfloat16)
-    marked = documents.poison(x, spoiled)
+    marked = documents.set_nan(x, tainted)
     assert marked.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.isnan(np.asarray(marked, np.float32)), [[True] * 3, [False] * 3])
-    gradient = jax.grad(lambda x: jnp.nansum(documents.poison(x, spoiled) * 2.0))(jnp.ones((2, 3)))
+    gradient = jax.grad(lambda x: jnp.nansum(documents.set_nan(x, tainted) * 2.0))(jnp.ones((2, 3)))
     np.testing.assert_array_equal(gradient, [[0] * 3, [2] * 3])

@@ -1,6 +1,6 @@
 """The registry of checkpoint kinds is this folder: ``<model_type>.py`` holds ``KIND``, a table (``interop/table.py``).
 
-Adding a kind is adding one file, a golden checkpoint to ``tests/goldens/hf`` and its name to ``tests/test_import_hf.py``.
+Adding a kind is adding one file, a golden checkpoint to ``tests/goldens/hf`` and its name to ``tests/interop/test_import_hf.py``.
 """
 
 import importlib

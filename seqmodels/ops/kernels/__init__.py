@@ -1,22 +1,23 @@
-"""Pallas kernels, one file per recurrence and device: ``<name>_tpu.py`` and ``<name>_gpu.py`` (Mosaic, for
-Hopper; what those share is ``hopper.py``).
+"""Pallas kernels, one file per recurrence and device: ``tpu/<name>.py`` and ``gpu/<name>.py`` (Mosaic, for
+Hopper); what the kernels of a device share is its ``common.py``.
 
-Each file has ``lacks(...)``, which says in a few words what keeps a call from its kernel (None if nothing does), and the
-kernel's passes. Nothing else in the project imports Pallas.
+Each file has ``unsupported_reason(...)``, which says in a few words what keeps a call from its kernel (None if nothing does),
+and the kernel's passes. Nothing else in the project imports Pallas.
 
-| kernel | ``lacks`` is asked about | passes |
+| kernel | ``unsupported_reason`` is asked about | passes |
 |---|---|---|
-| chunk_core | precision, channels, width, chunk_size | ``forward(chunk, state, *, precision, keep_starts, interpret)``, |
+| chunk_scan | precision, channels, width, chunk_size | ``forward(chunk, state, *, precision, keep_starts, interpret)``, |
 | | | ``backward(chunk, d_outputs, d_final, *, precision, interpret)`` |
-| gated_linear_attention | q, k, v, decays (a head has), | ``forward(q, k, v, log_decay, opening, state, *, chunk_size, read_before, |
-| (optional) | precision, chunk_size | precision, output_dtype, keep_starts, interpret)``, ``backward(q, k, v, log_decay, |
-| | | opening, starts, d_output, d_final, *, chunk_size, read_before, precision, interpret)`` |
+| gated_linear_attention | q, k, v, decays (a head has), | ``forward(q, k, v, log_decay, start_log_mask, state, *, chunk_size, |
+| (optional) | precision, chunk_size | read_before, precision, output_dtype, keep_starts, interpret)``, |
+| | | ``backward(q, k, v, log_decay, start_log_mask, starts, d_output, d_final, *, chunk_size, |
+| | | read_before, precision, interpret)`` |
 | selective_scan | x, dt, A, B, C | ``forward(x, dt, A, B, C, state, reset, *, keep_starts, interpret)``, |
 | | | ``backward(x, dt, A, B, C, reset, starts, dy, dfinal, *, interpret)`` |
 | linear_recurrence | dtype | ``scan(a, b, carry, reset, *, reverse, interpret)`` |
 | softmax_attention | q, k, v, cache, reset, window | ``attend(q, k, v, documents, window, *, interpret)`` |
 
-What the passes take and give is the same on every device, and written where they are called (``chunked_core.py``,
+What the passes take and give is the same on every device, and written where they are called (``chunk_scan.py``,
 ``selective_scan.py``, ``linear_recurrence.py``, ``softmax_attention.py``).
 """
 
@@ -51,7 +52,7 @@ def choose(implementation: str | None, name: str, op: str, **call: Any) -> Kerne
       implementation: ``"pallas"`` wants the kernel, ``None`` wants it where there is one; no other name does.
       name: the kernel.
       op: who asks, for the message.
-      call: what the kernel's ``lacks`` wants to know.
+      call: what the kernel's ``unsupported_reason`` wants to know.
 
     Raises:
       NotImplementedError: ``"pallas"``, and there is no kernel for this call; the message says why.
@@ -73,12 +74,12 @@ def _lacking(name: str, call: dict[str, Any]) -> str | None:
         )
     if importlib.util.find_spec(_path(name)) is None:
         return f"{NAMES[device]} yet: use implementation='chunked'"
-    lacking = _module(name).lacks(**call)
+    lacking = _module(name).unsupported_reason(**call)
     return None if lacking is None else f"this call: {lacking}; use implementation='chunked'"
 
 
 def _path(name: str) -> str:
-    return f"seqmodels.ops.kernels.{name}_{target.device()}"
+    return f"seqmodels.ops.kernels.{target.device()}.{name}"
 
 
 def _module(name: str) -> types.ModuleType:

@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from seqmodels.data.text.incremental import IncrementalText
-from seqmodels.data.tokenizer import BytesTokenizer, LibraryTokenizer, train_bpe
+from seqmodels.data.text.tokenizer import BytesTokenizer, LibraryTokenizer, train_bpe
 
 HAN = "你好世界天地人和山水火木"
 TEXT = f"the cat {HAN[:4]} café 😀👨‍👩 the � end� don't."

@@ -3,12 +3,12 @@
 import jax
 import pytest
 
-from seqmodels.ops.kernels import hopper
+from seqmodels.ops.kernels.gpu import common
 
 
 def pytest_collection_modifyitems(items):
-    if jax.__version_info__ < hopper.NEEDS_JAX:
-        needed = ".".join(map(str, hopper.NEEDS_JAX))
+    if jax.__version_info__ < common.NEEDS_JAX:
+        needed = ".".join(map(str, common.NEEDS_JAX))
         skip = pytest.mark.skip(reason=f"the kernels for GPUs need JAX {needed} or later, and this is {jax.__version__}")
         for item in items:
             if "gpu_kernels" in item.keywords:

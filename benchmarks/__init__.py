@@ -1,0 +1,1 @@
+"""How fast this is: suites of measurements (``scripts/benchmark.py`` runs them) and their results."""

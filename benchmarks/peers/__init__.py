@@ -1,0 +1,1 @@
+"""Other libraries' models that ours are measured against."""

@@ -1,0 +1,1 @@
+"""The pages and the pictures of a comparison, from its results."""

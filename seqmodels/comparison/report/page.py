@@ -1,0 +1,378 @@
+"""The report: one HTML file that needs nothing else, and the same in Markdown beside its pictures."""
+
+import base64
+import dataclasses
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from seqmodels.comparison import measure as measures
+from seqmodels.comparison.report.figures import ReportFigure
+
+EMPTY = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the main table."""
+
+    title: str
+    meaning: str
+    text: Callable[[Mapping], str]
+    key: Callable[[Mapping], float | str | None]  # to sort by; None sorts last
+
+
+def markdown(results: Mapping, pictures: Sequence[ReportFigure]) -> str:
+    """The report as Markdown; its pictures are files beside it."""
+    lines = ["# Comparison", "", _headline(results), ""]
+    lines += [f"- **Warning:** {warning}" for warning in results["warnings"]]
+    lines += ["", *(f"- {name}: {text}" for name, text in _circumstances(results)), ""]
+    lines += _markdown_table(*_main_table(results))
+    lines += ["", *(f"- {column.title}: {column.meaning}" for column in _columns(results)), ""]
+    lines += ["## Which differences are real", "", *_paragraph_on_pairs(results), ""]
+    lines += _markdown_table(*_pair_table(results))
+    lines += ["", "## Sizes", ""]
+    lines += _markdown_table(*_size_table(results))
+    for picture in pictures:
+        lines += ["", f"## {picture.title}", "", f"![{picture.title}]({picture.file})", "", picture.caption]
+    lines += ["", "## Commands", "", "Every run that is reported, from the folder of the repository:", "", "```"]
+    lines += [command for _, command in _commands(results)]
+    return "\n".join([*lines, "```", ""])
+
+
+def page(results: Mapping, pictures: Sequence[ReportFigure], folder: Path) -> str:
+    """The report as HTML, the pictures of `folder` inside it."""
+    heads, rows = _main_table(results)
+    columns = _columns(results)
+    body = [f'<h1>Comparison</h1><p class="lead">{_escape(_headline(results))}</p>']
+    body += [f'<p class="warning">{_escape(warning)}</p>' for warning in results["warnings"]]
+    body.append(_html_sortable(columns, heads, rows, results))
+    body.append(
+        "<details><summary>What the columns mean</summary><dl>"
+        + "".join(f"<dt>{_escape(column.title)}</dt><dd>{_escape(column.meaning)}</dd>" for column in columns)
+        + "</dl></details>"
+    )
+    facts = "".join(
+        f'<dt>{_escape(name)}</dt><dd class="{name.lower()}">{_escape(text)}</dd>'
+        for name, text in _circumstances(results)
+    )
+    body.append(f"<h2>Circumstances</h2><dl>{facts}</dl>")
+    body.append("<h2>Which differences are real</h2>")
+    body += [f"<p>{_escape(text)}</p>" for text in _paragraph_on_pairs(results) if text]
+    body.append(_html_table(*_pair_table(results)))
+    body.append("<h2>Sizes</h2>")
+    body.append(_html_table(*_size_table(results)))
+    for picture in pictures:
+        data = base64.b64encode((folder / picture.file).read_bytes()).decode()
+        body.append(
+            f'<h2>{_escape(picture.title)}</h2><figure><img alt="{_escape(picture.title)}" src="data:image/png;base64,{data}"/>'
+            f"<figcaption>{_escape(picture.caption)}</figcaption></figure>"
+        )
+    commands = "\n".join(command for _, command in _commands(results))
+    body.append(f"<details><summary>The command of every run that is reported</summary><pre>{_escape(commands)}</pre></details>")
+    return TEMPLATE.replace("$STYLE", STYLE).replace("$SCRIPT", SCRIPT).replace("$BODY", "\n".join(body))
+
+
+# -- what both say
+
+
+def _headline(results: Mapping) -> str:
+    """Which is better, by how much, and whether that is sure."""
+    measure = measures.of(results)
+
+    def said_of(row):
+        value = _number(row["quality"][measure.name]["mean"], measure.digits)
+        return f"{value} {measure.title}" if measure.is_text else f"{measure.title} {value}"
+
+    scored = [(label, row) for label, row in _ranked(results) if row["quality"]]
+    if not scored:
+        everything = all(row["cost"] for row in results["mixers"].values())  # the last thing to be measured
+        return "Every mixer diverged at every learning rate." if everything else "No mixer is complete yet."
+    best, row = scored[0]
+    missing = [label for label, row in results["mixers"].items() if row["quality"] is None]
+    said = f" Without figures: {', '.join(missing)}." if missing else ""
+    if len(scored) == 1:
+        return f"{best} has {said_of(row)}.{said}"
+    against = [pair for pair in results["pairs"] if pair["better"] == best]
+    sure = ", ".join(pair["worse"] for pair in against if pair["significant"])
+    unsure = ", ".join(pair["worse"] for pair in against if not pair["significant"])
+    parts = [f"worse by both tests below: {sure}"] if sure else []
+    parts += [f"not shown to be worse: {unsure}"] if unsure else []
+    return f"{best} is the best of {len(scored)}, with {said_of(row)}; {'; '.join(parts)}.{said}"
+
+
+def _circumstances(results: Mapping) -> list[tuple[str, str]]:
+    about, compare, base = results["about"], results["comparison"], results["base"]
+    matched, validation = results["matched"], results["validation"]
+    tokens = base["train"]["steps"] * base["data"]["batch_size"] * base["data"]["seq_len"]
+    is_text = measures.of(results).is_text
+    source = base["data"]["source"] if is_text else f"the task {base['data']['task']}"
+    facts = []
+    if matched is None:
+        facts.append(("Matched", "nothing: every mixer has the sizes of the base"))
+    else:
+        facts.append((
+            "Matched",
+            f"{matched['in_words']}, within {matched['tolerance']:.1%} of {matched['reference']}'s {matched['value']:,.0f}",
+        ))  # fmt: skip
+    facts.append((
+        "Training",
+        f"{source}, {tokens:,} tokens ({base['train']['steps']:,} steps of {base['data']['batch_size']} x "
+        f"{base['data']['seq_len']}), {compare['seeds']} seed(s) from {base['seed']} on",
+    ))  # fmt: skip
+    facts.append(("Training data", f"{about['training_data']}: a digest, equal for equal text, split and tokenizer"))
+    search = f"{compare['rate_steps']:,} steps" if compare["rate_steps"] else "the full length"
+    rates = ", ".join(f"{rate:g}" for rate in sorted(compare["learning_rates"]))
+    facts.append((
+        "Learning rates",
+        f"{rates}, each mixer its own, by runs of {search} with {compare['rate_seeds']} seed(s), on the even-numbered "
+        + ("validation documents" if is_text else "test examples"),
+    ))  # fmt: skip
+    if validation is not None:
+        facts.append((
+            "Reported on",
+            f"the odd-numbered validation documents: {validation['documents']:,} documents, {validation['tokens']:,} tokens, "
+            f"{validation['bytes']:,.0f} bytes; {validation['hit_tokens']:,} of the tokens are recall hits"
+            if is_text else
+            f"the odd-numbered test examples: {validation['documents']:,} examples, {validation['tokens']:,} labels; the mean over "
+            "the test's lengths, each counting once",
+        ))  # fmt: skip
+    device = next((row["cost"]["device"] for row in results["mixers"].values() if row["cost"]), None)
+    machine = about["machine"]
+    facts.append(("Device", f"{device or 'not measured yet'}; {machine['processor']}, {machine['cores']} cores"))
+    peak = next((row["cost"]["peak_flops_per_second"] for row in results["mixers"].values() if row["cost"]), None)
+    facts.append((
+        "Utilisation",
+        f"of {peak / 1e12:,.0f} TFLOP/s, the data sheet's dense bfloat16 peak" if peak else "empty: no data sheet gives this "
+        "device's peak",
+    ))  # fmt: skip
+    facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())))
+    facts.append(("Commit", f"{about['commit']}, {about['date']}"))
+    facts.append(("Command", about["command"]))
+    return facts
+
+
+def _columns(results: Mapping) -> list[Column]:
+    seq_len = str(results["base"]["data"]["seq_len"])
+    contexts = [str(context) for context in results["comparison"]["contexts"]]
+    interval = "mean over the seeds and Student's 95 % interval"
+
+    def quality(name, digits):
+        def text(row):
+            estimate = row["quality"] and row["quality"][name]
+            if not estimate or estimate["mean"] is None:
+                return EMPTY
+            mean = _number(estimate["mean"], digits)
+            if estimate["low"] is None or estimate["high"] is None:
+                return mean
+            return f"{mean} [{_number(estimate['low'], digits)}, {_number(estimate['high'], digits)}]"
+
+        return text, lambda row: row["quality"] and row["quality"][name]["mean"]
+
+    def cost(*path, scale=1.0, digits=0):
+        def value(row):
+            found = row["cost"]
+            for name in path:
+                found = None if found is None else found[name]
+            return None if found is None else scale * found
+
+        return (lambda row: EMPTY if value(row) is None else _number(value(row), digits)), value
+
+    qualities = [
+        Column("perplexity", f"per token, reported documents: {interval}", *quality("perplexity", 3)),
+        Column("bits per byte", f"of the same text: {interval}", *quality("bits_per_byte", 4)),
+        Column("loss, hits", f"nats per token where the answer stood earlier in the same story and window: {interval}",
+               *quality("hit_loss", 3)),
+        Column("loss, rest", f"nats on all other tokens: {interval}", *quality("rest_loss", 3)),
+    ] if measures.of(results).is_text else [
+        Column("accuracy", f"share of the labels that the model puts above all else, reported examples: {interval}",
+               *quality("accuracy", 4)),
+        Column("loss", f"nats per label: {interval}", *quality("loss", 4)),
+    ]  # fmt: skip
+    return [
+        *qualities,
+        Column("learning rate", "the best of those tried",
+               lambda row: EMPTY if row["best_rate"] is None else f"{row['best_rate']:g}", lambda row: row["best_rate"]),
+        Column("diverged", "seeds at the best rate whose loss was not finite; all: at every rate", _diverged,
+               lambda row: len(row["diverged"])),
+        Column("parameters", "trained, a tied head counted once", *cost("parameters")),
+        Column("MFLOPs/token", "of the matrix products of a training step, counted",
+               *cost("flops_per_token", scale=1e-6, digits=2)),
+        Column("state bytes", f"of one sequence at {seq_len} tokens, counted", *cost("state_bytes", seq_len)),
+        Column("train tokens/s", "of the median training step, measured alone after the runs", *cost("train_tokens_per_second")),
+        Column("utilisation %", "of the device's peak FLOP/s; empty where that is unknown",
+               *cost("flop_utilisation", scale=100.0, digits=1)),
+        Column("step MiB", "memory the compiler allots to a training step: arguments, outputs, temporaries",
+               *cost("train_step_bytes", scale=1 / 2**20)),
+        *(
+            Column(f"ms/token at {int(context):,}", f"one decoded token of one sequence after {int(context):,} tokens",
+                   *cost("decode_seconds", context, scale=1e3, digits=3))
+            for context in contexts
+        ),
+    ]  # fmt: skip
+
+
+def _diverged(row: Mapping) -> str:
+    if row["best_rate"] is None:
+        return "all" if any(each["diverged_at"] for each in row["rates"]) else EMPTY
+    return str(len(row["diverged"])) if row["quality"] or row["diverged"] else EMPTY
+
+
+def _main_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows, the best first; a mixer without figures is last, its cells empty."""
+    columns = _columns(results)
+    rows = [[label, *(column.text(row) for column in columns)] for label, row in _ranked(results)]
+    return ["mixer", *(column.title for column in columns)], rows
+
+
+def _ranked(results: Mapping) -> list[tuple[str, Mapping]]:
+    measure = measures.of(results)
+
+    def key(item):
+        """Of two that are alike in the measure, the smaller loss is first."""
+        quality = item[1]["quality"]
+        if quality is None or quality[measure.name]["mean"] is None:
+            return math.inf, math.inf
+        return quality[measure.name]["mean"] * (1 if measure.is_text else -1), quality["loss"]["mean"]
+
+    return sorted(results["mixers"].items(), key=key)
+
+
+def _paragraph_on_pairs(results: Mapping) -> list[str]:
+    seeds, measure = results["comparison"]["seeds"], measures.of(results)
+    lines = [
+        f"The difference of the {measure.compared} (negative: the first is better) with two paired tests. Over "
+        f"{measure.documents}: a bootstrap that draws the same reported {measure.documents} for both, of the means over the seeds; "
+        f"its interval says what other {measure.documents} of the kind might give. Over seeds: Student's paired test, a seed being "
+        "the same order of the data for both; its p-value says what training again might give. p-values are Holm's, corrected for "
+        "the number of pairs. A difference counts as real where both are below 0.05."
+    ]
+    if seeds == 1:
+        lines += ["", "There is one seed, so nothing is known of training again, and no difference counts as real."]
+    return lines
+
+
+def _pair_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
+    drawn = measures.of(results).documents
+    heads = ["better", "worse", "difference", f"interval over {drawn}", f"p over {drawn}", "p over seeds", "real"]
+    rows = []
+    for pair in results["pairs"]:
+        documents, seeds = pair["over_documents"], pair["over_seeds"]
+        rows.append([
+            pair["better"], pair["worse"], _number(pair["difference"], 4),
+            f"[{_number(documents['low'], 4)}, {_number(documents['high'], 4)}]",
+            _probability(documents["corrected_p_value"]),
+            EMPTY if seeds is None else _probability(seeds["corrected_p_value"]),
+            "yes" if pair["significant"] else "not shown",
+        ])  # fmt: skip
+    return heads, rows
+
+
+def _size_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
+    quantity = "parameters" if results["matched"] is None else results["matched"]["in_words"]
+    rows = [
+        [label, row["sizes"]["in_words"], f"{row['counted']:,.0f}", f"{row['of_reference']:+.2%}"]
+        for label, row in results["mixers"].items()
+    ]
+    return ["mixer", "sizes", quantity, "of the first"], rows
+
+
+def _commands(results: Mapping) -> list[tuple[str, str]]:
+    return [(label, run["command"]) for label, row in results["mixers"].items() for run in row["runs"]]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return EMPTY if value is None else f"{value:,.{digits}f}"
+
+
+def _probability(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+# -- how they say it
+
+
+def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells):
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(heads), f"|{'---|' * len(heads)}", *map(line, rows)]
+
+
+def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_escape(each)}</th>" for each in heads)
+    body = "".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _html_sortable(columns: Sequence[Column], heads: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping) -> str:
+    head = "".join(
+        f'<th><button type="button" title="{_escape(meaning)}">{_escape(title)}</button></th>'
+        for title, meaning in zip(heads, ["as in config.mixers", *(column.meaning for column in columns)])
+    )
+    body = ""
+    for cells, (label, row) in zip(rows, _ranked(results)):
+        keys = [label, *(column.key(row) for column in columns)]
+        body += "<tr>" + "".join(
+            f'<td data-key="{_escape("" if key is None else str(key))}">{_escape(cell)}</td>' for cell, key in zip(cells, keys)
+        ) + "</tr>"  # fmt: skip
+    table = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table id="results" class="sortable">{table}</table></div>'
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; color: #1b1b1b; background: #fff; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+.lead { font-size: 1.1rem; } .warning { background: #fff3cd; border-left: 4px solid #e0a800; padding: .4rem .7rem; margin: .4rem 0; }
+.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; font-weight: 600; }
+th button { font: inherit; font-weight: 600; border: 0; background: none; padding: 0; cursor: pointer; color: #06c; }
+th[aria-sort] button::after { content: " \\2191"; } th[aria-sort="descending"] button::after { content: " \\2193"; }
+figure { margin: 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; overflow-wrap: anywhere; }
+.command { font-family: monospace; font-size: .8rem; }
+pre { overflow-x: auto; font-size: .75rem; } summary { cursor: pointer; margin: .6rem 0; }
+"""
+
+SCRIPT = """
+"use strict";
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = Array.from(table.tHead.rows[0].cells);
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const descending = head.getAttribute("aria-sort") === "ascending";
+    heads.forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    const rows = Array.from(table.tBodies[0].rows);
+    const key = row => row.cells[column].dataset.key;
+    rows.sort((a, b) => {
+      const x = key(a), y = key(b);
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const order = Number.isNaN(Number(x)) || Number.isNaN(Number(y)) ? x.localeCompare(y) : Number(x) - Number(y);
+      return descending ? -order : order;
+    });
+    rows.forEach(row => table.tBodies[0].appendChild(row));
+  }));
+}
+"""
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
+<title>Comparison</title>
+<style>$STYLE</style>
+</head>
+<body>
+$BODY
+<script>$SCRIPT</script>
+</body>
+</html>
+"""

@@ -1,0 +1,34 @@
+"""Synthetic tasks: what a mixer can remember, copy and keep track of, by name.
+
+A task is a frozen dataclass of options (``config.data.tasks.<name>``) that draws labelled examples; ``seqmodels.data.tasks.batches``
+makes batches of them.
+"""
+
+import difflib
+from typing import Final
+
+from seqmodels.data.tasks.copying import Compression, Memorization, SelectiveCopying
+from seqmodels.data.tasks.recall import MQAR, FuzzyRecall, InContextRecall, Induction, NoisyRecall
+from seqmodels.data.tasks.state_tracking import GroupWord, ListOps, ModularArithmetic, Parity
+from seqmodels.data.tasks.task import Segment, Task
+from seqmodels.errors import UserError
+
+TASKS: Final[dict[str, type[Task]]] = {
+    task.name: task
+    for task in (
+        MQAR, Induction, InContextRecall, FuzzyRecall, NoisyRecall,
+        SelectiveCopying, Compression, Memorization,
+        Parity, GroupWord, ModularArithmetic, ListOps,
+    )
+}  # fmt: skip
+
+__all__ = ["TASKS", "Segment", "Task", "load"]
+
+
+def load(name: str) -> type[Task]:
+    """A task by its name. Raises UserError for an unknown one."""
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"there is no task {name!r}; {hint}known: {', '.join(TASKS)}")
+    return TASKS[name]

@@ -1,0 +1,203 @@
+"""What a model has read, as a value: go on from it (twice is a fork), save it, load it.
+
+A recurrent state has one size, whatever was read. A cache of keys and values has room for a number of tokens; where more
+are to come than it has room for, it is made anew, larger, by reading everything again.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from seqmodels import model
+from seqmodels.data import atomic
+from seqmodels.decoding import generate
+from seqmodels.errors import UserError
+
+Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
+
+RECORD: Final = "record"
+LOGITS: Final = "logits"
+FIELDS: Final = ("tokens", "sampled", "capacity", "made_by")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingState:
+    """A model's state after reading a text. Nothing changes it: what goes on from it is another one."""
+
+    tokens: tuple[int, ...]  # all that was read, what was sampled included
+    sampled: int  # how many of them `continue_from` sampled: the next one's index in the sequence of a key
+    logits: Float[Array, "1 L"]  # of the token that comes next
+    state: model.UnstackedState  # of a batch of one
+    capacity: int  # tokens that the state was made for; a state that does not grow with it holds any number
+    params_fingerprint: str  # what names the parameters
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one .npz file, whole or not at all.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        record = json.dumps({name: getattr(self, name) for name in FIELDS})
+        leaves = {name: np.asarray(leaf) for name, leaf in _named(self.state).items()}
+        with atomic.disk_errors_as_user_errors("file for the state", os.path.dirname(os.path.abspath(path))):
+            atomic.write_whole(
+                path,
+                lambda file: np.savez(file, **{RECORD: np.asarray(record), LOGITS: np.asarray(self.logits)}, **leaves),
+            )
+
+
+def read(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens: Sequence[int],
+    *,
+    params_fingerprint: str,
+    after: DecodingState | None = None,
+    extra_capacity: int = 0,
+) -> DecodingState:
+    """Read a text, or go on reading after what was read before.
+
+    Compiles once for each power of two: a first text is padded to one, a later one is read in pieces of such lengths.
+
+    Args:
+        tokens: at least one, unless there is an `after`.
+        params_fingerprint: names `params`, to tell states of other models by.
+        after: what was read before; it stays as it is.
+        extra_capacity: tokens that are to come later.
+
+    Raises:
+        UserError: there is nothing to read.
+    """
+    tokens = tuple(map(int, tokens))
+    if after is None or not _has_room(graphdef, params, after, len(tokens) + extra_capacity):
+        everything, sampled = (tokens, 0) if after is None else (after.tokens + tokens, after.sampled)
+        padded, reset = generate.pad_prompts([everything])
+        capacity = padded.shape[1] + extra_capacity
+        logits, state = generate.prefill(graphdef, params, padded, reset, capacity=capacity)
+        return DecodingState(everything, sampled, logits, state, capacity, params_fingerprint)
+    logits, state, begin = after.logits, after.state, 0
+    while begin < len(tokens):
+        end = begin + (1 << (len(tokens) - begin).bit_length() - 1)
+        logits, state = _read_on(graphdef, params, np.asarray([tokens[begin:end]], np.int32), state)
+        begin = end
+    return dataclasses.replace(after, tokens=after.tokens + tokens, logits=logits, state=state)
+
+
+def continue_from(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    state: DecodingState,
+    *,
+    max_tokens: int,
+    key: Key[Array, ""],
+    end_of_text: int | None = None,
+    **sampling: Any,
+) -> tuple[list[int], DecodingState]:
+    """Up to `max_tokens` tokens that may follow, ending before `end_of_text`; and the state that has read them, too.
+
+    Arguments and errors are those of `generate.generate`. Ten tokens and then ten more by the same key are the twenty of
+    one call. Where the text ended, the state that is returned has read its `end_of_text`.
+    """
+    sampling = generate.check_sampling(max_tokens, **sampling)
+    if max_tokens == 0:
+        return [], state
+    state = read(graphdef, params, (), params_fingerprint=state.params_fingerprint, after=state, extra_capacity=max_tokens)
+    new_tokens, lengths, logits, after = generate.decode(
+        graphdef, params, state.logits, state.state, key, -1 if end_of_text is None else end_of_text,
+        max_tokens=max_tokens, first_index=state.sampled, **sampling,
+    )  # fmt: skip
+    length = int(lengths[0])
+    was_read = np.asarray(new_tokens)[0, : length + 1].tolist()  # the end of text among them, if it came
+    return was_read[:length], dataclasses.replace(
+        state, tokens=(*state.tokens, *was_read), sampled=state.sampled + len(was_read), logits=logits, state=after
+    )
+
+
+def stream(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    state: DecodingState,
+    *,
+    max_tokens: int,
+    key: Key[Array, ""],
+    end_of_text: int | None = None,
+    **sampling: Any,
+) -> Iterator[int]:
+    """The tokens that `continue_from` would return, each as soon as it is known."""
+    sampling = generate.check_sampling(max_tokens, **sampling)
+    state = read(graphdef, params, (), params_fingerprint=state.params_fingerprint, after=state, extra_capacity=max_tokens)
+    return generate.stream(
+        graphdef, params, state.logits, jax.tree.map(jnp.copy, state.state), max_tokens=max_tokens, key=key,
+        end_of_text=end_of_text, first_index=state.sampled, **sampling,
+    )  # fmt: skip
+
+
+def load(path: str | os.PathLike[str], graphdef: nnx.GraphDef, params: Params, *, params_fingerprint: str) -> DecodingState:
+    """What `DecodingState.save` wrote.
+
+    Args:
+        params_fingerprint: what `params` were named when the state was made, if it is theirs.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or is of another model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        record, logits = json.loads(str(arrays.pop(RECORD))), jnp.asarray(arrays.pop(LOGITS))
+        tokens, sampled, capacity, maker = (record[name] for name in FIELDS)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no saved state, or is damaged ({' '.join(str(error).split())})") from None
+    if maker != params_fingerprint:
+        raise UserError(f"{path} is the state of other parameters (of another run, or another step of this one)")
+    shapes = _shapes(graphdef, params, capacity)
+    if _sizes(shapes) != {name: leaf.shape for name, leaf in arrays.items()}:
+        raise UserError(f"{path} is not a state as this model has it: its arrays have other names or shapes")
+    # numpy writes the bits of a bfloat16 and forgets what they are
+    leaves = [jnp.asarray(arrays[name].view(leaf.dtype)) for name, leaf in _named(shapes).items()]
+    state = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    return DecodingState(tuple(tokens), sampled, logits, state, capacity, params_fingerprint)
+
+
+def _has_room(graphdef, params, state: DecodingState, more: int) -> bool:
+    length = len(state.tokens) + more
+    # A state of more capacity that looks the same is a recurrent one, or the ring of a sliding window.
+    return length <= state.capacity or _sizes(_shapes(graphdef, params, length)) == _sizes(state.state)
+
+
+def _shapes(graphdef, params, capacity: int):
+    """Shapes and dtypes of a state of that capacity."""
+
+    def empty(params):
+        network = model.merge(graphdef, params)
+        return network.unstack_state(network.init_state(1, capacity))
+
+    return jax.eval_shape(empty, params)
+
+
+def _named(tree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _sizes(tree) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in _named(tree).items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read_on(graphdef, params, tokens, state):
+    network = model.merge(graphdef, params)
+    hidden, state = network.features(tokens, state)
+    return network.logits(hidden[:, -1]), state

@@ -1,0 +1,34 @@
+"""The parts that architectures share: projections, norms, initial values, and the channel layers (gated MLP, RWKV's)."""
+
+from seqmodels.layers.dense import dense, matmul_precision
+from seqmodels.layers.elementwise import dropout, soft_cap
+from seqmodels.layers.init import fan_in_uniform_init, normal_init, step_size_bias_init, xavier_uniform_init
+from seqmodels.layers.mlp import ACTIVATIONS, GatedMLP, default_mlp_hidden
+from seqmodels.layers.norm import NORMS, LayerNorm, RMSNorm, gated_rms_norm, l2_norm, rms_norm
+from seqmodels.layers.positions import sinusoids
+from seqmodels.layers.rwkv_channel_mix import RWKVChannelMix, RWKVDepth, default_rwkv_hidden, rwkv_depth
+
+__all__ = [
+    "ACTIVATIONS",
+    "GatedMLP",
+    "LayerNorm",
+    "NORMS",
+    "RMSNorm",
+    "RWKVChannelMix",
+    "RWKVDepth",
+    "default_mlp_hidden",
+    "default_rwkv_hidden",
+    "dense",
+    "dropout",
+    "fan_in_uniform_init",
+    "gated_rms_norm",
+    "l2_norm",
+    "matmul_precision",
+    "normal_init",
+    "rms_norm",
+    "rwkv_depth",
+    "sinusoids",
+    "soft_cap",
+    "step_size_bias_init",
+    "xavier_uniform_init",
+]

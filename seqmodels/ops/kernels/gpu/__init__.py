@@ -1,0 +1,1 @@
+"""Kernels for NVIDIA GPUs (Mosaic GPU, Hopper); ``common.py`` is what they share."""

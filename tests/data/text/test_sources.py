@@ -1,0 +1,285 @@
+"""Every source gives its documents exactly, and what is wrong with one is a single line that names it."""
+
+import json
+import sys
+import time
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from seqmodels.data.text import hub, readers, sources
+from seqmodels.errors import UserError
+
+STORIES = ["Once upon a time.\nThe end.", "“It’s late,” said Tim.", " with spaces at both ends ", "café 😀"]
+
+
+def write_parquet(path, texts, column="text"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({column: texts}), path)
+    return path
+
+
+def write_json_lines(path, texts):
+    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+def write_text(path, texts):
+    path.write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8")
+    return path
+
+
+def opened(path):
+    return sources.open_source(str(path), revision="", toy_documents=10)
+
+
+def documents(split):
+    return list(split.documents())
+
+
+@pytest.mark.parametrize(
+    "write, name", [(write_parquet, "a.parquet"), (write_json_lines, "a.jsonl"), (write_text, "a.txt")]
+)
+def test_a_file_gives_its_documents_exactly_and_again(tmp_path, write, name):
+    source = opened(write(tmp_path / name, STORIES))
+    assert documents(source.train) == STORIES
+    assert documents(source.train) == STORIES
+    assert source.validation is None
+
+
+def test_the_hub_s_folder_of_parquet(tmp_path):
+    write_parquet(tmp_path / "data/train-00000-of-00002-ab12.parquet", STORIES[:2])
+    write_parquet(tmp_path / "data/train-00001-of-00002-cd34.parquet", STORIES[2:])
+    write_parquet(tmp_path / "data/validation-00000-of-00001-ef56.parquet", ["held out"])
+    write_text(tmp_path / "TinyStories-train.txt", ["not this one"])
+    source = opened(tmp_path)
+    assert documents(source.train) == STORIES
+    assert documents(source.validation) == ["held out"]
+
+
+def test_a_folder_of_text_with_the_names_of_the_hub(tmp_path):
+    write_text(tmp_path / "TinyStories-train.txt", STORIES)
+    write_text(tmp_path / "TinyStories-valid.txt", ["held out"])
+    (tmp_path / "README.md").write_text("not a story")
+    source = opened(tmp_path)
+    assert documents(source.train) == STORIES
+    assert documents(source.validation) == ["held out"]
+    write_text(tmp_path / "TinyStoriesV2-GPT4-train.txt", STORIES)
+    with pytest.raises(UserError, match="both versions"):
+        opened(tmp_path)
+
+
+def test_a_missing_validation_split_is_every_twentieth_document(tmp_path):
+    texts = [f"story {i}" for i in range(50)]
+    source = sources.with_validation(opened(write_json_lines(tmp_path / "a.jsonl", texts)))
+    assert documents(source.validation) == ["story 1", "story 21", "story 41"]
+    assert documents(source.train) == [text for text in texts if text not in documents(source.validation)]
+    assert source.train.fingerprint != source.validation.fingerprint
+
+
+def test_a_source_without_training_text_cannot_train(tmp_path):
+    write_text(tmp_path / "validation.txt", STORIES)
+    assert documents(opened(tmp_path).validation) == STORIES
+    with pytest.raises(UserError, match="no training split"):
+        sources.with_validation(opened(tmp_path))
+
+
+def test_damaged_text_is_repaired_on_the_way(tmp_path):
+    damaged = [s.replace("\n", "\n\n").encode().decode("cp1252", errors="ignore") for s in STORIES]
+    source = opened(write_parquet(tmp_path / "a.parquet", [*damaged, "sound\n\ntext"]))
+    # The first story has nothing but ASCII: nothing shows that its blank line is of the damage.
+    assert documents(source.train) == [damaged[0], *STORIES[1:], "sound\n\ntext"]
+
+
+def test_the_hub_s_own_files_lose_all_blank_lines(tmp_path):
+    path = tmp_path / "data/validation-00000-of-00001-869c898b519ad725.parquet"
+    write_parquet(path, ["plain\n\ntext", "itâ€™s\n\nhere"])
+    assert documents(opened(tmp_path).validation) == ["plain\ntext", "it’s\nhere"]
+
+
+def test_documents_of_white_space_are_left_out(tmp_path):
+    source = opened(write_json_lines(tmp_path / "a.jsonl", ["one", "", " \n", "two"]))
+    assert documents(source.train) == ["one", "two"]
+    source = opened(write_text(tmp_path / "a.txt", ["one", "", "two", ""]))
+    assert documents(source.train) == ["one", "two"]
+
+
+def test_separators_and_characters_across_the_blocks_of_a_long_text(tmp_path, monkeypatch):
+    texts = ["é" * 10 + f" story {i}" for i in range(40)]
+    path = write_text(tmp_path / "a.txt", texts)
+    for block in (1, 2, 3, 7, 64, 10_000):
+        monkeypatch.setattr(readers, "_CHUNK", block)
+        assert documents(opened(path).train) == texts
+
+
+def test_a_separator_in_two_blocks_is_found_before_a_long_document_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 30)
+    texts = ["x" * length for length in range(18, 31)]
+    path = tmp_path / "a.txt"
+    path.write_text(readers.SEPARATOR.join(texts))
+    for block in range(1, 50):
+        monkeypatch.setattr(readers, "_CHUNK", block)
+        assert documents(opened(path).train) == texts
+
+
+def test_a_mark_of_byte_order_is_not_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two", encoding="utf-8-sig")
+    assert documents(opened(tmp_path / "a.txt").train) == ["one", "two"]
+
+
+def test_a_text_without_separators_is_cut_at_line_ends_in_bounded_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "UNPARTED_DOCUMENT", 100)
+    lines = [f"line {i} of a play" for i in range(200)]
+    path = tmp_path / "play.txt"
+    path.write_text("\n".join(lines))
+    for block in (10, 1000, 1 << 20):
+        monkeypatch.setattr(readers, "_CHUNK", block)
+        pieces = documents(opened(path).train)
+        assert "\n".join(pieces) == "\n".join(lines)
+        assert all(50 < len(piece) <= 100 for piece in pieces[:-1])
+
+
+def test_memory_stays_bounded_on_one_endless_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "UNPARTED_DOCUMENT", 1000)
+    path = tmp_path / "line.txt"
+    path.write_text("x" * 12_345)
+    assert [len(text) for text in documents(opened(path).train)] == [1000] * 12 + [345]
+
+
+def test_the_fingerprint_follows_the_content(tmp_path):
+    path = write_text(tmp_path / "a.txt", STORIES)
+    before = opened(path).train.fingerprint
+    assert opened(path).train.fingerprint == before
+    write_text(path, STORIES[::-1])
+    assert opened(path).train.fingerprint != before
+
+
+def test_the_toy_has_two_splits_that_do_not_depend_on_each_other():
+    small = sources.open_source("toy", revision="", toy_documents=10)
+    large = sources.open_source("toy", revision="", toy_documents=20)
+    assert documents(large.train)[:10] == documents(small.train)
+    assert documents(large.validation) == documents(small.validation)
+    assert large.train.fingerprint != small.train.fingerprint
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.txt", b"", "is empty"),
+        ("a.txt", b"fine until here \xff\xfe", "not UTF-8 text .see byte 16"),
+        ("a.txt", b"text\x00binary", "not UTF-8 text .see byte 4"),
+        ("a.txt", b"half a character \xe2\x80", "not UTF-8 text"),
+        ("photo.png", b"\x89PNG\r\n\x1a\n\x00\x00", "not UTF-8 text"),
+        ("a.jsonl", b'{"text": "fine"}\nnot json\n', "line 2 of"),
+        ("a.jsonl", b'{"story": "no text"}\n', "line 1 of .* field 'text'"),
+        ("a.jsonl", b'{"text": 3}\n', "not a string"),
+        ("a.jsonl", b'["text"]\n', "line 1 of"),
+        ("a.jsonl", b"\x89PNG\r\n", "line 1 of"),
+        ("a.parquet", b"", "is empty"),
+        ("a.parquet", b"PAR1 and then nothing of the kind", "not a readable parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        documents(opened(tmp_path / name).train)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parquet_without_text_names_the_columns(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", STORIES, column="story")
+    with pytest.raises(UserError, match="no column 'text' .its columns: story"):
+        documents(opened(path).train)
+    path = write_parquet(tmp_path / "a.parquet", [1, 2, 3])
+    with pytest.raises(UserError, match="holds int64, not strings"):
+        documents(opened(path).train)
+
+
+def test_a_truncated_or_overwritten_parquet_file(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [f"story {i} " * 50 for i in range(5000)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a readable parquet"):
+        documents(opened(path).train)
+    path.write_bytes(whole[:100] + b"\xff" * 2000 + whole[2100:])
+    with pytest.raises(UserError, match="damaged|not a readable"):
+        documents(opened(path).train)
+
+
+def test_sources_that_are_not_there(tmp_path):
+    for name in ("no_such_file.txt", "/no/such/folder", "./owner/name", "a/b/c", "data/train.parquet", ""):
+        with pytest.raises(UserError, match="does not exist"):
+            opened(name)
+    with pytest.raises(UserError, match="holds no .parquet"):
+        opened(tmp_path)
+
+
+def test_without_a_network_the_hub_is_an_error_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    for variable in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(hub, "_import_datasets", None)  # which alone takes longer
+    hub.load.cache_clear()
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"cannot reach.*local copy.*'toy'") as error:
+        source = sources.open_source(hub.TINYSTORIES, revision=hub.TINYSTORIES_REVISION, toy_documents=1)
+        documents(source.train)
+    assert time.monotonic() - start < hub._SECONDS_TO_REACH_THE_HUB + 2
+    assert "\n" not in str(error.value)
+
+
+class FakeHub:
+    """``datasets`` as far as we use it, with what it was asked for."""
+
+    def __init__(self, splits):
+        self.splits, self.asked = splits, []
+
+    def load_dataset(self, name, revision):
+        self.asked.append((name, revision))
+        return self.splits
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    import datasets
+
+    splits = datasets.DatasetDict(
+        train=datasets.Dataset.from_dict(
+            {"text": ["itâ€™s\n\nhere", "plain\n\ntext", None, ""], "id": [0, 1, 2, 3]}
+        ),
+        validation=datasets.Dataset.from_dict({"text": ["held out"], "id": [0]}),
+    )
+    fake = FakeHub(splits)
+    hub.load.cache_clear()
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    yield fake
+    hub.load.cache_clear()
+
+
+def test_the_hub_is_read_at_the_pinned_revision_and_repaired(fake_hub):
+    source = sources.open_source(hub.TINYSTORIES, revision=hub.TINYSTORIES_REVISION, toy_documents=1)
+    assert fake_hub.asked == [], "a run whose tokens are cached must not need the hub"
+    assert documents(source.train) == ["it’s\nhere", "plain\ntext"]
+    assert documents(source.validation) == ["held out"]
+    assert fake_hub.asked == [(hub.TINYSTORIES, hub.TINYSTORIES_REVISION)]
+
+
+def test_another_hub_id_is_read_at_its_newest(fake_hub):
+    source = sources.open_source("some/stories", revision=hub.TINYSTORIES_REVISION, toy_documents=1)
+    assert documents(source.train) == ["it’s\nhere", "plain\n\ntext"]
+    assert fake_hub.asked == [("some/stories", None)]
+    del fake_hub.splits["validation"]
+    hub.load.cache_clear()
+    assert sources.open_source("some/stories", revision="", toy_documents=1).validation is None
+
+
+def test_what_the_hub_refuses_is_one_line(fake_hub, monkeypatch):
+    def refuse(name, revision):
+        raise RuntimeError("disk quota exceeded\nand a second line")
+
+    monkeypatch.setattr(fake_hub, "load_dataset", refuse)
+    with pytest.raises(UserError, match="cannot be loaded: disk quota exceeded$"):
+        sources.open_source("some/stories", revision="", toy_documents=1)

@@ -1,0 +1,325 @@
+"""Other libraries' checkpoints become run folders. Their logits are in tests/mixers and tests/interop/test_goldens_llama.py."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import seqmodels
+from configs import base
+from seqmodels.config import from_config_dict
+from seqmodels.data.text import hub as data_hub
+from seqmodels.errors import UserError
+from seqmodels.interop import checkpoint, hub, kinds, safetensors, table
+from tests.goldens import load, manifest
+from tests.mixers.goldens import assert_close
+
+ROOT = Path(__file__).resolve().parents[2]
+# Kinds by the names of their goldens; flash-linear-attention's begin with fla_.
+GOLDENS = {name.removeprefix("fla_"): f"hf/{name}" for name in (entry.removeprefix("hf/") for entry in manifest() if "hf/" in entry)}
+
+
+def config_of(kind: str) -> dict:
+    return checkpoint._read_json(load(GOLDENS[kind]).directory)
+
+
+def copy_of(kind: str, folder: Path, **changes) -> Path:
+    """A golden's folder, fields of its config changed."""
+    shutil.copytree(load(GOLDENS[kind]).directory, folder)
+    theirs = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(theirs))
+    return folder
+
+
+def error_of(monkeypatch, script: str, *arguments: str) -> str:
+    """The one line that a script ends with."""
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    message = stopped.value.code
+    assert isinstance(message, str) and message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def word_tokenizer(pieces: int):
+    """A tokenizer.json whose last piece is </s>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {f"w{index}": index for index in range(pieces - 1)} | {"</s>": pieces - 1}
+    library = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    return library
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A run folder of the Llama golden, with a tokenizer of fewer pieces than the model has rows."""
+    folder = tmp_path_factory.mktemp("import")
+    word_tokenizer(90).save(str(copy_of("llama", folder / "llama") / "tokenizer.json"))
+    lines = []
+    checkpoint.import_folder(
+        folder / "llama", folder / "run", defaults=from_config_dict(base.get_config()), report=lines.append
+    )
+    assert len(lines) == 1 and "eos_token_id 1 is 'w1', no special token" in lines[0]
+    shutil.rmtree(folder / "llama")
+    return folder / "run"
+
+
+def test_every_kind_has_a_golden():
+    assert set(kinds.names()) <= set(GOLDENS)
+
+
+def test_a_run_of_a_checkpoint(imported):
+    """load_run needs nothing else; the same logits, and text out."""
+    run = seqmodels.load_run(imported)
+    golden = load("hf/llama").arrays
+    assert run.step == 0 and run.config.data.seq_len == 128
+    assert_close(run.logits(golden["input_ids"]), golden["logits"], 5e-5)
+    assert run.tokenizer.vocab_size == 90 and run.setup.vocab_size == 97
+    text = run.generate("w3 w4", max_tokens=5, temperature=0)
+    tokens = [3, 4]
+    for _ in range(5):
+        tokens.append(int(run.logits([tokens])[0, -1].argmax()))
+    assert text.strip() == run.tokenizer.decode(tokens[2:])
+
+
+def test_eval_takes_it(imported, monkeypatch, capsys, tmp_path):
+    (tmp_path / "text.txt").write_text("w1 w2 w3<|endoftext|>w4 w5<|endoftext|>" * 20)
+    assert "give --data" in error_of(monkeypatch, "eval.py", f"--workdir={imported}")
+    monkeypatch.setattr(
+        sys, "argv", ["eval.py", f"--workdir={imported}", f"--data={tmp_path / 'text.txt'}", "--max_tokens=50"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
+    assert stopped.value.code == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["step"] == 0 and 4.0 < row["validation_loss"] < 9.0  # log 97 = 4.57: random weights know nothing
+
+
+def test_without_a_tokenizer(tmp_path, monkeypatch):
+    lines = []
+    checkpoint.import_folder(
+        load("hf/mamba").directory, tmp_path / "run", defaults=from_config_dict(base.get_config()), report=lines.append
+    )
+    assert len(lines) == 1 and "no tokenizer.json" in lines[0]
+    run = seqmodels.load_run(tmp_path / "run")
+    assert run.tokenizer is None and run.logits([[1, 2]]).shape == (1, 2, 97)
+    with pytest.raises(ValueError, match="0..96"):
+        run.logits([[97]])
+    with pytest.raises(UserError, match="no tokenizer.json"):
+        run.generate("Once")
+    with pytest.raises(UserError, match="no tokenizer.json"):
+        run.validation("toy")
+    arguments = (f"--workdir={tmp_path / 'run'}", "--prompt=Once")
+    assert "no tokenizer.json" in error_of(monkeypatch, "scripts/generate.py", *arguments)
+
+
+def test_a_tokenizer_that_does_not_fit_is_left_out(tmp_path):
+    folder, lines = copy_of("llama", tmp_path / "llama"), []
+    word_tokenizer(98).save(str(folder / "tokenizer.json"))
+    assert checkpoint._tokenizer(folder, checkpoint.read(folder).config, lines.append) is None
+    assert "no special token" in lines[0] and "largest id is 97, the model has 97 rows" in lines[1]
+
+
+def test_shards_and_half_precision(tmp_path):
+    """An index and its files, bfloat16 and float16: the values that these stand for, in float32."""
+    golden = load("hf/llama").directory
+    whole = safetensors.read_folder(golden)
+    names = sorted(whole)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    folder = copy_of("llama", tmp_path / "llama", dtype="bfloat16")
+    (folder / "model.safetensors").unlink()
+    for (file, of_part), dtype in zip(parts.items(), ("BF16", "F16")):
+        safetensors.write(folder / file, {name: whole[name].astype(safetensors.DTYPES[dtype]) for name in of_part})
+    index = {"metadata": {}, "weight_map": {name: file for file, of_part in parts.items() for name in of_part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    found, expected = checkpoint.read(folder), checkpoint.read(golden)
+    back = table.write_tensors(found.kind, found.config, found.params)
+    for number, dtype in ((0, "BF16"), (1, "F16")):
+        for name in names[number::2]:
+            rounded = whole[name].astype(safetensors.DTYPES[dtype]).astype(np.float32)
+            np.testing.assert_array_equal(back[name], rounded)
+            assert not np.array_equal(rounded, whole[name]) or name.endswith("norm.weight")
+    assert found.config == expected.config
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="lacks model-00002-of-00002.safetensors"):
+        checkpoint.read(folder)
+
+
+def test_older_llama_configs():
+    """Fields that transformers 4 has elsewhere or leaves out."""
+    theirs = config_of("llama")
+    del theirs["rope_parameters"], theirs["head_dim"], theirs["attention_bias"], theirs["mlp_bias"]
+    found = table.read_config(kinds.load("llama"), theirs | {"rope_theta": 5e5, "rope_scaling": None, "torch_dtype": "bfloat16"})
+    ((_, mixer),) = found.mixers
+    assert mixer.rope_base == 5e5 and mixer.head_dim == 16
+
+
+def test_falcons_intermediate_size_counts():
+    theirs = config_of("falcon_mamba") | {"expand": 16, "intermediate_size": 192}
+    ((_, mixer),) = table.read_config(kinds.load("falcon_mamba"), theirs).mixers
+    assert mixer.expand == 3 and mixer.selection_norm
+
+
+def test_fields_that_nobody_knows_are_reported():
+    lines = []
+    table.read_config(kinds.load("mamba"), config_of("mamba") | {"colour": "red", "shade": None}, lines.append)
+    assert len(lines) == 1 and "colour='red'" in lines[0] and "shade" not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("llama", {"attention_bias": True}, "attention_bias=True"),
+        ("llama", {"mlp_bias": True}, "mlp_bias=True"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling="),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters.rope_type='yarn'"),
+        ("llama", {"sliding_window": 64}, "sliding_window=64"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ("llama", {"hidden_act": ["silu"]}, r"hidden_act=\['silu'\]"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config="),
+        ("llama", {"rope_theta": 5.0}, "rope_parameters.rope_theta=10000.0 but rope_theta=5.0"),
+        ("llama", {"hidden_size": None}, "lacks hidden_size"),
+        ("llama", {"hidden_size": "wide"}, "hidden_size|d_model"),
+        ("llama", {"num_attention_heads": 0}, "num_heads=0"),
+        ("llama", {"num_attention_heads": 0, "head_dim": None}, "head_dim .None. cannot be"),
+        ("llama", {"num_key_value_heads": 3}, "num_kv_heads=3"),
+        ("mamba", {"use_bias": True}, "use_bias=True"),
+        ("mamba", {"intermediate_size": 100}, "intermediate_size=100"),
+        ("falcon_mamba", {"intermediate_size": 100}, "intermediate_size .100. cannot be"),
+        ("mamba2", {"num_heads": 4}, "num_heads=4"),
+        ("xlstm", {"weight_mode": "fused"}, "weight_mode='fused'"),
+        ("gla", {"attn": {"layers": [1]}}, "attn="),
+        ("gla", {"use_short_conv": True}, "use_short_conv=True"),
+        ("gla", {"clamp_min": -3.0}, "clamp_min=-3.0"),
+        ("retnet", {"num_kv_heads": 1}, "num_kv_heads=1"),
+        ("hgrn", {"use_lower_bound": False}, "use_lower_bound=False"),
+        ("hgrn2", {"expand_ratio": 16}, "expand_ratio=16"),
+        ("linear_attn", {"feature_map": "hedgehog"}, "feature_map='hedgehog'"),
+        ("rwkv6", {"norm_bias": False}, "norm_bias=False"),
+    ],
+)
+def test_a_field_that_we_cannot_do_is_named(kind, changes, said):
+    with pytest.raises(UserError, match=said):
+        table.read_config(kinds.load(kind), config_of(kind) | changes)
+
+
+@pytest.mark.parametrize("kind", ["gla", "retnet"])
+def test_the_norm_that_their_library_fuses_has_another_name(kind, tmp_path):
+    """As by their default; a checkpoint that we write says which it has, or they would not find it."""
+    folder = copy_of(kind, tmp_path / "fused", fuse_norm=True)
+    tensors = safetensors.read_folder(folder)
+    renamed = {name.replace("attn.g_norm.", "attn.g_norm_swish_gate."): tensor for name, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    safetensors.write(folder / "model.safetensors", renamed)
+    found = checkpoint.read(folder)
+    golden = checkpoint.read(load(GOLDENS[kind]).directory)
+    jax.tree.map(np.testing.assert_array_equal, found.params, golden.params)
+    checkpoint.export_folder(found.config, found.params, 97, None, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["fuse_norm"] is False
+    assert safetensors.read_folder(tmp_path / "out").keys() == tensors.keys()
+
+
+def test_a_kind_that_is_not_here(tmp_path):
+    with pytest.raises(UserError, match="'recurrent_gemma'.*RG-LRU.*known: .*llama"):
+        checkpoint.read(load("hf/recurrent_gemma").directory)
+    with pytest.raises(UserError, match="'bert'.*known: .*llama"):
+        checkpoint.read(copy_of("llama", tmp_path / "bert", model_type="bert"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), r"model\.norm\.weight is missing.*\[64\]"),
+        (lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"), r"layers\.1\.mlp\.up_proj\.weight is missing"),
+        (lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.bias": np.zeros(96, np.float32)}), r"up_proj\.bias has no"),
+        (
+            lambda tensors: tensors.update({"lm_head.weight": np.zeros((96, 64), np.float32)}),
+            r"lm_head\.weight has shape \[96, 64\].*\[97, 64\]",
+        ),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, said):
+    folder = copy_of("llama", tmp_path / "llama")
+    tensors = {name: np.array(array) for name, array in safetensors.read_folder(folder).items()}
+    change(tensors)
+    safetensors.write(folder / "model.safetensors", tensors)
+    with pytest.raises(UserError, match=said):
+        checkpoint.read(folder)
+
+
+def test_a_tied_head_may_be_there_if_it_is_the_embedding(tmp_path):
+    folder = copy_of("mamba", tmp_path / "mamba")
+    tensors = {name: np.array(array) for name, array in safetensors.read_folder(folder).items()}
+    tensors["lm_head.weight"] = tensors["backbone.embeddings.weight"]
+    safetensors.write(folder / "model.safetensors", tensors)
+    assert checkpoint.read(folder).config.tie_embeddings
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
+    safetensors.write(folder / "model.safetensors", tensors)
+    with pytest.raises(UserError, match="lm_head.weight differs"):
+        checkpoint.read(folder)
+
+
+def damaged(content: bytes, cut: slice | None = None, header: bytes | None = None) -> bytes:
+    if header is not None:
+        return len(header).to_bytes(8, "little") + header + content
+    return content[cut]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda content: b"", "cut off"),
+        (lambda content: content[:100], "cut off"),
+        (lambda content: content[:-4], "cut off: .* ends at byte"),
+        (lambda content: damaged(b"", header=b"no JSON"), "damaged: its header"),
+        (lambda content: damaged(b"", header=b'{"a":{"dtype":"F32"}}'), "damaged: its header"),
+        (lambda content: damaged(b"1234", header=b'{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}'), "a is I32"),
+        (lambda content: damaged(b"1234", header=b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}'), "a of shape"),
+        (lambda content: damaged(b"1234", header=b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}'), "a of shape"),
+    ],
+)
+def test_a_damaged_file(tmp_path, damage, said):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(damage((load("hf/llama").directory / "model.safetensors").read_bytes()))
+    with pytest.raises(UserError, match=said):
+        safetensors.read(path)
+
+
+def test_mistakes_at_the_command_line(tmp_path, monkeypatch, imported):
+    llama, workdir = str(load("hf/llama").directory), f"--workdir={tmp_path / 'run'}"
+
+    def said(*arguments):
+        return error_of(monkeypatch, "scripts/import_hf.py", *arguments)
+
+    assert "--workdir" in said(llama)
+    assert "there is no folder /no/such" in said("/no/such", workdir)
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in said(str(tmp_path / "empty"), workdir)
+    pickled = copy_of("llama", tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    assert "pytorch_model.bin" in said(str(pickled), workdir)
+    (pickled / "config.json").write_text("{")
+    assert "not valid JSON" in said(str(pickled), workdir)
+    (pickled / "config.json").write_text("{}")
+    assert "no model_type" in said(str(pickled), workdir)
+    assert "'bert'" in said(str(copy_of("llama", tmp_path / "bert", model_type="bert")), workdir)
+    cut = copy_of("llama", tmp_path / "cut")
+    content = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(content[:-1])
+    assert "cut off" in said(str(cut), workdir)
+    assert "compute_dtype" in said(llama, workdir, "--compute_dtype=int8")
+    assert "--revision" in said(llama, workdir, "--revision=main")
+    assert "not empty" in said(llama, f"--workdir={imported}")
+    assert not (tmp_path / "run").exists() and not list(tmp_path.glob(".run*")), "nothing is left behind"
+
+
+def test_without_a_network(monkeypatch):
+    monkeypatch.setattr(data_hub, "reachable", lambda: False)
+    with pytest.raises(UserError, match="no folder nobody/nothing, and the Hugging Face hub cannot be reached"):
+        hub.folder("nobody/nothing")

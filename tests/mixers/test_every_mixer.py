@@ -1,0 +1,63 @@
+"""A mixer is a file that looks like one: a header, a frozen and commented Config, shapes, initial values that follow the key."""
+
+import ast
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seqmodels import mixers
+
+
+@pytest.fixture(params=mixers.names())
+def mixer(request):
+    return mixers.load(request.param)
+
+
+def test_a_mixer_says_what_it_is(mixer):
+    said = mixer.__doc__.lower()
+    missing = [
+        word for word in ("arxiv", "state", "numerical trap", "deviations from the paper") if word not in said
+    ]
+    assert not missing, f"the header of {mixer.__name__} says nothing of: {missing}"
+
+
+def test_config_is_frozen_complete_and_commented(mixer):
+    config = mixer.Config()  # every field has a default
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    assert fields["implementation"].default is None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.implementation = "recurrent"
+    assert hash(config) == hash(mixer.Config()), "it sits in the graphdef: tuples, no dicts or lists"
+    source = pathlib.Path(mixer.__file__).read_text()
+    (definition,) = [
+        node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "Config"
+    ]
+    lines = source.splitlines()
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign):
+            said = "#" in lines[node.end_lineno - 1] or lines[node.lineno - 2].lstrip().startswith("#")
+            assert said, f"{node.target.id} has no comment"
+
+
+@pytest.mark.parametrize("d_model", [32, 96])
+def test_default_config_works_at_any_multiple_of_32(mixer, d_model):
+    built = mixer.Mixer(mixer.Config(), d_model, rngs=nnx.Rngs(params=0))
+    x = np.random.default_rng(0).standard_normal((2, 5, d_model)).astype(np.float32)
+    y, _ = jax.jit(lambda x: built(x))(x)
+    assert y.shape == x.shape and bool(jnp.isfinite(y).all()) and float(jnp.abs(y).max()) > 0.0
+    assert built.output_kernel[...].shape[1] == d_model, "the model scales this projection with depth"
+
+
+def test_initialisation_follows_the_key(mixer):
+    first, again, other = (
+        nnx.to_pure_dict(nnx.state(mixer.Mixer(mixer.Config(), 32, rngs=nnx.Rngs(params=seed)), nnx.Param))
+        for seed in (0, 0, 1)
+    )
+    same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again))]
+    changed = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other))]
+    assert all(same) and any(changed)

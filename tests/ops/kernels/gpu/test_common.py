@@ -1,0 +1,23 @@
+"""What the kernels for GPUs need, said where it is missing."""
+
+import jax.numpy as jnp
+import pytest
+
+from seqmodels import ops
+from seqmodels.ops.kernels.gpu import common
+from tests.ops.kernels.running import kernels_of
+
+
+def test_an_older_jax_is_told_which_is_needed(monkeypatch):
+    monkeypatch.setattr(common, "NEEDS_JAX", (99, 1))
+    a = jnp.full((1, 3, 2), 0.5)
+    with kernels_of("gpu"):
+        with pytest.raises(NotImplementedError, match=r"JAX 99\.1 or later, and this is"):
+            ops.linear_recurrence(a, a, implementation="pallas")
+        h, _ = ops.linear_recurrence(a, a)  # falls back to the chunked form
+    assert h[0, :, 0].tolist() == [0.5, 0.75, 0.875]
+
+
+def test_marks_are_rows_of_16_bytes():
+    marks = common.marks(jnp.array([[True, False, True], [False, False, True]]), 4)
+    assert marks.dtype == jnp.int32 and marks.tolist() == [[x] * 4 for x in (1, 0, 1, 0, 0, 0, 1, 0)]

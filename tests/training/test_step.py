@@ -1,0 +1,226 @@
+"""One optimizer step: accumulation, weights, decay mask, schedule, meshes, FLOP counting."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from seqmodels import config, ops
+from seqmodels.errors import UserError
+from seqmodels.training import flops, optimizer, sharding
+from seqmodels.training.state import Trainer
+from tests.configs import tiny
+
+VOCAB = 50
+
+
+def batch(seed=0, rows=8, time=32, **extra):
+    random = np.random.default_rng(seed)
+    inputs = random.integers(0, VOCAB, (rows, time)).astype(np.int32)
+    return {"inputs": inputs, "targets": (inputs * 7 + 1) % VOCAB, **extra}
+
+
+def run(setup, batches):
+    state, losses = setup.init(), []
+    for numbers in batches:
+        state, metrics = setup.train_step(state, setup.put(numbers))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def test_learns():
+    setup = Trainer(tiny(**{"optim.learning_rate": 1e-2, "train.steps": 60}), VOCAB)
+    _, losses = run(setup, [batch(seed) for seed in range(40)])
+    assert losses[0] == pytest.approx(np.log(VOCAB), abs=0.2)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_accumulation_is_the_same_step():
+    weights = np.random.default_rng(5).integers(0, 2, (8, 32)).astype(np.float32)
+    numbers = [batch(seed, weights=weights) for seed in range(3)]
+    whole, losses = run(Trainer(tiny(), VOCAB), numbers)
+    parts, part_losses = run(Trainer(tiny(**{"optim.accumulation_steps": 4}), VOCAB), numbers)
+    np.testing.assert_allclose(losses, part_losses, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), whole["params"], parts["params"]
+    )
+
+
+def test_targets_of_weight_zero_move_nothing():
+    weights = np.ones((8, 32), np.float32)
+    weights[:, 16:] = 0
+    one, two = batch(weights=weights), batch(weights=weights)
+    two["targets"][:, 16:] = 3
+    for a, b in zip(*(jax.tree.leaves(run(Trainer(tiny(), VOCAB), [numbers])[0]) for numbers in (one, two))):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dropout_repeats_exactly_and_differs_by_step():
+    setup = Trainer(tiny(**{"model.dropout": 0.3, "optim.learning_rate": 1e-9}), VOCAB)
+    _, losses = run(setup, [batch(), batch()])
+    _, again = run(setup, [batch(), batch()])
+    assert losses == again
+    assert losses[0] != losses[1]
+
+
+def test_eval_step_sums_by_position():
+    setup = Trainer(tiny(), VOCAB)
+    state, _ = run(setup, [batch()])
+    weights = np.ones((8, 32), np.float32)
+    weights[3:, 20:] = 0
+    sums = setup.eval_step(state["params"], setup.put(batch(1, weights=weights)))
+    np.testing.assert_array_equal(sums["weight"], weights.sum(0))
+    whole = setup.eval_step(state["params"], setup.put(batch(1, weights=np.ones((8, 32), np.float32))))
+    np.testing.assert_allclose(sums["loss"][:20], whole["loss"][:20], rtol=1e-6)
+    assert np.all(sums["loss"][20:] < whole["loss"][20:])
+
+
+def test_weight_decay_only_on_kernels_and_embeddings():
+    params = {
+        "embedding": 0,
+        "layers": {"0_x": {"layer": {"query_kernel": 0, "query_bias": 0, "decay_kernel": 0, "gate_logit_kernel": 0,
+                                     "dt_kernel": 0, "A_log": 0, "D": 0, "output_kernel": 0},
+                           "norm": {"scale": 0}}},
+    }
+    decayed = {
+        sharding.path_name(path).split("/")[-1]
+        for path, on in jax.tree_util.tree_leaves_with_path(optimizer.decay_mask(params)) if on
+    }
+    assert decayed == {"embedding", "query_kernel", "output_kernel"}
+
+
+@pytest.mark.parametrize("schedule", config.SCHEDULES)
+def test_schedule(schedule):
+    config = tiny(**{"optim.schedule": schedule, "optim.warmup_steps": 10, "optim.learning_rate": 1.0}).optim
+    rate = optimizer.learning_rate_schedule(config, 110)
+    np.testing.assert_allclose([rate(0), rate(4), rate(9), rate(10)], [0.1, 0.5, 1.0, 1.0], rtol=1e-6)
+    assert float(rate(110)) == pytest.approx({"constant": 1.0}.get(schedule, 0.1), rel=1e-5)
+    assert float(rate(60)) == pytest.approx({"constant": 1.0, "linear": 0.55, "cosine": 0.55}[schedule], rel=1e-5)
+
+
+def test_flops_of_loops_are_multiplied_out():
+    def function(x, kernel):
+        body = jax.checkpoint(lambda carry, _: (jnp.tanh(carry @ kernel), None))
+        return jax.lax.scan(body, x, None, length=5)[0]
+
+    x, kernel = jnp.zeros((3, 4)), jnp.zeros((4, 4))
+    assert flops.count_matmul_flops(jax.jit(function), x, kernel) == 5 * 2 * 3 * 4 * 4
+
+
+def test_flops_of_a_kernel_are_those_of_its_grid():
+    x = jax.ShapeDtypeStruct((2, 1024, 3, 16), jnp.bfloat16)
+
+    def gradient(q, k, v):
+        def loss(*x):
+            return jnp.sum(ops.softmax_attention(*x, implementation="pallas")[0].astype(jnp.float32))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    with ops.compile_for("tpu"):
+        jaxpr = jax.make_jaxpr(gradient)(x, x, x).jaxpr
+    one_product = 2 * 2 * 3 * 1024 * 1024 * 16
+    found = {kernel.name.split("_")[2]: (kernel.backward, kernel.flops / one_product) for kernel in flops.kernels(jaxpr)}
+    # Backwards the scores are made twice, once for the queries' gradient and once for the keys'.
+    assert found == {"fwd": (False, 2), "dq": (True, 3), "dkv": (True, 4)}
+
+
+def test_flops_per_token_of_a_transformer():
+    """6 x parameters of the products, and 12 x T x D for each attention layer's two full products."""
+    setup = Trainer(tiny(**{"model.mixers.attention.implementation": "parallel", "model.repeats": 3}), VOCAB)
+    layer = 4 * 32 * 32 + 3 * 32 * 96
+    assert setup.flops_per_token == 6 * (3 * layer + VOCAB * 32) + 3 * 12 * 32 * 32
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"mesh.data": 3}, "does not make use of exactly"),
+        ({"mesh.sequence": 2}, "sequence parallelism is not built yet"),
+        ({"mesh.fsdp": 0}, "at least 1"),
+        ({"optim.accumulation_steps": 3}, "not a multiple of optim.accumulation_steps"),
+    ],
+)
+def test_meshes_and_batches_that_do_not_fit(overrides, message):
+    with pytest.raises(UserError, match=message):
+        Trainer(tiny(**overrides), VOCAB)
+
+
+def test_rules_shard_what_divides():
+    mesh = sharding.make_mesh(tiny().mesh)
+    assert sharding.partition_spec("layers/0/layer/query_kernel", (4, 32, 32), mesh) == PartitionSpec(None, "fsdp", "tensor")
+    assert sharding.partition_spec("final_norm/scale", (32,), mesh) == PartitionSpec(None)
+
+
+EIGHT_DEVICES = """
+import json, sys
+import numpy as np
+from seqmodels.training.state import Trainer
+from tests.configs import tiny
+from tests.training.test_step import VOCAB, batch, run
+results = {}
+for name, mesh in {"1": (1, 1, 1), "8 data": (8, 1, 1), "8 fsdp": (1, 8, 1), "2x2x2": (2, 2, 2)}.items():
+    import jax
+    devices = jax.devices()[: np.prod(mesh)]
+    setup = Trainer(tiny(**dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh))), 48, devices)
+    state, losses = run(setup, [{k: v % 48 for k, v in batch(seed).items()} for seed in range(3)])
+    kernel = state["optimizer"][1][0].mu["layers"]["0_attention"]["layer"]["query_kernel"]
+    results[name] = [losses, kernel.addressable_shards[0].data.size]
+print(json.dumps(results))
+"""
+
+
+KERNELS_ON_EIGHT_DEVICES = """
+import contextlib, json
+import jax
+from seqmodels import ops
+from seqmodels.training.state import Trainer
+from tests.configs import tiny
+from tests.training.test_step import batch, run
+sizes = {"model.pattern": "mamba hgrn", "model.repeats": 1, "data.seq_len": 16}
+batches = [{k: v[:, :16] % 48 for k, v in batch().items()}]  # one step: AdamW makes much of rounding
+results = {}
+for name, mesh, kernels in (("xla", (1, 1, 1), False), ("one", (1, 1, 1), True), ("mesh", (2, 2, 2), True)):
+    with ops.interpret("tpu") if kernels else contextlib.nullcontext(), ops.record_choices() as choices:
+        config = tiny(**sizes, **dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh)))
+        setup = Trainer(config, 48, jax.devices()[: 8 if name == "mesh" else 1])
+        state, losses = run(setup, batches)
+    shared = state["optimizer"][1][0].mu["layers"]["0_mamba"]["layer"]["A_log"]  # its mean gradient
+    results[name] = [losses, [float(x) for x in shared.ravel()], list(choices)]
+print(json.dumps(results))
+"""
+
+
+def test_kernels_compute_on_a_mesh_what_they_do_on_one_device():
+    """Each device runs a kernel for its rows; the gradient of what all share is summed over them."""
+    results = run_on_eight_devices(KERNELS_ON_EIGHT_DEVICES)
+    losses, gradient, choices = results.pop("xla")
+    assert choices == ["selective_scan: chunked (chunk 16)", "linear_recurrence: chunked"]
+    for name, (other_losses, other_gradient, choices) in results.items():
+        assert choices == ["selective_scan: pallas", "linear_recurrence: pallas"], name
+        np.testing.assert_allclose(other_losses, losses, rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(other_gradient, gradient, rtol=0, atol=3e-5 * np.abs(gradient).max(), err_msg=name)
+
+
+def run_on_eight_devices(program):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_eight_devices_compute_what_one_does():
+    results = run_on_eight_devices(EIGHT_DEVICES)
+    losses, size = results["1"]
+    for name, (sharded_losses, shard) in results.items():
+        np.testing.assert_allclose(sharded_losses, losses, rtol=2e-5, err_msg=name)
+        assert shard == size // {"1": 1, "8 data": 1, "8 fsdp": 8, "2x2x2": 4}[name]
