@@ -13,6 +13,7 @@ model knows at the end; the fourth goes on from there, as often and with as many
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import sys
@@ -106,7 +107,7 @@ def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -
         clock.append(time.perf_counter())
 
     pieces = run.stream(prompt, after=before, on_token=on_token, **sampling)
-    for piece in (prompt, *pieces):
+    for piece in itertools.chain([prompt], pieces):
         print(escape(piece, "terminal"), end="", flush=True)
     print(flush=True)
     if len(clock) > 2:
@@ -115,8 +116,7 @@ def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -
         say(f"{len(clock)} tokens, {speed:,.0f} tokens/s")
     if options.save_state is None and options.attention_plot is None:
         return
-    ended = [run.tokenizer.end_of_text] if len(written) < options.max_tokens else []
-    state = run.read([*written, *ended], run.read(prompt, before))
+    state = run.read(written, run.read(prompt, before))
     if options.save_state is not None:
         state.save(options.save_state)
         say(f"{options.save_state}: the state after {len(state.tokens):,} tokens")

@@ -10,7 +10,7 @@ Knows no model and imports no JAX.
 
 from seqmodels.data.dataset import TEXT, DataConfig, Dataset, prepare, save_validation, validation_from_source
 from seqmodels.data.tasks.batches import HeldOut, TaskDataset, held_out
-from seqmodels.data.text.tokenizer import Tokenizer, load_tokenizer, prompt_tokens
+from seqmodels.data.text.tokenizer import Tokenizer, load_tokenizer, prompt_tokens, token_mask
 from seqmodels.data.text.tokenizer import digest as tokenizer_digest
 from seqmodels.data.text.validation import ValidationSet, load_validation
 
@@ -28,6 +28,7 @@ __all__ = [
     "prepare",
     "prompt_tokens",
     "save_validation",
+    "token_mask",
     "tokenizer_digest",
     "validation_from_source",
 ]

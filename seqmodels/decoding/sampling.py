@@ -1,6 +1,7 @@
 """Which token comes next: the options that a person sets, and the choice from logits."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Final
 
@@ -71,13 +72,14 @@ jax.tree_util.register_pytree_node(Sampling, _flatten, _unflatten)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Draws the tokens of a batch: `Sampling`, the key, and which ids are tokens at all.
+    """Draws the tokens of a batch: the options, the key, and what the ids are.
 
     A row's token depends on the key, its place in the key's sequence, its place in the batch, and nothing of the other rows.
     """
 
     sampling: Sampling
     key: Key[Array, ""]
+    ends: tuple[int, ...] = ()  # tokens that end a text
     # ids that are tokens; None: all are. A model may have more rows than its tokenizer has tokens.
     is_token: Bool[Array, "L"] | None = None
     first_row: Int[Array, ""] | int = 0  # place of the first row, where the batch is a part of a longer list
@@ -87,6 +89,10 @@ class Sampler:
         key = jax.random.fold_in(self.key, index)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self.first_row + jnp.arange(logits.shape[0]))
         return sample(logits, keys, self.sampling, self.is_token)
+
+    def is_end(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
+        """Which tokens end their texts."""
+        return functools.reduce(jnp.logical_or, (token == end for end in self.ends), jnp.zeros(token.shape, bool))
 
 
 def sample(

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import jax
@@ -20,8 +21,9 @@ from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.data.text import end_of_text
 from seqmodels.data.text.tokenizer import END_OF_TEXT
+from seqmodels.decoding.sampling import Sampling
 from seqmodels.errors import UserError
-from seqmodels.interop import kinds, safetensors, table
+from seqmodels.interop import kinds, model_card, safetensors, table
 from seqmodels.model import MLP, ModelConfig, parse_pattern
 from seqmodels.training import checkpoint
 
@@ -116,6 +118,7 @@ def export_folder(
     out: str | os.PathLike,
     *,
     dtype: str = "float32",
+    history: Mapping[str, object] = MappingProxyType({}),
 ) -> table.Kind:
     """Write the folder `out` as its library saves such a model; returns the kind. It appears whole or not at all.
 
@@ -123,6 +126,7 @@ def export_folder(
         config, params, vocab_size: the model.
         tokenizer: written as tokenizer.json; its end of text ends theirs, too.
         dtype: of the tensors; anything but float32 rounds them.
+        history: what the model card says of how the model came about, by name.
 
     Raises:
         UserError: no kind has such a model (which field is in the way is named), or `out` has something in it.
@@ -132,17 +136,29 @@ def export_folder(
     if dtype not in EXPORT_DTYPES:
         raise UserError(f"--dtype={dtype!r} is not one of {', '.join(EXPORT_DTYPES)}")
     kind, config, params, theirs = _as_kind(config, params, vocab_size)
-    end = None if tokenizer is None else tokenizer.end_of_text
-    theirs |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None, "dtype": dtype, "use_cache": True}
+    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if tokenizer is not None:
+        # What a text begins with: where that is nothing, the end of the text before.
+        begin = tokenizer.beginning[0] if tokenizer.beginning else tokenizer.end_of_text
+        ids |= {"bos_token_id": begin, "eos_token_id": tokenizer.end_of_text}
+    theirs |= ids | {"dtype": dtype, "use_cache": True}
     tensors = {
         name: tensor.astype(EXPORT_DTYPES[dtype]) for name, tensor in table.write_tensors(kind, config, params).items()
     }
+    # As scripts/generate.py draws, which a person has read samples of.
+    generation = ids | {"do_sample": True, "temperature": Sampling().temperature, "top_k": 0}
+    if tokenizer is not None and len(tokenizer.ends) > 1:
+        generation["eos_token_id"] = list(tokenizer.ends)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     with _whole(out) as temporary:
         safetensors.write(temporary / safetensors.FILE_NAME, tensors)
         if tokenizer is not None:
             tokenizer.save(temporary / "tokenizer.json")
             end_of_text.write_beside(temporary / "tokenizer.json", tokenizer.end_name, tokenizer.ends)
-        (temporary / "config.json").write_text(json.dumps(theirs, indent=2, sort_keys=True) + "\n")
+        for name, content in (("config.json", theirs), ("generation_config.json", generation)):
+            (temporary / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        card = model_card.text(kind, config, parameters, tokenizer, history)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return kind
 
 
@@ -169,7 +185,10 @@ def _special_float(values: dict[str, Any]) -> Any:
 def _tokenizer(folder: Path, config: ModelConfig, report: Callable[[str], None]) -> data.Tokenizer | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
-        report(f"{folder} has no tokenizer.json: the run takes tokens, not text")
+        cure = ""
+        if (folder / "tokenizer.model").is_file() or (folder / "vocab.json").is_file():
+            cure = f"; AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r}) of transformers makes one"
+        report(f"{folder} has no tokenizer.json: the run takes tokens, not text{cure}")
         return None
     tokenizer = data.load_tokenizer(path, report)
     if tokenizer.vocab_size <= config.vocab_size:

@@ -24,6 +24,7 @@ from seqmodels import data, ops
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.decoding import generate
+from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
@@ -236,11 +237,11 @@ class _Run:
         tokenizer = self.dataset.tokenizer
         prompt = data.prompt_tokens(tokenizer, self.config.train.sample_prompt)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
+        sampler = Sampler(Sampling(), key, tokenizer.ends, data.token_mask(tokenizer, self.setup.vocab_size))
         with self.signals.interrupting():
             [tokens] = generate.generate(
-                self.setup.graphdef, self.state["params"], [prompt], max_tokens=SAMPLE_TOKENS, key=key,
-                end_of_text=tokenizer.end_of_text,
-            )  # fmt: skip
+                self.setup.graphdef, self.state["params"], [prompt], sampler, max_tokens=SAMPLE_TOKENS
+            )
         text = tokenizer.decode([*prompt, *tokens])
         # A model that has not learnt much writes control characters, which a terminal would obey.
         self.log.sample(self.step, escape(text, "terminal"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from seqmodels.data import atomic
 from seqmodels.data.text import end_of_text
@@ -280,6 +280,18 @@ def from_json(text: str, ends_of: Callable[[Any], Sequence[int]] = lambda librar
 def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """A text as a model reads it that is to go on with it; an empty one is at least the end of the text before."""
     return [*tokenizer.beginning, *tokenizer.encode(text)] or [tokenizer.end_of_text]
+
+
+def token_mask(tokenizer: Tokenizer, vocab_size: int) -> Bool[np.ndarray, "L"] | None:
+    """Which of a model's ``vocab_size`` ids are tokens; None: all of them.
+
+    The others are rows of padding, and gaps between the ids of a file.
+    """
+    if len(tokenizer.ids) == vocab_size:
+        return None
+    mask = np.zeros(vocab_size, bool)
+    mask[tokenizer.ids] = True
+    return mask
 
 
 def digest(tokenizer: Tokenizer) -> str:
