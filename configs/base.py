@@ -41,7 +41,9 @@ def get_config() -> ConfigDict:
     config.model.mlp_hidden = config_dict.placeholder(int)  # width of "mlp"; None: 8/3 d_model, for rwkv6 3.5 d_model
     config.model.mlp_activation = "silu"  # of the gated one: silu, gelu or relu
     config.model.tie_embeddings = True  # the head is the embedding's transpose
-    config.model.embedding_norm = False  # a norm on the embedding, before the first layer
+    config.model.embedding_norm = True  # a norm on the embedding: each token enters the residual stream with rms 1
+    config.model.branch_rms = config_dict.placeholder(float)  # each of n layers starts by adding rms branch_rms / sqrt(n)
+    config.model.branch_rms = 0.3  # None: as the layers' own initialisations have it
     config.model.norm = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
     config.model.norm_eps = 1e-5  # epsilon of the norms between layers
     config.model.logit_cap = config_dict.placeholder(float)  # logits go through cap tanh(. / cap); None: as they are

@@ -23,7 +23,9 @@ from seqmodels.model import ModelConfig, mixers_in_pattern
 SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm-up
 
 # Fields younger than some run folders, with what their runs had.
-LEGACY_MODEL_DEFAULTS = {"vocab_size": None, "embedding_norm": False, "norm": "rms", "logit_cap": None, "readout": "each"}
+LEGACY_MODEL_DEFAULTS = {
+    "vocab_size": None, "embedding_norm": False, "branch_rms": None, "norm": "rms", "logit_cap": None, "readout": "each",
+}  # fmt: skip
 LEGACY_TRAIN_DEFAULTS = {"init_from": None}
 LEGACY_MIXER_DEFAULTS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
 LEGACY_DATA_DEFAULTS = {"task": "text", "tasks": {}}

@@ -122,7 +122,8 @@ def test_missing_config_json(tmp_path):
 
 
 def test_a_run_folder_older_than_a_field_is_still_read(tmp_path):
-    original = tiny(**{"model.pattern": "linear_attention mlp"})
+    older = {"model.embedding_norm": False, "model.branch_rms": None}
+    original = tiny(**{"model.pattern": "linear_attention mlp"} | older)
     values = config.to_dict(original)
     for name in config.LEGACY_MODEL_DEFAULTS:
         del values["model"][name]

@@ -109,3 +109,31 @@ def test_sizes_that_do_not_fit():
         build(**{"mixers.attention.num_heads": 5})
     with pytest.raises(UserError, match="mlp_activation"):
         build(pattern="mlp", mlp_activation="swish")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("d_model", [64, 1024])
+def test_the_untrained_model_guesses_at_random(d_model, tied):
+    """A tied head sees the token's own embedding in the stream; at no width does it begin by repeating the token."""
+    _, _, network = build(d_model=d_model, pattern="attention mlp", repeats=1, tie_embeddings=tied)
+    ids = tokens(4, 33)
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(network(ids[:, :-1])[0]), ids[:, 1:, None], axis=-1)
+    assert abs(losses.mean() - np.log(VOCAB)) < 0.4
+
+
+def test_a_start_without_scaled_branches_is_the_layers_own():
+    """An older run's start: embeddings as they are, output kernels times 1/sqrt(layers) and nothing else."""
+    _, unscaled, _ = build(branch_rms=None)
+    _, scaled, _ = build(branch_rms=0.3)
+    for name, layer in unscaled["layers"].items():
+        ratio = scaled["layers"][name]["layer"]["output_kernel"] / layer["layer"]["output_kernel"]
+        np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1], ratio.shape), rtol=1e-5)
+        assert not np.allclose(ratio, 1.0)
+    unscaled["layers"] = scaled["layers"] = None
+    jax.tree.map(np.testing.assert_array_equal, unscaled, scaled)
+
+
+@pytest.mark.parametrize("field, value", [("branch_rms", -0.1), ("branch_rms", float("nan"))])
+def test_a_start_out_of_range_is_one_line(field, value):
+    with pytest.raises(UserError, match=field):
+        build(**{field: value})

@@ -56,9 +56,7 @@ def read(folder: str | os.PathLike, report: Callable[[str], None] = lambda line:
     kind = kinds.load(theirs["model_type"])
     config = table.read_config(kind, theirs, report)
     tensors = safetensors.read_folder(folder)
-    shapes = jax.eval_shape(
-        functools.partial(model.init_params, config, config.vocab_size), jax.random.key(0)
-    )
+    shapes = model.param_shapes(config, config.vocab_size)
     return Foreign(kind, theirs, config, table.read_tensors(kind, config, shapes, tensors))
 
 
@@ -216,7 +214,7 @@ def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.
         copies = _copies(kind.pattern, config.pattern)
         if copies is None:
             continue
-        repeated, stacked = _restack(kind, config, params, copies)
+        repeated, stacked = _without_embedding_norm(kind, *_restack(kind, config, params, copies))
         repeated = dataclasses.replace(repeated, vocab_size=vocab_size, mlp_hidden=_mlp_hidden(kind, stacked))
         try:
             return kind, repeated, stacked, table.write_config(kind, repeated)
@@ -247,6 +245,22 @@ def _restack(kind: table.Kind, config: ModelConfig, params: dict, copies: int) -
     }
     config = dataclasses.replace(config, pattern=kind.pattern, repeats=config.repeats * copies)
     return config, params | {"layers": layers}
+
+
+def _without_embedding_norm(kind: table.Kind, config: ModelConfig, params: dict) -> tuple[ModelConfig, dict]:
+    """The same function for a kind without a norm on the embedding: the table holds what the norm makes of each token.
+
+    A tied head keeps the table that it had, and is tied no more.
+    """
+    if not config.embedding_norm or kind.ours.get("embedding_norm"):
+        return config, params
+    vocab_size = len(params["embedding"])
+    definition = model.graphdef(dataclasses.replace(config, compute_dtype="float32"), vocab_size)
+    rest = {name: value for name, value in params.items() if name != "embedding_norm"}
+    rest["embedding"] = np.asarray(model.merge(definition, params).embed(jnp.arange(vocab_size)[None])[0])
+    if config.tie_embeddings:
+        rest["output_kernel"] = np.asarray(params["embedding"]).T
+    return dataclasses.replace(config, embedding_norm=False, tie_embeddings=False), rest
 
 
 def _mlp_hidden(kind: table.Kind, params: Mapping[str, Any]) -> int | None:

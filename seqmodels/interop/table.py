@@ -19,7 +19,7 @@ REQUIRED: Final = object()
 OMIT: Final = object()
 
 # What the trained weights compute does not depend on these fields of ours.
-IMMATERIAL: Final = ("dropout", "remat", "compute_dtype", "mixer.implementation", "mixer.chunk_size", "mixer.input_bias")
+IMMATERIAL: Final = ("branch_rms", "dropout", "remat", "compute_dtype", "mixer.implementation", "mixer.chunk_size", "mixer.input_bias")
 
 # Fields of theirs that mean the same in every kind, or nothing to what the weights compute.
 IGNORED: Final = frozenset(
@@ -306,7 +306,7 @@ def _our_name(kind: Kind, name: str) -> str:
 
 # Of ModelConfig, what kinds have alike unless their tables say otherwise.
 _PLAIN: Final = {
-    "mlp_kind": "gated", "mlp_hidden": None, "mlp_activation": "silu", "embedding_norm": False, "norm": "rms",
+    "mlp_kind": "gated", "mlp_hidden": None, "mlp_activation": "silu", "embedding_norm": False, "branch_rms": None, "norm": "rms",
     "logit_cap": None, "readout": "each", "dropout": 0.0, "remat": False, "compute_dtype": "float32",
 }  # fmt: skip
 

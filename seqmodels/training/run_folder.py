@@ -1,6 +1,5 @@
 """What a run folder holds, read back: its config, its tokenizer, and parameters for another run to begin with."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def initial_params(
             f"set --config.data.tokenizer={source / 'tokenizer.json'}"
         )
     vocab_size = model.vocabulary_size(theirs.model, num_pieces(theirs, their_tokenizer))
-    their_params = jax.eval_shape(functools.partial(model.init_params, theirs.model, vocab_size), jax.random.key(0))
+    their_params = model.param_shapes(theirs.model, vocab_size)
     there, here = _shapes(their_params), _shapes(abstract_params)
     if there != here:
         name = next(name for name in {**there, **here} if there.get(name) != here.get(name))

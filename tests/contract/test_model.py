@@ -33,6 +33,7 @@ class Builder:
             tie_embeddings=self.tie_embeddings,
             vocab_size=None,
             embedding_norm=False,
+            branch_rms=None,
             norm="rms",
             logit_cap=None,
             readout="each",

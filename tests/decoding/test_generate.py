@@ -34,7 +34,7 @@ def small_network(pattern, compute_dtype="float32", repeats=2, scale=3):
     config = model.ModelConfig(
         d_model=32, pattern=pattern, repeats=repeats, mixers=tuple(options.items()), mlp_hidden=None,
         mlp_kind="rwkv6" if "rwkv6" in pattern else "gated",
-        mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, norm="rms",
+        mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, branch_rms=None, norm="rms",
         logit_cap=None, readout="each", norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype=compute_dtype,
     )  # fmt: skip
     # Run once, so that optimising it would take longer than it saves.

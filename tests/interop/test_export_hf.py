@@ -22,13 +22,13 @@ def untrained(pattern: str, vocab_size: int = 50, **changes):
     """(config, params) of a small model; ``changes`` of mixer options begin with ``mixer_``."""
     options = {name.removeprefix("mixer_"): value for name, value in changes.items() if name.startswith("mixer_")}
     fields = {name: value for name, value in changes.items() if not name.startswith("mixer_")}
-    config = from_config_dict(base.get_config()).model
+    config = dataclasses.replace(from_config_dict(base.get_config()).model, embedding_norm=False)
     used = model.mixers_in_pattern(pattern)
     config = dataclasses.replace(
         config, d_model=32, repeats=2, pattern=pattern,
         mixers=tuple((name, dataclasses.replace(mixers.load(name).Config(), **options)) for name in used), **fields,
     )  # fmt: skip
-    shapes = jax.eval_shape(lambda: model.init_params(config, vocab_size, jax.random.key(0)))
+    shapes = model.param_shapes(config, vocab_size)
     leaves, tree = jax.tree.flatten(shapes)
     generator = np.random.default_rng(0)
     params = jax.tree.unflatten(tree, [generator.standard_normal(leaf.shape, np.float32) for leaf in leaves])
@@ -82,6 +82,21 @@ def test_what_was_trained_here(pattern, changes, kind, tmp_path):
             jax.tree.map(lambda a, b, at=layer: np.testing.assert_array_equal(a[at], b[at // copies]), found, ours)
     for name in params.keys() - {"layers"}:
         jax.tree.map(np.testing.assert_array_equal, again.params[name], params[name])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_norm_on_the_embedding_becomes_part_of_the_table(tied, tmp_path):
+    """Their models have none; the exported one is the same function."""
+    config, params = untrained("attention mlp", embedding_norm=True, tie_embeddings=tied)
+    checkpoint.export_folder(config, params, 50, None, tmp_path / "out")
+    again = checkpoint.read(tmp_path / "out")
+    assert not again.config.embedding_norm and not again.config.tie_embeddings
+    tokens = np.arange(50)[None]
+    ours, theirs = (
+        jax.jit(lambda c=c, p=p: model.merge(model.graphdef(c, 50), p)(tokens)[0])()
+        for c, p in ((config, params), (again.config, again.params))
+    )
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,8 @@ def test_initialisation_in_a_model_goes_by_depth(repeats):
 def network_config(*, repeats, d_model, mixer, mlp_hidden):
     return model.ModelConfig(
         d_model=d_model, pattern="rwkv6 mlp", repeats=repeats, mixers=(("rwkv6", mixer),), mlp_kind="rwkv6",
-        mlp_hidden=mlp_hidden, mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, norm="rms",
-        logit_cap=None, readout="each", norm_eps=1e-5, dropout=0.0, remat=False,
+        mlp_hidden=mlp_hidden, mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, branch_rms=None,
+        norm="rms", logit_cap=None, readout="each", norm_eps=1e-5, dropout=0.0, remat=False,
         compute_dtype="float32",
     )  # fmt: skip
 
