@@ -12,7 +12,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 FOLDER = Path(__file__).parent / "llama"
 SPECIAL = ["<unk>", "<s>", "<end>", "<turn>"]
@@ -59,7 +66,8 @@ def main() -> None:
         with torch.no_grad():
             logits = model(tokens).logits[0, -1]
             new = model.generate(tokens, do_sample=False, max_new_tokens=12)[0, tokens.shape[1] :]
-        written.append({"prompt": prompt, "tokens": tokens[0].tolist(), "next": [round(float(value), 5) for value in logits], "new": new.tolist()})
+        rounded = [round(float(value), 5) for value in logits]
+        written.append({"prompt": prompt, "tokens": tokens[0].tolist(), "next": rounded, "new": new.tolist()})
     (FOLDER / "written.json").write_text(json.dumps(written) + "\n")
     print([(each["new"], reader.decode(each["new"])) for each in written])
 
