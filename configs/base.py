@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "roneneldan/TinyStories"  # a hub id, a local folder or file (parquet, txt, jsonl), or "toy"
     config.data.revision = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"  # of the hub id; ignored for local data and toy
+    config.data.validation_source = config_dict.placeholder(str)  # held out: its split, a path, a hub id; None: as docs/data.md has it
     config.data.tokenizer = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
     config.data.vocab_size = 4096  # pieces of the bpe tokenizer; ignored by the others
     config.data.seq_len = 256  # T, tokens the model reads at once

@@ -7,7 +7,6 @@ so a field that is missing, misspelt or of another type is an error here and nev
 import dataclasses
 import difflib
 import json
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from seqmodels import mixers
-from seqmodels.data import TEXT, DataConfig, tasks
+from seqmodels.data import TEXT, DataConfig, atomic, tasks
 from seqmodels.errors import UserError
 from seqmodels.model import ModelConfig, mixers_in_pattern
 
@@ -28,7 +27,7 @@ LEGACY_MODEL_DEFAULTS = {
 }  # fmt: skip
 LEGACY_TRAIN_DEFAULTS = {"init_from": None}
 LEGACY_MIXER_DEFAULTS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
-LEGACY_DATA_DEFAULTS = {"task": "text", "tasks": {}}
+LEGACY_DATA_DEFAULTS = {"task": "text", "tasks": {}, "validation_source": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +143,7 @@ def to_dict(config: RunConfig) -> dict:
 
 def save(config: RunConfig, path: str) -> None:
     """Write config.json, whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(to_dict(config), file, indent=2)
-        file.write("\n")
-    os.replace(temporary, path)
+    atomic.write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load(path: str) -> RunConfig:

@@ -16,6 +16,7 @@ and the state after the last token.
 import dataclasses
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -319,11 +320,14 @@ class LanguageModel(nnx.Module):
             x, state = self._run_unrolled(x, state, reset)
         else:
             x, state = self._run_scanned(x, state, reset, dropout_key)
+        return self._read_out(x), state
+
+    def _read_out(self, x):
         x = self.final_norm(x)
         if self.config.readout == "last":
-            told = x[:, -1:] + sinusoids(tokens.shape[1], self.config.d_model).astype(x.dtype)
+            told = x[:, -1:] + sinusoids(x.shape[1], self.config.d_model).astype(x.dtype)
             x = jax.nn.gelu(dense(told, self.readout_kernel[...]) + self.readout_bias[...].astype(x.dtype))
-        return x, state
+        return x
 
     def __call__(
         self,
@@ -363,6 +367,34 @@ class LanguageModel(nnx.Module):
                     found.append(layer.layer.weights(layer.norm(x)))
                 x, _, shared = layer(x, None, shared, reset=None, dropout_key=None)
         return jnp.stack(found)
+
+    def observe(
+        self,
+        tokens: Int[Array, "B T"],
+        function: Callable[[Float[Array, "B T D"], Float[Array, "B T D"], Float[Array, "B T D"]], Any],
+        *,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """``features`` from an empty state, and what ``function`` says of every residual layer, stacked [layers, ...] by depth.
+
+        Args:
+          tokens: ids; any T >= 1.
+          function: of the residual stream as it enters the first layer, before this layer, and after this layer.
+          reset: True where a new document starts.
+        """
+        entering = self.embed(tokens)
+
+        def repeat(carry, layers):
+            x, shared = carry
+            found = []
+            for layer in layers:
+                before = x
+                x, _, shared = layer(x, None, shared, reset=reset, dropout_key=None)
+                found.append(function(entering, before, x))
+            return (x, shared), jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+        (x, _), found = jax.lax.scan(repeat, (entering, self._shared()), self._layers())
+        return self._read_out(x), jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
     def _run_scanned(self, x, state, reset, dropout_key):
         def run_layer(layer, x, state, shared, key):

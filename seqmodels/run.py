@@ -226,7 +226,7 @@ class Run:
         if source is None and self.step == 0 and not (self.workdir / "validation.npz").exists():
             raise UserError(f"{self.workdir} is imported and has no validation tokens; give --data (a path, a hub id, or toy)")
         if source is None:
-            return data.load_validation(self.workdir)
+            return data.load_validation(self.workdir, self.setup.vocab_size)
         of = self.config.data
         return data.validation_from_source(
             source, self.text_tokenizer(), cache_dir=of.cache_dir, revision=of.revision, packing=of.packing
@@ -291,7 +291,7 @@ def load_run(
     Raises:
         UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`.
     """
-    xla_cpu.avoid_wrong_fusions()
+    xla_cpu.warn_of_wrong_fusions()
     workdir = Path(workdir)
     config = read_config(workdir)
     tokenizer = read_tokenizer(workdir, config)

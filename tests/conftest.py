@@ -22,9 +22,8 @@ def pytest_configure(config):
 
     import jax
 
-    from seqmodels import xla_cpu
+    import seqmodels  # noqa: F401  (before JAX looks for devices: xla_cpu.py says why, its test what happens otherwise)
 
-    xla_cpu.ask_for_right_fusions()  # as every entry point does; test_xla_cpu.py says what happens without
     # Shapes are tiny and programs run once or twice: LLVM's optimisations cost a third of `make test`. `make test-all` has them, and
     # so has a device, whose programs are not LLVM's alone.
     on_cpu = os.environ["JAX_PLATFORMS"] == "cpu"

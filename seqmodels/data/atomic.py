@@ -1,6 +1,8 @@
-"""Files that other processes see whole or not at all, however the writer ends."""
+"""Files and folders that other processes see whole or not at all, however the writer ends, and locks that end with it."""
 
+import contextlib
 import errno
+import fcntl
 import os
 import stat
 import uuid
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -28,8 +31,74 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
             file.flush()
             os.fsync(file.fileno())  # ahead of the name: after a power cut a named file would otherwise be empty
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """`write_whole` of a text, in UTF-8."""
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def rename_folder(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Give a folder that is complete the name ``path``, at one stroke, when all that is in it has reached the disk.
+
+    Raises:
+        OSError: there is such a folder, and it is not empty.
+    """
+    sync_folder(folder)
+    os.rename(folder, path)
+    _sync(os.path.dirname(os.path.abspath(path)))
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Return when all that is in a folder has reached the disk, the names of its files included."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(os.path.join(parent, name))
+        _sync(parent)
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a folder, on file systems that do not know it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(path: str | os.PathLike[str], *, waiting: str | None = "") -> Iterator[bool]:
+    """Hold the lock of a file, which is made if it is not there; yields whether it is held.
+
+    The system keeps the lock: it ends with the process that holds it, however that ends, and with nothing else, so that
+    neither a clock nor a long time can break it. On a file system without locks it is not held, and nobody waits.
+
+    Args:
+        waiting: said on stderr before waiting for another holder; None: do not wait, it is not held then.
+    """
+    with open(path, "ab") as file:
+        yield _locked(file.fileno(), waiting)
+
+
+def _locked(descriptor: int, waiting: str | None) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            return False  # a file system without locks
+    if waiting is None:
+        return False
+    say(waiting)
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    return False
 
 
 def check_file_name(path: str | os.PathLike[str], *, replaced: bool = True) -> Path:

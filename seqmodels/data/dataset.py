@@ -1,10 +1,12 @@
 """From a config to batches: source, tokenizer, cached tokens, training order and validation text; or a synthetic task."""
 
 import hashlib
+import json
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,13 +17,15 @@ from seqmodels.data.text import sources
 from seqmodels.data.text import tokenizer as tokenizers
 from seqmodels.data.text import validation as validations
 from seqmodels.data.text.batches import PACKINGS, Batch, Batches, train_batches
-from seqmodels.data.text.shards import TokenStream, cached_tokens
+from seqmodels.data.text.shards import TokenStream, cached_tokens, key_lock
 from seqmodels.data.text.tokenizer import Tokenizer
 from seqmodels.data.text.validation import ValidationSet
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 
 TEXT: Final = "text"
+RECORD_NAME: Final = "data.json"
+"""Of a run folder: what was read, what was held out and why, and what was not read."""
 
 _AT_LEAST_ONE: Final = ("seq_len", "batch_size", "toy_documents")
 
@@ -34,6 +38,8 @@ class DataConfig:
     """``toy``, the path of a file or folder, or a hub id."""
     revision: str
     """The commit of a hub data set; empty for the newest."""
+    validation_source: str | None
+    """What is held out: a split of the source, a path or a hub id; None: its validation split, or a part of it."""
     tokenizer: str
     """``bpe``, ``bytes`` or the path of a tokenizer.json."""
     vocab_size: int
@@ -88,6 +94,8 @@ class Dataset:
     train: TokenStream
     validation: ValidationSet
     train_batches: Batches
+    record: dict[str, Any] = field(default_factory=dict)
+    """What was read, held out and not read (JSON): the run folder's data.json."""
 
     @property
     def vocab_size(self) -> int:
@@ -122,13 +130,15 @@ class Dataset:
         return digest.hexdigest()
 
     def save(self, workdir: str | os.PathLike[str]) -> None:
-        """Write what eval.py and generate.py need of the data: the tokenizer and the validation tokens.
+        """Write what eval.py and generate.py need of the data, the tokenizer and the validation tokens, and what was read.
 
         Raises:
             UserError: the folder cannot be written.
         """
         self.tokenizer.save(Path(workdir) / "tokenizer.json")
         save_validation(self, workdir)
+        with atomic.disk_errors_as_user_errors("workdir", workdir):
+            atomic.write_text(Path(workdir) / RECORD_NAME, json.dumps(self.record, indent=2) + "\n")
 
 
 def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
@@ -145,12 +155,16 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
         return TaskDataset(
             config.task, config.synthetic_task, seq_len=config.seq_len, batch_size=config.batch_size, seed=seed
         )
-    source = sources.with_validation(
-        sources.open_source(config.source, revision=config.revision, toy_documents=config.toy_documents)
-    )
+    source = sources.open_source(config.source, revision=config.revision, toy_documents=config.toy_documents)
+    if config.validation_source:
+        source = sources.validate_on(source, config.validation_source, revision=config.revision)
+    source = sources.with_validation(source)
     train = source.train
     if config.max_train_documents:
         train = sources.first_documents(train, config.max_train_documents)
+        source = replace(source, train=train)
+    line = sources.said(source)
+    say(line)
     tokenizer = _tokenizer(config, train)
     stream = cached_tokens(
         config.cache_dir, train, tokenizer, label=f"training split of {_short(source.name)}"
@@ -163,13 +177,20 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
         end_of_text=tokenizer.end_of_text,
         seed=seed,
     )
-    validation = _validation_set(source.name, source.validation, tokenizer, config.cache_dir, config.packing)
+    validation = _validation_set(
+        config.validation_source or source.name, source.validation, tokenizer, config.cache_dir, config.packing
+    )
+    _say_what_was_left_out(stream, "training")
+    few = validations.few_documents(len(validation.document_ends), "held out")
+    if few is not None:
+        say(f"data: {few}")
     return Dataset(
         name=f"data.source={config.source}",
         tokenizer=tokenizer,
         train=stream,
         validation=validation,
         train_batches=batches,
+        record=_record(line, source, stream, validation),
     )
 
 
@@ -192,6 +213,7 @@ def validation_from_source(
     split = opened.validation or opened.train
     if split is None:
         raise UserError(f"'{source}' has neither a validation nor a training split")
+    say(sources.said_of_one(opened, split))
     return _validation_set(opened.name, split, tokenizer, cache_dir, packing)
 
 
@@ -204,10 +226,40 @@ def save_validation(dataset: Dataset, workdir: str | os.PathLike[str]) -> None:
     validations.write(dataset.validation, workdir)
 
 
+def _record(line: str, source: sources.Source, train: TokenStream, validation: ValidationSet) -> dict[str, Any]:
+    """What data.json holds: in one line, and in full."""
+    splits = {
+        name: {
+            "what": split.label,
+            "files": [str(file) for file in split.files],
+            "documents": len(of.document_ends),
+            "tokens": len(of),
+            "bytes": int(of.document_bytes.sum()),
+        }
+        for name, split, of in (("train", source.train, train), ("validation", source.validation, validation))
+    }
+    unread = sources.not_read(source, source.train, source.validation)
+    return {
+        "said": line,
+        "source": source.name,
+        **splits,
+        "held_out_because": source.held_out,
+        "left_out": train.left_out,
+        "not_read": [{"names": list(names), "reason": reason} for names, reason in unread],
+    }
+
+
+def _say_what_was_left_out(stream: TokenStream, split: str) -> None:
+    if stream.left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in stream.left_out.items())
+        say(f"data: {split} documents without text were left out ({reasons})")
+
+
 def _validation_set(
     name: str, split: sources.Split, tokenizer: Tokenizer, cache_dir: str | os.PathLike[str], packing: str
 ) -> ValidationSet:
     stream = cached_tokens(cache_dir, split, tokenizer, label=f"validation split of {_short(name)}")
+    _say_what_was_left_out(stream, "validation")
     return ValidationSet(
         tokens=stream.tokens,
         document_ends=stream.document_ends,
@@ -232,18 +284,32 @@ def _tokenizer(config: DataConfig, train: sources.Split) -> Tokenizer:
         "bpe": config.vocab_size,
         "text": tokenizers.BPE_TRAINING_BYTES,
     }
-    folder = Path(config.cache_dir).expanduser() / "tokenizers"
-    path = folder / f"{fingerprint.key_of(description)}.json"
-    if path.exists():
-        try:
-            return tokenizers.load_tokenizer(path)
-        except UserError as error:
-            say(f"the cached tokenizer is damaged and is trained again ({error})")
+    folder, key = Path(config.cache_dir).expanduser() / "tokenizers", fingerprint.key_of(description)
     with atomic.disk_errors_as_user_errors("data.cache_dir", config.cache_dir):
+        tokenizer = _cached_tokenizer(folder, key)
+        if tokenizer is not None:
+            return tokenizer
         folder.mkdir(parents=True, exist_ok=True)
-    total = min(train.text_bytes(), tokenizers.BPE_TRAINING_BYTES)
-    documents = progress.over(train.documents(), "training the BPE tokenizer", total)
-    tokenizer = tokenizers.train_bpe(documents, config.vocab_size)
-    with atomic.disk_errors_as_user_errors("data.cache_dir", config.cache_dir):
-        tokenizer.save(path)
+        with key_lock(config.cache_dir, key, "another process is training the same tokenizer: waiting for it"):
+            tokenizer = _cached_tokenizer(folder, key)
+            if tokenizer is not None:
+                return tokenizer
+            total = min(train.text_bytes(), tokenizers.BPE_TRAINING_BYTES)
+            pieces = progress.over(train.pieces(Counter()), "training the BPE tokenizer", total)
+            tokenizer = tokenizers.train_bpe((piece.text for piece in pieces), config.vocab_size)
+            tokenizer.save(folder / f"{key}.{tokenizers.digest(tokenizer)}.json")
     return tokenizer
+
+
+def _cached_tokenizer(folder: Path, key: str) -> Tokenizer | None:
+    """The tokenizer of a key, whose file has a digest of it in its name; None where there is none, or it is damaged."""
+    for path in folder.glob(f"{key}.*.json"):
+        try:
+            if path.name == f"{key}.{tokenizers.digest_of(path.read_bytes())}.json":
+                return tokenizers.load_tokenizer(path)
+            reason = f"'{path}' is not what was written"
+        except UserError as error:
+            reason = str(error)
+        say(f"the cached tokenizer is damaged and is trained again ({reason})")
+        path.unlink(missing_ok=True)
+    return None

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-_DOCUMENTS_PER_UPDATE: Final = 256
+from seqmodels.data.text.readers import Piece
+
+_PIECES_PER_UPDATE: Final = 256
 
 
-def over(documents: Iterable[str], label: str, text_bytes: int) -> Iterator[str]:
-    """The documents, with a bar that advances as they are taken.
+def over(pieces: Iterable[Piece], label: str, text_bytes: int) -> Iterator[Piece]:
+    """The pieces of documents, with a bar that advances as they are taken.
 
     ``text_bytes`` is about their size. Without a terminal nothing is drawn but one line at the end.
     """
@@ -23,9 +25,9 @@ def over(documents: Iterable[str], label: str, text_bytes: int) -> Iterator[str]
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(label, total=text_bytes)
         done = 0
-        for number, document in enumerate(documents, start=1):
-            yield document
-            done += len(document)
-            if number % _DOCUMENTS_PER_UPDATE == 0:
+        for number, piece in enumerate(pieces, start=1):
+            yield piece
+            done += len(piece.text)
+            if number % _PIECES_PER_UPDATE == 0:
                 progress.update(bar, completed=done)
         progress.update(bar, completed=done, total=done)  # the total was an estimate

@@ -286,6 +286,6 @@ def _whole(folder: Path) -> Iterator[Path]:
             yield temporary
             if folder.exists():
                 folder.rmdir()
-            os.replace(temporary, folder)
+            atomic.rename_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

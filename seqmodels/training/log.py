@@ -17,6 +17,7 @@ from typing import TextIO
 import jax
 import jax.numpy as jnp
 
+from seqmodels.data import atomic
 from seqmodels.escape import escape
 
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
@@ -146,7 +147,7 @@ class MetricsFile:
         self.rows = list({(row["step"], row["split"]): row for row in rows}.values())
         repaired = "".join(map(_line, self.rows))
         if repaired != text:
-            _replace(path, repaired)
+            atomic.write_text(path, repaired)
         self._file = open(path, "a", encoding="utf-8")
 
     def append(self, row: Mapping) -> None:
@@ -177,7 +178,7 @@ class SamplesFile:
         self.steps = [int(heading[1]) for heading in headings if int(heading[1]) <= last_step]
         later = [heading.start() for heading in headings if int(heading[1]) > last_step]
         if later:
-            _replace(path, text[: min(later)])
+            atomic.write_text(path, text[: min(later)])
 
     def append(self, step: int, text: str) -> None:
         """Write the sample of one step."""
@@ -353,16 +354,6 @@ def _is_json(value) -> bool:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-
-def _replace(path: Path, text: str) -> None:
-    """Give a file another content at one stroke: a kill leaves the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _bar(stream: TextIO, step: int, total_steps: int):

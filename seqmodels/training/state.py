@@ -43,7 +43,7 @@ class Trainer:
     """
 
     def __init__(self, config, pieces: int | None, devices: list[jax.Device] | None = None):
-        xla_cpu.avoid_wrong_fusions()
+        xla_cpu.warn_of_wrong_fusions()
         self.config = config
         self.vocab_size = model.vocabulary_size(config.model, pieces)
         self.mesh = sharding.make_mesh(config.mesh, devices)

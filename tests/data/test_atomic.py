@@ -3,10 +3,13 @@
 import errno
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from seqmodels.data import atomic
 from seqmodels.data.atomic import check_file_name, disk_errors_as_user_errors, write_whole
 from seqmodels.errors import UserError
 
@@ -87,3 +90,65 @@ def test_what_is_written_to_and_not_replaced_may_be_a_device(tmp_path):
     assert check_file_name("/dev/null", replaced=False) == Path("/dev/null")
     with pytest.raises(UserError, match="is a folder"):
         check_file_name(tmp_path, replaced=False)
+
+
+def test_a_name_is_given_only_to_what_has_reached_the_disk(tmp_path, monkeypatch):
+    """In order: the content of every file, the names in its folder, the new name, and the folder that has it."""
+    done = []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+    monkeypatch.setattr(os, "fsync", lambda d: (done.append(os.readlink(f"/proc/self/fd/{d}")), fsync(d)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("renamed"), replace(a, b)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (done.append("renamed"), rename(a, b)))
+    atomic.write_text(tmp_path / "file", "text")
+    assert [os.path.basename(each)[:6] for each in done] == [".file.", "rename", tmp_path.name[:6]]
+    done.clear()
+    (tmp_path / "building/deep").mkdir(parents=True)
+    for name in ("building/a", "building/deep/b"):
+        (tmp_path / name).write_text("text")
+    atomic.rename_folder(tmp_path / "building", tmp_path / "whole")
+    *before, renamed, last = [each.removeprefix(f"{tmp_path}/") for each in done]
+    assert set(before) == {"building/a", "building", "building/deep", "building/deep/b"}
+    assert before.index("building/deep/b") < before.index("building/deep") < before.index("building")
+    assert (renamed, last) == ("renamed", str(tmp_path))
+    assert (tmp_path / "whole/deep/b").read_text() == "text"
+
+
+def test_a_lock_is_held_by_one_and_ends_with_it(tmp_path, capsys):
+    path = tmp_path / "a.lock"
+    with atomic.lock(path) as is_held:
+        assert is_held
+        os.utime(path, (0, 0))  # no clock matters
+        with atomic.lock(path, waiting=None) as other:
+            assert not other
+    with atomic.lock(path, waiting=None) as is_held:
+        assert is_held
+    assert capsys.readouterr().err == ""
+
+
+def test_who_waits_for_a_lock_says_so_and_gets_it(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl, time\nfile = open({str(tmp_path / 'a')!r}, 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+         "print('held', flush=True)\ntime.sleep(600)"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout.readline() == "held\n"
+    said = []
+
+    def kill(line, **options):
+        said.append(line)
+        holder.kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "print", kill, raising=False)
+        with atomic.lock(tmp_path / "a", waiting="waiting for it") as is_held:
+            assert is_held and said == ["waiting for it"]
+    holder.communicate()
+
+
+def test_without_locks_nobody_waits(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with atomic.lock(tmp_path / "a") as is_held:
+        assert not is_held

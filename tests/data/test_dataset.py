@@ -26,6 +26,7 @@ def config(cache):
     return data.DataConfig(
         source="toy",
         revision="",
+        validation_source=None,
         tokenizer="bytes",
         vocab_size=300,
         seq_len=64,

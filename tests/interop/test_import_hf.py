@@ -166,6 +166,18 @@ def test_falcons_intermediate_size_counts():
     assert mixer.expand == 3 and mixer.selection_norm
 
 
+def test_an_xlstm_has_as_many_layers_as_num_blocks_says(tmp_path):
+    """transformers' ``xLSTMConfig(num_blocks=2)`` is saved with num_hidden_layers=32, which its model does not read."""
+    golden = load("hf/xlstm")
+    found = checkpoint.read(copy_of("xlstm", tmp_path / "xlstm", num_hidden_layers=32))
+    assert found.config.repeats == 2
+    jax.tree.map(np.testing.assert_array_equal, found.params, checkpoint.read(golden.directory).params)
+    kind = kinds.load("xlstm")
+    assert table.read_config(kind, config_of("xlstm") | {"num_hidden_layers": 3, "num_blocks": None}).repeats == 3
+    written = table.write_config(kind, found.config)
+    assert (written["num_blocks"], written["num_hidden_layers"]) == (2, 2)
+
+
 def test_fields_that_nobody_knows_are_reported():
     lines = []
     table.read_config(kinds.load("mamba"), config_of("mamba") | {"colour": "red", "shade": None}, lines.append)

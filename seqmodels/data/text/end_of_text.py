@@ -66,8 +66,7 @@ def write_beside(path: Path, name: str, ends: Sequence[int]) -> None:
     if len(ends) > 1:
         files[ID_FILES[1]] = {"eos_token_id": list(ends)}
     for file, content in files.items():
-        text = json.dumps(content, indent=2) + "\n"
-        atomic.write_whole(path.with_name(file), lambda target, text=text: target.write(text.encode()))
+        atomic.write_text(path.with_name(file), json.dumps(content, indent=2) + "\n")
 
 
 def _as_list(value: Any) -> list[Any]:

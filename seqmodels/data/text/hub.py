@@ -59,8 +59,8 @@ def load(name: str, revision: str) -> Any:
     return splits
 
 
-def texts(split: Any, name: str) -> Iterator[str]:
-    """The texts of one split, a ``datasets.Dataset``, in its order; those of white space only are left out.
+def texts(split: Any, name: str) -> Iterator[str | None]:
+    """The texts of one split, a ``datasets.Dataset``, in its order; None where a row has none.
 
     Raises:
         UserError: it has no column of strings called ``text``.
@@ -71,7 +71,10 @@ def texts(split: Any, name: str) -> Iterator[str]:
             f"the hub's data set '{name}' has no column 'text' (its columns: {columns}); choose another"
         )
     for batch in split.select_columns(["text"]).iter(batch_size=1024):
-        yield from (text for text in batch["text"] if text and not text.isspace())
+        for text in batch["text"]:
+            if not isinstance(text, str | None):
+                raise UserError(f"the column 'text' of the hub's data set '{name}' holds {type(text).__name__}, not strings")
+            yield text
 
 
 def _unreachable(name: str) -> str:

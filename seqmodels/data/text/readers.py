@@ -1,43 +1,82 @@
 """Read the documents of one file, parquet, text or JSON lines, in bounded memory.
 
-Every reader is a generator of texts, exactly as they stand in the file; texts of white space only
-are left out. What is wrong with a file is one ``UserError`` line that names it.
+Every reader is a generator of pieces of documents, as they stand in the file but for lone surrogates, which become U+FFFD
+(``unicode``). A document is a row, a JSON line, the text between two separators, or a text file without any. Documents
+without text (null, or white space only) are left out and counted. What is wrong with a file is one ``UserError`` line that
+names it.
 """
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from seqmodels.data.text.unicode import well_formed
 from seqmodels.errors import UserError
 
 SEPARATOR: Final = "<|endoftext|>"
-LONGEST_DOCUMENT: Final = 1 << 20
-"""Characters. A longer text is read as several documents, so that memory stays bounded."""
-UNPARTED_DOCUMENT: Final = 1 << 13
-"""Characters. A text file without any separator is read as documents of about this length."""
+LONGEST_PIECE: Final = 1 << 20
+"""Characters. A longer document of a text file comes in several pieces, so that memory stays bounded."""
+
+NULL: Final = "null"
+BLANK: Final = "blank"
+"""Why a document was left out: its text is null; it is white space only."""
 
 _CHUNK: Final = 1 << 20
 _LONGEST_LINE: Final = 1 << 26
 """Bytes of a JSON line; a file without line ends is not read whole before it is refused."""
+_NEAR: Final = 1 << 16
+"""Bytes. So far from where a text is to be cut in two a paragraph's end is looked for."""
+_LONGEST_CHARACTER: Final = 4
+"""Bytes, in UTF-8."""
 
 
-def documents(path: Path) -> Iterator[str]:
-    """The texts of a file, in its order; the ending of its name says what it is, any other than
-    .parquet, .jsonl and .json is plain text.
+class Piece(NamedTuple):
+    """A part of a document; the parts of one follow each other."""
+
+    text: str
+    ends: bool
+    """Whether it is the document's last one."""
+
+
+def pieces(path: Path, left_out: Counter[str], *, begin: int = 0, end: int | None = None) -> Iterator[Piece]:
+    """The documents of a file, in its order; the ending of its name says what it is, any other than .parquet, .jsonl and
+    .json is plain text.
+
+    Args:
+        left_out: counts the documents without text, by reason (`NULL`, `BLANK`).
+        begin, end: of plain text, the bytes to read.
 
     Raises:
         UserError: the file is empty, damaged, not text, or has no text under ``text``.
     """
-    if path.stat().st_size == 0:
-        raise UserError(f"'{path}' is empty: it must hold text to read")
-    read = {".parquet": _parquet, ".jsonl": _json_lines, ".json": _json_lines}
-    texts = read[path.suffix.lower()](path) if path.suffix.lower() in read else _plain_text(path)
     try:
-        yield from (text for text in texts if text and not text.isspace())
+        if path.stat().st_size == 0:
+            raise UserError(f"'{path}' is empty: it must hold text to read")
+        if is_plain_text(path):
+            yield from _plain_text(path, begin, end)
+        else:
+            yield from whole(_parquet(path) if path.suffix.lower() == ".parquet" else _json_lines(path), left_out)
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}") from error
+
+
+def whole(texts: Iterator[str | None], left_out: Counter[str]) -> Iterator[Piece]:
+    """Documents that were read whole: those with text, well formed; the others counted."""
+    for text in texts:
+        if text is None:
+            left_out[NULL] += 1
+        elif not text or text.isspace():
+            left_out[BLANK] += 1
+        else:
+            yield Piece(well_formed(text), ends=True)
+
+
+def is_plain_text(path: Path) -> bool:
+    """Whether the ending of a file's name makes it plain text."""
+    return path.suffix.lower() not in (".parquet", ".jsonl", ".json")
 
 
 def text_bytes(path: Path) -> int:
@@ -46,6 +85,46 @@ def text_bytes(path: Path) -> int:
         return path.stat().st_size
     metadata = _open_parquet(path).metadata
     return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+
+
+def has_separator(path: Path) -> bool:
+    """Whether there is a ``<|endoftext|>`` anywhere in the file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    wanted, before = SEPARATOR.encode(), b""
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                if wanted in before + chunk:
+                    return True
+                before = chunk[-len(wanted) :]
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    return False
+
+
+def place_to_cut(path: Path, share: float) -> int:
+    """Where, in bytes, a text is cut in two: after about ``share`` of it, at the next end of a paragraph, line or word.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        target = int(size * share)
+        with open(path, "rb") as file:
+            file.seek(target)
+            near = file.read(min(_NEAR, max((size - target) // 2, _LONGEST_CHARACTER)))
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    for end in (b"\n\n", b"\r\n\r\n", b"\n", b" "):
+        found = near.find(end)
+        if found >= 0:
+            return target + found + len(end)
+    # In a line without end, at the next character: bytes 80 to BF go on with one.
+    return target + next((i for i, byte in enumerate(near) if byte & 0xC0 != 0x80), len(near))
 
 
 def _open_parquet(path: Path) -> Any:
@@ -60,7 +139,7 @@ def _open_parquet(path: Path) -> Any:
         ) from error
 
 
-def _parquet(path: Path) -> Iterator[str]:
+def _parquet(path: Path) -> Iterator[str | None]:
     import pyarrow
 
     file = _open_parquet(path)
@@ -70,78 +149,106 @@ def _parquet(path: Path) -> Iterator[str]:
             f"'{path}' has no column 'text' (its columns: {', '.join(names)}); rename the one to train on"
         )
     kind = file.schema_arrow.field("text").type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+    if not _holds_strings(kind):
         raise UserError(f"the column 'text' of '{path}' holds {kind}, not strings; convert it")
     try:
         for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-            yield from (text for text in batch.column(0).to_pylist() if text is not None)
+            yield from batch.column(0).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' is damaged ({_first_line(error)}); fetch it again") from error
 
 
-def _json_lines(path: Path) -> Iterator[str]:
+def _holds_strings(kind: Any) -> bool:
+    """Whether an Arrow type is one of its forms of strings, or a column without any value."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _holds_strings(kind.value_type)
+    tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    return any(test(kind) for test in tests)
+
+
+def _json_lines(path: Path) -> Iterator[str | None]:
     with open(path, "rb") as file:
         lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
             try:
-                text = json.loads(line)["text"]
+                text = json.loads(line, parse_int=_number)["text"]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(
                     f"line {number} of '{path}' is not a JSON object with a field 'text': "
                     'each line must be like {"text": "Once upon a time ..."}'
                 ) from error
-            if not isinstance(text, str):
+            if not isinstance(text, str | None):
                 raise UserError(f"the field 'text' on line {number} of '{path}' is not a string")
             yield text
 
 
-def _plain_text(path: Path) -> Iterator[str]:
-    """Texts parted by ``<|endoftext|>``, without the newlines around them."""
-    limit = LONGEST_DOCUMENT if _has_separator(path) else UNPARTED_DOCUMENT
-    rest = ""
-    for chunk in _decoded(path):
-        *whole, rest = (rest + chunk).split(SEPARATOR)
-        for text in whole:
-            while len(text) > limit:
-                piece, text = _cut(text, limit)
-                yield piece
-            yield text.strip("\r\n")
+def _number(digits: str) -> int:
+    """In place of a number beside the text, which nobody looks at: Python refuses those of more than 4,300 digits."""
+    return 0
+
+
+def _plain_text(path: Path, begin: int, end: int | None) -> Iterator[Piece]:
+    """Texts parted by ``<|endoftext|>``, without the newlines around them; a text of white space only is none."""
+    rest, is_new = "", True  # what is not yet given of the text that is being read; whether that is all of it
+
+    def given(text: str, ends: bool) -> Iterator[Piece]:
+        nonlocal is_new
+        if is_new:
+            text = text.lstrip("\r\n")
+        if ends:
+            text = text.rstrip("\r\n")
+        if not is_new or (text and not text.isspace()):
+            yield Piece(text, ends)
+            is_new = ends
+
+    for chunk in _decoded(path, begin, end):
+        *texts, rest = (rest + chunk).split(SEPARATOR)
+        for text in texts:
+            while len(text) > LONGEST_PIECE:
+                piece, text = _cut(text)
+                yield from given(piece, ends=False)
+            yield from given(text, ends=True)
         # What is kept back is longer than a separator, whose first half may end this chunk.
-        while len(rest) > limit + len(SEPARATOR):
-            piece, rest = _cut(rest, limit)
-            yield piece
-    while len(rest) > limit:
-        piece, rest = _cut(rest, limit)
-        yield piece
-    yield rest.strip("\r\n")
+        while len(rest) > LONGEST_PIECE + len(SEPARATOR):
+            piece, rest = _cut(rest)
+            yield from given(piece, ends=False)
+    while len(rest) > LONGEST_PIECE:
+        piece, rest = _cut(rest)
+        yield from given(piece, ends=False)
+    yield from given(rest, ends=True)
 
 
-def _cut(text: str, limit: int) -> tuple[str, str]:
-    """The first ``limit`` characters or somewhat less, to the end of a line or of a word; and the rest."""
-    end = max(text.rfind("\n", limit // 2, limit), 0) or max(text.rfind(" ", limit // 2, limit), 0) or limit
-    return text[:end].strip("\r\n"), text[end:]
+def _cut(text: str) -> tuple[str, str]:
+    """A piece of a text, and the rest: before the white space at the end of a line or of a word, where there is one.
+
+    There a byte-level tokenizer that splits text as GPT-2's does has a boundary anyway: the pieces' tokens are the text's.
+    """
+    for space in "\n ":
+        found = text.rfind(space, LONGEST_PIECE // 2, LONGEST_PIECE)
+        end = len(text[: max(found, 0)].rstrip())
+        if end:
+            return text[:end], text[end:]
+    return text[:LONGEST_PIECE], text[LONGEST_PIECE:]
 
 
-def _has_separator(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return SEPARATOR.encode() in file.read(4 * _CHUNK)
-
-
-def _decoded(path: Path) -> Iterator[str]:
+def _decoded(path: Path, begin: int, end: int | None) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    position = 0
+    position = begin
     with open(path, "rb") as file:
+        file.seek(begin)
         while True:
-            chunk = file.read(_CHUNK)
-            begin = position - len(decoder.getstate()[0])
+            chunk = file.read(_CHUNK if end is None else min(_CHUNK, end - position))
+            start = position - len(decoder.getstate()[0])
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                raise UserError(_not_text(path, begin + error.start)) from error
+                raise UserError(_not_text(path, start + error.start)) from error
             if "\0" in text:
-                raise UserError(_not_text(path, begin + len(text[: text.index("\0")].encode())))
+                raise UserError(_not_text(path, start + len(text[: text.index("\0")].encode())))
             yield text if position else text.removeprefix("\ufeff")
             position += len(chunk)
             if not chunk:

@@ -6,19 +6,24 @@ many bytes of text it has. The key is a digest of all that the tokens depend on 
 fingerprint, the split, the repair, the tokenizer), so an entry is never out of date: another text has
 another key.
 
-Safe by construction instead of by locks: an entry is built in a folder of its own name and renamed
-into place when complete. A writer killed half-way leaves a folder nobody reads; of two writers that
-race, the later finds the other's entry, which is equal to its own, and uses that.
+An entry is whole or not used. It is built in a folder of its own name, by the process that holds the key's
+lock, and renamed into place when complete and on the disk. A digest of every block of every shard was taken
+from the numbers before they were written, and is compared when a block is first read: of small shards at
+once, and a damaged entry is made again; of large ones as training reaches it, which then stops and says so.
+Where a file system has no locks, several processes build side by side, and the later finds the other's
+entry, which is equal to its own, and uses that.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
+import operator
 import os
 import shutil
-import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,17 +31,91 @@ import numpy as np
 from jaxtyping import Int64, UInt
 
 from seqmodels.data import atomic, progress
-from seqmodels.data.fingerprint import content_sample, key_of
+from seqmodels.data.fingerprint import key_of
+from seqmodels.data.text.readers import Piece
 from seqmodels.data.text.sources import Split
 from seqmodels.data.text.tokenizer import Tokenizer, digest
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 
+_FORMAT: Final = 2
+"""Of an entry: raise it when its files change their meaning."""
 _MANIFEST: Final = "manifest.json"
 _TOKENS, _ENDS, _BYTES = "tokens.bin", "document_ends.bin", "document_bytes.bin"
 _BATCH_CHARACTERS: Final = 1 << 21
-_ABANDONED_AFTER_SECONDS: Final = 24 * 3600
+_BLOCK_BYTES: Final = 1 << 18
+"""Bytes of a shard under one digest: the cost of a first read, 0.3 ms, and of a digest, 16 characters of the manifest."""
+_VERIFIED_AT_ONCE_BYTES: Final = 1 << 28
+"""A shard up to so large is compared with its digests when it is opened, in about 0.3 s."""
 _ATTEMPTS: Final = 5
+
+
+class VerifiedArray:
+    """The numbers in a file, [n], read-only: each block is compared with its digest when it is first read."""
+
+    def __init__(self, path: Path, dtype: str, count: int, digests: list[str]):
+        """``count`` numbers of ``dtype``; ``digests`` are those of the file's blocks, as `_Shard` takes them.
+
+        Raises:
+            ValueError: the file has another size.
+        """
+        self._path, self._digests = path, digests
+        self._numbers = np.memmap(path, dtype, mode="r", shape=(count,))
+        self._verified = bytearray(len(digests))
+        if len(digests) != -(-self._numbers.nbytes // _BLOCK_BYTES) or path.stat().st_size != self._numbers.nbytes:
+            raise ValueError(f"{path.name} has another size than was written")
+        self.dtype, self.shape = self._numbers.dtype, self._numbers.shape
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, key: int | slice) -> Any:
+        """A number, or those of a slice, as a part of the memory map.
+
+        Raises:
+            UserError: a block of it is not what was written.
+        """
+        places = range(len(self))[key] if isinstance(key, slice) else (range(len(self))[operator.index(key)],)
+        if len(places):
+            self._check(min(places[0], places[-1]), max(places[0], places[-1]) + 1)
+        return self._numbers[key]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self._check(0, len(self))
+        return np.array(self._numbers, dtype, copy=copy)
+
+    def whole(self) -> np.memmap:
+        """All of them.
+
+        Raises:
+            ValueError: a block is not what was written.
+        """
+        block = self._damaged_block(0, len(self))
+        if block is not None:
+            raise ValueError(f"block {block} of {self._path.name} is not what was written")
+        return self._numbers
+
+    def _check(self, begin: int, end: int) -> None:
+        block = self._damaged_block(begin, end)
+        if block is None:
+            return
+        folder = self._path.parent
+        with contextlib.suppress(OSError):
+            (folder / _MANIFEST).unlink()  # without which the next process to open the entry makes it again
+        raise UserError(
+            f"cached tokens in '{folder}' are damaged (block {block} of {self._path.name} is not what was written); start "
+            "the same command again: it makes them anew"
+        )
+
+    def _damaged_block(self, begin: int, end: int) -> int | None:
+        """The first of the blocks with the numbers ``begin`` to ``end`` that is not what was written."""
+        size, content = self._numbers.dtype.itemsize, self._numbers.view(np.uint8)
+        for block in range(begin * size // _BLOCK_BYTES, -(-end * size // _BLOCK_BYTES)):
+            if not self._verified[block]:
+                if _digest(content[block * _BLOCK_BYTES : (block + 1) * _BLOCK_BYTES]) != self._digests[block]:
+                    return block
+                self._verified[block] = True
+        return None
 
 
 @dataclass(frozen=True)
@@ -45,12 +124,14 @@ class TokenStream:
 
     ``tokens`` are uint16 or uint32; ``document_ends`` the index after each document's end of text;
     ``document_bytes`` the bytes of text of each, end of text not counted.
-    All are memory maps, read-only.
+    All are memory maps, read-only; a large one of tokens is a `VerifiedArray`.
     """
 
-    tokens: UInt[np.ndarray, "tokens"]
+    tokens: UInt[np.ndarray, "tokens"] | VerifiedArray
     document_ends: Int64[np.ndarray, "documents"]
     document_bytes: Int64[np.ndarray, "documents"]
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Documents without text, by reason (`readers.NULL`, `readers.BLANK`)."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -69,69 +150,138 @@ def cached_tokens(
     ``label`` says to people which split of what this is.
 
     Raises:
-        UserError: there are no documents, or the cache folder cannot be written.
+        UserError: there are no documents, or the cache folder cannot be written or read.
     """
-    description = {"source": split.fingerprint, "tokenizer": digest(tokenizer)}
+    description = {"source": split.fingerprint, "tokenizer": digest(tokenizer), "shards": _FORMAT}
     with atomic.disk_errors_as_user_errors("data.cache_dir", cache_dir):
         folder = Path(cache_dir).expanduser() / "tokens"
         entry = folder / key_of(description)
-        stream = _opened(entry, notify=True)
-        if stream is not None:
-            return stream
+        if entry.exists():
+            stream = _opened(entry, tokenizer.vocab_size)
+            if stream is not None:
+                return stream
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
-        building = folder / f"{entry.name}.building.{atomic.unique()}"
-        try:
-            building.mkdir()
-            documents = progress.over(split.documents(), f"tokenising {label}", split.text_bytes())
-            totals = _write(building, documents, tokenizer)
-            if not totals["documents"]:
-                raise UserError(f"the {label} holds no text")
-            _write_manifest(building, description, totals)
-            stream = _opened(building)  # opened before it has its name: what others do to that cannot matter
-            if stream is None:
-                raise UserError(f"tokens written to '{folder}' do not read back: set another data.cache_dir")
-            _put_in_place(building, entry)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        with key_lock(cache_dir, entry.name, f"another process is tokenising the {label}: waiting for it") as is_held:
+            stream = _opened(entry, tokenizer.vocab_size, notify=True)
+            if stream is not None:
+                return stream
+            _remove_abandoned(folder, entry.name if is_held else None)
+            return _build(folder, entry, split, tokenizer, description, label)
+
+
+@contextlib.contextmanager
+def key_lock(cache_dir: str | os.PathLike[str], key: str, waiting: str | None) -> Iterator[bool]:
+    """The right to make what the cache keeps under a key; see `atomic.lock`."""
+    folder = Path(cache_dir).expanduser() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic.lock(folder / f"{key}.lock", waiting=waiting) as is_held:
+        yield is_held
+
+
+def _build(
+    folder: Path, entry: Path, split: Split, tokenizer: Tokenizer, description: dict[str, Any], label: str
+) -> TokenStream:
+    building = folder / f"{entry.name}.building.{atomic.unique()}"
+    try:
+        building.mkdir()
+        left_out: Counter[str] = Counter()
+        pieces = progress.over(split.pieces(left_out), f"tokenising {label}", split.text_bytes())
+        totals, digests = _write(building, pieces, tokenizer)
+        if not totals["documents"]:
+            raise UserError(f"the {label} holds no text")
+        _write_manifest(
+            building, {"description": description, "totals": totals, "left_out": dict(left_out), "digests": digests}
+        )
+        stream = _opened(building, tokenizer.vocab_size)  # before it has its name: what others do to that cannot matter
+        if stream is None:
+            raise UserError(f"tokens written to '{folder}' do not read back: set another data.cache_dir")
+        _put_in_place(building, entry, tokenizer.vocab_size)
         return stream
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
-def _write(folder: Path, documents: Iterable[str], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Writes the shards; returns their totals. Holds one batch of documents at a time."""
+class _Shard:
+    """A file being written, and the digests of its blocks."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "wb")
+        self._rest = b""
+        self.digests: list[str] = []
+
+    def write(self, numbers: np.ndarray) -> None:
+        content = self._rest + numbers.tobytes()
+        whole = len(content) // _BLOCK_BYTES * _BLOCK_BYTES
+        self.digests += [_digest(content[i : i + _BLOCK_BYTES]) for i in range(0, whole, _BLOCK_BYTES)]
+        self._file.write(content[:whole])
+        self._rest = content[whole:]
+
+    def close(self) -> None:
+        if self._rest:
+            self.digests.append(_digest(self._rest))
+            self._file.write(self._rest)
+            self._rest = b""
+        self._file.close()
+
+
+def _write(folder: Path, pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Writes the shards; returns their totals, and the digests of their blocks. Holds one batch of pieces at a time."""
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    total_tokens = total_documents = 0
-    with (
-        open(folder / _TOKENS, "wb") as tokens_file,
-        open(folder / _ENDS, "wb") as ends_file,
-        open(folder / _BYTES, "wb") as bytes_file,
-    ):
-        for batch in _batched(documents):
-            encoded = tokenizer.encode_batch(batch)
-            ends = np.cumsum([len(ids) + 1 for ids in encoded], dtype="<i8")
-            tokens = np.full(ends[-1], tokenizer.end_of_text, dtype)
-            for ids, end in zip(encoded, ends, strict=True):
-                tokens[end - 1 - len(ids) : end - 1] = ids
-            tokens_file.write(tokens.tobytes())
-            ends_file.write((total_tokens + ends).tobytes())
-            bytes_file.write(np.array([len(text.encode("utf-8")) for text in batch], "<i8").tobytes())
+    total_tokens = total_documents = open_bytes = 0  # bytes of the document that the last batch left open
+    with contextlib.ExitStack() as stack:
+        shards = {}
+        for name in (_TOKENS, _ENDS, _BYTES):
+            shards[name] = _Shard(folder / name)
+            stack.callback(shards[name].close)
+        for batch in _batched(pieces):
+            encoded = tokenizer.encode_batch([piece.text for piece in batch])
+            ends = np.array([piece.ends for piece in batch])
+            after = np.cumsum([len(ids) for ids in encoded] + ends, dtype="<i8")
+            tokens = np.full(after[-1], tokenizer.end_of_text, np.int64)
+            for ids, end in zip(encoded, after - ends, strict=True):
+                tokens[end - len(ids) : end] = ids
+            _check_ids(tokens, tokenizer)
+            text_bytes = np.cumsum([len(piece.text.encode("utf-8")) for piece in batch], dtype="<i8")
+            shards[_TOKENS].write(tokens.astype(dtype))
+            shards[_ENDS].write(total_tokens + after[ends])
+            shards[_BYTES].write(np.diff(text_bytes[ends], prepend=-open_bytes))
             total_tokens += len(tokens)
-            total_documents += len(batch)
-    return {"dtype": dtype, "tokens": total_tokens, "documents": total_documents, "tokenizer": tokenizer.name}
+            total_documents += int(ends.sum())
+            closed = text_bytes[ends][-1] if ends.any() else -open_bytes
+            open_bytes = int(text_bytes[-1] - closed)
+    totals = {"dtype": dtype, "tokens": total_tokens, "documents": total_documents, "tokenizer": tokenizer.name}
+    return totals, {name: shard.digests for name, shard in shards.items()}
 
 
-def _write_manifest(folder: Path, description: dict[str, Any], totals: dict[str, Any]) -> None:
-    samples = {name: content_sample(folder / name) for name in (_TOKENS, _ENDS, _BYTES)}
-    manifest = {"description": description, "totals": totals, "samples": samples}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+def _check_ids(ids: Int64[np.ndarray, "tokens"], tokenizer: Tokenizer) -> None:
+    """Ids beyond the vocabulary would be cut by the type of the shard, or read as other rows of the embedding."""
+    wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+    if len(wrong):
+        raise UserError(
+            f"the tokenizer {tokenizer.name} gives the id {wrong[0]}, which is not in its vocabulary of "
+            f"{tokenizer.vocab_size}: its tokenizer.json is damaged"
+        )
 
 
-def _batched(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    with open(folder / _MANIFEST, "wb") as file:
+        file.write(json.dumps(manifest | {"digest": _digest_of(manifest)}).encode())
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    return _digest(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _batched(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
     characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document)
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -139,37 +289,46 @@ def _batched(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _opened(entry: Path, *, notify: bool = False) -> TokenStream | None:
-    """The tokens in a complete entry; None where there is none, or it is damaged."""
+def _opened(entry: Path, vocab_size: int, *, notify: bool = False) -> TokenStream | None:
+    """The tokens in a complete entry; None where there is none, or it is damaged.
+
+    Raises:
+        UserError: the entry is there and cannot be read now.
+    """
     if not entry.exists():
         return None
     try:
-        manifest = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
-        for shard in (_TOKENS, _ENDS, _BYTES):
-            if content_sample(entry / shard) != manifest["samples"][shard]:
-                raise ValueError(f"{shard} is not what was written")
-        totals = manifest["totals"]
-        return TokenStream(
-            tokens=np.memmap(entry / _TOKENS, totals["dtype"], mode="r", shape=(totals["tokens"],)),
-            document_ends=np.memmap(entry / _ENDS, "<i8", mode="r", shape=(totals["documents"],)),
-            document_bytes=np.memmap(entry / _BYTES, "<i8", mode="r", shape=(totals["documents"],)),
+        manifest = json.loads((entry / _MANIFEST).read_bytes())
+        if manifest.pop("digest") != _digest_of(manifest):
+            raise ValueError(f"{_MANIFEST} is not what was written")
+        totals, digests = manifest["totals"], manifest["digests"]
+        tokens = VerifiedArray(entry / _TOKENS, totals["dtype"], totals["tokens"], digests[_TOKENS])
+        ends, text_bytes = (
+            VerifiedArray(entry / shard, "<i8", totals["documents"], digests[shard]).whole() for shard in (_ENDS, _BYTES)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if totals["tokens"] * tokens.dtype.itemsize <= _VERIFIED_AT_ONCE_BYTES:
+            tokens = tokens.whole()
+            if tokens.max() >= vocab_size:
+                raise ValueError(f"{_TOKENS} has the id {tokens.max()}, beyond the vocabulary of {vocab_size}")
+        return TokenStream(tokens, ends, text_bytes, manifest["left_out"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         if notify:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             say(f"cached tokens in '{entry}' are damaged ({reason}): making them again")
         return None
+    except OSError as error:
+        raise UserError(f"cannot read the cached tokens '{error.filename or entry}': {error.strerror}") from error
 
 
-def _put_in_place(building: Path, entry: Path) -> None:
+def _put_in_place(building: Path, entry: Path, vocab_size: int) -> None:
     for _ in range(_ATTEMPTS):
         try:
-            building.rename(entry)
+            atomic.rename_folder(building, entry)
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        if _opened(entry) is not None:
+        if _opened(entry, vocab_size) is not None:
             return  # another process was faster
         # Damaged. It is set aside first: renaming is atomic, removing a folder is not.
         damaged = entry.with_name(f"{entry.name}.building.{atomic.unique()}")
@@ -178,9 +337,14 @@ def _put_in_place(building: Path, entry: Path) -> None:
         shutil.rmtree(damaged, ignore_errors=True)
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Takes away what killed writers left behind, long enough after that none can still be writing."""
+def _remove_abandoned(folder: Path, own_key: str | None) -> None:
+    """Takes away what killed writers left behind: folders being built under keys whose lock nobody holds."""
+    locks = folder.with_name("locks")
     for building in folder.glob("*.building.*"):
-        with contextlib.suppress(FileNotFoundError):  # its writer just finished
-            if time.time() - building.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
-                shutil.rmtree(building, ignore_errors=True)
+        key = building.name.partition(".")[0]
+        if key == own_key:
+            shutil.rmtree(building, ignore_errors=True)
+        elif (locks / f"{key}.lock").exists():
+            with atomic.lock(locks / f"{key}.lock", waiting=None) as is_free:
+                if is_free:
+                    shutil.rmtree(building, ignore_errors=True)

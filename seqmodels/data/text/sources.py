@@ -1,40 +1,38 @@
 """What ``data.source`` names: the texts of a training and a validation split, read lazily.
 
 * ``toy``: the built-in stories.
-* the path of a file (.parquet, .jsonl, or text parted by ``<|endoftext|>``) or of a folder of such
-  files, by themselves or in its ``data/``; names with ``train`` and ``valid`` say which split they are.
+* the path of a file (.parquet, .jsonl, or text parted by ``<|endoftext|>``) or of a folder of such files
+  (``folder`` says which of them are read, and as which split).
 * a hub id such as ``roneneldan/TinyStories``.
 
-A source without a validation split gives up every 20th document for one. Every text passes the repair
-of damaged text, except the built-in stories.
+What is held out is decided document by document, never inside one: ``data.validation_source`` if it is given; else the
+source's own validation split; else the end of a text that is one document, or every 20th document. Every text passes the
+repair of damaged text, except the built-in stories.
 """
 
 import itertools
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from seqmodels.data import fingerprint
-from seqmodels.data.text import hub, readers, repair, toy
+from seqmodels.data.text import folder, hub, readers, repair, toy
+from seqmodels.data.text.folder import TRAIN, VALIDATION, Unread
+from seqmodels.data.text.readers import Piece
 from seqmodels.errors import UserError
 
 TOY: Final = "toy"
 
 _EVERY: Final = 20
 """One document in this many becomes validation where the source has none."""
+_SHOWN_NAMES: Final = 3
+"""So many files are named in a line; the run folder's record names all."""
 _TYPICAL_BYTES: Final = 900
 """Of a document, for progress bars."""
-_FORMATS: Final = (".parquet", ".jsonl", ".txt")
-_SPLIT_WORDS: Final = {
-    "train": "train",
-    "valid": "validation",
-    "validation": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
+_PLAIN_TEXT_VERSION: Final = 2
+"""Part of the key of cached tokens: raise it when plain text falls into other documents."""
 # The hub's damaged files, by the digests in their names: all of their blank lines are of the damage.
 _DAMAGED_HUB_FILES: Final = {
     "train-00000-of-00004-2d5a1467fff1081b.parquet",
@@ -49,22 +47,42 @@ _DAMAGED_HUB_FILES: Final = {
 class Split:
     """The documents of one split.
 
-    ``documents()`` starts reading at the first one, each time; ``fingerprint`` (JSON) is equal only for
-    equal documents; ``text_bytes()`` is an estimate of their size, for progress bars.
+    ``documents()`` starts reading at the first one, each time; ``fingerprint`` (JSON) is equal only for equal documents;
+    ``text_bytes()`` is an estimate of their size, for progress bars. Where documents may be longer than memory,
+    ``in_pieces(left_out)`` reads them so. ``label`` says what the split is; ``files`` are those it is read from.
     """
 
-    documents: Callable[[], Iterator[str]]
+    documents: Callable[[], Iterator[str | None]]
     fingerprint: dict[str, Any]
     text_bytes: Callable[[], int]
+    in_pieces: Callable[[Counter[str]], Iterator[Piece]] | None = None
+    label: str = ""
+    files: tuple[Path, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its files, or what else it is."""
+        return tuple(file.name for file in self.files) or (self.label,)
+
+    def pieces(self, left_out: Counter[str]) -> Iterator[Piece]:
+        """The documents that have text, in pieces; ``left_out`` counts the others by reason."""
+        return readers.whole(self.documents(), left_out) if self.in_pieces is None else self.in_pieces(left_out)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A named source of text. A split it lacks is None."""
+    """A named source of text. A split it lacks is None.
+
+    ``others`` are the splits that neither train nor validate, ``unread`` what beside them was found and is not read;
+    ``held_out`` says why the validation split is what it is.
+    """
 
     name: str
     train: Split | None
     validation: Split | None
+    others: dict[str, Split] = field(default_factory=dict)
+    unread: tuple[Unread, ...] = ()
+    held_out: str = ""
 
 
 def open_source(name: str, *, revision: str, toy_documents: int) -> Source:
@@ -78,12 +96,15 @@ def open_source(name: str, *, revision: str, toy_documents: int) -> Source:
     """
     if name == TOY:
         return Source(
-            name, _toy_split("train", toy_documents), _toy_split("validation", toy.VALIDATION_DOCUMENTS)
+            name,
+            _toy_split(TRAIN, toy_documents),
+            _toy_split(VALIDATION, toy.VALIDATION_DOCUMENTS),
+            held_out="the built-in ones for validation",
         )
     path = Path(name).expanduser()
     if name and path.exists():
         return _local(name, path)
-    if hub.is_hub_id(name) and path.suffix.lower() not in _FORMATS:
+    if hub.is_hub_id(name) and path.suffix.lower() not in folder.FORMATS:
         return _hub(
             name, "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision
         )
@@ -93,54 +114,219 @@ def open_source(name: str, *, revision: str, toy_documents: int) -> Source:
     )
 
 
-def with_validation(source: Source) -> Source:
-    """The source with both splits; a missing validation split is every 20th document of the training split.
+def validate_on(source: Source, name: str, *, revision: str) -> Source:
+    """The source with another validation split: that of its own splits which ``name`` says, else the text it names, a path
+    or a hub id, of which the validation split or else all is taken. A file of it is not in training.
 
     Raises:
-        UserError: there is no training split.
+        UserError: there is no such split or text, or training would be left without any text.
+    """
+    what = f"data.validation_source={name}"
+    own = _splits(source)
+    if name == TRAIN and TRAIN in own:
+        raise UserError(f"{what} is what is trained on: name another split, a path or a hub id")
+    held_out = own[name] if name in own else _named_text(name, source, revision)
+    unread = source.unread
+    if source.validation is not None and held_out is not source.validation:
+        unread += (Unread(source.validation.names, f"{what} is held out instead"),)
+    others = {split: opened for split, opened in source.others.items() if split != name}
+    return _without_held_out(
+        replace(source, validation=held_out, others=others, unread=unread, held_out=what)
+    )
+
+
+def _named_text(name: str, source: Source, revision: str) -> Split:
+    """The text of a path, of a hub id, or of a hub id's split, ``owner/name:split``."""
+    place, _, split = name.rpartition(":")
+    if Path(name).expanduser().exists() or not hub.is_hub_id(place):
+        place, split = name, ""
+    try:
+        opened = open_source(place, revision=revision, toy_documents=1)
+    except UserError as error:
+        raise UserError(
+            f"data.validation_source '{name}' is neither a split that data.source has ({', '.join(_splits(source))}) nor "
+            f"text ({error})"
+        ) from error
+    splits = _splits(opened)
+    split = split or (VALIDATION if VALIDATION in splits else TRAIN)
+    if split not in splits:
+        raise UserError(f"data.validation_source '{name}' has no split '{split}'; it has {', '.join(splits)}")
+    return splits[split]
+
+
+def _splits(source: Source) -> dict[str, Split]:
+    own = {TRAIN: source.train, VALIDATION: source.validation}
+    return {name: split for name, split in own.items() if split is not None} | source.others
+
+
+def _without_held_out(source: Source) -> Source:
+    """The source without those training files that are held out, under the same name or another."""
+    train, held_out = source.train, source.validation
+    if train is None:
+        return source
+    if not train.files or not held_out.files:
+        if train.fingerprint == held_out.fingerprint:
+            raise UserError(f"{source.held_out} is what is trained on: name another split, a path or a hub id")
+        return source
+    contents = {_content(description) for description in held_out.fingerprint["files"]}
+    both = {
+        file
+        for file, description in zip(train.files, train.fingerprint["files"], strict=True)
+        if _content(description) in contents
+    }
+    if both == set(train.files):
+        raise UserError(f"{source.held_out} is all that data.source={source.name} has to train on: name other text")
+    if not both:
+        return source
+    return replace(
+        source,
+        train=_files_split([file for file in train.files if file not in both]),
+        unread=(*source.unread, Unread(tuple(sorted(file.name for file in both)), "held out, and so not trained on")),
+    )
+
+
+def _content(description: dict[str, Any]) -> tuple[int, str]:
+    return description["bytes"], description["sample"]
+
+
+def with_validation(source: Source) -> Source:
+    """The source with both splits; a missing validation split is taken from the training split.
+
+    Of a single text, a file without any separator, it is the end; otherwise every 20th document.
+
+    Raises:
+        UserError: there is no training split, or too little in it.
     """
     if source.train is None:
         raise UserError(
-            f"data.source '{source.name}' has no training split: name one of its files train-something"
+            f"data.source '{source.name}' has no training split: name one of its files train, or give "
+            "the path of the file to train on"
         )
     if source.validation is not None:
         return source
+    files = source.train.files
+    if len(files) == 1 and readers.is_plain_text(files[0]) and not readers.has_separator(files[0]):
+        return _end_held_out(source, files[0])
     train = source.train
 
-    def validation_documents() -> Iterator[str]:
+    def others(left_out: Counter[str]) -> Iterator[Piece]:
+        return (piece for number, piece in _numbered(train.pieces(left_out)) if number % _EVERY != 1)
+
+    def held_out(left_out: Counter[str]) -> Iterator[Piece]:
         count = 0
-        for i, text in enumerate(train.documents()):
-            count += 1
-            if i % _EVERY == 1:
-                yield text
+        for number, piece in _numbered(train.pieces(left_out)):
+            count = number + 1
+            if number % _EVERY == 1:
+                yield piece
         if count < 2:
             raise UserError(
                 f"data.source '{source.name}' has too few documents, {count}, to keep some for validation: "
-                f"part them by {readers.SEPARATOR}, or give a folder with a train and a valid file"
+                f"part them by {readers.SEPARATOR}, or name other text with data.validation_source"
             )
 
     return replace(
         source,
-        train=Split(
-            documents=lambda: (text for i, text in enumerate(train.documents()) if i % _EVERY != 1),
+        train=_split(
+            others,
             fingerprint=train.fingerprint | {"part": "all others", "of": _EVERY},
             text_bytes=lambda: int(train.text_bytes() * (1 - 1 / _EVERY)),
+            label=train.label,
+            files=train.files,
         ),
-        validation=Split(
-            documents=validation_documents,
+        validation=_split(
+            lambda left_out: held_out(Counter()),  # those without text are counted with the training split
             fingerprint=train.fingerprint | {"part": "second", "of": _EVERY},
             text_bytes=lambda: train.text_bytes() // _EVERY,
+            label=f"every {_EVERY}th of its documents",
+            files=train.files,
         ),
+        held_out="there is no validation split",
+    )
+
+
+def _end_held_out(source: Source, file: Path) -> Source:
+    """One text: its beginning is trained on, its end is held out, without a word that is in both."""
+    size = file.stat().st_size
+    cut = readers.place_to_cut(file, 1 - 1 / _EVERY)
+    if not 0 < cut < size:
+        raise UserError(
+            f"data.source '{source.name}' is too short to hold out its end: give more text, or name other text with "
+            "data.validation_source"
+        )
+    of = source.train.label
+    return replace(
+        source,
+        train=_part(file, 0, cut, f"the first {cut:,} of {size:,} bytes of {of}"),
+        validation=_part(file, cut, size, f"the last {size - cut:,} bytes of {of}"),
+        held_out=f"it is one text without {readers.SEPARATOR}",
     )
 
 
 def first_documents(split: Split, count: int) -> Split:
     """The first ``count`` documents of a split."""
-    return Split(
-        documents=lambda: itertools.islice(split.documents(), count),
+    def first(left_out: Counter[str]) -> Iterator[Piece]:
+        numbered = _numbered(split.pieces(left_out))
+        return (piece for _, piece in itertools.takewhile(lambda each: each[0] < count, numbered))
+
+    return _split(
+        first,
         fingerprint=split.fingerprint | {"first": count},
         text_bytes=lambda: min(split.text_bytes(), count * _TYPICAL_BYTES),
+        label=f"the first {count:,} documents of {split.label}",
+        files=split.files,
     )
+
+
+def said(source: Source) -> str:
+    """One line of a source that is trained on: what is read, what is held out and why, and what is not read."""
+    return (
+        f"data: training on {source.train.label}; held out: {source.validation.label} ({source.held_out}); "
+        f"not read: {_said_of(not_read(source, source.train, source.validation))}"
+    )
+
+
+def said_of_one(source: Source, split: Split) -> str:
+    """One line of a source that is scored: which split is read, and what is not read."""
+    return f"data: scoring {split.label}; not read: {_said_of(not_read(source, split))}"
+
+
+def not_read(source: Source, *read: Split) -> tuple[Unread, ...]:
+    """What was found of a source beside the splits that are read."""
+    others = [split for split in _splits(source).values() if not any(split is one for one in read)]
+    return (*(Unread(split.names, "another split") for split in others), *source.unread)
+
+
+def _said_of(unread: Iterable[Unread]) -> str:
+    return ", ".join(f"{_listed(names)} ({reason})" for names, reason in unread) or "nothing"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """A few names; quoted with Python's escapes, since a name may hold anything."""
+    names = list(names)
+    shown = [repr(name) for name in names[:_SHOWN_NAMES]]
+    return ", ".join(shown) + (f" and {len(names) - len(shown):,} more" if len(names) > len(shown) else "")
+
+
+def _numbered(pieces: Iterable[Piece]) -> Iterator[tuple[int, Piece]]:
+    """Each piece with the number of its document."""
+    number = 0
+    for piece in pieces:
+        yield number, piece
+        number += piece.ends
+
+
+def _split(pieces: Callable[[Counter[str]], Iterator[Piece]], **fields: Any) -> Split:
+    """A split that is read in pieces."""
+
+    def documents() -> Iterator[str]:
+        parts: list[str] = []
+        for piece in pieces(Counter()):
+            parts.append(piece.text)
+            if piece.ends:
+                yield "".join(parts)
+                parts.clear()
+
+    return Split(documents=documents, in_pieces=pieces, **fields)
 
 
 def _toy_split(split: str, count: int) -> Split:
@@ -148,6 +334,7 @@ def _toy_split(split: str, count: int) -> Split:
         documents=lambda: toy.stories(split, count),
         fingerprint={"toy": split, "stories": count, "version": toy.VERSION},
         text_bytes=lambda: count * toy.MEAN_BYTES,
+        label=f"{count:,} built-in stories",
     )
 
 
@@ -158,89 +345,98 @@ def _local(name: str, path: Path) -> Source:
         raise UserError(
             f"data.source '{name}' is neither a file nor a folder: it must be read more than once"
         )
-    files = _text_files(path)
-    by_split: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
-    for file in files:
-        by_split[_split_of(file)].append(file)
-    _refuse_two_versions(by_split["train"])
-    train, validation = by_split["train"], by_split["validation"]
+    layout = folder.layout(path)
+    _refuse_two_versions(layout.splits.get(TRAIN) or ())
+    splits = {split: _files_split(files) for split, files in layout.splits.items()}
     return Source(
-        name, _files_split(train) if train else None, _files_split(validation) if validation else None
+        name,
+        splits.get(TRAIN),
+        splits.get(VALIDATION),
+        others={split: of for split, of in splits.items() if split not in (TRAIN, VALIDATION)},
+        unread=layout.unread,
+        held_out="by its name" if VALIDATION in splits else "",
     )
 
 
-def _text_files(folder: Path) -> list[Path]:
-    """The files of the first format found, in ``data/`` or else the folder itself, in the order of names."""
-    for place in (folder / "data", folder):
-        for ending in _FORMATS:
-            files = sorted(file for file in place.glob(f"*{ending}") if file.is_file())
-            if files:
-                return files
-    raise UserError(
-        f"the folder '{folder}' holds no {', '.join(_FORMATS)} files, neither in itself nor in data/"
-    )
-
-
-def _split_of(file: Path) -> str:
-    """The split that the words of a file's name say; a name that says none is training text."""
-    for word in re.split(r"[^a-z]+", file.stem.lower()):
-        if word in _SPLIT_WORDS:
-            return _SPLIT_WORDS[word]
-    return "train"
-
-
-def _refuse_two_versions(files: list[Path]) -> None:
+def _refuse_two_versions(files: Iterable[Path]) -> None:
     """TinyStories has two versions as text side by side, of which a run means one."""
+    files = list(files)
     if {"TinyStories-train.txt", "TinyStoriesV2-GPT4-train.txt"} <= {file.name for file in files}:
         raise UserError(
             f"'{files[0].parent}' holds both versions of TinyStories: set data.source to the file of one"
         )
 
 
-def _files_split(files: list[Path]) -> Split:
-    def documents() -> Iterator[str]:
-        for file in files:
-            mend = _mend_hub_text if file.name in _DAMAGED_HUB_FILES else repair.repair
-            yield from map(mend, readers.documents(file))
+def _files_split(files: Iterable[Path]) -> Split:
+    files = tuple(files)
 
+    def pieces(left_out: Counter[str]) -> Iterator[Piece]:
+        for file in files:
+            yield from _mended(readers.pieces(file, left_out), file.name in _DAMAGED_HUB_FILES)
+
+    return _split(
+        pieces,
+        fingerprint=_fingerprint(files),
+        text_bytes=lambda: sum(readers.text_bytes(file) for file in files),
+        label=f"{_listed(file.name for file in files)}" if len(files) <= _SHOWN_NAMES else (
+            f"{len(files):,} files, {files[0].name!r} to {files[-1].name!r}"
+        ),
+        files=files,
+    )
+
+
+def _part(file: Path, begin: int, end: int, label: str) -> Split:
+    """The bytes ``begin`` to ``end`` of a text file."""
+    return _split(
+        lambda left_out: _mended(readers.pieces(file, left_out, begin=begin, end=end), False),
+        fingerprint=_fingerprint([file]) | {"begin": begin, "end": end},
+        text_bytes=lambda: end - begin,
+        label=label,
+        files=(file,),
+    )
+
+
+def _fingerprint(files: Iterable[Path]) -> dict[str, Any]:
     try:
-        fingerprints = [fingerprint.of_file(file) for file in files]
+        described = {"files": [fingerprint.of_file(file) for file in files], "repair": repair.VERSION}
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
-    return Split(
-        documents=documents,
-        fingerprint={"files": fingerprints, "repair": repair.VERSION},
-        text_bytes=lambda: sum(readers.text_bytes(file) for file in files),
-    )
+    return described | ({"plain text": _PLAIN_TEXT_VERSION} if any(map(readers.is_plain_text, files)) else {})
+
+
+def _mended(pieces: Iterable[Piece], is_damaged: bool) -> Iterator[Piece]:
+    mend = _mend_hub_text if is_damaged else repair.repair
+    return (Piece(mend(piece.text), piece.ends) for piece in pieces)
 
 
 def _hub(name: str, revision: str) -> Source:
     if name == hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION:
         # Its splits are known, so that a run whose tokens are cached needs neither datasets nor a network.
-        return Source(name, _hub_split(name, revision, "train"), _hub_split(name, revision, "validation"))
-    splits = hub.load(name, revision)
-    if "train" not in splits and "validation" not in splits:
+        splits = (TRAIN, VALIDATION)
+    else:
+        splits = tuple(hub.load(name, revision))
+    if TRAIN not in splits and VALIDATION not in splits:
         raise UserError(
             f"the hub's data set '{name}' has neither a split 'train' nor 'validation' ({', '.join(splits)})"
         )
     return Source(
         name,
-        *(
-            _hub_split(name, revision, split) if split in splits else None
-            for split in ("train", "validation")
-        ),
+        *(_hub_split(name, revision, split) if split in splits else None for split in (TRAIN, VALIDATION)),
+        others={split: _hub_split(name, revision, split) for split in splits if split not in (TRAIN, VALIDATION)},
+        held_out="by its name" if VALIDATION in splits else "",
     )
 
 
 def _hub_split(name: str, revision: str, split: str) -> Split:
-    def documents() -> Iterator[str]:
-        mend = _mend_hub_text if name == hub.TINYSTORIES else repair.repair
-        return map(mend, hub.texts(hub.load(name, revision)[split], name))
+    def pieces(left_out: Counter[str]) -> Iterator[Piece]:
+        texts = readers.whole(hub.texts(hub.load(name, revision)[split], name), left_out)
+        return _mended(texts, name == hub.TINYSTORIES)
 
-    return Split(
-        documents=documents,
+    return _split(
+        pieces,
         fingerprint={"hub": name, "revision": revision, "split": split, "repair": repair.VERSION},
         text_bytes=lambda: hub.load(name, revision)[split].info.splits[split].num_bytes or 0,
+        label=f"the hub's {name}, split {split!r}",
     )
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Integer
 from seqmodels.data import atomic
 from seqmodels.data.text import end_of_text
 from seqmodels.data.text.incremental import IncrementalText, LibraryBytes, byte_symbols
+from seqmodels.data.text.unicode import well_formed
 from seqmodels.data.text.word_cache import WordCache
 from seqmodels.errors import UserError
 from seqmodels.escape import say
@@ -56,7 +57,7 @@ class Tokenizer(Protocol):
     """What a text begins with for a model that was trained so, as Llama's ``<s>``: mostly nothing."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without any separator."""
+        """The ids of a text, without any separator; a lone surrogate counts as U+FFFD."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -96,10 +97,10 @@ class BytesTokenizer:
     beginning = ()
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8"))
+        return list(well_formed(text).encode("utf-8"))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
+        return [np.frombuffer(well_formed(text).encode("utf-8"), np.uint8) for text in texts]
 
     def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
         return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
@@ -151,9 +152,10 @@ class LibraryTokenizer:
         self.beginning: tuple[int, ...] = tuple(around[: starts[0]]) if text and starts else ()
 
     def encode(self, text: str) -> list[int]:
-        return self._library.encode(text, add_special_tokens=False).ids
+        return self._library.encode(well_formed(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        texts = list(map(well_formed, texts))
         cached = [self._words is not None and text.isascii() for text in texts]
         others = [text for text, is_cached in zip(texts, cached, strict=True) if not is_cached]
         encodings = iter(self._library.encode_batch_fast(others, add_special_tokens=False))
@@ -297,7 +299,12 @@ def token_mask(tokenizer: Tokenizer, vocab_size: int) -> Bool[np.ndarray, "L"] |
 def digest(tokenizer: Tokenizer) -> str:
     """A short name for exactly this tokenizer, for keys of cached tokens."""
     said = tokenizer.to_json() + ("" if _is_plain(tokenizer) else f"\n{tokenizer.ends}")
-    return hashlib.blake2b(said.encode("utf-8"), digest_size=8).hexdigest()
+    return digest_of(said.encode("utf-8"))
+
+
+def digest_of(file: bytes) -> str:
+    """The `digest` of the tokenizer that a saved file is of, if it is undamaged and says itself what ends a text."""
+    return hashlib.blake2b(file, digest_size=8).hexdigest()
 
 
 def _is_plain(tokenizer: Tokenizer) -> bool:
@@ -309,7 +316,7 @@ def _save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.name == FILE_NAME and not _is_plain(tokenizer):
         end_of_text.write_beside(path, tokenizer.end_name, tokenizer.ends)
-    atomic.write_whole(path, lambda file: file.write(tokenizer.to_json().encode("utf-8")))
+    atomic.write_text(path, tokenizer.to_json())
 
 
 def _model_of(description: Any) -> Any:
@@ -330,7 +337,7 @@ def _byte_level(model: Any) -> Any:
 
 def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
     read = 0
-    for document in documents:
+    for document in map(well_formed, documents):
         if read >= limit:
             return
         read += len(document.encode("utf-8"))

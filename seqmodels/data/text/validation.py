@@ -20,6 +20,8 @@ from seqmodels.data.text.batches import Batch
 from seqmodels.errors import UserError
 
 FILE_NAME: Final = "validation.npz"
+FEW_DOCUMENTS: Final = 50
+"""Of fewer documents a mean says little of other text, and no test of a difference holds."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,21 @@ def write(validation: ValidationSet, workdir: str | os.PathLike[str]) -> None:
         )
 
 
-def load_validation(workdir: str | os.PathLike[str]) -> ValidationSet:
-    """The validation text saved in a run folder.
+def few_documents(count: int, what: str) -> str | None:
+    """What a reader of a score should know of the number of documents it is of, called ``what``; None of enough.
+
+    Pieces of one text are no independent sample of it, so that a text cut in many pieces is one document.
+    """
+    if count >= FEW_DOCUMENTS:
+        return None
+    return (
+        f"{what}: only {count:,} document{'s' * (count != 1)}, fewer than {FEW_DOCUMENTS}: the score says little of other "
+        "text (data.validation_source names more)"
+    )
+
+
+def load_validation(workdir: str | os.PathLike[str], vocab_size: int | None = None) -> ValidationSet:
+    """The validation text saved in a run folder; its ids must be below ``vocab_size``, where that is given.
 
     Raises:
         UserError: there is none, or its file is damaged.
@@ -106,7 +121,7 @@ def load_validation(workdir: str | os.PathLike[str]) -> ValidationSet:
     path = Path(workdir) / FILE_NAME
     try:
         with np.load(path, allow_pickle=False) as saved:
-            return ValidationSet(
+            validation = ValidationSet(
                 tokens=saved["tokens"],
                 document_ends=saved["document_ends"],
                 document_bytes=saved["document_bytes"],
@@ -115,9 +130,22 @@ def load_validation(workdir: str | os.PathLike[str]) -> ValidationSet:
                 source=str(saved["source"]),
                 packing=str(saved["packing"]),
             )
+        _check(validation, vocab_size)
+        return validation
     except FileNotFoundError:
         raise UserError(
             f"'{workdir}' has no {FILE_NAME}: it is not the folder of a run that train.py started"
         ) from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' is damaged ({error}); running train.py again writes it anew") from error
+
+
+def _check(validation: ValidationSet, vocab_size: int | None) -> None:
+    """Raises ValueError where the arrays do not belong together."""
+    ends, text_bytes = validation.document_ends, validation.document_bytes
+    if not (ends.ndim == text_bytes.ndim == validation.tokens.ndim == 1 and len(ends) == len(text_bytes) > 0):
+        raise ValueError("its arrays have other shapes than were written")
+    if ends[-1] != len(validation) or np.any(np.diff(ends, prepend=0) < 1) or np.any(text_bytes < 0):
+        raise ValueError("its documents do not end where its tokens do")
+    if vocab_size is not None and not 0 <= validation.tokens.min() <= validation.tokens.max() < vocab_size:
+        raise ValueError(f"it has ids beyond the vocabulary of {vocab_size}")

@@ -91,8 +91,9 @@ def test_mistakes(task, sizes, message):
 
 def test_prepare_makes_a_probe_of_a_task(tmp_path):
     config = data.DataConfig(
-        source="/no/such/source", revision="", tokenizer="bytes", vocab_size=300, seq_len=24, batch_size=2, packing="windows",
-        cache_dir=str(tmp_path / "cache"), max_train_documents=0, toy_documents=1, task="mqar", tasks=(("mqar", MIX),),
+        source="/no/such/source", revision="", validation_source=None, tokenizer="bytes", vocab_size=300, seq_len=24,
+        batch_size=2, packing="windows", cache_dir=str(tmp_path / "cache"), max_train_documents=0, toy_documents=1,
+        task="mqar", tasks=(("mqar", MIX),),
     )  # fmt: skip
     made = data.prepare(config, seed=3)
     assert made.tokenizer is None and made.vocab_size == 64 and made.train_bytes_per_token is None

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
@@ -114,8 +115,8 @@ def test_separators_and_characters_across_the_blocks_of_a_long_text(tmp_path, mo
 
 
 def test_a_separator_in_two_blocks_is_found_before_a_long_document_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 30)
-    texts = ["x" * length for length in range(18, 31)]
+    monkeypatch.setattr(readers, "LONGEST_PIECE", 30)
+    texts = ["x" * length for length in range(18, 61)]
     path = tmp_path / "a.txt"
     path.write_text(readers.SEPARATOR.join(texts))
     for block in range(1, 50):
@@ -128,23 +129,27 @@ def test_a_mark_of_byte_order_is_not_text(tmp_path):
     assert documents(opened(tmp_path / "a.txt").train) == ["one", "two"]
 
 
-def test_a_text_without_separators_is_cut_at_line_ends_in_bounded_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "UNPARTED_DOCUMENT", 100)
-    lines = [f"line {i} of a play" for i in range(200)]
+@pytest.mark.parametrize("space", ["\n", "\n\n", " ", "\r\n", "  \n "])
+def test_a_long_text_is_one_document_in_bounded_pieces_cut_before_white_space(tmp_path, monkeypatch, space):
+    monkeypatch.setattr(readers, "LONGEST_PIECE", 100)
+    text = space.join(f"line-{i}-of-a-play" for i in range(200))
     path = tmp_path / "play.txt"
-    path.write_text("\n".join(lines))
+    path.write_bytes(f"\n{text}\r\n".encode())
     for block in (10, 1000, 1 << 20):
         monkeypatch.setattr(readers, "_CHUNK", block)
-        pieces = documents(opened(path).train)
-        assert "\n".join(pieces) == "\n".join(lines)
-        assert all(50 < len(piece) <= 100 for piece in pieces[:-1])
+        train = opened(path).train
+        assert documents(train) == [text]
+        pieces = list(train.pieces(Counter()))
+        assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+        assert all(40 < len(piece.text) <= 100 for piece in pieces[:-1])
+        assert all(piece.text.startswith(space) for piece in pieces[1:])
 
 
 def test_memory_stays_bounded_on_one_endless_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "UNPARTED_DOCUMENT", 1000)
+    monkeypatch.setattr(readers, "LONGEST_PIECE", 1000)
     path = tmp_path / "line.txt"
     path.write_text("x" * 12_345)
-    assert [len(text) for text in documents(opened(path).train)] == [1000] * 12 + [345]
+    assert [len(piece.text) for piece in opened(path).train.pieces(Counter())] == [1000] * 12 + [345]
 
 
 def test_the_fingerprint_follows_the_content(tmp_path):

@@ -97,7 +97,7 @@ def test_names_say_kind_and_size(bpe):
 
 def test_training_is_deterministic_in_any_number_of_threads(bpe):
     program = (
-        "from seqmodels.data import tokenizer\n"
+        "from seqmodels.data.text import tokenizer\n"
         "from tests.data.text.test_tokenizer import training_text\n"
         "print(tokenizer.digest(tokenizer.train_bpe(training_text(), 600)))"
     )

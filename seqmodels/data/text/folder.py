@@ -1,0 +1,117 @@
+"""Which files of a folder are read, as which split, and which are not: decided by its layout, and said.
+
+Read are the files of one format, in the folder's ``data/`` or else in itself; where neither has any, those of its
+subfolders. A name says a split in two cases only, as a whole word: in the hub's layout (``validation-00000-of-00001``,
+or the bare word, ``validation``), and where a file beside it is named alike but for ``train`` (``stories-train`` and
+``stories-valid``). Any other file, ``test_of_time`` or ``dev-notes``, is text to train on.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from seqmodels.errors import UserError
+
+FORMATS: Final = (".parquet", ".jsonl", ".txt")
+"""Endings of the files that a folder is read for; the first that is there is the one that is read."""
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+_SPLITS: Final = {
+    "train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION, "dev": VALIDATION, "test": TEST,
+}  # fmt: skip
+# A prefix, a split's word, and the number of a shard, "-of-" and how many there are, and a digest.
+_NAME = re.compile(
+    rf"(?:(?P<prefix>.+)[-_.])?(?P<word>{'|'.join(_SPLITS)})(?P<shard>[-_.]\d+(?P<of>-of-\d+)?(?:-[0-9a-f]+)?)?"
+)
+
+
+class Unread(NamedTuple):
+    """Files or folders that are not read, and why."""
+
+    names: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a folder that have text, by split (`TRAIN`, `VALIDATION`, `TEST`), each in the order of names."""
+
+    splits: dict[str, tuple[Path, ...]]
+    unread: tuple[Unread, ...]
+
+
+def layout(folder: Path) -> Layout:
+    """What of a folder is read.
+
+    Raises:
+        UserError: it holds no file of a format that is read, or cannot be listed.
+    """
+    try:
+        files = _files(folder)
+        splits: dict[str, list[Path]] = {}
+        for file, split in zip(files, _splits_of(files, folder), strict=True):
+            splits.setdefault(split, []).append(file)
+        return Layout({split: tuple(of) for split, of in splits.items()}, _unread(folder, files))
+    except OSError as error:
+        raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of the first format found in the first place that has any, in the order of names."""
+    places = ((folder / "data").glob("*"), folder.glob("*"), folder.rglob("*"))
+    for place in places:
+        found = [path for path in place if not _is_hidden(path, folder) and path.is_file()]
+        for ending in FORMATS:
+            files = sorted(path for path in found if path.suffix.lower() == ending)
+            if files:
+                return files
+    raise UserError(
+        f"the folder '{folder}' holds no {', '.join(FORMATS)} files, neither in itself nor in its subfolders"
+    )
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _splits_of(files: list[Path], folder: Path) -> list[str]:
+    """The split that each file's name says, or that of the subfolder it is in; training text where none is said."""
+    names = [_NAME.fullmatch(file.stem.lower()) for file in files]
+    beside_training = {_without_word(file, name) for file, name in zip(files, names) if name and name["word"] == TRAIN}
+    splits = []
+    for file, name in zip(files, names):
+        if name and (name["of"] or (not name["prefix"] and not name["shard"]) or _without_word(file, name) in beside_training):
+            splits.append(_SPLITS[name["word"]])
+        else:
+            subfolders = [part for part in file.relative_to(folder).parts[:-1] if part in _SPLITS]
+            splits.append(_SPLITS[subfolders[-1]] if subfolders else TRAIN)
+    return splits
+
+
+def _without_word(file: Path, name: re.Match[str]) -> tuple:
+    return file.parent, name["prefix"], bool(name["shard"])
+
+
+def _unread(folder: Path, files: list[Path]) -> tuple[Unread, ...]:
+    """What else is in the folder and in the folders of the files that are read; a subfolder without any as one thing."""
+    read, parents = set(files), {parent for file in files for parent in file.parents}
+    ending = files[0].suffix.lower()
+    by_reason: dict[str, list[str]] = {}
+    for place in sorted({folder, *(parent for parent in parents if parent.is_relative_to(folder))}):
+        for path in sorted(place.iterdir()):
+            if path in read or path in parents:
+                continue
+            if _is_hidden(path, folder):
+                reason = "hidden"
+            elif path.is_dir():
+                reason = "a folder beside the files that are read"
+            elif path.suffix.lower() not in FORMATS:
+                reason = "not of a format that is read"
+            elif path.suffix.lower() != ending:
+                reason = f"of another format than {ending}, and one is read"
+            else:
+                reason = "beside the folder that is read"
+            by_reason.setdefault(reason, []).append(str(path.relative_to(folder)))
+    return tuple(Unread(tuple(names), reason) for reason, names in by_reason.items())
