@@ -407,7 +407,7 @@ class Display:
             return
         self._next = time.monotonic() + self._seconds
         if self._is_terminal:
-            self._stream.write(f"\r\x1b[K{escape(text(), "line")[: shutil.get_terminal_size().columns - 1]}")
+            self._stream.write(f"\r\x1b[K{escape(text(), 'line')[: shutil.get_terminal_size().columns - 1]}")
             self._stream.flush()
         else:
             say(text(), self._stream)
