@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from seqmodels import command_line
 from seqmodels.errors import UserError
+from seqmodels.escape import escape
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
@@ -168,7 +169,7 @@ def heading(run: Run) -> None:
 
 
 def say(name: str, text: str) -> None:
-    print(f"{name:>14}  {text}", file=sys.stderr)
+    print(escape(f"{name:>14}  {text}", "line"), file=sys.stderr)
 
 
 def loss_curves(run: Run, evaluation: Evaluation | LabelEvaluation) -> dict:

@@ -32,6 +32,7 @@ from seqmodels.comparison.report import figures, page
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.training import loop
 
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             compare(plan.Plan(config, workdir, dataset.vocab_size), dataset.vocab_size, values["jobs"], about)
         except loop.Stopped as stopped:
-            print(f"{stopped}; to go on: {shlex.join(['python', *argv])}", file=sys.stderr)
+            say(f"{stopped}; to go on: {shlex.join(['python', *argv])}")
             sys.exit(stopped.exit_code)
 
 
@@ -66,7 +67,7 @@ def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, about: dict) -> 
     """Run what is missing, and write the report."""
     for candidate in planned.candidates:
         difference = "" if candidate is planned.candidates[0] else f", {candidate.matched.of_reference:+.2%}"
-        print(f"{candidate.label}: {candidate.matched.sizes}: {candidate.matched.counted:,.0f}{difference}", file=sys.stderr)
+        say(f"{candidate.label}: {candidate.matched.sizes}: {candidate.matched.counted:,.0f}{difference}")
     plan.check_folders(planned)
     jobs.Executor(
         planned, jobs=num_jobs, train=train_command, measure=script("seqmodels/comparison/worker.py"), vocab_size=vocab_size,
@@ -74,8 +75,8 @@ def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, about: dict) -> 
     ).run()  # fmt: skip
     found = write_report(planned, vocab_size, about)
     for warning in found["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"report: {planned.workdir / 'report.html'}", file=sys.stderr)
+        say(f"warning: {warning}")
+    say(f"report: {planned.workdir / 'report.html'}")
     print(json.dumps({
         "report": str(planned.workdir / "report.html"),
         "mixers": {

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any directory
 
 from seqmodels import command_line
+from seqmodels.escape import escape
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.perplexity import Evaluation
 from seqmodels.run import Run, load_run, read_config
@@ -92,7 +93,7 @@ def show(results: dict[str, Result]) -> None:
             f"  {result.run.setup.num_parameters:10,}  {result.run.state_bytes():11,}  {speed:16,.0f}"
         )
     for mixer, result in results.items():
-        print(f"\n{mixer} writes:\n{textwrap.indent(PROMPT + result.story, '  ')}")
+        print(f"\n{mixer} writes:\n{textwrap.indent(escape(PROMPT + result.story, 'terminal'), '  ')}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import html
 import re
 import sys
+from collections.abc import Sequence
 from typing import Final, Literal, TextIO
 
 Medium = Literal["terminal", "line", "json", "markdown", "html", "latex"]
@@ -18,8 +19,16 @@ _CONTROLS: Final = {
 }
 _LINES: Final = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"}
 _JSON: Final = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
-# What Markdown reads as more than itself, but underscores, which are part of many names.
-_MARKDOWN: Final = {ord(mark): f"\\{mark}" for mark in "\\`*[]|~$#"} | {ord(mark): html.escape(mark) for mark in "<>&"}
+_MARKDOWN: Final = {ord(mark): f"\\{mark}" for mark in "\\`*|~$"}
+# What Markdown reads as more than itself in some places only; elsewhere it stays legible in the source. In this order.
+_MARKDOWN_PLACES: Final = (
+    (r"&(?=[#\w])", "&amp;"),
+    (r"<(?=[A-Za-z/!?])", "&lt;"),
+    (r"\](?=[(\[:])", r"\\]"),  # of a link, an image, a link's definition
+    (r"(?<![^\W_])_|_(?![^\W_])", r"\\_"),  # where it is not within a name
+    (r"^(\s*)([#>])", r"\1\\\2"),  # a heading, a quotation
+    (r"^(\s*\d*)([-+=.)])(?=\s|$)", r"\1\\\2"),  # an entry of a list, a line below a heading
+)
 _LATEX: Final = {ord(mark): f"\\{mark}" for mark in "{}$&#_%"} | {
     ord("\\"): r"\textbackslash{}", ord("^"): r"\textasciicircum{}", ord("~"): r"\textasciitilde{}",
 }  # fmt: skip
@@ -46,9 +55,16 @@ def escape(text: str, medium: Medium) -> str:
     if medium == "latex":
         return text.translate(_LATEX)
     text = text.translate(_MARKDOWN)
-    # Where it can begin or end emphasis, an underscore is none of a name's; "- " and "1. " begin a list's entry.
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
-    return re.sub(r"^(\s*\d*)([-+=.)])(?=\s|$)", r"\1\\\2", text)
+    for pattern, replacement in _MARKDOWN_PLACES:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def code_block(lines: Sequence[str]) -> list[str]:
+    """Lines of Markdown that show the given ones as they are, between fences that none of them closes."""
+    shown = [escape(line, "line") for line in lines]
+    fence = "`" * max(3, 1 + max((len(run) for line in shown for run in re.findall("`+", line)), default=0))
+    return [fence, *shown, fence]
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

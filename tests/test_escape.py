@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from seqmodels.escape import escape, say
+from seqmodels.escape import code_block, escape, say
 
 HOSTILE = [
     "\x1b]0;owned\x07\x1b[2J\x1b[31mred", "\x9b31mred", "a\rb\x08\x7f\x00", "\u202eevil\u2066", "\udfff lone \ud800",
@@ -63,9 +63,18 @@ def test_html_is_text_in_elements_and_attributes():
 
 def test_markdown_is_text():
     """By the rules of CommonMark: a mark behind a backslash, and a character reference, are text."""
-    shown = escape("<b> & [a](b) `c` a|b *d* _e_ f_g", "markdown")
-    assert shown == r"&lt;b&gt; &amp; \[a\](b) \`c\` a\|b \*d\* \_e\_ f_g"
-    assert [escape(text, "markdown") for text in ("- a", "12. a", "# a", "-5", "1.5")] == [r"\- a", r"12\. a", r"\# a", "-5", "1.5"]
+    shown = escape("<b> &lt; ![a](b) [a]: b `c` a|b *d* _e_ f_g", "markdown")
+    assert shown == r"&lt;b> &amp;lt; ![a\](b) [a\]: b \`c\` a\|b \*d\* \_e\_ f_g"
+    assert [escape(text, "markdown") for text in ("- a", "12. a", "# a", "> a")] == [r"\- a", r"12\. a", r"\# a", r"\> a"]
+    plain = ["-5", "1.5", "3.2 [3.1, 3.3]", "p < 0.001", "a & b", "gla#2", "--max_tokens=5"]
+    assert [escape(text, "markdown") for text in plain] == plain
+
+
+def test_code_stays_in_its_block():
+    for hostile in ("a ``` b", "````", "x\n```\n<script>"):
+        block = code_block(["python train.py", hostile])
+        assert len(block) == 4 and block[0] == block[-1]
+        assert block[0] not in block[2] and "\n" not in block[2]
 
 
 def test_latex_is_text():
