@@ -150,7 +150,7 @@ def report(run: Run, evaluation: Evaluation | LabelEvaluation) -> None:
     say("state", f"{run.state_bytes():,} bytes a sequence at {run.config.data.seq_len} tokens")
     if isinstance(evaluation, Evaluation):
         line = plots.sparkline(evaluation.loss_by_position)
-        print(f"\nloss by tokens of context (nats)\n{line}", file=sys.stderr)
+        print(escape(f"\nloss by tokens of context (nats)\n{line}", "terminal"), file=sys.stderr)
         for tokens, loss in loss_by_context_length(evaluation).items():
             say(tokens, f"{loss:.3f}")
 

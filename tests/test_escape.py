@@ -1,9 +1,10 @@
 """Text of others is seen as it is and obeyed by nothing: not by a terminal, not by Markdown, HTML, LaTeX or JSON."""
 
-import html
+import ast
 import html.parser
 import json
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +94,26 @@ def test_json_stays_the_same_value():
 def test_a_line_is_one_line(capsys):
     say("name\nerror: done\x1b[1A")
     assert capsys.readouterr().err == "name␊error: done␛[1A\n"
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def is_escaped(node: ast.expr) -> bool:
+    """Whether an argument of `print` can hold nobody's text: `escape` or `json.dumps` made it, or only numbers are in it."""
+    if isinstance(node, ast.JoinedStr):
+        return all(map(is_escaped, node.values))
+    if isinstance(node, ast.FormattedValue):
+        form = "" if node.format_spec is None else ast.unparse(node.format_spec)
+        return is_escaped(node.value) or form.rstrip("'\"")[-1:] in tuple("dfg%")
+    if isinstance(node, ast.Call):
+        return ast.unparse(node.func) in ("escape", "json.dumps")
+    return isinstance(node, ast.Constant) or ast.unparse(node) == "__doc__"
+
+
+def test_commands_print_nothing_that_is_not_escaped():
+    paths = [ROOT / "train.py", ROOT / "eval.py", *(ROOT / "scripts").rglob("*.py"), *(ROOT / "seqmodels").rglob("*.py")]
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "print":
+                assert all(map(is_escaped, node.args)), f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"

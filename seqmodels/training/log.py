@@ -291,11 +291,10 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """One line (or several) of its own."""
-        text = escape(text, "terminal")
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(escape(text, "terminal"), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            print(escape(text, "terminal"), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import seqmodels
+import train
+from seqmodels.training import loop
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "goldens" / "text" / "llama"
@@ -35,12 +37,12 @@ def folder(tmp_path_factory):
     documents = [f"the cat sat on the mat and the dog ran. café {number}" for number in range(40)]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     command("scripts/import_hf.py", str(GOLDEN), f"--workdir={folder / 'imported'}")
-    command(
-        "train.py", f"--config=configs/from_run.py:{folder / 'imported'}", f"--workdir={folder / 'tuned'}",
+    flags = [
+        "train.py", f"--config={ROOT / 'configs' / 'from_run.py'}:{folder / 'imported'}", f"--workdir={folder / 'tuned'}",
         f"--config.data.source={folder / 'texts.jsonl'}", f"--config.data.cache_dir={folder / 'cache'}",
         "--config.data.seq_len=16", "--config.data.batch_size=2", "--config.train.steps=2", "--config.train.sample_every_steps=0",
-        "--config.train.compilation_cache_dir=",
-    )  # fmt: skip
+    ]  # fmt: skip
+    loop.train(*train.parse(flags))
     command("scripts/export_hf.py", f"--workdir={folder / 'tuned'}", f"--out={folder / 'exported'}")
     return folder
 
