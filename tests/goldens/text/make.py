@@ -55,6 +55,7 @@ def main() -> None:
         max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    model.get_input_embeddings().weight.data[len(tokenizer()) :] = 0  # or transformers would write ids that are no tokens
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[3, 2])
     model.save_pretrained(FOLDER)
     tokenizer().save_pretrained(FOLDER)
