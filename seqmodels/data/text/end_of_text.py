@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from seqmodels.data import atomic
+from seqmodels.errors import UserError
+from seqmodels.formats import json_text
+from seqmodels.formats.limits import excerpt
 
 ID_FILES: Final = ("config.json", "generation_config.json")
 NAME_FILES: Final = ("tokenizer_config.json", "special_tokens_map.json")
@@ -33,13 +36,13 @@ def beside(path: Path, library: Any, report: Callable[[str], None]) -> tuple[int
             if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 32 and library.id_to_token(token):
                 by_id.setdefault(token, file)
             else:
-                report(f"{path.with_name(file)}: eos_token_id {token!r} is no token of {path.name}, and is passed over")
+                report(f"{path.with_name(file)}: eos_token_id {excerpt(token)} is no token of {path.name}, and is passed over")
     for file in NAME_FILES:
         for name in _as_list(_read(path.with_name(file), "eos_token", report)):
             name = name["content"] if isinstance(name, dict) and "content" in name else name
             token = library.token_to_id(name) if isinstance(name, str) else None
             if token is None:
-                report(f"{path.with_name(file)}: eos_token {name!r} is no token of {path.name}, and is passed over")
+                report(f"{path.with_name(file)}: eos_token {excerpt(name)} is no token of {path.name}, and is passed over")
             else:
                 by_name.setdefault(token, file)
     if not by_name and by_id and not by_id.keys() & special:
@@ -78,8 +81,8 @@ def _read(path: Path, field: str, report: Callable[[str], None]) -> Any:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json_text.read(path, infinity=True)
+    except (OSError, UserError) as error:
         report(f"{path} cannot be read, and what it says of the end of text is passed over ({error})")
         return None
     return content[field] if isinstance(content, dict) and field in content else None

@@ -25,6 +25,8 @@ from seqmodels.data.text.unicode import well_formed
 from seqmodels.data.text.word_cache import WordCache
 from seqmodels.errors import UserError
 from seqmodels.escape import say
+from seqmodels.formats import tokenizer_json
+from seqmodels.formats.limits import excerpt, read_text
 
 END_OF_TEXT: Final = "<|endoftext|>"
 MIN_BPE_SIZE: Final = 257
@@ -243,13 +245,10 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
         )
     try:
         tokenizer = from_json(
-            path.read_text(encoding="utf-8"), lambda library: end_of_text.beside(path, library, report)
+            read_text(path, tokenizer_json.MOST_BYTES), "it", lambda library: end_of_text.beside(path, library, report)
         )
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"'{path}' is not a tokenizer.json that the tokenizers library can read ({reason})"
-        ) from error
+    except UserError as error:
+        raise UserError(f"'{path}' is not a tokenizer.json that can be read ({error})") from None
     if tokenizer.is_guess and tokenizer.end_name != END_OF_TEXT:
         report(
             f"{path}: no file beside it says what ends a text; {tokenizer.end_name!r} is taken, by its name. If it is another "
@@ -258,25 +257,31 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
     return tokenizer
 
 
-def from_json(text: str, ends_of: Callable[[Any], Sequence[int]] = lambda library: ()) -> Tokenizer:
+def from_json(
+    text: str, name: str = FILE_NAME, ends_of: Callable[[Any], Sequence[int]] = lambda library: ()
+) -> Tokenizer:
     """The tokenizer a tokenizer.json describes.
 
     Args:
+        name: what messages call it.
         ends_of: the ids that end a text, of the ``tokenizers.Tokenizer``.
 
     Raises:
-        ValueError: it describes none.
+        UserError: it describes none, or one outside the limits of `formats.tokenizer_json`.
     """
     from tokenizers import Tokenizer as Library
 
-    model = _model_of(json.loads(text))
-    if model == _model_of(json.loads(BytesTokenizer().to_json())):
+    description = tokenizer_json.check(text, name)
+    if description["model"] == json.loads(BytesTokenizer().to_json())["model"]:
         return BytesTokenizer()
     try:
         library = Library.from_str(text)
         return LibraryTokenizer(library, ends_of(library))
-    except Exception as error:  # the library raises bare Exception, from Rust
-        raise ValueError(str(error)) from error
+    except BaseException as error:  # the library raises bare Exception and, where it panics, a bare BaseException
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = excerpt(" ".join(str(error).split()), 200)[1:-1]
+        raise UserError(f"{name} cannot be read by the tokenizers library: {reason}") from error
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -317,12 +322,6 @@ def _save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     if path.name == FILE_NAME and not _is_plain(tokenizer):
         end_of_text.write_beside(path, tokenizer.end_name, tokenizer.ends)
     atomic.write_text(path, tokenizer.to_json())
-
-
-def _model_of(description: Any) -> Any:
-    if not isinstance(description, dict) or "model" not in description:
-        raise ValueError("it has no 'model'")
-    return description["model"]
 
 
 def _byte_level(model: Any) -> Any:
