@@ -114,7 +114,7 @@ def measure_starts(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset,
             candidate.folder.mkdir(parents=True, exist_ok=True)
             jobs.write_json(candidate.folder / jobs.START, known)
         summaries[candidate.label] = known["summary"]
-    say(audit.table(summaries))
+    print(escape(audit.table(summaries), "terminal"), file=sys.stderr)
     controls = {candidate.label for candidate in planned.candidates if candidate.is_control}
     mixers = {label: summary for label, summary in summaries.items() if label not in controls}
     for difference in audit.differences(mixers, {}):
