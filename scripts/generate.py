@@ -24,6 +24,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
 
 from seqmodels import command_line
+from seqmodels.data import well_formed
 from seqmodels.errors import UserError
 from seqmodels.evaluation import plots
 from seqmodels.run import Run, load_run, read_config
@@ -77,6 +78,8 @@ def parse_flags() -> argparse.Namespace:
             raise UserError(f"--{name}={path}: there is no folder {path.parent}")
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}; give 1 or more")
+    if options.prompt is not None:
+        options.prompt = well_formed(options.prompt)  # a byte that is not UTF-8 arrives as half a character
     return options
 
 
@@ -93,7 +96,7 @@ def read_prompts(path: Path) -> list[str]:
         if not isinstance(prompt, str):
             kind = type(prompt).__name__
             raise UserError(f"{path} must be a YAML list of texts; entry {number} is {prompt!r} ({kind}): put it in quotes")
-    return prompts
+    return [well_formed(prompt) for prompt in prompts]
 
 
 def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from seqmodels import command_line, mixers
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +47,7 @@ def main() -> None:
     results = json.loads(options.results.read_text())
     for path, text in pages(results, json.loads(COMPARISON.read_text())).items():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        atomic.write_text(path, text)
         print(f"wrote {path.relative_to(ROOT)}")
 
 
