@@ -303,7 +303,7 @@ def load_run(
     Raises:
         UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`.
     """
-    xla_cpu.avoid_wrong_fusions()
+    xla_cpu.warn_of_wrong_fusions()
     workdir = Path(workdir)
     config = read_config(workdir)
     tokenizer = read_tokenizer(workdir, config)

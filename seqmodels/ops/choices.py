@@ -12,6 +12,9 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
+from seqmodels import xla_cpu
+from seqmodels.ops import target
+
 IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
 
 _recorded = contextvars.ContextVar("seqmodels_ops_choices", default=())
@@ -42,6 +45,8 @@ def check(implementation: str | None, chunk_size: int | None = None) -> None:
 
 def note(op: str, implementation: str, chunk_size: int | None = None) -> None:
     """Called by an op when it has resolved how it will be computed; ``chunk_size`` where there are chunks."""
+    if target.device() == "cpu":
+        xla_cpu.warn_of_wrong_fusions()
     chunk = "" if chunk_size is None else f" (chunk {chunk_size})"
     for choices in _recorded.get():
         choices[f"{op}: {implementation}{chunk}"] = None
