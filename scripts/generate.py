@@ -19,13 +19,12 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
 
 from seqmodels import command_line
 from seqmodels.errors import UserError
 from seqmodels.evaluation import plots
+from seqmodels.formats import yaml_texts
 from seqmodels.run import Run, load_run, read_config
 
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
@@ -82,18 +81,9 @@ def parse_flags() -> argparse.Namespace:
 
 def read_prompts(path: Path) -> list[str]:
     try:
-        prompts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml_texts.read(path)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(prompts, list) or not prompts:
-        raise UserError(f"{path} must be a YAML list of texts, '- Once upon a time' one below the other")
-    for number, prompt in enumerate(prompts, start=1):
-        if not isinstance(prompt, str):
-            kind = type(prompt).__name__
-            raise UserError(f"{path} must be a YAML list of texts; entry {number} is {prompt!r} ({kind}): put it in quotes")
-    return prompts
 
 
 def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -> None:

@@ -15,9 +15,8 @@ and the state after the last token.
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from seqmodels import mixers
 from seqmodels.errors import UserError
 from seqmodels.layers import (
+    ACTIVATIONS,
     NORMS,
     GatedMLP,
     RWKVChannelMix,
@@ -38,6 +38,7 @@ from seqmodels.layers import (
     sinusoids,
     soft_cap,
 )
+from seqmodels.ranges import AtLeast, AtMost, Below, Checked, Count, Epsilon, NonNegative, OneOf, Positive, Size
 
 MLP = "mlp"
 MLP_KINDS = ("gated", "rwkv6")
@@ -54,51 +55,30 @@ State = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked, where="model"):
     """What the network is. Defaults live in configs/base.py."""
 
-    vocab_size: int | None  # L, rows of the embedding; None: as many as the tokenizer has pieces
-    d_model: int
+    vocab_size: Annotated[int | None, AtLeast(1), AtMost(2**24)]  # L, rows of the embedding; None: as many as the tokenizer has pieces
+    d_model: Size
     pattern: str
-    repeats: int
+    repeats: Annotated[Count, AtMost(2**16)]
     mixers: tuple[tuple[str, Any], ...]  # (name, its Config) for every mixer in the pattern
-    mlp_kind: str
-    mlp_hidden: int | None  # None: 8/3 d_model, or 3.5 d_model for rwkv6: as many parameters
-    mlp_activation: str
+    mlp_kind: Annotated[str, OneOf(MLP_KINDS)]
+    mlp_hidden: Size | None  # None: 8/3 d_model, or 3.5 d_model for rwkv6: as many parameters
+    mlp_activation: Annotated[str, OneOf(ACTIVATIONS)]
     tie_embeddings: bool
     embedding_norm: bool
-    branch_rms: float | None  # None: as the layers' own initialisations have it
-    norm: str
-    norm_eps: float
-    logit_cap: float | None
-    readout: str
-    dropout: float
+    branch_rms: NonNegative | None  # None: as the layers' own initialisations have it
+    norm: Annotated[str, OneOf(NORMS)]
+    norm_eps: Epsilon
+    logit_cap: Positive | None
+    readout: Annotated[str, OneOf(READOUTS)]
+    dropout: Annotated[float, AtLeast(0), Below(1)]
     remat: bool
-    compute_dtype: str
+    compute_dtype: Annotated[str, OneOf(COMPUTE_DTYPES)]
 
     def __post_init__(self):
-        if self.d_model < 1 or self.repeats < 1:
-            raise UserError(
-                f"model.d_model and model.repeats must be at least 1, not {self.d_model} and {self.repeats}"
-            )
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise UserError(f"model.compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.dropout={self.dropout} must be at least 0 and below 1")
-        if self.mlp_hidden is not None and self.mlp_hidden < 1:
-            raise UserError(f"model.mlp_hidden={self.mlp_hidden} must be at least 1 (None: 8/3 d_model)")
-        if self.mlp_kind not in MLP_KINDS:
-            raise UserError(f"model.mlp_kind={self.mlp_kind!r} is not one of {', '.join(MLP_KINDS)}")
-        if self.norm not in NORMS:
-            raise UserError(f"model.norm={self.norm!r} is not one of {', '.join(NORMS)}")
-        if self.readout not in READOUTS:
-            raise UserError(f"model.readout={self.readout!r} is not one of {', '.join(READOUTS)}")
-        if self.branch_rms is not None and not 0 <= self.branch_rms < math.inf:
-            raise UserError(f"model.branch_rms={self.branch_rms} must be finite and at least 0 (None: unscaled)")
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise UserError(f"model.vocab_size={self.vocab_size} must be at least 1 (None: the tokenizer's)")
-        if self.logit_cap is not None and self.logit_cap <= 0:
-            raise UserError(f"model.logit_cap={self.logit_cap} must be positive (None: no cap)")
+        super().__post_init__()
         configured = dict(self.mixers)
         for name in mixers_in_pattern(self.pattern):
             if name not in configured:
@@ -413,7 +393,8 @@ class LanguageModel(nnx.Module):
                 key = None
                 if dropout_key is not None:
                     key = jax.random.fold_in(jax.random.fold_in(dropout_key, index), position)
-                x, new_state, shared = run_layer(layer, x, None if states is None else states[position], shared, key)
+                with jax.named_scope(f"{position}_{layer.word}"):  # for profiles, and training.divergence
+                    x, new_state, shared = run_layer(layer, x, None if states is None else states[position], shared, key)
                 new_states.append(new_state)
             return (x, shared), tuple(new_states)
 

@@ -28,6 +28,7 @@ from seqmodels.comparison import scores
 from seqmodels.comparison.plan import Candidate, Plan, RunPlan
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.formats import json_text
 from seqmodels.training import loop
 
 OUTCOME, COST = "outcome.json", "cost.json"
@@ -68,8 +69,8 @@ def write_json(path: Path, values) -> None:
 
 def _read(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return json_text.read(path)
+    except (FileNotFoundError, json_text.Malformed):
         return None
 
 

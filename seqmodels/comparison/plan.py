@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from ml_collections import ConfigDict
 
@@ -15,46 +16,26 @@ from seqmodels.comparison.sizes import QUANTITIES, Matched
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
 from seqmodels.model import MLP, parse_pattern
+from seqmodels.ranges import Above, AtMost, Below, Checked, Count, CountOrZero, Distinct, NotEmpty, OneOf, Positive
 from seqmodels.training import loop
 
 MATCH_NONE = "none"  # the rule that matches nothing
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Checked, where="config"):
     """How to compare. configs/compare/base.py says what each field means."""
 
     mixers: str
-    match: str
-    tolerance: float
-    learning_rates: tuple[float, ...]
-    rate_steps: int
-    rate_seeds: int
-    seeds: int
-    validation_tokens: int
-    contexts: tuple[int, ...]
-    decode_tokens: int
-
-    def __post_init__(self):
-        rules = (*QUANTITIES, MATCH_NONE)
-        if self.match not in rules:
-            raise UserError(f"config.match={self.match!r} is not one of {', '.join(rules)}")
-        if not 0.0 < self.tolerance < 1.0:
-            raise UserError(f"config.tolerance={self.tolerance} must be between 0 and 1, like 0.01")
-        for name in ("rate_seeds", "seeds", "decode_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.{name}={getattr(self, name)} must be at least 1")
-        for name in ("rate_steps", "validation_tokens"):
-            if getattr(self, name) < 0:
-                raise UserError(f"config.{name}={getattr(self, name)} must be at least 0")
-        if self.rate_seeds > self.seeds:
-            raise UserError(f"config.rate_seeds={self.rate_seeds} must be at most config.seeds={self.seeds}")
-        for name, kind, example in (("learning_rates", float, "1e-3,3e-3"), ("contexts", int, "256,1024")):
-            values = getattr(self, name)
-            if not values or any(type(value) not in (kind, int) or value <= 0 for value in values):
-                raise UserError(f"config.{name}={values} must be positive numbers like {example}")
-            if len(set(values)) < len(values):
-                raise UserError(f"config.{name}={values} names a value twice")
+    match: Annotated[str, OneOf((*QUANTITIES, MATCH_NONE))]
+    tolerance: Annotated[float, Above(0), Below(1)]
+    learning_rates: Annotated[tuple[Positive, ...], NotEmpty(), Distinct()]
+    rate_steps: CountOrZero
+    rate_seeds: Annotated[Count, AtMost("seeds")]
+    seeds: Count
+    validation_tokens: CountOrZero
+    contexts: Annotated[tuple[Count, ...], NotEmpty(), Distinct()]
+    decode_tokens: Count
 
 
 @dataclasses.dataclass(frozen=True)

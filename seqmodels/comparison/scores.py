@@ -6,7 +6,6 @@ by luck is not paid back in the same text.
 
 import dataclasses
 import functools
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from seqmodels import model
 from seqmodels.comparison import recall
 from seqmodels.data import HeldOut, ValidationSet, atomic
+from seqmodels.formats import npz
 from seqmodels.run import Run
 from seqmodels.training.loss import token_losses, token_losses_and_correct
 
@@ -201,9 +201,9 @@ def save(scores: Scores, folder: Path) -> None:
 def load(folder: Path, validation_tokens: int) -> Scores | None:
     """The scores in a run's folder; None if there are none, of other tokens, or a damaged file."""
     try:
-        with np.load(folder / FILE_NAME, allow_pickle=False) as saved:
-            fields = {field.name: saved[field.name] for field in dataclasses.fields(Scores)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        saved = npz.read(folder / FILE_NAME)
+        fields = {field.name: saved[field.name] for field in dataclasses.fields(Scores)}
+    except (FileNotFoundError, npz.Malformed, KeyError):
         return None
     plain = {
         "segment_names": tuple(map(str, fields["segment_names"])),

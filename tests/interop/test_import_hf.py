@@ -290,7 +290,7 @@ def damaged(content: bytes, cut: slice | None = None, header: bytes | None = Non
         (lambda content: content[:100], "cut off"),
         (lambda content: content[:-4], "cut off: .* ends at byte"),
         (lambda content: damaged(b"", header=b"no JSON"), "damaged: its header"),
-        (lambda content: damaged(b"", header=b'{"a":{"dtype":"F32"}}'), "damaged: its header"),
+        (lambda content: damaged(b"", header=b'{"a":{"dtype":"F32"}}'), "damaged: a has not just"),
         (lambda content: damaged(b"1234", header=b'{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}'), "a is I32"),
         (lambda content: damaged(b"1234", header=b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}'), "a of shape"),
         (lambda content: damaged(b"1234", header=b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}'), "a of shape"),
