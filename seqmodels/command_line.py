@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from seqmodels.config import DEFAULT_COMPILATION_CACHE_DIR
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.escape import escape
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,7 +91,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except UserError as mistake:
-        sys.exit(f"error: {mistake}")
+        sys.exit(f"error: {escape(str(mistake), 'line')}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -98,11 +99,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as mistake:
-        sys.exit(f"error: {mistake.strerror}: {mistake.filename}")
+        sys.exit(escape(f"error: {mistake.strerror}: {mistake.filename}", "line"))
     except OSError as failure:
         if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        sys.exit(f"error: {failure.strerror}: {failure.filename}")
+        sys.exit(escape(f"error: {failure.strerror}: {failure.filename}", "line"))
     sys.exit(0)
 
 
