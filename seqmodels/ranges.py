@@ -136,6 +136,7 @@ StateSize = Annotated[int, AtLeast(1), AtMost(1024)]
 Positive = Annotated[float, Above(0)]
 NonNegative = Annotated[float, AtLeast(0)]
 Fraction = Annotated[float, AtLeast(0), AtMost(1)]
+Probability = Annotated[float, Above(0), AtMost(1)]
 Epsilon = Annotated[float, Above(0), AtMost(1)]
 """What is added to a denominator."""
 Expansion = Annotated[float, Above(0), AtMost(1024)]
@@ -190,7 +191,10 @@ def problem(hint: Any, value: Any, field: Callable[[str], Any]) -> str | None:
     if value is None and optional:
         return None
     if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
         strict = [rule for rule in rules if isinstance(rule, (Above, Below)) and not isinstance(rule.bound, str)]
         return _number_problem(value, rules, field) or _number_problem(_float32(value), strict, field)
     if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):

@@ -34,6 +34,7 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.choices import Implementation
 from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ranges import Checked, Epsilon, Expansion, Size
 
@@ -46,7 +47,7 @@ class Config(Checked, where="model.mixers.deltanet"):
     conv_width: Size = 4  # W, steps the convolution sees
     allow_neg_eigval: bool = False  # beta up to 2, at which the memory under a key changes sign
     norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
-    implementation: str | None = None  # of delta_rule; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of delta_rule; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

@@ -34,6 +34,7 @@ from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, normal_init, xavier_uniform_init
+from seqmodels.ops.choices import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ranges import Checked, Epsilon, Expansion, Size
 
@@ -48,7 +49,7 @@ class Config(Checked, where="model.mixers.dfw"):
     value_expansion: Expansion = 0.875  # H V = value_expansion d_model
     head_norm: bool = False  # RMSNorm with a learned scale on the output of every head
     norm_eps: Epsilon = 1e-5  # of that norm
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

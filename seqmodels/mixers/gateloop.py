@@ -43,6 +43,7 @@ from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, normal_init, xavier_uniform_init
+from seqmodels.ops.choices import Implementation
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Size
@@ -62,7 +63,7 @@ class Config(Checked, where="model.mixers.gateloop"):
     gate: Annotated[str, OneOf(GATES)] = "polar"
     output_norm: bool = False  # RMSNorm with a learned scale over the outputs of all heads, before the output gate
     norm_eps: Epsilon = 1e-5  # of that norm
-    implementation: str | None = None  # of the op; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of the op; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form (unused with max heads); None: the fastest
 
 

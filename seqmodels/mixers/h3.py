@@ -34,6 +34,7 @@ from seqmodels.errors import UserError
 from seqmodels.layers import dense, normal_init
 from seqmodels.ops import hippo
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.choices import Implementation
 from seqmodels.ops.diagonal_ssm import RULES, diagonal_ssm, discretise
 from seqmodels.ranges import AtLeast, Checked, MultipleOf, OneOf, Positive, Size, StateSize
 
@@ -47,7 +48,7 @@ class Config(Checked, where="model.mixers.h3"):
     discretisation: Annotated[str, OneOf(RULES)] = "bilinear"  # of the diagonal SSM: bilinear or zoh
     dt_min: Positive = 1e-3  # step sizes start log-uniform between dt_min
     dt_max: Annotated[Positive, AtLeast("dt_min")] = 1e-1  # and dt_max: a head first sees about 1/dt steps
-    implementation: str | None = None  # of diagonal_ssm; None: the fastest for length and reset
+    implementation: Implementation | None = None  # of diagonal_ssm; None: the fastest for length and reset
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest
 
 

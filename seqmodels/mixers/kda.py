@@ -38,6 +38,7 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.choices import Implementation
 from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ranges import Below, Checked, Epsilon, Expansion, Size
 
@@ -53,7 +54,7 @@ class Config(Checked, where="model.mixers.kda"):
     log_decay_floor: Annotated[float | None, Below(0)] = None  # f, which no log decay goes below, like -5; None: there is no floor
     allow_neg_eigval: bool = False  # beta up to 2, at which the memory under a key changes sign
     norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
-    implementation: str | None = None  # of delta_rule; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of delta_rule; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float
 
 from seqmodels.layers import dense, fan_in_uniform_init, rms_norm, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.choices import Implementation
 from seqmodels.ops.selective_scan import selective_scan
 from seqmodels.ranges import AtMost, Checked, Epsilon, Size
 
@@ -47,7 +48,7 @@ class Config(Checked, where="model.mixers.mamba"):
     dt_rank: Size | None = None  # R, width of the step sizes' low-rank projection; None: ceil(d_model / 16)
     selection_norm: bool = False  # FalconMamba's RMSNorm without scale on each of r, B and C
     selection_norm_eps: Epsilon = 1e-6  # its epsilon
-    implementation: str | None = None  # of selective_scan; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of selective_scan; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

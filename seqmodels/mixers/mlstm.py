@@ -45,6 +45,7 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import dense, matmul_precision, normal_init
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.choices import Implementation
 from seqmodels.ops.mlstm_cell import MLSTMState, empty_mlstm_state, mlstm_cell
 from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size
 
@@ -68,7 +69,7 @@ class Config(Checked, where="model.mixers.mlstm"):
     gate_cap: Positive = 15.0  # v2: gates' logits stay within +-gate_cap
     input_bias: float = 0.0  # mean of the input gates' initial biases; the 7B model has -10
     norm_eps: Epsilon = 1e-5  # of the heads' LayerNorm
-    implementation: str | None = None  # of mlstm_cell; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of mlstm_cell; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

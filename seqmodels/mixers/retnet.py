@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, rms_norm, xavier_uniform_init
+from seqmodels.ops.choices import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.rotary import document_positions, rotary
 from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size
@@ -49,7 +50,7 @@ class Config(Checked, where="model.mixers.retnet"):
     rope_base: Positive = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
     norm_scale: bool = False  # a learned scale on the heads' norm, shared by the heads
     norm_eps: Epsilon = 1e-6  # of the heads' norm
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 
