@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import train
-from seqmodels import command_line, data
+from seqmodels import command_line, data, ranges
 from seqmodels.training import checkpoint
+from tests import odd_values
 
 CONFIG = "--config=configs/tinystories.py:attention"
 TINY = (
@@ -65,10 +66,8 @@ def test_mistakes(argv, expected, tmp_path):
 
 
 def test_none_is_a_value_of_every_optional_field_and_of_those_alone():
-    optional = [
-        "model.vocab_size", "model.mlp_hidden", "model.logit_cap", "optim.decay_steps", "train.init_from",
-        "model.mixers.attention.window", "model.mixers.attention.implementation",
-    ]  # fmt: skip
+    optional = [field for field, hint in odd_values.fields().items() if ranges.is_optional(hint)]
+    assert "model.mixers.attention.window" in optional and "train.init_from" in optional
     flags = [CONFIG, "--workdir=x", *(f"--config.{field}=None" for field in optional)]
     config, _ = train.parse(["train.py", CONFIG, "--config.optim.decay_steps=5", *flags[1:], "--config.model.logit_cap=30."])
     assert (config.model.vocab_size, config.optim.decay_steps, config.train.init_from) == (None, None, None)
