@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
 
 from seqmodels import command_line
+from seqmodels.data import well_formed
 from seqmodels.errors import UserError
 from seqmodels.evaluation import plots
 from seqmodels.formats import yaml_texts
@@ -77,12 +78,14 @@ def parse_flags() -> argparse.Namespace:
             raise UserError(f"--{name}={path}: there is no folder {path.parent}")
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}; give 1 or more")
+    if options.prompt is not None:
+        options.prompt = well_formed(options.prompt)  # a byte that is not UTF-8 arrives as half a character
     return options
 
 
 def read_prompts(path: Path) -> list[str]:
     try:
-        return yaml_texts.read(path)
+        return [well_formed(prompt) for prompt in yaml_texts.read(path)]
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
 

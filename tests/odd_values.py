@@ -16,6 +16,7 @@ import numpy as np
 
 from configs import base
 from seqmodels import config as config_lib
+from seqmodels import fields as fields_lib
 from seqmodels import mixers, ranges
 from seqmodels.config import RunConfig
 from seqmodels.data import tasks
@@ -112,7 +113,7 @@ def made_alone(case: Case) -> tuple | None:
     group = groups()[prefix]
     values = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)} | {name: case.value}
     try:
-        return (getattr(config_lib.build(type(group), values, f"config.{prefix}"), name),)
+        return (getattr(fields_lib.build(type(group), values, f"config.{prefix}"), name),)
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 500, f"{case}: {error}"
         return None

@@ -6,6 +6,7 @@ from seqmodels.layers.heads import head_widths
 from seqmodels.layers.init import fan_in_uniform_init, normal_init, step_size_bias_init, xavier_uniform_init
 from seqmodels.layers.mlp import ACTIVATIONS, GatedMLP, default_mlp_hidden
 from seqmodels.layers.norm import NORMS, LayerNorm, RMSNorm, gated_rms_norm, l2_norm, rms_norm
+from seqmodels.layers.parallel import ParallelMixers, call_mixer, scale_output
 from seqmodels.layers.positions import sinusoids
 from seqmodels.layers.rwkv_channel_mix import RWKVChannelMix, RWKVDepth, default_rwkv_hidden, rwkv_depth
 
@@ -14,9 +15,11 @@ __all__ = [
     "GatedMLP",
     "LayerNorm",
     "NORMS",
+    "ParallelMixers",
     "RMSNorm",
     "RWKVChannelMix",
     "RWKVDepth",
+    "call_mixer",
     "default_mlp_hidden",
     "default_rwkv_hidden",
     "dense",
@@ -29,6 +32,7 @@ __all__ = [
     "normal_init",
     "rms_norm",
     "rwkv_depth",
+    "scale_output",
     "sinusoids",
     "soft_cap",
     "step_size_bias_init",

@@ -121,8 +121,10 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         else:
             step, state, seconds = restored.step, restored.state, restored.record["seconds"]
             if restored.record["data"] != dataset.fingerprint:
+                older = dataset.tokenizer is not None and not (workdir / data.RECORD_NAME).exists()
+                also = " (or is text without <|endoftext|>, of which older runs held out other parts)" if older else ""
                 raise UserError(
-                    f"{dataset.name} is not what the run in {workdir} was begun with; "
+                    f"{dataset.name} is not what the run in {workdir} was begun with{also}; "
                     "bring that back, or choose another --workdir"
                 )
         if resume_learning_rate is not None:
