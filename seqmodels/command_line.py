@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from seqmodels import failures, ranges
 from seqmodels.errors import UserError
+from seqmodels.escape import escape
 
 MOST_SHOWN = 1000  # characters of a message
 
@@ -130,7 +131,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         raise failure  # a bug, where it is no UserError
     except OSError as failure:
         reason = failures.obstacle(failure) or f"{failure.strerror}{f' ({failure.filename})' if failure.filename else ''}"
-        sys.exit(f"error: {reason}")
+        sys.exit(f"error: {_one_line(reason)}")
     except Exception as failure:
         reason = failures.obstacle(failure)
         if reason is None:
@@ -141,7 +142,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 def _one_line(message: object) -> str:
     """A message on one line, cut in the middle where it is long."""
-    line = " ".join(str(message).split())
+    line = escape(" ".join(str(message).split()), "line")
     return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 200]} ... {line[-190:]}"
 
 
