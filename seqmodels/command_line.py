@@ -70,6 +70,7 @@ def config_and_flags(
         for field in absent:
             *path, name = field.split(".")
             group = functools.reduce(getattr, path, config)
+            getattr(group, name)  # raises what names the nearest, if there is no such field
             with group.ignore_type():  # from_config_dict knows which fields may be None
                 setattr(group, name, None)
     except UserError:
@@ -127,8 +128,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(141)
     except NotImplementedError as refusal:  # an op that lacks what was asked for says what is missing
         sys.exit(f"error: {_one_line(refusal)}")
-    except (FileNotFoundError, ConnectionError) as failure:
-        raise failure  # a bug, where it is no UserError
+    except (FileNotFoundError, ConnectionError):
+        raise  # a bug, where it is no UserError
     except OSError as failure:
         reason = failures.obstacle(failure) or f"{failure.strerror}{f' ({failure.filename})' if failure.filename else ''}"
         sys.exit(f"error: {_one_line(reason)}")
