@@ -106,9 +106,9 @@ def test_golden(form):
 
 @every_form
 @pytest.mark.parametrize("documents", [False, True])
-def test_values_and_states(form, documents):
-    inputs = sample(steps=64, modes=32)
-    reset = marks(inputs, (5, 40), (0, 17, 63)) if documents else None
+def test_values_and_states_at_256_steps(form, documents):
+    inputs = sample(steps=256, modes=32)
+    reset = marks(inputs, (5, 100), (0, 64, 255)) if documents else None
     y, state = fast_jit(functools.partial(call, form))(inputs, reset)
     expected_y, expected_state = judge(inputs, reset)
     assert relative_error(y, expected_y) < TOLERANCE

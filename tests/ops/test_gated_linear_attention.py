@@ -429,7 +429,7 @@ def check_one(steps, chunk_size, groups, repeats, marked, together, seed, **sign
     assert max(found.values()) < 1e-5, found
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(**{name: strategy for name, strategy in SWEEP.items()})
 def test_a_sweep_of_small_shapes(**choice):
     check_one(**choice)
