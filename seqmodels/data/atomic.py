@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from seqmodels import failures
 from seqmodels.errors import UserError
 
 
@@ -128,6 +129,12 @@ def check_file_name(path: str | os.PathLike[str], *, replaced: bool = True) -> P
 _KINDS = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
+_REFUSALS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ELOOP,
+)  # fmt: skip
+
+
 def unique() -> str:
     """A part of a name that no other process, on this machine or another, chooses."""
     return f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -135,15 +142,23 @@ def unique() -> str:
 
 @contextmanager
 def disk_errors_as_user_errors(place: str, folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the disk's refusal to write into a ``UserError`` that names the ``place``.
+    """Turns the disk's refusal to write into a ``UserError`` that names the ``place``, or what else is in the way.
 
     ``place`` is what the person can change, such as ``data.cache_dir``; ``folder`` is its value.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = f"no space left in '{folder}': free some, or set another {place}"
-        else:
-            reason = f"cannot write in '{folder}' ({error.strerror}): set another {place}"
-        raise UserError(reason) from error
+        raise UserError(_explanation(error, place, os.fspath(folder))) from error
+
+
+def _explanation(error: OSError, place: str, folder: str) -> str:
+    if failures.is_no_space(error):
+        return f"no space left in '{folder}': free some, or set another {place}"
+    elsewhere = isinstance(error.filename, str) and Path(folder).absolute() not in Path(error.filename).absolute().parents
+    if elsewhere and Path(error.filename).absolute() != Path(folder).absolute():
+        return f"'{error.filename}': {failures.obstacle(error) or error.strerror}"
+    if error.errno in _REFUSALS:
+        return f"cannot write in '{folder}' ({error.strerror}): set another {place}"
+    # Neither the folder nor its permissions: another place would not help.
+    return f"'{error.filename or folder}': {failures.obstacle(error) or error.strerror or error}"

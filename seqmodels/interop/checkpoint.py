@@ -22,7 +22,8 @@ from seqmodels.errors import UserError
 from seqmodels.formats import json_text
 from seqmodels.formats.limits import size
 from seqmodels.interop import kinds, safetensors, table
-from seqmodels.model import MLP, ModelConfig, parse_pattern
+from seqmodels.model import ModelConfig
+from seqmodels.pattern import MLP, layer_name, parse_pattern, parts_of, with_options
 from seqmodels.training import checkpoint
 
 EXPORT_DTYPES: Final = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
@@ -223,6 +224,7 @@ def _tokenizer_config(tokenizer: data.Tokenizer) -> dict[str, Any]:
 def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.Kind, ModelConfig, dict, dict[str, Any]]:
     """The kind whose table has a place for everything in the model; the model with that kind's pattern; their config."""
     complaints = []
+    config = _with_plain_pattern(config)
     for kind in map(kinds.load, kinds.names()):
         copies = _copies(kind.pattern, config.pattern)
         if copies is None:
@@ -237,6 +239,17 @@ def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.
         raise UserError("; ".join(complaints))
     patterns = dict.fromkeys(kinds.load(name).pattern for name in kinds.names())
     raise UserError(f"no kind of checkpoint has model.pattern={config.pattern!r}; there are {', '.join(map(repr, patterns))}")
+
+
+def _with_plain_pattern(config: ModelConfig) -> ModelConfig:
+    """The same model with the options in its pattern among those of its mixers, where all layers of a mixer have the same."""
+    parts = [part for word in parse_pattern(config.pattern) for part in parts_of(word)]
+    options = dict(parts)
+    if any(options[name] != own for name, own in parts):
+        return config
+    plain = " ".join(layer_name(word) for word in parse_pattern(config.pattern))
+    own = tuple((name, with_options(mixer, name, options[name])) for name, mixer in config.mixers)
+    return dataclasses.replace(config, pattern=plain, mixers=own)
 
 
 def _copies(pattern: str, of: str) -> int | None:
