@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import demo, recall
-from configs.compare import base, probe, tinystories_medium, tinystories_small, toy
+from configs.compare import base, probe, rate_length, tinystories_medium, tinystories_small, toy
 from seqmodels import model
 from seqmodels.comparison import jobs, plan, results, sizes
 from seqmodels.comparison.report import figures, page
@@ -366,7 +366,7 @@ def test_a_run_that_goes_on_elsewhere_is_waited_for(programs):
 
 SETTINGS = [
     (toy.get_config, {}), *((probe.get_config, {"setting": setting}) for setting in probe.SETTINGS),
-    (tinystories_small.get_config, {}),
+    (tinystories_small.get_config, {}), (rate_length.get_config, {}),
     *((tinystories_medium.get_config, {"setting": setting}) for setting in tinystories_medium.SETTINGS),
 ]  # fmt: skip
 
