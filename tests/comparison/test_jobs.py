@@ -218,6 +218,8 @@ def test_the_control(programs):
     rows = found["mixers"]
     assert found["control"] == plan.CONTROL and rows["attention"]["gain"] == {"bits_per_byte": 0.0}
     assert rows[plan.CONTROL]["gain"] is None and len(found["pairs"]) == 3
+    pooled = [pair["over_seeds_pooled"] for pair in found["pairs"]]
+    assert [each["p_value"] for each in pooled] == [1.0] * 3 and not any(pair["significant_pooled"] for pair in found["pairs"])
     text = page.markdown(found, [])
     assert "no better than none: attention, gla" in text and "of 2: attention" in text
     assert page.terminal(found).splitlines()[-1].startswith(plan.CONTROL)

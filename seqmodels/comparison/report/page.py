@@ -125,9 +125,11 @@ def _evidence(results: Mapping, ranked: Sequence[str]) -> str:
     seeds = results["comparison"]["seeds"]
     if seeds == 1:
         return "One seed cannot show a difference between mixers."
+    pooled = sum(pair["significant_pooled"] for pair in pairs)
+    if_alike = f"If the noise between seeds is alike for all mixers, {pooled} of {len(pairs)} pairs differ."
     if not sure:
-        return f"{seeds} seeds do not show a difference between any two of these mixers."
-    return f"The tests show {sure} of {len(pairs)} pairs of mixers to differ."
+        return f"{seeds} seeds do not show a difference between any two of these mixers. {if_alike}"
+    return f"The tests show {sure} of {len(pairs)} pairs of mixers to differ. {if_alike}"
 
 
 def _over_no_mixer(results: Mapping, ranked: Sequence[str]) -> str:
@@ -312,7 +314,9 @@ def _paragraph_on_pairs(results: Mapping) -> list[str]:
         f"are made of it. Over {measure.documents}: a bootstrap that draws the same reported {measure.documents} for both, of the "
         f"means over the seeds; it says what other {measure.documents} of the kind might give. Over seeds: Student's paired test, a "
         "seed being the same order of the data for both; it says what training again might give. p-values are Holm's, corrected for "
-        f"the number of pairs. A star: both are below {statistics.SIGNIFICANT}; results.json has all of them."
+        f"the number of pairs. A star: both are below {statistics.SIGNIFICANT}. A plus: so they are if the second takes its noise "
+        "from all mixers, as if it were alike for all of them (the residuals of an additive model of mixer and seed). results.json "
+        "has all of them."
     ]
     tests = len(results["pairs"])
     ratio = statistics.least_ratio(seeds, tests)
@@ -328,16 +332,20 @@ def _paragraph_on_pairs(results: Mapping) -> list[str]:
 
 
 def _pair_matrix(results: Mapping) -> tuple[list[str], list[list[str]]]:
-    """The upper triangle, best to worst: how much better the row is, with a star where the tests show it."""
+    """The upper triangle, best to worst: how much better the row is, and whether the tests show it."""
     by_pair = {(pair["better"], pair["worse"]): pair for pair in results["pairs"]}
     order = _order_of_pairs(results)
     rows = []
     for better in order[:-1]:
         cells = [by_pair[better, worse] if (better, worse) in by_pair else None for worse in order[1:]]
         rows.append([better, *(
-            EMPTY if pair is None else _number(abs(pair["difference"]), 3) + ("*" if pair["significant"] else "") for pair in cells
+            EMPTY if pair is None else _number(abs(pair["difference"]), 3) + _mark(pair) for pair in cells
         )])  # fmt: skip
     return ["", *order[1:]], rows
+
+
+def _mark(pair: Mapping) -> str:
+    return "*" if pair["significant"] else "+" if pair["significant_pooled"] else ""
 
 
 def _order_of_pairs(results: Mapping) -> list[str]:
@@ -356,7 +364,10 @@ def _in_words(pair: Mapping) -> str:
         f"{pair['better']} less {pair['worse']}: {_number(pair['difference'], 4)} [{_number(documents['low'], 4)}, "
         f"{_number(documents['high'], 4)}], p {_probability(documents['corrected_p_value'])}"
     )
-    return said if seeds is None else f"{said}; over seeds p {_probability(seeds['corrected_p_value'])}"
+    if seeds is None:
+        return said
+    pooled = _probability(pair["over_seeds_pooled"]["corrected_p_value"])
+    return f"{said}; over seeds p {_probability(seeds['corrected_p_value'])}, of pooled noise p {pooled}"
 
 
 def _paragraph_on_starts(results: Mapping) -> list[str]:
