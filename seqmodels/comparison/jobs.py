@@ -334,10 +334,13 @@ class Executor:
         over = [run for run in runs if self._known.outcome(run) is not None]
         lines = [
             f"{len(runs)} runs, {steps:,} steps, {steps * per_step:,} tokens; {len(over)} runs are done",
-            f"of these the learning rates take {len(search)} runs and {search_steps:,} steps ({search_steps / steps:.0%}): "
-            f"{len(compare.learning_rates)} rates x {compare.rate_seeds} seed(s), and up to {compare.rate_extensions} rates more "
-            "for a mixer whose best is at an end",
         ]
+        if len(compare.learning_rates) > 1:
+            lines.append(
+                f"of these the learning rates take {len(search)} runs and {search_steps:,} steps ({search_steps / steps:.0%}): "
+                f"{len(compare.learning_rates)} rates x {compare.rate_seeds} seed(s), and up to {compare.rate_extensions} rates "
+                "more for a mixer whose best is at an end"
+            )
         left = self._seconds_left()
         if len(over) == len(runs):
             lines.append("time: everything is trained")

@@ -185,8 +185,9 @@ def _circumstances(results: Mapping) -> list[tuple[str, str]]:
         f"{base['data']['seq_len']}), {compare['seeds']} seed(s) from {base['seed']} on",
     ))  # fmt: skip
     facts.append(("Training data", f"{about['training_data']}: a digest, equal for equal text, split and tokenizer"))
-    rates = ", ".join(f"{rate:g}" for rate in sorted(compare["learning_rates"]))
-    facts.append(("Learning rates", f"{rates} and beyond, each mixer its own (see below)"))
+    grid = _listed(sorted(compare["learning_rates"]))
+    several = len(compare["learning_rates"]) > 1
+    facts.append(("Learning rates", f"{grid} and beyond, each mixer its own (see below)" if several else f"{grid}, for every mixer"))
     if validation is not None:
         facts.append((
             "Reported on",
@@ -413,7 +414,9 @@ def _paragraph_on_rates(results: Mapping) -> list[str]:
         f"runs of {compare['rate_steps']:,} of {results['base']['train']['steps']:,} steps, in which warm-up and decay take the same "
         "part of the run" if compare["rate_steps"] else "runs of full length"
     )  # fmt: skip
-    rates = ", ".join(f"{rate:g}" for rate in sorted(compare["learning_rates"]))
+    rates = _listed(sorted(compare["learning_rates"]))
+    if len(compare["learning_rates"]) == 1:
+        return [f"There was none: every mixer has {rates}."]
     whom = "validation documents" if measures.of(results).is_text else "test examples"
     lines = [
         f"{rates}, and where the best lies at an end twice or half that rate, up to {compare['rate_extensions']} times; by {length}, "
@@ -425,7 +428,7 @@ def _paragraph_on_rates(results: Mapping) -> list[str]:
     added = {
         label: [each["rate"] for each in row["rates"] if each["rate"] not in grid] for label, row in results["mixers"].items()
     }
-    added = [f"{label} ({', '.join(f'{rate:g}' for rate in rates)})" for label, rates in added.items() if rates]
+    added = [f"{label} ({_listed(rates)})" for label, rates in added.items() if rates]
     return [*lines, "", f"Rates beyond the grid were tried for {', '.join(added)}."] if added else lines
 
 
@@ -454,6 +457,10 @@ def _size_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
 
 def _commands(results: Mapping) -> list[tuple[str, str]]:
     return [(label, run["command"]) for label, row in results["mixers"].items() for run in row["runs"]]
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
 
 
 def _number(value: float | None, digits: int) -> str:
