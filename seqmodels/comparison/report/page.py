@@ -342,7 +342,7 @@ def _pair_matrix(results: Mapping) -> tuple[list[str], list[list[str]]]:
         rows.append([better, *(
             EMPTY if pair is None else _number(abs(pair["difference"]), 3) + _mark(pair) for pair in cells
         )])  # fmt: skip
-    return ["", *order[1:]], rows
+    return ["better by", *order[1:]], rows
 
 
 def _mark(pair: Mapping) -> str:
