@@ -36,7 +36,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels import model
 from seqmodels.config import RunConfig
-from seqmodels.model import MLP, ModelConfig, parse_pattern
+from seqmodels.model import ModelConfig
+from seqmodels.pattern import MLP, parse_pattern
 from seqmodels.training.loss import cross_entropy
 from seqmodels.training.sharding import path_name
 

@@ -16,7 +16,7 @@ from seqmodels.comparison.sizes import QUANTITIES, Matched
 from seqmodels.config import RunConfig
 from seqmodels.data import TEXT
 from seqmodels.errors import UserError
-from seqmodels.model import MLP, parse_pattern
+from seqmodels.pattern import MLP, layer_name, parse_pattern, split_outside_brackets
 from seqmodels.ranges import Above, Below, Checked, Count, CountOrZero, Distinct, NotEmpty, OneOf, Positive
 from seqmodels.training import loop
 from seqmodels.training.optimizer import OptimConfig
@@ -226,13 +226,14 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
         UserError: an unknown mixer, an empty entry, or a label twice.
     """
     found = {}
-    for entry in text.split(","):
-        label, _, pattern = (part.strip() for part in entry.partition("="))
-        words = (pattern or label).split()
+    for entry in split_outside_brackets(text, ","):
+        label, *pattern = (part.strip() for part in split_outside_brackets(entry, "="))
+        pattern = "=".join(pattern)
+        words = parse_pattern(pattern or label) if pattern or label else ()
         if not words:
             raise UserError(f"config.mixers={text!r} has an empty entry; write names, commas between them")
         if len(words) == 1 and not pattern:
-            pattern = mixers.pattern(label)
+            pattern = _with_mlp(words[0])
             if MLP not in parse_pattern(base["model"]["pattern"]):
                 pattern = label
         elif not pattern:
@@ -243,6 +244,13 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
     if len({folder_name(label) for label in found}) < len(found):
         raise UserError(f"config.mixers={text!r}: two labels make the same folder name; rename one")
     return found
+
+
+def _with_mlp(word: str) -> str:
+    """The layers that stand where a Transformer has attention and MLP; of mixers side by side: they and an MLP."""
+    name = layer_name(word)
+    layers = mixers.pattern(name).split() if name in mixers.names() else (name, MLP)
+    return " ".join(word if layer == name else layer for layer in layers)
 
 
 def folder_name(label: str) -> str:
