@@ -5,7 +5,6 @@ import errno
 import fcntl
 import os
 import stat
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 from seqmodels import failures
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -32,7 +32,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
             file.flush()
             os.fsync(file.fileno())  # ahead of the name: after a power cut a named file would otherwise be empty
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,18 +50,19 @@ def rename_folder(folder: str | os.PathLike[str], path: str | os.PathLike[str]) 
     """
     sync_folder(folder)
     os.rename(folder, path)
-    _sync(os.path.dirname(os.path.abspath(path)))
+    sync(os.path.dirname(os.path.abspath(path)))
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Return when all that is in a folder has reached the disk, the names of its files included."""
     for parent, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _sync(os.path.join(parent, name))
-        _sync(parent)
+            sync(os.path.join(parent, name))
+        sync(parent)
 
 
-def _sync(path: str | os.PathLike[str]) -> None:
+def sync(path: str | os.PathLike[str]) -> None:
+    """Return when a file's content, or the names in a folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -95,7 +96,7 @@ def _locked(descriptor: int, waiting: str | None) -> bool:
             return False  # a file system without locks
     if waiting is None:
         return False
-    print(waiting, file=sys.stderr, flush=True)
+    say(waiting)
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return True

@@ -3,14 +3,15 @@
 A step's folder holds two items: `state`, the train state (a dict of arrays, among them the step, which is
 also the position in the data), and `record`, a JSON object with what a resumed run must agree on (seed, data
 fingerprint) and one checksum per array. Orbax writes a step under a temporary name and renames it when it is
-complete, so a killed process leaves a whole step or none. It does not notice a byte that flipped on the disk;
-the checksums do.
+complete and on the disk, so a killed process, or a power cut, leaves a whole step or none. It does not notice a byte
+that flipped on the disk; the checksums do.
 
 A read that fails means one of three things. The step has vanished, because the run that writes it keeps only its newest
 ones: the folder is listed again. Something outside the data is in the way (permission, memory, open files, the disk): that
 is said, and nothing is touched. Or the data are damaged: the step before is taken.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import gc
@@ -30,6 +31,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from seqmodels import failures
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 
 
@@ -136,6 +138,15 @@ def restore(
     return None
 
 
+class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A step's folder under its temporary name, whose files reach the disk before the folder gets its own."""
+
+    async def finalize(self) -> None:
+        await asyncio.to_thread(atomic.sync_folder, self.get())
+        await super().finalize()
+        await asyncio.to_thread(atomic.sync, self.get_final().parent)
+
+
 class Writer:
     """Writes the checkpoints of one folder: the newest `keep` and the one of lowest validation loss stay.
 
@@ -161,6 +172,7 @@ class Writer:
                 checkpoint_managers.BestN(get_metric_fn=loss, reverse=True, n=1),
             ]),
             cleanup_tmp_directories=True,
+            temporary_path_class=_SyncedPath,
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 

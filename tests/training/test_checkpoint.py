@@ -80,6 +80,22 @@ def test_round_trip(tmp_path):
     assert_equal(only_params.state, {"params": make_state(10)["params"]})
 
 
+def test_a_step_has_its_name_when_all_its_files_have_reached_the_disk(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def record(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if "tmp" in path.removeprefix(str(tmp_path)):
+            assert not (tmp_path / "5").exists()
+            synced.append(re.sub(r"^5[^/]*", "5", path.removeprefix(f"{tmp_path}/")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write(tmp_path, (5, 1.0))
+    files = {str(path.relative_to(tmp_path)) for path in (tmp_path / "5").rglob("*") if "commit" not in path.name}
+    assert len(files) > 5 and files | {"5"} <= set(synced)
+
+
 def test_the_newest_and_the_best_stay(tmp_path):
     write(tmp_path, (1, 3.0), (2, 1.0), (3, None), (4, 2.0))
     assert checkpoint.steps(tmp_path) == [2, 3, 4]

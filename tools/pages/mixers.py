@@ -15,6 +15,7 @@ import jax
 from configs import tinystories
 from seqmodels import command_line, mixers, model
 from seqmodels.config import from_config_dict
+from seqmodels.data import atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +28,7 @@ GATE = "Table 1 of arXiv 2312.06635: "  # how a line of a mixer's header begins 
 def main() -> None:
     command_line.Parser(description=__doc__.splitlines()[0]).parse_args()
     for path, text in pages(json.loads(COMPARISON.read_text())).items():
-        path.write_text(text, encoding="utf-8")
+        atomic.write_text(path, text)
         print(f"wrote {path.relative_to(ROOT)}")
 
 

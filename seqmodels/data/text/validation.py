@@ -50,6 +50,11 @@ class ValidationSet:
         """Bytes of text per token, the ends of text counted as tokens."""
         return float(self.document_bytes.sum()) / len(self.tokens)
 
+    def documents_in(self, max_tokens: int | None = None) -> int:
+        """How many documents the first ``max_tokens`` tokens are of, or all of them."""
+        count = len(self) if max_tokens is None else min(max_tokens, len(self))
+        return int(np.searchsorted(self.document_ends, count - 1, side="right")) + 1
+
     def batches(self, batch_size: int, seq_len: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """All tokens as targets, once each and in order, in windows of ``seq_len`` that do not overlap.
 
