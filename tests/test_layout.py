@@ -17,7 +17,7 @@ TOPS = ("seqmodels", "configs", "benchmarks", "scripts", "tools", "tests", "trai
 FLOORS = (
     ("seqmodels.errors", "seqmodels.shapes", "seqmodels.huge_pages", "seqmodels.xla_cpu"),
     ("seqmodels.ranges", "seqmodels.ops.target", "seqmodels.ops.arguments"),
-    ("seqmodels.command_line", "seqmodels.ops.choices", "seqmodels.ops.tuning", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
+    ("seqmodels.command_line", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.tpu.common"),
     (
         "seqmodels.ops.kernels.gpu.chunk_scan",
@@ -26,6 +26,7 @@ FLOORS = (
     ),
     ("seqmodels.ops.kernels.gpu", "seqmodels.ops.kernels.tpu"),
     ("seqmodels.ops.kernels",),
+    ("seqmodels.ops.dispatch",),
     ("seqmodels.ops.chunk_scan", "seqmodels.ops.long_conv"),
     ("seqmodels.ops.time_invariant",),
     ("seqmodels.ops.gated_linear_attention", "seqmodels.ops.linear_recurrence"),

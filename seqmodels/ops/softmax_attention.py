@@ -25,7 +25,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels.ops import choices, documents, kernels, target
+from seqmodels.ops import documents, kernels, target
+from seqmodels.ops.dispatch import KernelForm, dispatch
 
 # The time of a key that no query may see: an empty slot of the ring, or padding.
 NOWHERE = int(np.iinfo(np.int32).max)
@@ -95,19 +96,12 @@ def softmax_attention(
       NotImplementedError: the named implementation cannot do this; the message says what is missing.
     """
     _check(q, k, v, cache, reset, window)
-    if implementation is None and cache is not None and q.shape[1] == 1:
-        implementation = "recurrent"
-    choices.check(implementation)
-    kernel = kernels.choose(
-        implementation, "softmax_attention", "softmax_attention",
-        q=q, k=k, v=v, cache=cache, reset=reset, window=window,
+    steps = q.shape[1]
+    call = {"q": q, "k": k, "v": v, "cache": cache, "reset": reset, "window": window}
+    form = dispatch(
+        "softmax_attention", _FORMS, implementation, steps=steps, one_step=steps == 1 and cache is not None,
+        kernel_forms={"softmax_attention": KernelForm(_pallas, call)},
     )  # fmt: skip
-    if kernel is not None:
-        implementation, form = "pallas", functools.partial(_pallas, kernel)
-    else:
-        implementation = implementation or "chunked"
-        form = _FORMS[implementation]
-    choices.note("softmax_attention", implementation)
     if cache is not None:
         k, v = k.astype(cache.keys.dtype), v.astype(cache.values.dtype)
     return form(q, k, v, cache, reset, window)
@@ -296,10 +290,6 @@ def _sees_bad(bad: Bool[Array, "B S G"], queries: Points, keys: Points, reset, w
         return old | new
     beyond = queries.steps[:, :, None] - window
     return old & (latest_old > beyond) | new & (latest_new > beyond)
-
-
-def _associative(q, k, v, cache, reset, window):
-    raise NotImplementedError("softmax does not split into a scan of this form: use recurrent, parallel or chunked")
 
 
 def _parallel(q, k, v, cache, reset, window):
@@ -564,7 +554,7 @@ _tiles.defvjp(_tiles_forward, _tiles_backward)
 # ---- a library's kernel
 
 
-def _pallas(kernel: kernels.Kernel, q, k, v, cache, reset, window):
+def _pallas(q, k, v, cache, reset, window, *, kernel: kernels.Kernel):
     def attend(q, keys, values, query_points, key_points, window, num_old):
         attend = functools.partial(kernel.passes.attend, window=window, interpret=kernel.interpret)
         return target.by_rows(attend, q, keys, values, query_points.documents)
@@ -574,7 +564,7 @@ def _pallas(kernel: kernels.Kernel, q, k, v, cache, reset, window):
 
 _FORMS = {
     "recurrent": _recurrent,
-    "associative": _associative,
+    "associative": "softmax does not split into a scan of this form: use recurrent, parallel or chunked",
     "parallel": _parallel,
     "chunked": _chunked,
 }
