@@ -184,6 +184,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """A flag's positive numbers, commas between them."""
+    try:
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, commas between them") from None
+    if not all(0 < number < math.inf for number in found):
+        raise argparse.ArgumentTypeError(f"{text!r} has a number that is not positive and finite")
+    return found
+
+
 def lengths(text: str) -> tuple[int, ...]:
     """A flag's whole numbers, commas between them, in ascending order."""
     return tuple(sorted({positive(number) for number in text.split(",")}))

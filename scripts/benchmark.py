@@ -18,6 +18,8 @@ torch transformers).
 kernels: for a GPU or a TPU: the recurrences at sizes of large models, our Pallas kernels beside our chunked form,
 flash-linear-attention's kernels and the roofline.
 models: training and decoding of whole models of 15 and 130 million parameters, every mixer, for a GPU or a TPU.
+starts: the same models trained from different starts, every mixer and none: loss, loss after one token of context, and what
+the untrained model does to the residual stream.
 
 The table goes to stdout, progress to stderr. Contenders take turns, and the fastest turn of each counts: other work on
 the machine only ever adds time. CPU time (of all threads) is reported beside wall time for the same reason.
@@ -38,14 +40,14 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.suites import decode, hf, kernels, models, ops, train
+from benchmarks.suites import decode, hf, kernels, models, ops, starts, train
 from benchmarks.timing import about_this_run, write_results
 from seqmodels import command_line
 from seqmodels.errors import UserError
 
 SUITES = {
     "ops": ops, "train": train, "decode": decode, "hf": hf,
-    "kernels": kernels, "models": models,
+    "kernels": kernels, "models": models, "starts": starts,
 }  # fmt: skip
 
 

@@ -19,13 +19,13 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
 
 from seqmodels import command_line
+from seqmodels.data import well_formed
 from seqmodels.errors import UserError
 from seqmodels.evaluation import plots
+from seqmodels.formats import yaml_texts
 from seqmodels.run import Run, load_run, read_config
 
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
@@ -77,23 +77,16 @@ def parse_flags() -> argparse.Namespace:
             raise UserError(f"--{name}={path}: there is no folder {path.parent}")
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}; give 1 or more")
+    if options.prompt is not None:
+        options.prompt = well_formed(options.prompt)  # a byte that is not UTF-8 arrives as half a character
     return options
 
 
 def read_prompts(path: Path) -> list[str]:
     try:
-        prompts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return [well_formed(prompt) for prompt in yaml_texts.read(path)]
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(prompts, list) or not prompts:
-        raise UserError(f"{path} must be a YAML list of texts, '- Once upon a time' one below the other")
-    for number, prompt in enumerate(prompts, start=1):
-        if not isinstance(prompt, str):
-            kind = type(prompt).__name__
-            raise UserError(f"{path} must be a YAML list of texts; entry {number} is {prompt!r} ({kind}): put it in quotes")
-    return prompts
 
 
 def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -> None:

@@ -1,5 +1,9 @@
 """seqmodels: which sequence architecture is better, by how much, and at what cost."""
 
+from seqmodels import xla_cpu
+
+xla_cpu.ask_for_right_fusions()  # in time for a notebook that has not used JAX yet; later, the first op on a CPU warns
+
 
 def __getattr__(name: str):
     # Imported on first use, so that `import seqmodels.ops` costs no more than it needs.

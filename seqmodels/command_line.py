@@ -13,7 +13,6 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from seqmodels import xla_cpu
 from seqmodels.errors import UserError
 
 
@@ -84,7 +83,6 @@ def _unknown_field(error: Exception, argv: Sequence[str]) -> str:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run an entry point and exit: 0 done, 1 a person's mistake (one line on stderr), 130 interrupted."""
-    xla_cpu.ask_for_right_fusions()
     logging.set_verbosity(logging.FATAL)  # Orbax logs a page of traceback for every error that it also raises
     try:
         main()

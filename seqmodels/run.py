@@ -257,17 +257,21 @@ class Run:
         return self.setup.evaluate(self.params, validation, max_tokens=max_tokens, progress=progress)
 
     def evaluate_lengths(
-        self, lengths: Sequence[int], source: str | None = None, *, max_tokens: int | None = None
+        self,
+        lengths: Sequence[int],
+        source: str | data.ValidationSet | data.HeldOut | None = None,
+        *,
+        max_tokens: int | None = None,
     ) -> dict[int, Evaluation]:
         """How the model fares at other lengths than that of its training.
 
-        Text (`source` as in `validation`) is read in windows of each length, at most `max_tokens` of it; of a synthetic
-        task the test has examples of each length, and about `max_tokens` of all are read.
+        Text (`source` as in `validation`, or what that returned) is read in windows of each length, at most `max_tokens` of
+        it; of a synthetic task the test has examples of each length, and about `max_tokens` of all are read.
 
         Raises:
             UserError: as `validation`; a length that the task does not have.
         """
-        validation = self.validation(source)
+        validation = self.validation(source) if source is None or isinstance(source, str) else source
         if isinstance(validation, data.HeldOut):
             task = self.config.data.synthetic_task
             test = data.held_out(task, tuple(task.segment(length, task.test_examples) for length in lengths))
@@ -299,7 +303,7 @@ def load_run(
     Raises:
         UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`.
     """
-    xla_cpu.avoid_wrong_fusions()
+    xla_cpu.warn_of_wrong_fusions()
     workdir = Path(workdir)
     config = read_config(workdir)
     tokenizer = read_tokenizer(workdir, config)

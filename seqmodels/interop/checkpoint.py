@@ -19,13 +19,18 @@ from seqmodels import data, model
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.formats import json_text
+from seqmodels.formats.limits import size
 from seqmodels.interop import kinds, safetensors, table
-from seqmodels.model import MLP, ModelConfig, parse_pattern
+from seqmodels.model import ModelConfig
+from seqmodels.pattern import MLP, layer_name, parse_pattern, parts_of, with_options
 from seqmodels.training import checkpoint
 
 EXPORT_DTYPES: Final = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
 # Windows that eval.py scores, where the model was trained for longer ones.
 LONGEST_WINDOW: Final = 1024
+# Of a field that is no dimension of a tensor, such as a chunk's length.
+MOST_SIZE: Final = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +57,38 @@ def read(folder: str | os.PathLike, report: Callable[[str], None] = lambda line:
     kind = kinds.load(theirs["model_type"])
     config = table.read_config(kind, theirs, report)
     tensors = safetensors.read_folder(folder)
+    check_size(config, tensors)
     shapes = model.param_shapes(config, config.vocab_size)
     return Foreign(kind, theirs, config, table.read_tensors(kind, config, shapes, tensors))
+
+
+def check_size(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError where a model of this config is much larger than all the tensors: before memory is asked for.
+
+    Whatever a model computes while it is built (a matrix of its state size, say) is bounded by this as well.
+    """
+    there = sum(tensor.size for tensor in tensors.values())
+    most = 2 * there + MOST_SIZE  # a tensor that is missing is said by its name, later
+    sizes = {"model.repeats": config.repeats, "model.d_model": config.d_model, "model.vocab_size": config.vocab_size}
+    sizes |= {
+        f"model.mixers.{name}.{field}": value
+        for name, options in config.mixers
+        for field, value in vars(options).items()
+        if type(value) is int and field != "window"
+    }
+    least = config.d_model * (config.vocab_size + config.repeats)  # the embedding, and a norm in each layer
+    largest = max(sizes, key=sizes.get)
+    if least <= most and sizes[largest] <= most:
+        one = model.param_shapes(dataclasses.replace(config, repeats=1), config.vocab_size)
+        layers = sum(leaf.size for leaf in jax.tree.leaves(one["layers"]))
+        least = sum(leaf.size for leaf in jax.tree.leaves(one)) + (config.repeats - 1) * layers
+    elif least <= most:
+        raise UserError(f"config.json asks for {largest}={sizes[largest]:,}: its tensors hold {there:,} numbers")
+    if least > most:
+        raise UserError(
+            f"config.json describes a model of {least:,} parameters or more ({size(4 * least)} in float32, "
+            f"{config.repeats:,} layers), but its tensors hold {there:,} numbers: it is not the config of these tensors"
+        )
 
 
 def import_folder(
@@ -148,18 +183,21 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise UserError(f"there is no folder {folder}")
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: it is not a checkpoint's folder")
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+    theirs = _special_floats(json_text.read(path, most_bytes=config_lib.MOST_CONFIG_BYTES, infinity=True))
     if not isinstance(theirs, dict) or not isinstance(theirs.get("model_type"), str):
         raise UserError(f"{path} has no model_type: it is not the config of a checkpoint")
     return theirs
 
 
-def _special_float(values: dict[str, Any]) -> Any:
+def _special_floats(value: Any) -> Any:
     """transformers 5 writes infinity, which JSON does not have, as {"__float__": "Infinity"}."""
-    return float(values["__float__"]) if values.keys() == {"__float__"} else values
+    if isinstance(value, list):
+        return [_special_floats(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return {name: _special_floats(each) for name, each in value.items()}
 
 
 def _tokenizer(folder: Path, config: ModelConfig, report: Callable[[str], None]) -> data.Tokenizer | None:
@@ -186,6 +224,7 @@ def _tokenizer_config(tokenizer: data.Tokenizer) -> dict[str, Any]:
 def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.Kind, ModelConfig, dict, dict[str, Any]]:
     """The kind whose table has a place for everything in the model; the model with that kind's pattern; their config."""
     complaints = []
+    config = _with_plain_pattern(config)
     for kind in map(kinds.load, kinds.names()):
         copies = _copies(kind.pattern, config.pattern)
         if copies is None:
@@ -200,6 +239,17 @@ def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.
         raise UserError("; ".join(complaints))
     patterns = dict.fromkeys(kinds.load(name).pattern for name in kinds.names())
     raise UserError(f"no kind of checkpoint has model.pattern={config.pattern!r}; there are {', '.join(map(repr, patterns))}")
+
+
+def _with_plain_pattern(config: ModelConfig) -> ModelConfig:
+    """The same model with the options in its pattern among those of its mixers, where all layers of a mixer have the same."""
+    parts = [part for word in parse_pattern(config.pattern) for part in parts_of(word)]
+    options = dict(parts)
+    if any(options[name] != own for name, own in parts):
+        return config
+    plain = " ".join(layer_name(word) for word in parse_pattern(config.pattern))
+    own = tuple((name, with_options(mixer, name, options[name])) for name, mixer in config.mixers)
+    return dataclasses.replace(config, pattern=plain, mixers=own)
 
 
 def _copies(pattern: str, of: str) -> int | None:

@@ -13,7 +13,8 @@ import numpy as np
 from seqmodels import config as config_lib
 from seqmodels import mixers
 from seqmodels.errors import UserError
-from seqmodels.model import MLP, ModelConfig, parse_pattern
+from seqmodels.model import ModelConfig
+from seqmodels.pattern import MLP, parse_pattern
 
 REQUIRED: Final = object()
 OMIT: Final = object()

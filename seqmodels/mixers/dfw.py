@@ -10,6 +10,8 @@ the token.
 "Fine-tuning pre-trained transformers into decaying fast weights", arXiv 2210.04243 (its decay rule, as its authors'
 T2FW computes it: no feature map, no scale, no normaliser); row DFW of Table 1 of arXiv 2312.06635.
 
+Table 1 of arXiv 2312.06635: G_t = α_tᵀ β_t, α_t = σ(x_t W_α), β_t = σ(x_t W_β)
+
 State: K V numbers per head in float32.
 
 Numerical trap: the gates are never formed: their logarithms are log_sigmoid(.), in float32, and go to the op as two

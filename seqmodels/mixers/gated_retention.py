@@ -10,6 +10,8 @@ head.
 "You only cache once", arXiv 2405.05254, section 3.1; "Gated Retention" in Table 1 of arXiv 2312.06635. Rotary
 pairs are (2i, 2i + 1), as in its authors' code.
 
+Table 1 of arXiv 2312.06635: G_t = γ_t 1ᵀ1, γ_t = σ(x_t W_γ)^(1/τ)
+
 State: K V numbers per head in float32, and the position.
 
 Numerical trap: gamma_t is never formed: its logarithm is log_sigmoid(.)/tau, in float32, which underflows for

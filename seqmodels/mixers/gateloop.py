@@ -12,6 +12,8 @@ turns.
 of arXiv 2312.06635 has it; cartesian, the output gate and the absence of any scale or normaliser are those of
 lucidrains' gateloop-transformer.
 
+Table 1 of arXiv 2312.06635: G_t = α_tᵀ 1, α_t = σ(x_t W_α1) exp(i x_t W_α2)
+
 State: K V complex numbers per head, as real and imaginary parts in float32.
 
 Numerical trap: arg z has no derivative at z = 0, and one of size 1/|z| beside it. ``polar`` is differentiated by hand: exactly

@@ -9,6 +9,8 @@
 "Gated linear attention transformers with hardware-efficient training", arXiv 2312.06635, Table 1 and section
 4.4.
 
+Table 1 of arXiv 2312.06635: G_t = α_tᵀ 1, α_t = σ(x_t W_α1 W_α2)^(1/τ)
+
 State: K V numbers per head in float32.
 
 Numerical trap: alpha_t is never formed: its logarithm is log_sigmoid(.)/tau, in float32. The op multiplies

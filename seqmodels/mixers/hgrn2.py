@@ -8,6 +8,8 @@
 "HGRN2: gated linear RNNs with state expansion", arXiv 2404.07904, section 3; the lower bounds gamma are those of HGRN
 (arXiv 2311.04823, section 3.2): learned, zero in the first layer, growing with depth.
 
+Table 1 of arXiv 2312.06635: G_t = α_tᵀ 1, α_t = γ + (1 - γ) σ(x_t W_α)
+
 State: K V = K^2 numbers per head in float32.
 
 Numerical trap: 1 - alpha_t and log(alpha_t) are both computed from the logit (``ops/lower_bounds.py``): taken from alpha_t,

@@ -8,6 +8,8 @@
 "Mamba: linear-time sequence modeling with selective state spaces", arXiv 2312.00752, algorithm 2, figure 3 and
 section 3.6; the initialisation is that of its authors' code.
 
+Table 1 of arXiv 2312.06635: G_t = exp(-(1ᵀα_t) ⊙ exp(A)), α_t = softplus(x_t W_1 W_2)
+
 State: E N numbers, and the last W - 1 inputs of the convolution, E each; all float32.
 
 Numerical trap: dt A reaches -34 in practice, so that nothing may divide by a decay; softplus, A_log, D and the

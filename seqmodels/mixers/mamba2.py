@@ -10,6 +10,8 @@ u_t are the layer's inputs, P is the width of a head; the H / G heads of a group
 
 "Transformers are SSMs", arXiv 2405.21060, section 7 and figure 6; the initialisation is that of its authors' code.
 
+Table 1 of arXiv 2312.06635: G_t = γ_t 1ᵀ1, γ_t = exp(-softplus(x_t W_γ) exp(a))
+
 State: N P numbers per head, and the last W - 1 inputs of the convolution, E + 2 G N each; all float32.
 
 Numerical trap: dt A may be any negative number, so that nothing may divide by a decay; softplus, A_log, D and the

@@ -20,6 +20,8 @@
     a_t = x_t, and both logits are capped softly: 15 tanh(logit / 15)
     y_t = (LayerNorm(h_t) * sigmoid(x_t W_z)) W_o                                    LayerNorm in every head
 
+Table 1 of arXiv 2312.06635: G_t = γ_t 1ᵀ1, γ_t = σ(x_t W_γ)
+
 State: K V + K + 1 numbers per head in float32; in v1 also the convolution's last 3 inputs, E numbers each.
 
 Numerical trap: the gates' logits are exponents. They are computed in float32, from bfloat16 activations too, and are

@@ -13,6 +13,8 @@ whose every projection reads its own blend of the token and the one before it.
 "Eagle and Finch", arXiv 2404.05892, section 4 (Finch); the sizes, the norm and the initialisation are those of its
 authors' code (BlinkDL/RWKV-LM, RWKV_Tmix_x060). Their channel mix is ``model.mlp_kind=rwkv6``.
 
+Table 1 of arXiv 2312.06635: G_t = α_tᵀ 1, α_t = exp(-exp(x_t W_α))
+
 State: K V numbers per head and the last input (D numbers), in float32.
 
 Numerical trap: the log decay is -exp(w_t), in float32: a decay of e^-1000 is normal, and the op multiplies by

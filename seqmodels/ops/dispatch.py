@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from seqmodels import xla_cpu
 from seqmodels.ops import kernels, target
 
 IMPLEMENTATIONS: Final = ("recurrent", "associative", "parallel", "chunked", "pallas")
@@ -146,6 +147,8 @@ def record_choices() -> Iterator[dict[str, None]]:
 
 def record(op: str, form: str, chunk_size: int | None = None, left: list[kernels.Unsupported] | tuple = ()) -> None:
     """Notes what an op has resolved to, and which kernels of this device it left, and why."""
+    if target.device() == "cpu":
+        xla_cpu.warn_of_wrong_fusions()
     chunk = "" if chunk_size is None else f" (chunk {chunk_size})"
     reasons = "".join(f", not {kernel.name}: {kernel.reason}" for kernel in left if kernel.reason is not None)
     for choices in _recorded.get():

@@ -166,6 +166,18 @@ def test_falcons_intermediate_size_counts():
     assert mixer.expand == 3 and mixer.selection_norm
 
 
+def test_an_xlstm_has_as_many_layers_as_num_blocks_says(tmp_path):
+    """transformers' ``xLSTMConfig(num_blocks=2)`` is saved with num_hidden_layers=32, which its model does not read."""
+    golden = load("hf/xlstm")
+    found = checkpoint.read(copy_of("xlstm", tmp_path / "xlstm", num_hidden_layers=32))
+    assert found.config.repeats == 2
+    jax.tree.map(np.testing.assert_array_equal, found.params, checkpoint.read(golden.directory).params)
+    kind = kinds.load("xlstm")
+    assert table.read_config(kind, config_of("xlstm") | {"num_hidden_layers": 3, "num_blocks": None}).repeats == 3
+    written = table.write_config(kind, found.config)
+    assert (written["num_blocks"], written["num_hidden_layers"]) == (2, 2)
+
+
 def test_fields_that_nobody_knows_are_reported():
     lines = []
     table.read_config(kinds.load("mamba"), config_of("mamba") | {"colour": "red", "shade": None}, lines.append)
@@ -278,7 +290,7 @@ def damaged(content: bytes, cut: slice | None = None, header: bytes | None = Non
         (lambda content: content[:100], "cut off"),
         (lambda content: content[:-4], "cut off: .* ends at byte"),
         (lambda content: damaged(b"", header=b"no JSON"), "damaged: its header"),
-        (lambda content: damaged(b"", header=b'{"a":{"dtype":"F32"}}'), "damaged: its header"),
+        (lambda content: damaged(b"", header=b'{"a":{"dtype":"F32"}}'), "damaged: a has not just"),
         (lambda content: damaged(b"1234", header=b'{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}'), "a is I32"),
         (lambda content: damaged(b"1234", header=b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}'), "a of shape"),
         (lambda content: damaged(b"1234", header=b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}'), "a of shape"),

@@ -78,7 +78,10 @@ def test_a_kernel_is_named_with_its_chunks_and_a_call_that_leaves_it_says_why():
         assert attend(chunk_size=32) == ["gated_linear_attention: pallas tpu/gated_linear_attention (chunk 32)"]
         assert attend(implementation="chunked") == ["gated_linear_attention: chunked (chunk 64)"]
         (left,) = attend(dtype=jnp.float16)
-        assert left.startswith("gated_linear_attention: pallas tpu/chunk_scan (chunk 64), not tpu/gated_linear_attention: q is float16")
+        assert left == (
+            "gated_linear_attention: pallas tpu/chunk_scan (chunk 64), not tpu/gated_linear_attention: "
+            "q is float16, neither bfloat16 nor float32"
+        )
 
 
 def test_a_chunk_size_that_a_kernel_would_ignore_leaves_it():

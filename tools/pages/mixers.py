@@ -1,83 +1,87 @@
-"""Writes the tables of README.md and the page docs/mixers.md from what was measured and from the mixers' own files.
+"""Writes docs/mixers.md from the mixers' own files, and the list of mixers in README.md and the table in docs/results.md.
 
-    python -m tools.pages.mixers [--results=benchmarks/results/tinystories_cpu.json]
+    python -m tools.pages.mixers
 
-`make test` fails when one of them is not what this would write. The results file was measured on 2026-11-26, one run for
-each mixer; scripts/compare.py (configs/compare/tinystories_small.py) makes docs/tinystories_small.
+`make test-tools` fails when one of them is not what this would write. The results are those of scripts/compare.py with
+configs/compare/tinystories_small.py.
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
 
-from seqmodels import command_line, mixers
-from seqmodels.errors import UserError
+import jax
+
+from configs import tinystories
+from seqmodels import command_line, mixers, model
+from seqmodels.config import from_config_dict
+from seqmodels.data import atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
-RESULTS = ROOT / "benchmarks" / "results" / "tinystories_cpu.json"
 COMPARISON = ROOT / "docs" / "tinystories_small" / "results.json"
 BEGIN, END = "<!-- table: python -m tools.pages.mixers -->", "<!-- end of table -->"
-BEGIN_COMPARISON = "<!-- table: docs/tinystories_small -->"
-
-# Table 1 of arXiv 2312.06635: what the state is multiplied by. The names are those of seqmodels/mixers.
-TABLE_1 = {
-    "mamba": "exp(-(1ᵀα_t) ⊙ exp(A)), α_t = softplus(x_t W_1 W_2)",
-    "mamba2": "γ_t 1ᵀ1, γ_t = exp(-softplus(x_t W_γ) exp(a))",
-    "mlstm": "γ_t 1ᵀ1, γ_t = σ(x_t W_γ)",
-    "gated_retention": "γ_t 1ᵀ1, γ_t = σ(x_t W_γ)^(1/τ)",
-    "dfw": "α_tᵀ β_t, α_t = σ(x_t W_α), β_t = σ(x_t W_β)",
-    "gateloop": "α_tᵀ 1, α_t = σ(x_t W_α1) exp(i x_t W_α2)",
-    "hgrn2": "α_tᵀ 1, α_t = γ + (1 - γ) σ(x_t W_α)",
-    "rwkv6": "α_tᵀ 1, α_t = exp(-exp(x_t W_α))",
-    "gla": "α_tᵀ 1, α_t = σ(x_t W_α1 W_α2)^(1/τ)",
-}
+VOCAB_SIZE, SEQ_LEN = 4096, 256  # of configs/tinystories.py
+GATE = "Table 1 of arXiv 2312.06635: "  # how a line of a mixer's header begins that says what multiplies its state
 
 
 def main() -> None:
-    parser = command_line.Parser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="one run for each mixer")
-    options = parser.parse_args()
-    if not options.results.is_file():
-        raise UserError(f"{options.results} does not exist")
-    results = json.loads(options.results.read_text())
-    for path, text in pages(results, json.loads(COMPARISON.read_text())).items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    command_line.Parser(description=__doc__.splitlines()[0]).parse_args()
+    for path, text in pages(json.loads(COMPARISON.read_text())).items():
+        atomic.write_text(path, text)
         print(f"wrote {path.relative_to(ROOT)}")
 
 
-def pages(results: dict, comparison: dict) -> dict[Path, str]:
+def pages(comparison: dict) -> dict[Path, str]:
     """Each file that holds a table, as it should be."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for begin, table in ((BEGIN, results_table(results)), (BEGIN_COMPARISON, comparison_table(comparison))):
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n{table}\n{END}{rest.split(END, 1)[1]}"
-    return {ROOT / "README.md": readme, ROOT / "docs" / "mixers.md": mixers_page(results)}
+    return {
+        ROOT / "README.md": with_table(ROOT / "README.md", BEGIN, mixers_list()),
+        ROOT / "docs" / "results.md": with_table(ROOT / "docs" / "results.md", BEGIN, comparison_table(comparison)),
+        ROOT / "docs" / "mixers.md": mixers_page(),
+    }
+
+
+def with_table(path: Path, begin: str, table: str) -> str:
+    """The text of a file with ``table`` between the line ``begin`` and the next END."""
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    return f"{before}{begin}\n{table}\n{END}{rest.split(END, 1)[1]}"
+
+
+def mixers_list() -> str:
+    """The mixers, each a link to its paper."""
+    return ", ".join(f"[{name}]({paper(name)})" for name in mixers.names()) + "."
 
 
 def comparison_table(results: dict) -> str:
-    """The mixers of a comparison by bits per byte, best first, and last those that have not been run."""
+    """The mixers of a comparison by bits per byte, best first, and last those that have not been run and the control."""
     seq_len = str(results["base"]["data"]["seq_len"])
-    lines = [
-        "| mixer | bits per byte | perplexity | recall hits, nats | the rest, nats | learning rate | parameters "
-        f"| state bytes at T = {seq_len} | training tokens/s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    controlled = "control" in results  # older results have none
+    extra = ["gain over no mixer", "loss at position 1, nats"] if controlled else []
+    heads = [
+        "mixer", "bits per byte", *extra, "perplexity", "repeated bigrams, nats", "other tokens, nats", "learning rate", "parameters",
+        f"state bytes at T = {seq_len}", "training tokens/s",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
 
     def rank(item):
-        quality = item[1]["quality"]
-        return quality["bits_per_byte"]["mean"] if quality else float("inf")
+        name, row = item
+        return controlled and name == results["control"], row["quality"]["bits_per_byte"]["mean"] if row["quality"] else float("inf")
+
+    def extras(row):
+        if not controlled:
+            return []
+        gain = f"{row['gain']['bits_per_byte']:+.3f}" if row["gain"] else ""
+        return [gain, f"{row['quality']['position_1_loss']['mean']:.2f}" if row["quality"] else ""]
 
     for name, row in sorted(results["mixers"].items(), key=rank):
         quality, cost = row["quality"], row["cost"]
-        figures = (("bits_per_byte", 3), ("perplexity", 2), ("hit_loss", 3), ("rest_loss", 3))
+        digits = {"bits_per_byte": 3, "perplexity": 2, "hit_loss": 3, "rest_loss": 3}
+        bits_per_byte, *figures = [f"{quality[part]['mean']:.{digits[part]}f}" if quality else "" for part in digits]
         cells = [
             f"`{name}`",
-            *(f"{quality[part]['mean']:.{digits}f}" if quality else "" for part, digits in figures),
+            bits_per_byte,
+            *extras(row),
+            *figures,
             f"{row['best_rate']:g}" if quality else "",
             f"{row['counted']:,.0f}",
             f"{cost['state_bytes'][seq_len]:,}" if cost else "",
@@ -87,81 +91,63 @@ def comparison_table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def results_table(results: dict) -> str:
-    """The rows by bits per byte, best first."""
-    lines = [
-        "| mixer | layers | perplexity | bits per byte | parameters | state bytes at T = 256 | at 4,096 "
-        "| training tokens/s | decoding tokens/s, batch 1 | batch 32 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in sorted(results["rows"].items(), key=lambda item: item[1]["bits_per_byte"]):
-        layers = f"{row['repeats']} x [{', '.join(row['pattern'].split())}]"
-        if len(layers) > 60:
-            layers = f"{row['repeats'] * len(row['pattern'].split())}, configs/hybrid.py"
-        cells = [
-            f"`{name}`",
-            layers,
-            f"{row['perplexity']:.2f}",
-            f"{row['bits_per_byte']:.3f}",
-            f"{row['parameters']:,}",
-            *(f"{row['state_bytes'][context]:,}" for context in ("256", "4096")),
-            *(
-                f"{row[key]:,.0f}" if key in row else ""
-                for key in (
-                    "train_tokens_per_second",
-                    "decode_tokens_per_second_batch_1",
-                    "decode_tokens_per_second_batch_32",
-                )
-            ),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def mixers_page(results: dict) -> str:
-    rows = results["rows"]
+def mixers_page() -> str:
+    """The page: what multiplies the state in each mixer that says it, and each mixer's header."""
     lines = [
         "# The mixers",
         "",
-        "Made by `python -m tools.pages.mixers` from the header of each file in `seqmodels/mixers/` and from "
-        "`benchmarks/results/tinystories_cpu.json`; the figures are those of the README's table (TinyStories, the small setting).",
+        "Made by `python -m tools.pages.mixers` from the header of each file in `seqmodels/mixers/`.",
         "",
         "## What multiplies the state",
         "",
-        "Table 1 of the GLA paper (arXiv 2312.06635) writes one recurrence for nine architectures, "
-        "S_t = G_t ⊙ S_{t-1} + k_tᵀ v_t, "
+        "Table 1 of the GLA paper ([arXiv 2312.06635](https://arxiv.org/abs/2312.06635)) writes one recurrence for nine "
+        "architectures, S_t = G_t ⊙ S_{t-1} + k_tᵀ v_t, "
         "and G_t is what tells them apart. What the table leaves out (scales, bonuses, normalisers, ties) is in each "
         "file's header, below.",
         "",
-        "| model | G_t | file | state bytes at T = 256 | perplexity |",
-        "|---|---|---|---|---|",
+        "| model | G_t | file | state bytes |",
+        "|---|---|---|---|",
     ]
-    for name, gate in TABLE_1.items():
-        lines.append(f"| {name} | {gate} | {link(name)} | {state_bytes(rows, name)} | {perplexity(rows, name)} |")
-    lines += ["", "State bytes are of one sequence through the whole model, counted from `init_state`.", ""]
+    for name in mixers.names():
+        gate = next((line for line in mixers.load(name).__doc__.splitlines() if line.startswith(GATE)), None)
+        if gate is not None:
+            lines.append(f"| {name} | {gate.removeprefix(GATE).removeprefix('G_t = ')} | {link(name)} | {state_bytes(name):,} |")
+    lines += [
+        "",
+        f"State bytes are of one sequence of {SEQ_LEN} tokens through the whole model of `configs/tinystories.py:<name>`, counted "
+        "from `init_state`.",
+        "",
+    ]
     for name in mixers.names():
         title, equations, facts = header(name)
         lines += [f"## {name}", "", title, "", "```", *equations, "```", ""]
         lines += [f"- {fact}" for fact in facts]
         lines += [
-            f"- File: {link(name)}. Layers of its config: `{mixers.pattern(name)}`. "
-            f"State bytes at T = 256: {state_bytes(rows, name) or 'not measured'}; "
-            f"perplexity: {perplexity(rows, name) or 'not measured'}.",
+            f"- Paper: <{paper(name)}>. File: {link(name)}. Layers of its config: `{mixers.pattern(name)}`; "
+            f"state bytes: {state_bytes(name):,}.",
             "",
         ]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def link(name: str) -> str:
+    """To the mixer's file."""
     return f"[`seqmodels/mixers/{name}.py`](../seqmodels/mixers/{name}.py)"
 
 
-def state_bytes(rows: dict, name: str) -> str:
-    return f"{rows[name]['state_bytes']['256']:,}" if name in rows else ""
+def paper(name: str) -> str:
+    """The address of the paper that the mixer's header names first."""
+    found = re.search(r"arXiv\s+(\d{4}\.\d{5})", mixers.load(name).__doc__)
+    return f"https://arxiv.org/abs/{found[1]}"
 
 
-def perplexity(rows: dict, name: str) -> str:
-    return f"{rows[name]['perplexity']:.2f}" if name in rows else ""
+def state_bytes(name: str) -> int:
+    """Of one sequence of SEQ_LEN tokens, through the model of the mixer's config."""
+    config = from_config_dict(tinystories.get_config(name)).model
+    params = model.param_shapes(config, VOCAB_SIZE)
+    graphdef = model.graphdef(config, VOCAB_SIZE)
+    state = jax.eval_shape(lambda params: model.merge(graphdef, params).init_state(1, SEQ_LEN), params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def header(name: str) -> tuple[str, list[str], list[str]]:

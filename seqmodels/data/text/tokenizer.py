@@ -21,6 +21,8 @@ from seqmodels.data import atomic
 from seqmodels.data.text.unicode import well_formed
 from seqmodels.data.text.word_cache import WordCache
 from seqmodels.errors import UserError
+from seqmodels.formats import tokenizer_json
+from seqmodels.formats.limits import excerpt, read_text
 
 END_OF_TEXT: Final = "<|endoftext|>"
 MIN_BPE_SIZE: Final = 257
@@ -186,29 +188,32 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> Tokenizer:
             "tokenizer.json"
         )
     try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"'{path}' is not a tokenizer.json that the tokenizers library can read ({reason})"
-        ) from error
+        return from_json(read_text(path, tokenizer_json.MOST_BYTES), "it")
+    except UserError as error:
+        raise UserError(f"'{path}' is not a tokenizer.json that can be read ({error})") from None
 
 
-def from_json(text: str) -> Tokenizer:
+def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
     """The tokenizer a tokenizer.json describes.
 
+    Args:
+        name: what messages call it.
+
     Raises:
-        ValueError: it describes none.
+        UserError: it describes none, or one outside the limits of `formats.tokenizer_json`.
     """
     from tokenizers import Tokenizer as Library
 
-    model = _model_of(json.loads(text))
-    if model == _model_of(json.loads(BytesTokenizer().to_json())):
+    description = tokenizer_json.check(text, name)
+    if description["model"] == json.loads(BytesTokenizer().to_json())["model"]:
         return BytesTokenizer()
     try:
         return LibraryTokenizer(Library.from_str(text))
-    except Exception as error:  # the library raises bare Exception, from Rust
-        raise ValueError(str(error)) from error
+    except BaseException as error:  # the library raises bare Exception and, where it panics, a bare BaseException
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = excerpt(" ".join(str(error).split()), 200)[1:-1]
+        raise UserError(f"{name} cannot be read by the tokenizers library: {reason}") from error
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -228,12 +233,6 @@ def digest_of(file: bytes) -> str:
 
 def _save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     atomic.write_text(path, tokenizer.to_json())
-
-
-def _model_of(description: Any) -> Any:
-    if not isinstance(description, dict) or "model" not in description:
-        raise ValueError("it has no 'model'")
-    return description["model"]
 
 
 def _byte_level(model: Any) -> Any:

@@ -2,6 +2,19 @@
 
 from seqmodels.interop.table import Field, Fixed, Kind, Tensor
 
+DEFAULT_LAYERS = 32
+
+
+def num_blocks(blocks, theirs):
+    """Their model has num_blocks blocks; num_hidden_layers counts where that is absent, and means nothing beside it.
+
+    (``xLSTMConfig(num_blocks=2)`` is saved with the default of num_hidden_layers.)
+    """
+    if blocks is not None:
+        return blocks
+    name = "num_hidden_layers"
+    return theirs[name] if name in theirs and theirs[name] is not None else DEFAULT_LAYERS
+
 
 def mlp_hidden(factor, theirs):
     multiple = theirs["ffn_round_up_to_multiple_of"] if "ffn_round_up_to_multiple_of" in theirs else 64
@@ -16,7 +29,8 @@ KIND = Kind(
     fields=(
         Field("vocab_size", "vocab_size"),
         Field("hidden_size embedding_dim", "d_model"),
-        Field("num_hidden_layers num_blocks", "repeats"),
+        Field("num_blocks", "repeats", default=None, read=num_blocks),
+        Field("num_hidden_layers", "", default=DEFAULT_LAYERS, read=lambda *_: (), write=lambda ours: ours["repeats"]),
         Field("num_heads", "mixer.num_heads", default=8),
         Field("qk_dim_factor", "mixer.key_expansion", default=0.5),
         Field("v_dim_factor", "mixer.value_expansion", default=1.0),

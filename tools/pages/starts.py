@@ -1,0 +1,157 @@
+"""Writes docs/starts.md and docs/starts.png from what --suite=starts measured.
+
+    python scripts/benchmark.py --suite=starts --source=PATH --out=benchmarks/results/starts.json
+    python -m tools.pages.starts
+
+`make test-tools` fails when the page is not what this would write.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no window
+import matplotlib.pyplot as plt
+import scipy.stats
+
+from benchmarks.suites.starts import NO_MIXER, STARTS
+from seqmodels import command_line
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "starts.json"
+PAGE = ROOT / "docs" / "starts.md"
+MAIN = {"width": 64, "learning_rate": 0.008, "seed": 0, "steps": 150, "repeats": 4}  # the setting with all mixers
+
+INTRODUCTION = """\
+# How models start, and what it does to a ranking
+
+Made by `python -m tools.pages.starts` from `benchmarks/results/starts.json`, which holds each row's commit. The command:
+
+```
+{command}
+```
+
+A comparison is of architectures only if its models start alike. Until November 2026 the embedding started with deviation 0.02
+and entered the residual stream unscaled, while layers added vectors of rms 0.02 to 0.5, depending on the mixer: the token
+was lost in what they added. The order of losses was mostly the order in which mixers left the plateau that this made.
+The starts compared here:
+
+| start | `model.embedding_norm` | `model.branch_rms` |
+|---|---|---|
+"""
+
+
+def main() -> None:
+    command_line.Parser(description=__doc__.splitlines()[0]).parse_args()
+    results = json.loads(RESULTS.read_text())
+    PAGE.write_text(page(results), encoding="utf-8")
+    draw(results, PAGE.with_suffix(".png"))
+    print(f"wrote {PAGE.relative_to(ROOT)} and its picture")
+
+
+def rows_at(results: dict, **setting) -> dict[tuple[str, str], dict]:
+    """(mixer, start) -> row, of the rows with this setting."""
+    return {
+        (row["mixer"], row["start"]): row
+        for row in results["rows"]
+        if all(row[name] == value for name, value in setting.items())
+    }
+
+
+def page(results: dict) -> str:
+    """The page as it should be."""
+    lines = INTRODUCTION.format(command=results["command"]).splitlines()
+    lines += [f"| {name} | {start['embedding_norm']} | {start['branch_rms']} |" for name, start in STARTS.items()]
+    main = rows_at(results, **MAIN)
+    lines += ["", "![validation loss of every mixer from two starts](starts.png)", ""]
+    lines += ["## Every mixer", ""]
+    lines += [
+        f"Width {MAIN['width']}, {MAIN['repeats']} repeats, {MAIN['steps']} steps of 8 x 128 tokens of TinyStories, 1,024 tokens "
+        f"in the vocabulary, learning rate {MAIN['learning_rate']:g}, seed {MAIN['seed']}. Validation loss in nats per token; in "
+        "brackets the loss after one token of context, where there is nothing to mix; the token's share is the part of the "
+        "untrained stream's variance that its embedding explains, after the first and the last layer.",
+        "",
+    ]
+    lines += table(main)
+    lines += ["", *conclusions(main), ""]
+    others = {}
+    for row in results["rows"]:
+        setting = {name: row[name] for name in MAIN}
+        if setting != MAIN:
+            others[tuple(setting.values())] = setting
+    for setting in sorted(others.values(), key=lambda setting: tuple(setting.values())):
+        found = rows_at(results, **setting)
+        lines += [
+            f"## Width {setting['width']}, {setting['repeats']} repeats, {setting['steps']} steps, "
+            f"learning rate {setting['learning_rate']:g}, seed {setting['seed']}",
+            "",
+            *table(found),
+            "",
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(rows: dict) -> list[str]:
+    """Mixers in the order of their loss from the first start, one column a start."""
+    starts = [start for start in STARTS if any(start == key[1] for key in rows)]
+    names = list(dict.fromkeys(name for name, _ in rows))
+    names.sort(key=lambda name: rows[name, starts[0]]["loss"] if (name, starts[0]) in rows else math.inf)
+    lines = [
+        "| mixer | " + " | ".join(starts) + " | " + " | ".join(f"token's share: {start}" for start in starts) + " |",
+        "|---" * (1 + 2 * len(starts)) + "|",
+    ]
+    for name in names:
+        found = [rows.get((name, start)) for start in starts]
+        losses = ["" if row is None else f"{row['loss']:.3f} ({row['position_1_loss']:.3f})" for row in found]
+        shares = ["" if row is None else f"{row['token_share'][0]:.2f} .. {row['token_share'][-1]:.2f}" for row in found]
+        lines.append("| " + " | ".join([name, *losses, *shares]) + " |")
+    return lines
+
+
+def conclusions(rows: dict) -> list[str]:
+    """What the rows of one setting say of each start that all mixers were trained from."""
+    names = {name for name, _ in rows}
+    lines = []
+    for start in STARTS:
+        found = {name: row for (name, its), row in rows.items() if its == start}
+        if found.keys() != names:
+            continue
+        of_mixers = {name: row for name, row in found.items() if name != NO_MIXER}
+        control = found[NO_MIXER]["loss"]
+        at_one = sorted(of_mixers, key=lambda name: of_mixers[name]["position_1_loss"])
+        spread = of_mixers[at_one[-1]]["position_1_loss"] - of_mixers[at_one[0]]["position_1_loss"]
+        better = sum(row["loss"] < control for row in of_mixers.values())
+        order = scipy.stats.spearmanr(
+            [row["token_share"][0] for row in of_mixers.values()], [row["loss"] for row in of_mixers.values()]
+        ).statistic
+        lines.append(
+            f"- `{start}`: {better} of {len(of_mixers)} mixers end below the model without one ({control:.3f}). The loss after one "
+            f"token spreads over {spread:.2f} nats ({at_one[0]} to {at_one[-1]}). Spearman's rank correlation of the token's share "
+            f"after the first layer with the loss is {order:.2f}."
+        )
+    return lines
+
+
+def draw(results: dict, path: Path) -> None:
+    """The losses of every mixer from the two starts that all were trained from."""
+    rows = rows_at(results, **MAIN)
+    names = sorted({name for name, _ in rows}, key=lambda name: -rows[name, "equal"]["loss"])
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(names) + 1.2), layout="constrained")
+    places = range(len(names))
+    before, after = ([rows[name, start]["loss"] for name in names] for start in ("unscaled", "equal"))
+    axes.hlines(places, after, before, color="0.8", zorder=1)
+    axes.scatter(before, places, marker="o", facecolors="white", edgecolors="C1", label="unscaled start (until November 2026)")
+    axes.scatter(after, places, marker="o", color="C0", label="equal start")
+    axes.axvline(rows[NO_MIXER, "equal"]["loss"], color="C0", linestyle=":", linewidth=1, label="no mixer, equal start")
+    axes.set_yticks(places, [name.replace("_", " ") for name in names])
+    axes.set_xlabel(f"validation loss after {MAIN['steps']} steps, nats per token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
