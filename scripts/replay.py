@@ -17,7 +17,7 @@ from pathlib import Path
 
 from seqmodels import command_line
 from seqmodels.errors import UserError
-from seqmodels.ops.choices import IMPLEMENTATIONS
+from seqmodels.ops import IMPLEMENTATIONS
 from seqmodels.training import divergence
 
 
