@@ -86,7 +86,7 @@ class Mixer(nnx.Module):
             self.key_norm = RMSNorm(self.head_dim, rngs=rngs)
 
     def init_state(self, batch_size: int, max_len: int) -> State:
-        """An empty ring for ``max_len`` live tokens (``window``, where that is fewer), at position 0."""
+        """An empty cache for ``max_len`` live tokens (``window``, where that is fewer), at position 0."""
         cache = init_cache(
             batch_size,
             max_len,

@@ -116,7 +116,7 @@ def test_what_it_lacks():
     with ops.compile_for("tpu"):
         with pytest.raises(NotImplementedError, match="in bfloat16, and inputs are float32"):
             softmax_attention(q, k, v, implementation="pallas")
-        with pytest.raises(NotImplementedError, match="no ring of keys and values"):
+        with pytest.raises(NotImplementedError, match="no KV cache"):
             softmax_attention(*narrow, cache=cache, implementation="pallas")
         with ops.record_choices() as choices:
             jax.eval_shape(softmax_attention, q, k, v)
