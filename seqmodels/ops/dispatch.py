@@ -15,12 +15,15 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from seqmodels import xla_cpu
 from seqmodels.ops import kernels, target
+from seqmodels.ranges import OneOf
 
 IMPLEMENTATIONS: Final = ("recurrent", "associative", "parallel", "chunked", "pallas")
+Implementation = Annotated[str, OneOf(IMPLEMENTATIONS)]
+"""The type of a config's field that names one."""
 
 # Steps of a chunk where the caller does not say: by op and device, and by kernel where that wants another length; None: the
 # kernel has no chunks to choose. Figures for a CPU were measured on two cores of an AMD EPYC, forward and backward. Those for a
