@@ -73,9 +73,7 @@ def _mamba2(same):
 
 def _xlstm(same):
     kernels = {"mode": "train", "chunkwise_kernel": "chunkwise--native_autograd", "autocast_kernel_dtype": "float32"}
-    config = transformers.xLSTMConfig(
-        **same, **kernels, num_blocks=LAYERS, num_heads=4, chunk_size=16, return_last_states=False, use_cache=False
-    )
+    config = transformers.xLSTMConfig(**same, **kernels, num_blocks=LAYERS, num_heads=4, chunk_size=16, use_cache=False)
     return transformers.xLSTMForCausalLM(config)
 
 
