@@ -16,10 +16,16 @@ NEWEST := tests/training/test_step.py::test_learns tests/mixers/test_gla.py test
 RUN_AOT := cd "$(ROOT)" && JAX_PLATFORMS=cpu "$(VENV_AOT)/bin/python"
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all lint benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
+# `make test` fails if a test takes more CPU time; `make test-slow` starts no test after so many minutes.
+CPU_LIMIT ?= 10
+MINUTES_SLOW ?= 600
+PYTEST := -m pytest -n $(JOBS) --dist loadgroup
+
+.PHONY: help demo test test-tools test-slow test-all lint benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
 help:
 	@echo "make demo       train softmax and linear attention side by side on built-in stories (minutes)"
-	@echo "make test       every test that CI runs;  make test-all adds the long sweeps;  make lint"
+	@echo "make test       the package's tests;  make test-tools: benchmarks, pages and kernels in their interpreter;  make lint"
+	@echo "make test-all   every test: also every form of every mixer with all its options under every law, and long sweeps"
 	@echo "make benchmark  speed of a training step, against PyTorch where it is installed"
 	@echo "make aot        compiles the kernels and three training steps for TPU v5e, v6e and Hopper, on any machine"
 	@echo "make aot-test   the GPU kernels' tests (in an interpreter) and a few others on the versions of make aot"
@@ -41,10 +47,17 @@ demo: $(VENV)/run.stamp
 	@$(RUN) scripts/demo.py
 
 test: $(VENV)/dev.stamp
-	@$(RUN) -m pytest -n $(JOBS) --dist loadgroup
+	@$(RUN) $(PYTEST) --cpu-limit=$(CPU_LIMIT)
+
+test-tools: $(VENV)/dev.stamp
+	@$(RUN) $(PYTEST) -m "tools and not slow"
+
+# What make test-all adds to the two above: the contract, then the rest.
+test-slow: $(VENV)/dev.stamp
+	@$(RUN) $(PYTEST) -m slow --minutes=$(MINUTES_SLOW) tests/contract tests
 
 test-all: $(VENV)/dev.stamp
-	@$(RUN) -m pytest -n $(JOBS) --dist loadgroup -m ""
+	@$(RUN) $(PYTEST) -m ""
 
 lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff check .
@@ -69,8 +82,8 @@ aot: $(VENV_AOT)/run.stamp
 	@$(RUN_AOT) -m tools.aot
 
 aot-test: $(VENV_AOT)/run.stamp
-	@$(RUN_AOT) -m pytest -n $(JOBS) --dist loadgroup -m gpu_kernels
-	@$(RUN_AOT) -m pytest -n $(JOBS) --dist loadgroup $(NEWEST)
+	@$(RUN_AOT) $(PYTEST) -m gpu_kernels
+	@$(RUN_AOT) $(PYTEST) -m "not slow" $(NEWEST)
 
 # For an environment with jax[cuda13] >= 0.11 and pytest; PYTHON_GPU=... names another one's Python. What MINUTES end goes on from there.
 PYTHON_GPU ?= $(VENV)/bin/python

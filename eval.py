@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from seqmodels import command_line
+from seqmodels.data import HeldOut, ValidationSet, few_documents
 from seqmodels.errors import UserError
+from seqmodels.escape import escape
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
@@ -40,19 +42,21 @@ def main() -> None:
 
     command_line.use_compilation_cache(read_config(options.workdir).train.compilation_cache_dir)
     run = load_run(options.workdir, options.step)
+    validation = run.validation(options.data)
+    documents = documents_scored(validation, options.max_tokens)
     if options.lengths is not None:
-        by_length = run.evaluate_lengths(options.lengths, options.data, max_tokens=options.max_tokens)
+        by_length = run.evaluate_lengths(options.lengths, validation, max_tokens=options.max_tokens)
         for evaluation in by_length.values():
             check_finite(run, evaluation)
-        report_lengths(run, by_length)
+        report_lengths(run, by_length, documents)
         plots.extrapolation(by_length, run.config.data.seq_len, options.workdir / "extrapolation.png")
-        print(json.dumps(summary_of_lengths(run, by_length)))
+        print(json.dumps(summary_of_lengths(run, by_length) | documents))
         return
-    evaluation = evaluate_with_progress(run, options.data, options.max_tokens)
+    evaluation = evaluate_with_progress(run, validation, options.max_tokens)
     check_finite(run, evaluation)
-    report(run, evaluation)
+    report(run, evaluation, documents)
     plots.loss_by_position(loss_curves(run, evaluation), options.workdir / "loss_by_position.png")
-    print(json.dumps(summary(run, evaluation)))
+    print(json.dumps(summary(run, evaluation) | documents))
 
 
 def lengths(text: str) -> tuple[int, ...]:
@@ -63,10 +67,16 @@ def lengths(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(number) for number in numbers}))
 
 
-def evaluate_with_progress(run: Run, source: str | None, max_tokens: int | None) -> Evaluation | LabelEvaluation:
+def documents_scored(validation: ValidationSet | HeldOut, max_tokens: int | None) -> dict[str, int]:
+    """Of text, how many documents the score is of, under the JSON line's key."""
+    return {"validation_documents": validation.documents_in(max_tokens)} if isinstance(validation, ValidationSet) else {}
+
+
+def evaluate_with_progress(
+    run: Run, validation: ValidationSet | HeldOut, max_tokens: int | None
+) -> Evaluation | LabelEvaluation:
     """`run.evaluate` under a bar, where stderr is a terminal."""
     columns = (TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    validation = run.validation(source)
     total = min(max_tokens or len(validation), len(validation))
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total)
@@ -130,9 +140,10 @@ def scores_of(evaluation: Evaluation) -> dict[str, float]:
     return evaluation.scores if evaluation.accuracy is None else {"accuracy": evaluation.accuracy}
 
 
-def report(run: Run, evaluation: Evaluation | LabelEvaluation) -> None:
+def report(run: Run, evaluation: Evaluation | LabelEvaluation, documents: dict[str, int]) -> None:
     """The same for a person, on stderr."""
     heading(run)
+    warn_of_few(documents)
     if isinstance(evaluation, LabelEvaluation):
         say("accuracy", f"{evaluation.accuracy:.4f} of the labels of {run.config.data.task}")
         if len(evaluation.segments) > 1:
@@ -149,18 +160,26 @@ def report(run: Run, evaluation: Evaluation | LabelEvaluation) -> None:
     say("state", f"{run.state_bytes():,} bytes a sequence at {run.config.data.seq_len} tokens")
     if isinstance(evaluation, Evaluation):
         line = plots.sparkline(evaluation.loss_by_position)
-        print(f"\nloss by tokens of context (nats)\n{line}", file=sys.stderr)
+        print(escape(f"\nloss by tokens of context (nats)\n{line}", "terminal"), file=sys.stderr)
         for tokens, loss in loss_by_context_length(evaluation).items():
             say(tokens, f"{loss:.3f}")
 
 
-def report_lengths(run: Run, by_length: dict[int, Evaluation]) -> None:
+def report_lengths(run: Run, by_length: dict[int, Evaluation], documents: dict[str, int]) -> None:
     """How it fares at each length, on stderr."""
     heading(run)
+    warn_of_few(documents)
     say("trained at", f"{run.config.data.seq_len} tokens")
     for length, evaluation in by_length.items():
         scores = "  ".join(f"{name.replace('_', ' ')} {score:.4g}" for name, score in scores_of(evaluation).items())
         say(str(length), f"loss {evaluation.loss:.4f}  {scores}")
+
+
+def warn_of_few(documents: dict[str, int]) -> None:
+    for count in documents.values():
+        warning = few_documents(count, "scored")
+        if warning is not None:
+            say("warning", warning)
 
 
 def heading(run: Run) -> None:
@@ -168,7 +187,7 @@ def heading(run: Run) -> None:
 
 
 def say(name: str, text: str) -> None:
-    print(f"{name:>14}  {text}", file=sys.stderr)
+    print(escape(f"{name:>14}  {text}", "line"), file=sys.stderr)
 
 
 def loss_curves(run: Run, evaluation: Evaluation | LabelEvaluation) -> dict:

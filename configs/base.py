@@ -66,10 +66,12 @@ def get_config() -> ConfigDict:
     config.optim.eps = 1e-8  # AdamW's epsilon
     config.optim.clip_norm = 1.0  # global gradient norm above which gradients are scaled down
     config.optim.accumulation_steps = 1  # micro-batches per optimizer step; data.batch_size is their sum
+    config.optim.rate_changes = ()  # (step, factor) of --resume_learning_rate, which writes them into the run folder
 
     config.train = ConfigDict()
     config.train.init_from = config_dict.placeholder(str)  # run folder whose parameters this run begins with; None: random ones
     config.train.steps = 1000  # optimizer steps
+    config.train.skip_nonfinite = False  # leave out and count steps whose loss or gradient is not finite, instead of stopping
     config.train.log_every_steps = 10  # a row of metrics.jsonl and TensorBoard
     config.train.eval_every_steps = 100  # loss on the validation split
     config.train.eval_tokens = 131072  # validation tokens scored (of a task: read) during training; eval.py takes all

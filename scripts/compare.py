@@ -7,9 +7,11 @@
 --config.FIELD=VALUE overrides one (--config.base.train.steps=30 --config.seeds=2). --mixers=... is short for
 --config.mixers=...; --jobs=N trains N at a time. Every run is one of train.py, in a folder of its own below --workdir; the
 same command goes on after a kill, and does nothing twice. The report is report.html, report.md, results.json and PNGs there, written
-anew whenever a mixer's quality or cost has become known. The last line of stdout is one JSON object.
+anew whenever a mixer's quality or cost has become known. A comparison of text has a control, the same
+model of MLPs alone. The last line of stdout is one JSON object.
 """
 
+import dataclasses
 import json
 import os
 import shlex
@@ -21,17 +23,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any directory
 
 import jax
+import numpy as np
 
 import train
 from benchmarks.timing import circumstances
 from configs import base as training_base
 from seqmodels import command_line, data
 from seqmodels import config as config_lib
-from seqmodels.comparison import jobs, measure, plan, results
+from seqmodels.comparison import audit, jobs, measure, plan, recall, results
 from seqmodels.comparison.report import figures, page
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.escape import escape, say
 from seqmodels.training import loop
 
 
@@ -56,26 +60,33 @@ def main(argv: Sequence[str]) -> None:
         dataset = data.prepare(from_config_dict(base).data, seed=base["seed"])
         about = about_this_comparison(argv) | {"training_data": dataset.fingerprint}
         try:
-            compare(plan.Plan(config, workdir, dataset.vocab_size), dataset.vocab_size, values["jobs"], about)
+            compare(plan.Plan(config, workdir, dataset.vocab_size), dataset, values["jobs"], about)
         except loop.Stopped as stopped:
-            print(f"{stopped}; to go on: {shlex.join(['python', *argv])}", file=sys.stderr)
+            say(f"{stopped}; to go on: {shlex.join(['python', *argv])}")
             sys.exit(stopped.exit_code)
 
 
-def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, about: dict) -> None:
-    """Run what is missing, and write the report."""
+def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jobs: int, about: dict) -> None:
+    """Say what will be done, measure how the models start, run what is missing, and write the report."""
+    vocab_size, workdir = dataset.vocab_size, planned.workdir
     for candidate in planned.candidates:
         difference = "" if candidate is planned.candidates[0] else f", {candidate.matched.of_reference:+.2%}"
-        print(f"{candidate.label}: {candidate.matched.sizes}: {candidate.matched.counted:,.0f}{difference}", file=sys.stderr)
+        say(f"{candidate.label}: {candidate.matched.sizes}: {candidate.matched.counted:,.0f}{difference}")
     plan.check_folders(planned)
-    jobs.Executor(
+    executor = jobs.Executor(
         planned, jobs=num_jobs, train=train_command, measure=script("seqmodels/comparison/worker.py"), vocab_size=vocab_size,
-        on_news=lambda: write_report(planned, vocab_size, about),
-    ).run()  # fmt: skip
+        frequent_pairs=write_frequent_pairs(dataset, workdir), on_news=lambda: write_report(planned, vocab_size, about),
+    )  # fmt: skip
+    for line in (*executor.announcement(), f"report: {workdir / 'report.html'}"):
+        say(line)
+    measure_starts(planned, dataset, about["training_data"])
+    executor.run()
     found = write_report(planned, vocab_size, about)
     for warning in found["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"report: {planned.workdir / 'report.html'}", file=sys.stderr)
+        say(f"warning: {warning}")
+    print(escape(page.terminal(found), "terminal"), file=sys.stderr)
+    say(page.headline(found))
+    say(f"report: {workdir / 'report.html'}")
     print(json.dumps({
         "report": str(planned.workdir / "report.html"),
         "mixers": {
@@ -86,6 +97,37 @@ def compare(planned: plan.Plan, vocab_size: int, num_jobs: int, about: dict) -> 
         },
         "warnings": found["warnings"],
     }))  # fmt: skip
+
+
+def measure_starts(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, training_data: str) -> None:
+    """How each untrained model starts, into its folder, once; and in which figures the mixers differ."""
+    summaries = {}
+    for candidate in planned.candidates:
+        values = config_lib.to_dict(candidate.config)
+        asked = {"model": values["model"], "seed": values["seed"], "vocab_size": dataset.vocab_size, "training_data": training_data}
+        asked = json.loads(json.dumps(asked))  # as it is read back
+        known = jobs.start(candidate)
+        if known is None or known["asked"] != asked:
+            say(f"{candidate.label}: measuring how the untrained model starts")
+            measured = audit.start_of_run(candidate.config, dataset.vocab_size, dataset.train_batch(0))
+            known = {"asked": asked, "figures": dataclasses.asdict(measured), "summary": audit.summary(measured)}
+            candidate.folder.mkdir(parents=True, exist_ok=True)
+            jobs.write_json(candidate.folder / jobs.START, known)
+        summaries[candidate.label] = known["summary"]
+    print(escape(audit.table(summaries), "terminal"), file=sys.stderr)
+    controls = {candidate.label for candidate in planned.candidates if candidate.is_control}
+    mixers = {label: summary for label, summary in summaries.items() if label not in controls}
+    for difference in audit.differences(mixers, {}):
+        say(f"warning: the mixers start unlike: {difference}")
+
+
+def write_frequent_pairs(dataset: data.Dataset | data.TaskDataset, workdir: Path) -> Path | None:
+    """The pairs of tokens that are frequent in the training split, as a file for those who score; None of a task."""
+    if not isinstance(dataset, data.Dataset):
+        return None
+    path, found = workdir / "frequent_pairs.npy", recall.frequent_pairs(dataset.train.tokens)
+    atomic.write_whole(path, lambda file: np.save(file, found))
+    return path
 
 
 def write_report(planned: plan.Plan, vocab_size: int, about: dict) -> dict:

@@ -5,99 +5,100 @@ so a field that is missing, misspelt or of another type is an error here and nev
 """
 
 import dataclasses
-import difflib
 import json
-import types
-import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
 from seqmodels import mixers
 from seqmodels.data import TEXT, DataConfig, atomic, tasks
 from seqmodels.errors import UserError
-from seqmodels.model import ModelConfig, mixers_in_pattern
+from seqmodels.fields import build
+from seqmodels.formats import json_text
+from seqmodels.model import ModelConfig
+from seqmodels.pattern import mixers_in_pattern
+from seqmodels.ranges import (
+    Above,
+    AtLeast,
+    AtMost,
+    Below,
+    Checked,
+    Count,
+    CountOrZero,
+    Epsilon,
+    Fraction,
+    NonNegative,
+    OneOf,
+    Positive,
+    Seed,
+)
 
 SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm-up
+
+MOST_CONFIG_BYTES = 4 << 20
 
 # Fields younger than some run folders, with what their runs had.
 LEGACY_MODEL_DEFAULTS = {
     "vocab_size": None, "embedding_norm": False, "branch_rms": None, "norm": "rms", "logit_cap": None, "readout": "each",
 }  # fmt: skip
-LEGACY_TRAIN_DEFAULTS = {"init_from": None}
+LEGACY_TRAIN_DEFAULTS = {"init_from": None, "skip_nonfinite": False}
+LEGACY_OPTIM_DEFAULTS = {"rate_changes": ()}
 LEGACY_MIXER_DEFAULTS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
 LEGACY_DATA_DEFAULTS = {"task": "text", "tasks": {}, "validation_source": None}
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Checked, where="optim"):
     """How parameters move. Defaults live in configs/base.py."""
 
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    decay_steps: int | None
-    final_fraction: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    clip_norm: float
-    accumulation_steps: int
-
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optim.schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-        if self.learning_rate <= 0 or self.clip_norm <= 0 or self.eps <= 0:
-            raise UserError("optim.learning_rate, optim.clip_norm and optim.eps must be positive")
-        if self.accumulation_steps < 1 or self.warmup_steps < 0:
-            raise UserError("optim.accumulation_steps must be at least 1 and optim.warmup_steps at least 0")
-        if self.weight_decay < 0 or not 0 <= self.final_fraction <= 1:
-            raise UserError("optim.weight_decay must not be negative and optim.final_fraction lies in 0..1")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise UserError("optim.beta1 and optim.beta2 lie in 0..1 (1 excluded)")
+    learning_rate: Positive
+    schedule: Annotated[str, OneOf(SCHEDULES)]
+    warmup_steps: CountOrZero
+    decay_steps: Count | None
+    final_fraction: Fraction
+    weight_decay: NonNegative
+    beta1: Annotated[float, AtLeast(0), Below(1)]
+    beta2: Annotated[float, AtLeast(0), Below(1)]
+    eps: Epsilon
+    clip_norm: Positive
+    accumulation_steps: Count
+    # (step, factor): from that step on the rate is the schedule's times it
+    rate_changes: tuple[tuple[CountOrZero, Annotated[float, Above(0), AtMost(1)]], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked, where="train"):
     """How a run begins, how long it goes and what it reports. Defaults live in configs/base.py."""
 
     init_from: str | None
-    steps: int
-    log_every_steps: int
-    eval_every_steps: int
-    eval_tokens: int
-    checkpoint_every_steps: int
-    keep_checkpoints: int
-    sample_every_steps: int
+    steps: Count
+    skip_nonfinite: bool
+    log_every_steps: Count
+    eval_every_steps: Count
+    eval_tokens: Count
+    checkpoint_every_steps: Count
+    keep_checkpoints: Count
+    sample_every_steps: CountOrZero
     sample_prompt: str
     compilation_cache_dir: str
 
-    def __post_init__(self):
-        for name in ("steps", "log_every_steps", "eval_every_steps", "eval_tokens", "checkpoint_every_steps",
-                     "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if self.sample_every_steps < 0:
-            raise UserError(f"train.sample_every_steps={self.sample_every_steps} must be at least 0 (0: never)")
-
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked, where="mesh"):
     """Devices along each axis; ``data=-1`` takes all that the others leave."""
 
-    data: int
-    fsdp: int
-    tensor: int
-    sequence: int
+    data: Annotated[int, AtLeast(-1)]
+    fsdp: Count
+    tensor: Count
+    sequence: Count
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
     """Everything that decides a run."""
 
-    seed: int
+    seed: Seed
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig
@@ -105,6 +106,7 @@ class RunConfig:
     mesh: MeshConfig
 
     def __post_init__(self):
+        super().__post_init__()
         readout = "each" if self.data.synthetic_task is None else self.data.synthetic_task.readout
         if self.model.readout != readout:
             raise UserError(f"model.readout={self.model.readout!r}: data.task={self.data.task} asks for {readout!r}")
@@ -149,18 +151,17 @@ def save(config: RunConfig, path: str) -> None:
 def load(path: str) -> RunConfig:
     """Read config.json. Raises UserError when it is missing or not the config of a run."""
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        values = json_text.read(path, most_bytes=MOST_CONFIG_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: is this the folder of a run?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
     if isinstance(values.get("data"), dict):
         values["data"] = LEGACY_DATA_DEFAULTS | values["data"]
     if isinstance(values.get("train"), dict):
         values["train"] = LEGACY_TRAIN_DEFAULTS | values["train"]
+    if isinstance(values.get("optim"), dict):
+        values["optim"] = LEGACY_OPTIM_DEFAULTS | values["optim"]
     if isinstance(values.get("model"), dict):
         values["model"] = LEGACY_MODEL_DEFAULTS | values["model"]
         options = values["model"].get("mixers")
@@ -224,49 +225,3 @@ def _with_task(values: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"data.task is {task!r}, but data.tasks has no options for it")
         chosen = ((task, build(cls, options[task], f"config.data.tasks.{task}")),)
     return values | {"data": {**values["data"], "tasks": chosen}}
-
-
-def build(cls: type, values: Any, path: str) -> Any:
-    """A frozen dataclass out of a group of fields, called ``path`` in errors.
-
-    Raises:
-      UserError: an unknown or missing field, or a wrong type.
-    """
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} must be a group of fields, not {values!r}")
-    hints = typing.get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {path}.{near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"{path}.{name} is not a field; {hint}")
-    missing = [name for name in known if name not in values]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; start from configs/base.py")
-    return cls(**{name: _convert(hints[name], values[name], f"{path}.{name}") for name in known})
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, path)
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        origin = typing.get_origin(hint)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"{path}={value!r} must be a tuple, not {type(value).__name__}")
-        return _as_tuples(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise UserError(f"{path}={value!r} must be {hint.__name__}, not {type(value).__name__}")
-    return value
-
-
-def _as_tuples(value: Any) -> Any:
-    """JSON's lists as the tuples they were."""
-    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value

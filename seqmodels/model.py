@@ -1,7 +1,8 @@
 """The language model: embedding -> a repeated pattern of residual layers -> norm -> head.
 
-A pattern is a line of words, each a mixer of ``seqmodels/mixers`` or the channel layer ``mlp``:
-``"attention mlp"`` is a Transformer, ``"mamba"`` a pure Mamba, ``"gla mlp gla mlp attention mlp"`` a hybrid.
+A pattern (``seqmodels/pattern.py``) is a line of layers, each a mixer of ``seqmodels/mixers`` or the channel layer ``mlp``:
+``"attention mlp"`` is a Transformer, ``"mamba"`` a pure Mamba, ``"gla mlp gla mlp attention mlp"`` a hybrid; layers may have options
+of their own, ``"attention(window=64) mlp attention mlp"``, and mixers may stand side by side, ``"attention+mamba2 mlp"``.
 The pattern is repeated ``repeats`` times; parameters of one pattern position are stacked over the repeats
 and the stack is run by one ``jax.lax.scan``, so compile time does not grow with depth.
 
@@ -15,9 +16,8 @@ and the state after the last token.
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +27,24 @@ from jaxtyping import Array, Bool, Float, Int
 from seqmodels import mixers
 from seqmodels.errors import UserError
 from seqmodels.layers import (
+    ACTIVATIONS,
     NORMS,
     GatedMLP,
+    ParallelMixers,
     RWKVChannelMix,
+    call_mixer,
     default_mlp_hidden,
     default_rwkv_hidden,
     dense,
     dropout,
     normal_init,
+    scale_output,
     sinusoids,
     soft_cap,
 )
+from seqmodels.pattern import MLP, layer_name, mixers_in_pattern, parse_pattern, parts_of, with_options
+from seqmodels.ranges import AtLeast, AtMost, Below, Checked, Count, Epsilon, NonNegative, OneOf, Positive, Size
 
-MLP = "mlp"
 MLP_KINDS = ("gated", "rwkv6")
 READOUTS = ("each", "last")
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -54,71 +59,42 @@ State = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked, where="model"):
     """What the network is. Defaults live in configs/base.py."""
 
-    vocab_size: int | None  # L, rows of the embedding; None: as many as the tokenizer has pieces
-    d_model: int
+    vocab_size: Annotated[int | None, AtLeast(1), AtMost(2**24)]  # L, rows of the embedding; None: as many as the tokenizer has pieces
+    d_model: Size
     pattern: str
-    repeats: int
+    repeats: Annotated[Count, AtMost(2**16)]
     mixers: tuple[tuple[str, Any], ...]  # (name, its Config) for every mixer in the pattern
-    mlp_kind: str
-    mlp_hidden: int | None  # None: 8/3 d_model, or 3.5 d_model for rwkv6: as many parameters
-    mlp_activation: str
+    mlp_kind: Annotated[str, OneOf(MLP_KINDS)]
+    mlp_hidden: Size | None  # None: 8/3 d_model, or 3.5 d_model for rwkv6: as many parameters
+    mlp_activation: Annotated[str, OneOf(ACTIVATIONS)]
     tie_embeddings: bool
     embedding_norm: bool
-    branch_rms: float | None  # None: as the layers' own initialisations have it
-    norm: str
-    norm_eps: float
-    logit_cap: float | None
-    readout: str
-    dropout: float
+    branch_rms: NonNegative | None  # None: as the layers' own initialisations have it
+    norm: Annotated[str, OneOf(NORMS)]
+    norm_eps: Epsilon
+    logit_cap: Positive | None
+    readout: Annotated[str, OneOf(READOUTS)]
+    dropout: Annotated[float, AtLeast(0), Below(1)]
     remat: bool
-    compute_dtype: str
+    compute_dtype: Annotated[str, OneOf(COMPUTE_DTYPES)]
 
     def __post_init__(self):
-        if self.d_model < 1 or self.repeats < 1:
-            raise UserError(
-                f"model.d_model and model.repeats must be at least 1, not {self.d_model} and {self.repeats}"
-            )
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise UserError(f"model.compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.dropout={self.dropout} must be at least 0 and below 1")
-        if self.mlp_hidden is not None and self.mlp_hidden < 1:
-            raise UserError(f"model.mlp_hidden={self.mlp_hidden} must be at least 1 (None: 8/3 d_model)")
-        if self.mlp_kind not in MLP_KINDS:
-            raise UserError(f"model.mlp_kind={self.mlp_kind!r} is not one of {', '.join(MLP_KINDS)}")
-        if self.norm not in NORMS:
-            raise UserError(f"model.norm={self.norm!r} is not one of {', '.join(NORMS)}")
-        if self.readout not in READOUTS:
-            raise UserError(f"model.readout={self.readout!r} is not one of {', '.join(READOUTS)}")
-        if self.branch_rms is not None and not 0 <= self.branch_rms < math.inf:
-            raise UserError(f"model.branch_rms={self.branch_rms} must be finite and at least 0 (None: unscaled)")
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise UserError(f"model.vocab_size={self.vocab_size} must be at least 1 (None: the tokenizer's)")
-        if self.logit_cap is not None and self.logit_cap <= 0:
-            raise UserError(f"model.logit_cap={self.logit_cap} must be positive (None: no cap)")
+        super().__post_init__()
         configured = dict(self.mixers)
         for name in mixers_in_pattern(self.pattern):
             if name not in configured:
                 raise UserError(f"model.pattern uses {name!r}, but model.mixers has no options for it")
-
-
-def parse_pattern(pattern: str) -> tuple[str, ...]:
-    """The layers of a pattern, in order. Raises UserError for an empty pattern or an unknown word."""
-    words = tuple(pattern.split())
-    if not words:
-        raise UserError('model.pattern is empty; write layers in order, like "attention mlp"')
-    for word in words:
-        if word != MLP and word not in mixers.names():
-            mixers.load(word)  # raises, naming the nearest
-    return words
-
-
-def mixers_in_pattern(pattern: str) -> tuple[str, ...]:
-    """The distinct mixers of a pattern, in order of appearance."""
-    return tuple(dict.fromkeys(word for word in parse_pattern(pattern) if word != MLP))
+        options_of = {}
+        for name, options in (part for word in parse_pattern(self.pattern) for part in parts_of(word)):
+            if name != MLP:
+                with_options(configured[name], name, options)  # raises what is out of range
+                options_of.setdefault(name, set()).add(options)
+        for name, options in options_of.items():
+            if len(options) > 1 and hasattr(mixers.load(name).Mixer, "init_shared"):
+                raise UserError(f"model.pattern: the layers of {name} share parameters, so all must have the same options")
 
 
 class UnstackedState(NamedTuple):
@@ -135,39 +111,49 @@ class ResidualLayer(nnx.Module):
 
     def __init__(self, word: str, config: ModelConfig, layer_index: Array, *, rngs: nnx.Rngs):
         num_layers = config.repeats * len(parse_pattern(config.pattern))
-        self.word = word
+        self.name = layer_name(word)
         self.norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
-        if word == MLP and config.mlp_kind == "rwkv6":
-            hidden = config.mlp_hidden or default_rwkv_hidden(config.d_model)
-            self.layer = RWKVChannelMix(
-                config.d_model, hidden, rngs=rngs, layer_index=layer_index, num_layers=num_layers
-            )
-        elif word == MLP:
-            hidden = config.mlp_hidden or default_mlp_hidden(config.d_model)
-            self.layer = GatedMLP(config.d_model, hidden, config.mlp_activation, rngs=rngs)
+        parts = [
+            (name, _layer(name, options, config, layer_index, num_layers, rngs=rngs)) for name, options in parts_of(word)
+        ]
+        if len(parts) == 1:
+            self.layer = parts[0][1]
         else:
-            mixer = mixers.load(word).Mixer
-            offered = {
-                "layer_index": layer_index,
-                "num_layers": num_layers,
-                "compute_dtype": COMPUTE_DTYPES[config.compute_dtype],
-            }
-            wanted = inspect.signature(mixer.__init__).parameters
-            optional = {name: value for name, value in offered.items() if name in wanted}
-            self.layer = mixer(dict(config.mixers)[word], config.d_model, rngs=rngs, **optional)
-        # Every layer ends in a projection of this name. Scaled so, the residual stream keeps its variance
-        # whatever the depth (GPT-2's initialisation), for every architecture alike.
-        self.layer.output_kernel[...] = self.layer.output_kernel[...] * num_layers**-0.5
+            self.layer = ParallelMixers(parts, config.d_model, eps=config.norm_eps, rngs=rngs)
+        # Scaled so, the residual stream keeps its variance whatever the depth (GPT-2's initialisation), for every
+        # architecture alike.
+        scale_output(self.layer, num_layers**-0.5)
         self.dropout_rate = config.dropout
 
+    def parts(self) -> list[tuple[str, nnx.Module]]:
+        """The layers that stand side by side here, by name; mostly one."""
+        return self.layer.parts() if isinstance(self.layer, ParallelMixers) else [(self.name, self.layer)]
+
     def __call__(self, x, state, shared, *, reset, dropout_key):
-        """``shared``: what layers of one kind tell each other, by the word of the kind; returned as this one leaves it."""
-        if self.word in shared:
-            y, state, new_shared = self.layer(self.norm(x), state, reset=reset, shared=shared[self.word])
-            shared = shared | {self.word: new_shared}
+        """``shared``: what layers of one kind pass on to the next, by the name of the kind; returned as this one leaves it."""
+        if isinstance(self.layer, ParallelMixers):
+            y, state, shared = self.layer(self.norm(x), state, shared, reset=reset)
         else:
-            y, state = self.layer(self.norm(x), state, reset=reset)
+            y, state, shared = call_mixer(self.name, self.layer, self.norm(x), state, shared, reset=reset)
         return x + dropout(y, self.dropout_rate, dropout_key), state, shared
+
+
+def _layer(name, options, config, layer_index, num_layers, *, rngs):
+    """One mixer, or the channel layer."""
+    if name == MLP and config.mlp_kind == "rwkv6":
+        hidden = config.mlp_hidden or default_rwkv_hidden(config.d_model)
+        return RWKVChannelMix(config.d_model, hidden, rngs=rngs, layer_index=layer_index, num_layers=num_layers)
+    if name == MLP:
+        return GatedMLP(config.d_model, config.mlp_hidden or default_mlp_hidden(config.d_model), config.mlp_activation, rngs=rngs)
+    mixer = mixers.load(name).Mixer
+    offered = {
+        "layer_index": layer_index,
+        "num_layers": num_layers,
+        "compute_dtype": COMPUTE_DTYPES[config.compute_dtype],
+    }
+    wanted = inspect.signature(mixer.__init__).parameters
+    optional = {key: value for key, value in offered.items() if key in wanted}
+    return mixer(with_options(dict(config.mixers)[name], name, options), config.d_model, rngs=rngs, **optional)
 
 
 class LanguageModel(nnx.Module):
@@ -213,7 +199,7 @@ class LanguageModel(nnx.Module):
             for place, position in enumerate(positions):
                 by_position[position] = jax.tree.map(lambda leaf, place=place: leaf[place], built)
         for position, word in enumerate(words):
-            self.layers[f"{position}_{word}"] = by_position[position]
+            self.layers[f"{position}_{layer_name(word)}"] = by_position[position]
         self.final_norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
         if config.embedding_norm and config.tie_embeddings:
             self.final_norm.scale[...] = self.final_norm.scale[...] * min(1.0, TIED_HEAD_WIDTH / config.d_model)
@@ -225,11 +211,10 @@ class LanguageModel(nnx.Module):
         if config.branch_rms is not None and scale_branches:
             tokens = jax.random.randint(rngs.params(), (START_BATCH, START_LENGTH), 0, vocab_size)
             for layer, scale in zip(self._layers(), self._branch_scales(tokens)):
-                kernel = layer.layer.output_kernel
-                kernel[...] = kernel[...] * scale.reshape(-1, *[1] * (kernel[...].ndim - 1))
+                scale_output(layer.layer, scale)
 
     def _branch_scales(self, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "R"], ...]:
-        """Factors for the output kernels, one array per pattern position: with them each layer adds the wanted rms.
+        """Factors for what the layers put out, one array per pattern position: with them each adds the wanted rms.
 
         A layer is measured on the stream that the scaled layers before it leave. Float32, whatever the compute dtype.
         """
@@ -274,19 +259,20 @@ class LanguageModel(nnx.Module):
 
     def _layers(self) -> tuple[ResidualLayer, ...]:
         words = parse_pattern(self.config.pattern)
-        return tuple(self.layers[f"{position}_{word}"] for position, word in enumerate(words))
+        return tuple(self.layers[f"{position}_{layer_name(word)}"] for position, word in enumerate(words))
 
     def _shared(self) -> dict[str, Any]:
-        """What the first layer of each kind is told; kinds whose layers tell each other nothing have no entry."""
-        by_word = {}
+        """What the first layer of each kind starts from; kinds whose layers pass nothing on have no entry."""
+        by_name = {}
         for layer in self._layers():
-            by_word.setdefault(layer.word, []).append(layer.layer)
+            for name, part in layer.parts():
+                by_name.setdefault(name, []).append(part)
         return {
-            word: type(layers[0]).init_shared(
+            name: type(layers[0]).init_shared(
                 # leaves [R, ...] of the positions, interleaved to [layers, ...] in order of depth
                 jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *layers)
             )
-            for word, layers in by_word.items()
+            for name, layers in by_name.items()
             if hasattr(type(layers[0]), "init_shared")
         }
 
@@ -358,13 +344,12 @@ class LanguageModel(nnx.Module):
         Raises:
           UserError: the pattern has no mixer that weighs tokens.
         """
-        if not any(hasattr(layer.layer, "weights") for layer in self._layers()):
+        if not any(hasattr(part, "weights") for layer in self._layers() for _, part in layer.parts()):
             raise UserError(f"model.pattern={self.config.pattern!r} has no attention, and so no attention weights")
         x, shared, found = self.embed(tokens), self._shared(), []
         for repeat in range(self.config.repeats):
             for layer in jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], self._layers()):
-                if hasattr(layer.layer, "weights"):
-                    found.append(layer.layer.weights(layer.norm(x)))
+                found += [part.weights(layer.norm(x)) for _, part in layer.parts() if hasattr(part, "weights")]
                 x, _, shared = layer(x, None, shared, reset=None, dropout_key=None)
         return jnp.stack(found)
 
@@ -413,7 +398,8 @@ class LanguageModel(nnx.Module):
                 key = None
                 if dropout_key is not None:
                     key = jax.random.fold_in(jax.random.fold_in(dropout_key, index), position)
-                x, new_state, shared = run_layer(layer, x, None if states is None else states[position], shared, key)
+                with jax.named_scope(f"{position}_{layer.name}"):  # for profiles, and training.divergence
+                    x, new_state, shared = run_layer(layer, x, None if states is None else states[position], shared, key)
                 new_states.append(new_state)
             return (x, shared), tuple(new_states)
 

@@ -131,7 +131,7 @@ CountOrZero = Annotated[int, AtLeast(0)]
 Size = Annotated[int, AtLeast(1), AtMost(2**20)]
 """A dimension of an array that holds parameters or state."""
 SizeOrZero = Annotated[int, AtLeast(0), AtMost(2**20)]
-StateSize = Annotated[int, AtLeast(1), AtMost(4096)]
+StateSize = Annotated[int, AtLeast(1), AtMost(1024)]
 """Of a state matrix that is decomposed when the model is made, in time that grows with its cube."""
 Positive = Annotated[float, Above(0)]
 NonNegative = Annotated[float, AtLeast(0)]

@@ -35,7 +35,7 @@ def test_the_small_version_has_the_published_proportions():
 
 
 def test_an_unknown_size_is_one_line():
-    with pytest.raises(UserError, match="there is no hybrid 'large'; known: small, published"):
+    with pytest.raises(UserError, match="there is no hybrid 'large'; known: small, published, swa, parallel"):
         hybrid.get_config("large")
 
 

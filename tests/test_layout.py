@@ -15,9 +15,9 @@ TOPS = ("seqmodels", "configs", "benchmarks", "scripts", "tools", "tests", "trai
 # From the ground up. A module stands where the longest name here that it begins with stands, and imports only from floors
 # below, or what shares its name here. Names on one floor do not know each other. No file is exempt.
 FLOORS = (
-    ("seqmodels.errors", "seqmodels.shapes", "seqmodels.huge_pages", "seqmodels.xla_cpu"),
-    ("seqmodels.ranges", "seqmodels.ops.target", "seqmodels.ops.arguments"),
-    ("seqmodels.command_line", "seqmodels.ops.choices", "seqmodels.ops.tuning", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
+    ("seqmodels.errors", "seqmodels.escape", "seqmodels.failures", "seqmodels.shapes", "seqmodels.huge_pages", "seqmodels.xla_cpu"),
+    ("seqmodels.ranges", "seqmodels.formats", "seqmodels.ops.target", "seqmodels.ops.arguments"),
+    ("seqmodels.fields", "seqmodels.ops.choices", "seqmodels.ops.tuning", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.tpu.common"),
     (
         "seqmodels.ops.kernels.gpu.chunk_scan",
@@ -30,8 +30,9 @@ FLOORS = (
     ("seqmodels.ops.time_invariant",),
     ("seqmodels.ops.gated_linear_attention", "seqmodels.ops.linear_recurrence"),
     ("seqmodels.ops", "seqmodels.data"),
-    ("seqmodels.layers",),
+    ("seqmodels.layers", "seqmodels.command_line"),
     ("seqmodels.mixers",),
+    ("seqmodels.pattern",),
     ("seqmodels.model",),
     ("seqmodels.config",),
     ("seqmodels.decoding",),
@@ -44,7 +45,10 @@ FLOORS = (
     ("train", "eval"),
     ("benchmarks",),
     ("scripts",),
-    ("tests.contract", "tests.configs", "tests.goldens"),
+    ("tests.programs",),
+    ("tests.configs", "tests.goldens"),
+    ("tests.contract",),
+    ("tests.odd_values",),
     ("tools",),
     ("tests",),
 )

@@ -31,14 +31,18 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels import model
-from seqmodels.model import MLP, ModelConfig, parse_pattern
+from seqmodels.config import RunConfig
+from seqmodels.model import ModelConfig
+from seqmodels.pattern import MLP, parse_pattern
 from seqmodels.training.loss import cross_entropy
 from seqmodels.training.sharding import path_name
 
 SHARE_RATIO, RMS_RATIO, GRADIENT_RATIO, POSITION_1_NATS = 0.5, 3.0, 10.0, 0.3
+TOKENS = 2048  # of a training batch, that a comparison's starts are measured on
 GROUPS = ("embedding", "mixer", "mlp", "norm", "head")  # of parameters; a tied head's gradient is the embedding's
 
 
@@ -97,6 +101,24 @@ def start_figures(
 
 
 _init = jax.jit(model.init_params, static_argnums=(0, 1))
+
+
+def start_of_run(config: RunConfig, vocab_size: int, batch: Mapping[str, np.ndarray]) -> StartFigures:
+    """The figures of a run's initial parameters, on the first rows of a training batch, about TOKENS tokens.
+
+    Args:
+        vocab_size: pieces of the tokenizer; None: there is no tokenizer.
+        batch: inputs and targets [B, T], and reset or weights where training has them.
+
+    Raises:
+        UserError: the config's sizes do not fit together.
+    """
+    rows = max(1, TOKENS // batch["inputs"].shape[1])
+    part = {name: jnp.asarray(array[:rows]) for name, array in batch.items()}
+    return start_figures(
+        config.model, model.vocabulary_size(config.model, vocab_size), jax.random.key(config.seed), part["inputs"],
+        targets=part["targets"], weights=part.get("weights"), reset=part.get("reset"),
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -198,3 +220,14 @@ def _is_unlike(name: str, low: float, high: float) -> bool:
         return high - low > POSITION_1_NATS
     ratio = 1 / SHARE_RATIO if "share" in name else GRADIENT_RATIO if "gradient" in name else RMS_RATIO
     return high > ratio * low
+
+
+def table(starts: Mapping[str, Mapping[str, float]]) -> str:
+    """The `summary` of each mixer as an aligned table of plain text."""
+    names = [name for name in MEANINGS if any(name in summary for summary in starts.values())]
+    heads = ["start", *(name.replace("gradient_norm_", "grad_") for name in names)]
+    rows = [
+        [label, *(f"{summary[name]:.3g}" if name in summary else "" for name in names)] for label, summary in starts.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *rows])

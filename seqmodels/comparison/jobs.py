@@ -25,12 +25,14 @@ from typing import Final, TextIO
 import numpy as np
 
 from seqmodels.comparison import scores
-from seqmodels.comparison.plan import Candidate, Plan, RunPlan
+from seqmodels.comparison.plan import EXTENSION, Candidate, Plan, RunPlan
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.escape import escape, say
+from seqmodels.formats import json_text
 from seqmodels.training import loop
 
-OUTCOME, COST = "outcome.json", "cost.json"
+OUTCOME, COST, START = "outcome.json", "cost.json", "start.json"
 FINISHED, DIVERGED = "finished", "diverged"
 POLL_SECONDS = 0.3
 LINE_SECONDS = 20.0  # between two lines of progress where there is no terminal
@@ -61,6 +63,11 @@ def cost(candidate: Candidate, asked: dict) -> dict | None:
     return found if found is not None and found["asked"] == asked else None
 
 
+def start(candidate: Candidate) -> dict | None:
+    """How the candidate's untrained model starts, as `comparison.audit` measured it: `figures` and `summary`, of what was `asked`."""
+    return _read(candidate.folder / START)
+
+
 def write_json(path: Path, values) -> None:
     """Whole or not at all."""
     atomic.write_whole(path, lambda file: file.write((json.dumps(values, indent=1) + "\n").encode()))
@@ -68,8 +75,8 @@ def write_json(path: Path, values) -> None:
 
 def _read(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return json_text.read(path)
+    except (FileNotFoundError, json_text.Malformed):
         return None
 
 
@@ -103,6 +110,7 @@ class Executor:
         train: what stands after `python` to train a run (without its folder's flag).
         measure: the script that scores runs and measures costs.
         vocab_size: pieces of the tokenizer.
+        frequent_pairs: a file of the pairs of tokens that are no recall (`scores.frequent_pairs`); None: of a task.
         on_news: called whenever the quality or the cost of a candidate has become known.
     """
 
@@ -114,9 +122,11 @@ class Executor:
         train: Callable[[RunPlan], Sequence[str]],
         measure: str,
         vocab_size: int,
+        frequent_pairs: Path | None = None,
         on_news: Callable[[], None],
     ):
         self.plan, self.jobs, self.vocab_size = plan, jobs, vocab_size
+        self._frequent_pairs = frequent_pairs
         self._train, self._measure, self._on_news = functools.cache(train), measure, on_news
         self._children: list[_Child] = []
         self._known = ResultsCache(plan)
@@ -167,12 +177,14 @@ class Executor:
         return found if self.jobs == 1 else sorted(found, key=lambda job: job.alone)
 
     def _due_of(self, candidate: Candidate) -> list[Job]:
-        runs = self.plan.rate_runs(candidate)
+        runs = self._known.rate_runs(candidate)  # more of them once the best of these is at an end of the grid
         if jobs := self._runs_and_scores(candidate, runs):
             return jobs
-        rate = self._known.best_rate(candidate)
-        if rate is not None and (jobs := self._runs_and_scores(candidate, self.plan.seed_runs(candidate, rate))):
-            return jobs
+        best = self._known.best_rate(candidate)
+        rates = self._known.rates(candidate) if self.plan.compare.check_rates else []
+        for rate in [] if best is None else [best, *(rate for rate in rates if rate != best)]:
+            if jobs := self._runs_and_scores(candidate, self.plan.seed_runs(candidate, rate)):
+                return jobs
         asked = asked_cost(self.plan, candidate, self.vocab_size)
         if self._known.cost(candidate, asked) is not None:
             return []
@@ -200,6 +212,7 @@ class Executor:
         argv = (
             self._measure,
             f"--validation_tokens={self.plan.compare.validation_tokens}",
+            *([] if self._frequent_pairs is None else [f"--frequent_pairs={self._frequent_pairs}"]),
             *(f"--score={run.folder}" for run in unscored),
         )
         return [
@@ -258,13 +271,13 @@ class Executor:
             result = {"status": FINISHED if finite else DIVERGED, "step": last["step"], "summary": last}
         elif last is not None and "diverged" in last:
             result = {"status": DIVERGED, "step": last["step"]}
-            self._display.line(f"{run} has diverged at step {last['step']}: a result")
         else:
             raise self._failed(child)
         command = shlex.join(["python", *child.job.argv])
         write_json(run.folder / OUTCOME, result | {"seconds": seconds, "command": command})
         if result["step"] > child.first_step:
             self._step_seconds[run.label] = seconds / (result["step"] - child.first_step)
+        self._display.line(_result_line(run, result, seconds))
 
     def _failed(self, child: _Child) -> UserError:
         log = child.job.folder / child.job.log
@@ -288,7 +301,7 @@ class Executor:
     def _estimate_line(self) -> str:
         """Runs done, what goes on, and how long the rest may take."""
         done = self._known.number_of_outcomes()
-        total = max(done, self.plan.number_of_runs())
+        total = max(done, len(self._all_runs()))
         parts = [f"{done}/{total} runs"]
         for child in self._children:
             step = f" step {_last_step(child.job.folder)}/{child.job.run.steps}" if child.job.run is not None else ""
@@ -300,9 +313,44 @@ class Executor:
             parts.append(f"about {_minutes(left)} to go")
         return f"[{', '.join(parts)}]"
 
+    def _all_runs(self) -> list[RunPlan]:
+        return [run for candidate in self.plan.candidates for run in self._known.all_runs(candidate)]
+
+    def step_seconds(self) -> dict[str, float]:
+        """Seconds of a step by candidate, start and compilation shared out: of the runs done now, or else of those done before."""
+        found = {}
+        for run in self._all_runs():
+            over = self._known.outcome(run)
+            if over is not None and over["step"]:
+                found[run.label] = over["seconds"] / over["step"]
+        return found | self._step_seconds
+
+    def announcement(self) -> list[str]:
+        """What will be done: runs, tokens, time, as far as that is known."""
+        compare, runs = self.plan.compare, self._all_runs()
+        of = self.plan.base["data"]
+        per_step = of["batch_size"] * of["seq_len"]
+        search = [run for candidate in self.plan.candidates for run in self._known.rate_runs(candidate)]
+        steps, search_steps = (sum(run.steps for run in each) for each in (runs, search))
+        over = [run for run in runs if self._known.outcome(run) is not None]
+        lines = [
+            f"{len(runs)} runs, {steps:,} steps, {steps * per_step:,} tokens; {len(over)} runs are done",
+            f"of these the learning rates take {len(search)} runs and {search_steps:,} steps ({search_steps / steps:.0%}): "
+            f"{len(compare.learning_rates)} rates x {compare.rate_seeds} seed(s), and up to {compare.rate_extensions} rates more "
+            "for a mixer whose best is at an end",
+        ]
+        left = self._seconds_left()
+        if len(over) == len(runs):
+            lines.append("time: everything is trained")
+        elif left is None:
+            lines.append("time: known when the first run has ended")
+        else:
+            lines.append(f"time: about {_minutes(left)} at the speed of the runs that are done")
+        return lines
+
     def _seconds_left(self) -> float | None:
         """What the steps that are left take at the speed of those that were done; None before any was."""
-        speeds = dict(self._step_seconds)
+        speeds = self.step_seconds()
         for child in self._children:
             if child.job.run is not None and (steps := _last_step(child.job.folder) - child.first_step) > 0:
                 speeds[child.job.run.label] = (time.monotonic() - child.begun) / steps
@@ -314,10 +362,8 @@ class Executor:
             speed = speeds[candidate.label] if candidate.label in speeds else typical
             if candidate.label in self._complete:
                 continue
-            # Which rate will be the best is not known yet; how many steps it takes is.
-            rate = self._known.best_rate(candidate) or max(self.plan.compare.learning_rates)
-            runs = {run.folder: run for run in (*self.plan.rate_runs(candidate), *self.plan.seed_runs(candidate, rate))}
-            steps = sum(run.steps - _last_step(run.folder) for run in runs.values() if self._known.outcome(run) is None)
+            runs = self._known.all_runs(candidate)
+            steps = sum(run.steps - _last_step(run.folder) for run in runs if self._known.outcome(run) is None)
             seconds += speed * steps / self.jobs
             seconds += sum(sum(taken) / len(taken) for taken in self._seconds.values() if taken)
         return seconds
@@ -343,17 +389,70 @@ class ResultsCache:
         """See `cost`."""
         return self._once(candidate.folder / COST, lambda: cost(candidate, asked))
 
+    def start(self, candidate: Candidate) -> dict | None:
+        """See `start`."""
+        return self._once(candidate.folder / START, lambda: start(candidate))
+
     def number_of_outcomes(self) -> int:
         """Of runs that are over."""
         return sum(path.name == OUTCOME for path in self._found)
+
+    def rate_runs(self, candidate: Candidate) -> list[RunPlan]:
+        """Those that choose the learning rate: of the grid, and of the rates beyond its ends that results so far ask for."""
+        return self.plan.rate_runs(candidate, self._tried(candidate))
+
+    def all_runs(self, candidate: Candidate) -> list[RunPlan]:
+        """Every run that is due by what is known, done or not."""
+        return self.plan.all_runs(candidate, self._tried(candidate), self.best_rate(candidate))
 
     def rates(self, candidate: Candidate) -> dict[float, tuple[float, float]]:
         """For each learning rate what its seeds come to on the documents that choose, the less the better.
 
         The mean of `Scores.measure` and, to part those that are alike in it, of the loss; infinity where one diverged.
         """
+        return self._come_to(self.rate_runs(candidate))
+
+    def best_rate(self, candidate: Candidate) -> float | None:
+        """The learning rate that comes to the least (see `rates`); None if it is not known yet, or all have diverged."""
+        runs = self.rate_runs(candidate)
+        return self._best(self._come_to(runs)) if self._are_over(runs) else None
+
+    def _tried(self, candidate: Candidate) -> list[float]:
+        """The grid, and beyond the end at which the best lies twice (half) that rate, again until the best lies inside.
+
+        Below the lowest, too, where all have diverged. A grid of one rate is taken as given, and so is one in which a task's
+        best rate leaves no label wrong.
+        """
+        rates = self.plan.rates()
+        for _ in range(self.plan.compare.rate_extensions if len(rates) > 1 else 0):
+            runs = self.plan.rate_runs(candidate, rates)
+            if not self._are_over(runs):
+                break
+            come_to = self._come_to(runs)
+            best = self._best(come_to)
+            if best is not None and self._is_perfect(runs, come_to[best]):
+                break
+            if best in (None, rates[0]):
+                rates = [rates[0] / EXTENSION, *rates]
+            elif best == rates[-1]:
+                rates = [*rates, rates[-1] * EXTENSION]
+            else:
+                break
+        return rates
+
+    def _is_perfect(self, runs: Sequence[RunPlan], come_to: tuple[float, float]) -> bool:
+        measured = next((scored.measure for run in runs if (scored := self.scores(run)) is not None), "loss")
+        return measured == "errors" and come_to[0] == 0.0
+
+    def _are_over(self, runs: Sequence[RunPlan]) -> bool:
+        over = [self.outcome(run) for run in runs]
+        return all(
+            each is not None and (each["status"] != FINISHED or self.scores(run) is not None) for run, each in zip(runs, over)
+        )
+
+    def _come_to(self, runs: Sequence[RunPlan]) -> dict[float, tuple[float, float]]:
         found: dict[float, list[tuple[float, float]]] = {}
-        for run in self.plan.rate_runs(candidate):
+        for run in runs:
             scored, means = self.scores(run), (float("inf"), float("inf"))
             if scored is not None:
                 means = tuple(scored.mean(name, ~scored.reported) for name in (scored.measure, "loss"))
@@ -361,17 +460,9 @@ class ResultsCache:
         means = {rate: np.mean(seeds, axis=0) for rate, seeds in found.items()}
         return {rate: tuple(np.where(np.isfinite(mean).all(), mean, np.inf).tolist()) for rate, mean in means.items()}
 
-    def best_rate(self, candidate: Candidate) -> float | None:
-        """The learning rate that comes to the least (see `rates`); None if it is not known yet, or all have diverged."""
-        runs = self.plan.rate_runs(candidate)
-        over = [self.outcome(run) for run in runs]
-        if any(each is None for each in over):
-            return None
-        if any(each["status"] == FINISHED and self.scores(run) is None for run, each in zip(runs, over)):
-            return None
-        means = self.rates(candidate)
-        rate = min(means, key=means.__getitem__)
-        return rate if np.isfinite(means[rate]).all() else None
+    def _best(self, come_to: dict[float, tuple[float, float]]) -> float | None:
+        rate = min(come_to, key=come_to.__getitem__)
+        return rate if np.isfinite(come_to[rate]).all() else None
 
     def _once(self, path: Path, read: Callable[[], object]):
         if path not in self._found:
@@ -406,14 +497,15 @@ class Display:
             return
         self._next = time.monotonic() + self._seconds
         if self._is_terminal:
-            self._stream.write(f"\r\x1b[K{text()[: shutil.get_terminal_size().columns - 1]}")
+            self._stream.write(f"\r\x1b[K{escape(text(), 'line')[: shutil.get_terminal_size().columns - 1]}")
             self._stream.flush()
         else:
-            print(text(), file=self._stream, flush=True)
+            say(text(), self._stream)
 
     def line(self, text: str) -> None:
         """Something that stays."""
-        print(f"\r\x1b[K{text}" if self._is_terminal else text, file=self._stream, flush=True)
+        self._stream.write("\r\x1b[K" if self._is_terminal else "")
+        say(text, self._stream)
 
     def close(self) -> None:
         """Leave the terminal's line."""
@@ -452,6 +544,19 @@ def _last_json(text: str) -> dict | None:
             found = json.loads(line)
             return found if isinstance(found, dict) else None
     return None
+
+
+def _result_line(run: RunPlan, result: dict, seconds: float) -> str:
+    """What became of a run, in a line."""
+    if "summary" not in result or result["status"] == DIVERGED:
+        return f"{run}: diverged at step {result['step']}, a result"
+    summary, said = result["summary"], []
+    for name, words, digits in (
+        ("validation_loss", "validation loss", 4), ("bits_per_byte", "bits per byte", 4), ("accuracy", "accuracy", 4)
+    ):  # fmt: skip
+        if summary.get(name) is not None:
+            said.append(f"{words} {summary[name]:.{digits}f}")
+    return f"{run}: {', '.join(said)} after {result['step']} steps, {_minutes(seconds)}"
 
 
 def _minutes(seconds: float) -> str:

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 from ml_collections import ConfigDict
 
@@ -13,48 +14,43 @@ from seqmodels import mixers
 from seqmodels.comparison import sizes
 from seqmodels.comparison.sizes import QUANTITIES, Matched
 from seqmodels.config import RunConfig
+from seqmodels.data import TEXT
 from seqmodels.errors import UserError
-from seqmodels.model import MLP, parse_pattern
+from seqmodels.pattern import MLP, layer_name, parse_pattern, split_outside_brackets
+from seqmodels.ranges import Above, Below, Checked, Count, CountOrZero, Distinct, NotEmpty, OneOf, Positive
 from seqmodels.training import loop
+from seqmodels.training.optimizer import OptimConfig
 
 MATCH_NONE = "none"  # the rule that matches nothing
+CONTROL = "no_mixer"  # label of the control
+EXTENSION = 2.0  # ratio of a learning rate beyond the grid to the grid's end
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Checked, where="config"):
     """How to compare. configs/compare/base.py says what each field means."""
 
     mixers: str
-    match: str
-    tolerance: float
-    learning_rates: tuple[float, ...]
-    rate_steps: int
-    rate_seeds: int
-    seeds: int
-    validation_tokens: int
-    contexts: tuple[int, ...]
-    decode_tokens: int
+    match: Annotated[str, OneOf((*QUANTITIES, MATCH_NONE))]
+    tolerance: Annotated[float, Above(0), Below(1)]
+    control: bool
+    learning_rates: Annotated[tuple[Positive, ...], NotEmpty(), Distinct()]
+    rate_steps: CountOrZero
+    rate_seeds: Count
+    rate_extensions: CountOrZero
+    check_rates: bool
+    seeds: Count
+    validation_tokens: CountOrZero
+    contexts: Annotated[tuple[Count, ...], NotEmpty(), Distinct()]
+    decode_tokens: Count
 
     def __post_init__(self):
-        rules = (*QUANTITIES, MATCH_NONE)
-        if self.match not in rules:
-            raise UserError(f"config.match={self.match!r} is not one of {', '.join(rules)}")
-        if not 0.0 < self.tolerance < 1.0:
-            raise UserError(f"config.tolerance={self.tolerance} must be between 0 and 1, like 0.01")
-        for name in ("rate_seeds", "seeds", "decode_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.{name}={getattr(self, name)} must be at least 1")
-        for name in ("rate_steps", "validation_tokens"):
-            if getattr(self, name) < 0:
-                raise UserError(f"config.{name}={getattr(self, name)} must be at least 0")
-        if self.rate_seeds > self.seeds:
-            raise UserError(f"config.rate_seeds={self.rate_seeds} must be at most config.seeds={self.seeds}")
-        for name, kind, example in (("learning_rates", float, "1e-3,3e-3"), ("contexts", int, "256,1024")):
-            values = getattr(self, name)
-            if not values or any(type(value) not in (kind, int) or value <= 0 for value in values):
-                raise UserError(f"config.{name}={values} must be positive numbers like {example}")
-            if len(set(values)) < len(values):
-                raise UserError(f"config.{name}={values} names a value twice")
+        super().__post_init__()
+        if not self.rate_steps and self.rate_seeds > self.seeds:
+            raise UserError(
+                f"config.rate_seeds={self.rate_seeds} must be at most config.seeds={self.seeds} where config.rate_steps is 0: "
+                "the runs that choose the rate are then among those reported"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +86,11 @@ class Candidate:
     matched: Matched
     config: RunConfig  # at its sizes; the learning rate and the seed are the base's
 
+    @property
+    def is_control(self) -> bool:
+        """It has channel layers alone, and so sees no other token."""
+        return set(parse_pattern(self.matched.sizes.pattern)) == {MLP}
+
 
 class Plan:
     """All runs of a comparison. Which of them are due depends on what the earlier ones come to.
@@ -97,7 +98,7 @@ class Plan:
     Attributes:
         compare: the CompareConfig.
         base: the complete training config as a nested dict.
-        candidates: in the order given; the first is the reference.
+        candidates: in the order given, the control last; the first is the reference.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, vocab_size: int):
@@ -117,12 +118,14 @@ class Plan:
     def _candidates(self, vocab_size: int) -> tuple[Candidate, ...]:
         found, target = [], None
         quantity = "params" if self.compare.match == MATCH_NONE else self.compare.match
-        for label, pattern in entries(self.compare.mixers, self.base).items():
+        for label, pattern in self._entries().items():
             as_the_base = sizes.as_the_base(self.base, pattern)
             if target is None or self.compare.match == MATCH_NONE:
                 counted = sizes.count(quantity, sizes.with_sizes(self.base, as_the_base), vocab_size)
                 target = counted if target is None else target
                 matched = Matched(as_the_base, counted, counted / target - 1.0)
+            elif quantity == "state_bytes" and set(pattern.split()) == {MLP}:
+                matched = self._without_state(label, pattern, vocab_size)
             else:
                 matched = sizes.match(
                     label, quantity, self.base, pattern, vocab_size, target=target, tolerance=self.compare.tolerance
@@ -131,31 +134,70 @@ class Plan:
             found.append(Candidate(label, self.workdir / folder_name(label), matched, config))
         return tuple(found)
 
-    def rate_runs(self, candidate: Candidate) -> list[RunPlan]:
-        """Those that choose the learning rate."""
-        rates = sorted(self.compare.learning_rates)
+    def _entries(self) -> dict[str, str]:
+        """Labels and patterns, the control's among them.
+
+        Raises:
+            UserError: the control's label is another's.
+        """
+        found = entries(self.compare.mixers, self.base)
+        wanted = self.compare.control and self.base["data"]["task"] == TEXT
+        if not wanted or any(set(pattern.split()) == {MLP} for pattern in found.values()):
+            return found
+        if CONTROL in map(folder_name, found):
+            raise UserError(f"config.mixers names {CONTROL!r}, which is the control's label: rename it, or set config.control=False")
+        return found | {CONTROL: MLP}
+
+    def _without_state(self, label: str, pattern: str, vocab_size: int) -> Matched:
+        """Of layers that carry no state, sizes that match in parameters."""
+        first = sizes.with_sizes(self.base, sizes.as_the_base(self.base, next(iter(self._entries().values()))))
+        target = sizes.count("params", first, vocab_size)
+        matched = sizes.match(
+            label, "params", self.base, pattern, vocab_size, target=target, tolerance=self.compare.tolerance
+        )
+        return Matched(matched.sizes, 0.0, -1.0)
+
+    def rates(self) -> list[float]:
+        """The grid of learning rates."""
+        return sorted(map(float, self.compare.learning_rates))
+
+    def rate_runs(self, candidate: Candidate, rates: Iterable[float]) -> list[RunPlan]:
+        """Those that choose the learning rate among `rates`."""
         steps = self.compare.rate_steps or None
-        return [self._run(candidate, rate, index, steps) for rate in rates for index in range(self.compare.rate_seeds)]
+        return [
+            self._run(candidate, rate, index, steps) for rate in sorted(rates) for index in range(self.compare.rate_seeds)
+        ]
 
     def seed_runs(self, candidate: Candidate, rate: float) -> list[RunPlan]:
         """Those that are reported, at the best rate."""
         return [self._run(candidate, rate, index, None) for index in range(self.compare.seeds)]
 
-    def number_of_runs(self) -> int:
-        """Of all candidates, if none diverges."""
-        rate_runs = len(self.compare.learning_rates) * self.compare.rate_seeds
-        reused = 0 if self.compare.rate_steps else self.compare.rate_seeds
-        return len(self.candidates) * (rate_runs + self.compare.seeds - reused)
+    def all_runs(self, candidate: Candidate, rates: Iterable[float], best: float | None) -> list[RunPlan]:
+        """Each run once that is due for a candidate whose rates and best rate are these; where that is open, any will do."""
+        rates = sorted(rates)
+        lasting = rates if self.compare.check_rates else [rates[0] if best is None else best]
+        runs = [*self.rate_runs(candidate, rates), *(run for rate in lasting for run in self.seed_runs(candidate, rate))]
+        return list({run.folder: run for run in runs}.values())
 
     def _run(self, candidate: Candidate, rate: float, index: int, steps: int | None) -> RunPlan:
         config, seed = candidate.config, candidate.config.seed + index
-        train = config.train if steps is None else dataclasses.replace(config.train, steps=steps)
-        config = dataclasses.replace(
-            config, seed=seed, optim=dataclasses.replace(config.optim, learning_rate=float(rate)), train=train
-        )
+        optim = dataclasses.replace(config.optim, learning_rate=float(rate))
+        train = config.train
+        if steps is not None:
+            optim = _shortened(optim, steps / train.steps)
+            train = dataclasses.replace(train, steps=steps)
+        config = dataclasses.replace(config, seed=seed, optim=optim, train=train)
         kind = "" if steps is None else f"_{steps}_steps"
         short = f"{rate:g}" if float(f"{rate:g}") == rate else repr(float(rate))
         return RunPlan(candidate.folder / f"lr{short}{kind}" / f"seed{seed}", config, candidate.label)
+
+
+def _shortened(optim: OptimConfig, share: float) -> OptimConfig:
+    """The same schedule in a share of the steps: warm-up and decay take as large a part of a short run as of a long one."""
+    def of(steps):
+        return None if steps is None else max(min(steps, 1), round(steps * share))
+
+    return dataclasses.replace(optim, warmup_steps=of(optim.warmup_steps), decay_steps=of(optim.decay_steps))
 
 
 def read(config: ConfigDict) -> tuple[CompareConfig, dict]:
@@ -184,13 +226,14 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
         UserError: an unknown mixer, an empty entry, or a label twice.
     """
     found = {}
-    for entry in text.split(","):
-        label, _, pattern = (part.strip() for part in entry.partition("="))
-        words = (pattern or label).split()
+    for entry in split_outside_brackets(text, ","):
+        label, *pattern = (part.strip() for part in split_outside_brackets(entry, "="))
+        pattern = "=".join(pattern)
+        words = parse_pattern(pattern or label) if pattern or label else ()
         if not words:
             raise UserError(f"config.mixers={text!r} has an empty entry; write names, commas between them")
         if len(words) == 1 and not pattern:
-            pattern = mixers.pattern(label)
+            pattern = _with_mlp(words[0])
             if MLP not in parse_pattern(base["model"]["pattern"]):
                 pattern = label
         elif not pattern:
@@ -203,6 +246,13 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
     return found
 
 
+def _with_mlp(word: str) -> str:
+    """The layers that stand where a Transformer has attention and MLP; of mixers side by side: they and an MLP."""
+    name = layer_name(word)
+    layers = mixers.pattern(name).split() if name in mixers.names() else (name, MLP)
+    return " ".join(word if layer == name else layer for layer in layers)
+
+
 def folder_name(label: str) -> str:
     """A label as the name of a folder; a long one is cut and told apart by a digest."""
     name = re.sub(r"[^\w.-]+", "_", label).strip("._")
@@ -213,9 +263,11 @@ def folder_name(label: str) -> str:
 
 def check_folders(plan: Plan) -> None:
     """Raise UserError if a planned run's folder holds a run of another config."""
+    rates = plan.rates()
+    beyond = [EXTENSION ** (index + 1) for index in range(plan.compare.rate_extensions)]
+    rates = [*rates, *(rates[0] / factor for factor in beyond), *(rates[-1] * factor for factor in beyond)]
     for candidate in plan.candidates:
-        rates = sorted(plan.compare.learning_rates)
-        runs = plan.rate_runs(candidate) + [run for rate in rates for run in plan.seed_runs(candidate, rate)]
+        runs = plan.rate_runs(candidate, rates) + [run for rate in rates for run in plan.seed_runs(candidate, rate)]
         for run in runs:
             path = run.folder / "config.json"
             if path.exists():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqmodels.comparison import jobs, statistics
+from seqmodels.comparison import audit, jobs, statistics
 from seqmodels.comparison.jobs import DIVERGED, FINISHED, ResultsCache
 from seqmodels.comparison.plan import MATCH_NONE, Candidate, Plan, RunPlan
 from seqmodels.comparison.scores import Scores
@@ -15,7 +15,6 @@ from seqmodels.comparison.sizes import QUANTITIES
 from seqmodels.evaluation.perplexity import by_context_length, perplexity
 
 BOOTSTRAP_SEED = 0
-SIGNIFICANT = 0.05
 BUSY = 2.0  # processes a core; the comparison's own training, just ended, is one or a little more
 
 
@@ -27,6 +26,7 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
     """
     known = ResultsCache(plan)
     rows = {candidate.label: _candidate(plan, known, candidate, vocab_size) for candidate in plan.candidates}
+    control, starts = _add_gains(plan, rows), audit_of_starts(plan, rows)
     matched = None
     if plan.compare.match != MATCH_NONE:
         matched = {
@@ -43,11 +43,55 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
         "matched": matched,
         "validation": _validation(plan, known),
         "mixers": rows,
+        "control": control,
+        "audit": starts,
+        "rate_search": _rate_search(plan, known),
         "pairs": _pairs(plan, known),
-        "warnings": [
-            *(warning for candidate in plan.candidates for warning in _warnings(plan, known, candidate)), *_busy(rows)
-        ],
+        "warnings": [*_warnings(plan, known), *_unlike(starts), *_busy(rows)],
     })  # fmt: skip
+
+
+def _add_gains(plan: Plan, rows: dict) -> str | None:
+    """Into each row what it gains over the control, in bits per byte; the control's label, None where there is none."""
+    control = next((candidate.label for candidate in plan.candidates if candidate.is_control), None)
+    for label, row in rows.items():
+        pair = [rows[each]["quality"] for each in (control, label)] if control not in (None, label) else [None]
+        known = all(quality is not None and "bits_per_byte" in quality for quality in pair)
+        row["gain"] = {"bits_per_byte": pair[0]["bits_per_byte"]["mean"] - pair[1]["bits_per_byte"]["mean"]} if known else None
+    return control
+
+
+def audit_of_starts(plan: Plan, rows: dict) -> dict:
+    """Whether the mixers start alike, and whether their starts explain the result (`comparison.audit`)."""
+    mixers = [candidate.label for candidate in plan.candidates if not candidate.is_control]
+    starts = {label: rows[label]["start"]["summary"] for label in mixers if rows[label]["start"] is not None}
+    quality = {label: rows[label]["quality"] for label in mixers if rows[label]["quality"] is not None}
+    position_1 = {
+        label: each["position_1_loss"]["mean"] for label, each in quality.items() if "position_1_loss" in each
+    }
+    losses = {label: each["loss"]["mean"] for label, each in quality.items()}
+    figures = {
+        name: {label: each[name] for label, each in starts.items() if name in each} for name in audit.MEANINGS
+    } | {"position_1_loss": position_1}
+    spearman = {}
+    for name, values in figures.items():
+        both = [label for label in values if label in losses]
+        found = statistics.spearman([values[label] for label in both], [losses[label] for label in both])
+        if found is not None:
+            spearman[name] = {"in_words": audit.MEANINGS[name]} | dataclasses.asdict(found)
+    return {"differences": audit.differences(starts, position_1), "spearman": spearman}
+
+
+def _rate_search(plan: Plan, known: ResultsCache) -> dict:
+    """What the search for the learning rates takes of the whole."""
+    per_step = plan.base["data"]["batch_size"] * plan.base["data"]["seq_len"]
+    runs = [run for candidate in plan.candidates for run in known.rate_runs(candidate)]
+    everything = [run for candidate in plan.candidates for run in known.all_runs(candidate)]
+    tokens, of = (per_step * sum(run.steps for run in each) for each in (runs, everything))
+    return {
+        "runs": len(runs), "tokens": tokens, "share_of_tokens": tokens / of,
+        "seconds": sum(over["seconds"] for run in runs if (over := known.outcome(run)) is not None),
+    }  # fmt: skip
 
 
 def _candidate(plan: Plan, known: ResultsCache, candidate: Candidate, vocab_size: int) -> dict:
@@ -59,6 +103,9 @@ def _candidate(plan: Plan, known: ResultsCache, candidate: Candidate, vocab_size
         "of_reference": matched.of_reference,
         "rates": _rates(plan, known, candidate),
         "best_rate": rate,
+        "rates_at_length": _rates_at_length(plan, known, candidate),
+        "is_control": candidate.is_control,
+        "start": known.start(candidate),
         "cost": known.cost(candidate, asked),
         "runs": [],
         "diverged": [],
@@ -113,9 +160,11 @@ def _quality(scored: Sequence[Scores]) -> dict:
     nats_to_bits_per_byte = first.tokens[first.reported].sum() / (math.log(2) * first.bytes[first.reported].sum())
     with np.errstate(invalid="ignore"):
         by_position = np.mean([score.by_position() for score in scored], axis=0)
+    first_of_window = [float(score.by_position()[0]) for score in scored]
     return {
         "losses": losses,
         "loss": dataclasses.asdict(loss),
+        "position_1_loss": dataclasses.asdict(statistics.mean_interval(first_of_window)),
         "perplexity": _scaled(loss, perplexity),
         "bits_per_byte": _scaled(loss, lambda nats: nats * nats_to_bits_per_byte),
         "hit_loss": dataclasses.asdict(_over_seeds(scored, "hit_loss")),
@@ -151,7 +200,7 @@ def _rates(plan: Plan, known: ResultsCache, candidate: Candidate) -> list[dict]:
     """Of each learning rate that was tried to the end, the mean loss on the documents that choose; of a task, the accuracy too."""
     found = []
     by_rate: dict[float, list[RunPlan]] = {}
-    for run in plan.rate_runs(candidate):
+    for run in known.rate_runs(candidate):
         by_rate.setdefault(run.learning_rate, []).append(run)
     for rate, runs in by_rate.items():
         if not _is_complete(known, runs):
@@ -166,6 +215,34 @@ def _rates(plan: Plan, known: ResultsCache, candidate: Candidate) -> list[dict]:
     return found
 
 
+def _rates_at_length(plan: Plan, known: ResultsCache, candidate: Candidate) -> dict | None:
+    """Where every rate was trained at full length too: what each comes to there, and what the choice by short runs loses.
+
+    In the measure that chooses, on the documents that choose; `regret` is the chosen rate's mean less the best one's, `spread`
+    the standard deviation between seeds, pooled over the rates (None of single seeds).
+    """
+    best = known.best_rate(candidate)
+    if not plan.compare.check_rates or best is None:
+        return None
+    found = {}
+    for rate in known.rates(candidate):
+        runs = plan.seed_runs(candidate, rate)
+        if not _is_complete(known, runs):
+            return None
+        finished = [score for _, score in _finished(known, runs)] if len(_finished(known, runs)) == len(runs) else []
+        found[rate] = [score.mean(score.measure, ~score.reported) for score in finished]
+    means = {rate: float(np.mean(values)) for rate, values in found.items() if values}
+    if best not in means:
+        return None
+    several = [values for values in found.values() if len(values) > 1]
+    spread = math.sqrt(np.mean([np.var(values, ddof=1) for values in several])) if several else None
+    winner = min(means, key=means.__getitem__)
+    return {
+        "rates": [{"rate": rate, "values": values} for rate, values in found.items()],
+        "best": winner, "regret": means[best] - means[winner], "spread": spread,
+    }  # fmt: skip
+
+
 def _curve(run: RunPlan) -> dict:
     """Validation losses of a run by tokens; of a task, the accuracies too."""
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -177,7 +254,7 @@ def _curve(run: RunPlan) -> dict:
 def _validation(plan: Plan, known: ResultsCache) -> dict | None:
     """What was scored; None before anything was."""
     for candidate in plan.candidates:
-        for _, score in _finished(known, plan.rate_runs(candidate)):
+        for _, score in _finished(known, known.rate_runs(candidate)):
             reported = score.reported
             return {
                 "choosing_documents": int((~reported).sum()),
@@ -186,6 +263,8 @@ def _validation(plan: Plan, known: ResultsCache) -> dict | None:
                 "tokens": int(score.tokens[reported].sum()),
                 "bytes": float(score.bytes[reported].sum()),
                 "hit_tokens": int(score.hit_tokens[reported].sum()),
+                "frequent_pairs": score.frequent_pairs,
+                "position_1_tokens": int(score.position_tokens[0]) if len(score.position_tokens) else 0,
             }
     return None
 
@@ -235,34 +314,47 @@ def _pairs(plan: Plan, known: ResultsCache) -> list[dict]:
             test["corrected_p_value"] = corrected
     for pair in found:
         tests = [pair[name] for name in ("over_documents", "over_seeds")]
-        pair["significant"] = all(test is not None and test["corrected_p_value"] < SIGNIFICANT for test in tests)
+        pair["significant"] = all(test is not None and test["corrected_p_value"] < statistics.SIGNIFICANT for test in tests)
     return found
 
 
-def _warnings(plan: Plan, known: ResultsCache, candidate: Candidate) -> list[str]:
-    """What a reader should know before believing a row."""
-    found, rates, best = [], sorted(plan.compare.learning_rates), known.best_rate(candidate)
-    tried = {each["rate"]: each for each in _rates(plan, known, candidate)}
-    if len(tried) == len(rates) and best is None:
-        found.append(f"{candidate.label} diverged at every learning rate ({_listed(rates)}): add lower ones")
-    diverged = [rate for rate in rates if rate in tried and tried[rate]["diverged_at"]]
-    if best is None:
-        return found
-    if diverged:
-        found.append(f"{candidate.label} diverged at a learning rate of {_listed(diverged)}")
-    if len(rates) == 1:
-        found.append(f"{candidate.label}: one learning rate was tried, {best:g}; another may be better")
-    elif best in (rates[0], rates[-1]) and tried[best].get("accuracy") != 1.0:
-        side, more = ("lowest", "lower") if best == rates[0] else ("highest", "higher")
-        found.append(
-            f"{candidate.label}: the best learning rate, {best:g}, is the {side} that was tried; a {more} one may be better "
-            "(--config.learning_rates)"
-        )
-    runs = plan.seed_runs(candidate, best)
-    lost = [run.seed for run in runs if (over := known.outcome(run)) is not None and over["status"] == DIVERGED]
-    if lost:
-        found.append(f"{candidate.label}: {len(lost)} of {len(runs)} seeds diverged ({_listed(lost)}); the figures are of the rest")
+def _warnings(plan: Plan, known: ResultsCache) -> list[str]:
+    """What a reader should know before believing a row; one line for each kind, naming all whom it is about."""
+    nowhere, somewhere, low, high, lost = [], [], [], [], []
+    for candidate in plan.candidates:
+        label, best, rates = candidate.label, known.best_rate(candidate), list(known.rates(candidate))
+        tried = {each["rate"]: each for each in _rates(plan, known, candidate)}
+        diverged = [rate for rate in rates if rate in tried and tried[rate]["diverged_at"]]
+        if best is None:
+            if len(tried) == len(rates):
+                nowhere.append(f"{label} ({_listed(rates)})")
+            continue
+        if diverged:
+            somewhere.append(f"{label} ({_listed(diverged)})")
+        if len(rates) > 1 and best in (rates[0], rates[-1]) and tried[best].get("accuracy") != 1.0:
+            (low if best == rates[0] else high).append(f"{label} ({best:g})")
+        runs = plan.seed_runs(candidate, best)
+        seeds = [run.seed for run in runs if (over := known.outcome(run)) is not None and over["status"] == DIVERGED]
+        if seeds:
+            lost.append(f"{label} ({len(seeds)} of {len(runs)})")
+    ends = (
+        (nowhere, "diverged at every learning rate: {}; add lower ones to config.learning_rates"),
+        (somewhere, "diverged at a learning rate: {}"),
+        (low, "the best learning rate is the lowest that was tried: {}; a lower one may be better (config.learning_rates, "
+              "config.rate_extensions)"),
+        (high, "the best learning rate is the highest that was tried: {}; a higher one may be better (config.learning_rates, "
+               "config.rate_extensions)"),
+        (lost, "seeds diverged at the best learning rate: {}; the figures are of the rest"),
+    )  # fmt: skip
+    found = [text.format(", ".join(whom)) for whom, text in ends if whom]
+    if len(plan.rates()) == 1:
+        found.append(f"one learning rate was tried, {plan.rates()[0]:g}; another may be better, for one mixer more than for another")
     return found
+
+
+def _unlike(starts: dict) -> list[str]:
+    """That the mixers' starts differ, if they do."""
+    return [f"the mixers start unlike: {'; '.join(starts['differences'])}"] if starts["differences"] else []
 
 
 def _busy(rows: dict) -> list[str]:

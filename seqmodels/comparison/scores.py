@@ -6,18 +6,18 @@ by luck is not paid back in the same text.
 
 import dataclasses
 import functools
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 from seqmodels import model
 from seqmodels.comparison import recall
 from seqmodels.data import HeldOut, ValidationSet, atomic
+from seqmodels.formats import npz
 from seqmodels.run import Run
 from seqmodels.training.loss import token_losses, token_losses_and_correct
 
@@ -34,7 +34,8 @@ class Scores:
     loss: Float[np.ndarray, "documents"]  # nats
     tokens: Float[np.ndarray, "documents"]
     bytes: Float[np.ndarray, "documents"]  # of text that the tokens stand for
-    hit_loss: Float[np.ndarray, "documents"]  # nats, of the targets that the same window and story hold the answer to
+    # nats, of the targets that the same window and story hold the answer to, and that are rare in training (comparison.recall)
+    hit_loss: Float[np.ndarray, "documents"]
     hit_tokens: Float[np.ndarray, "documents"]
     errors: Float[np.ndarray, "documents"]  # labels that the model does not put above all else; of text 0
     segment: Int[np.ndarray, "documents"]  # which of the segments an example is of; of text 0
@@ -43,6 +44,7 @@ class Scores:
     position_loss: Float[np.ndarray, "T"]  # nats, reported documents; of a task empty
     position_tokens: Float[np.ndarray, "T"]
     validation_tokens: int  # what was asked for; 0: all
+    frequent_pairs: int  # how many pairs of tokens are no recall hits for being frequent in training
 
     @property
     def measure(self) -> str:
@@ -92,18 +94,27 @@ class Scores:
         return [1.0 - self.mean("errors", self.reported & (self.segment == index)) for index in segments]
 
 
-def score(run: Run, validation_tokens: int = 0) -> Scores:
+def score(
+    run: Run, validation_tokens: int = 0, frequent_pairs: Integer[np.ndarray, "pairs 2"] | None = None
+) -> Scores:
     """Score a run on its own validation data as eval.py does: text in windows of the training length, a task's examples.
 
     Args:
         validation_tokens: only so many of the first tokens; 0: all. Of a task, about so many.
+        frequent_pairs: of the training split (`recall.frequent_pairs`), which are no recall hits.
     """
     validation, limit = run.validation(), validation_tokens or None
-    scored = _score_task(run, validation, limit) if isinstance(validation, HeldOut) else _score_text(run, validation, limit)
-    return Scores(**scored, validation_tokens=validation_tokens)
+    if isinstance(validation, HeldOut):
+        scored = _score_task(run, validation, limit)
+    else:
+        scored = _score_text(run, validation, limit, frequent_pairs)
+    left_out = 0 if frequent_pairs is None else len(frequent_pairs)
+    return Scores(**scored, validation_tokens=validation_tokens, frequent_pairs=left_out)
 
 
-def _score_text(run: Run, validation: ValidationSet, limit: int | None) -> dict:
+def _score_text(
+    run: Run, validation: ValidationSet, limit: int | None, frequent_pairs: Integer[np.ndarray, "pairs 2"] | None
+) -> dict:
     of = run.config.data
     places, inputs, targets, losses, text_bytes = [], [], [], [], []
     size = of.batch_size * of.seq_len
@@ -117,7 +128,7 @@ def _score_text(run: Run, validation: ValidationSet, limit: int | None) -> dict:
 
     documents = document_of(validation, places)
     windows = places // of.seq_len
-    repeated = recall.is_repeated_bigram(inputs, targets, documents * (windows[-1] + 1) + windows)
+    repeated = recall.is_repeated_bigram(inputs, targets, documents * (windows[-1] + 1) + windows, frequent_pairs)
     by_document = functools.partial(np.bincount, documents, minlength=documents[-1] + 1)
     reported = documents % 2 == 1
     positions = places % of.seq_len
@@ -201,14 +212,15 @@ def save(scores: Scores, folder: Path) -> None:
 def load(folder: Path, validation_tokens: int) -> Scores | None:
     """The scores in a run's folder; None if there are none, of other tokens, or a damaged file."""
     try:
-        with np.load(folder / FILE_NAME, allow_pickle=False) as saved:
-            fields = {field.name: saved[field.name] for field in dataclasses.fields(Scores)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        saved = npz.read(folder / FILE_NAME)
+        fields = {field.name: saved[field.name] for field in dataclasses.fields(Scores)}
+    except (FileNotFoundError, npz.Malformed, KeyError):
         return None
     plain = {
         "segment_names": tuple(map(str, fields["segment_names"])),
         "segment_lengths": tuple(map(int, fields["segment_lengths"])),
         "validation_tokens": int(fields["validation_tokens"]),
+        "frequent_pairs": int(fields["frequent_pairs"]),
     }
     found = Scores(**(fields | plain))
     return found if found.validation_tokens == validation_tokens else None

@@ -20,7 +20,7 @@ from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.errors import UserError
 from seqmodels.evaluation import perplexity
 from seqmodels.layers import default_mlp_hidden, default_rwkv_hidden
-from seqmodels.model import MLP, parse_pattern
+from seqmodels.pattern import MLP, parse_pattern
 from seqmodels.training import flops
 
 QUANTITIES = {
@@ -47,7 +47,7 @@ class Sizes:
 
     def __str__(self) -> str:
         mlp = "" if self.mlp_hidden is None else f", MLP width {self.mlp_hidden}"
-        return f"{self.repeats} x [{', '.join(self.pattern.split())}], width {self.d_model}{mlp}"
+        return f"{self.repeats} x [{', '.join(parse_pattern(self.pattern))}], width {self.d_model}{mlp}"
 
     def as_overrides(self) -> dict[str, str | int | None]:
         """As fields of config.model."""

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scipy import special
 
 CONFIDENCE = 0.95
+SIGNIFICANT = 0.05  # p-values below it, after the correction for several tests
 RESAMPLES = 4000  # of the bootstrap: p-values down to 5e-4
 SMALLEST_P_VALUE = 0.01  # that the bootstrap must be able to find, after the correction for several tests
 BLOCK = 4_000_000  # numbers drawn at once
@@ -134,6 +135,46 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = largest
     return [float(value) for value in corrected]
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation, and the probability of one so far from 0 if the two had nothing to do with each other."""
+
+    rho: float
+    p_value: float
+    values: int
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> Correlation | None:
+    """Of ranks, ties sharing their mean; the p-value by Student's t of n - 2 degrees of freedom, rough below ten pairs.
+
+    None of fewer than four pairs, or where all values of one side are alike.
+    """
+    n = len(first)
+    ranks = [_ranks(np.asarray(values, np.float64)) for values in (first, second)]
+    if n < 4 or any(np.ptp(each) == 0 for each in ranks):
+        return None
+    rho = float(np.corrcoef(*ranks)[0, 1])
+    rho = max(-1.0, min(1.0, rho))
+    t = math.inf if abs(rho) == 1.0 else abs(rho) * math.sqrt((n - 2) / (1.0 - rho * rho))
+    return Correlation(rho, float(2.0 * special.stdtr(n - 2, -t)), n)
+
+
+def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2.0)[inverse]
+
+
+def least_ratio(seeds: int, tests: int, significant: float = SIGNIFICANT) -> float | None:
+    """How many of its own standard deviations over the seeds a difference must have for `paired_over_seeds` to show it.
+
+    After `holm` for the first of so many tests. None of one seed, which shows nothing.
+    """
+    if seeds < 2:
+        return None
+    return float(special.stdtrit(seeds - 1, 1.0 - significant / max(1, tests) / 2.0)) / math.sqrt(seeds)
 
 
 def _t_quantile(confidence: float, degrees: int) -> float:

@@ -19,9 +19,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from seqmodels import command_line
 from seqmodels.comparison import cost, jobs, scores
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.run import load_run
 from seqmodels.training.run_folder import read_config
 
@@ -30,6 +33,7 @@ def main() -> None:
     parser = command_line.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--score", type=Path, action="append", default=[], help="the folder of a run to score")
     parser.add_argument("--validation_tokens", type=int, default=0, help="score only so many; 0: all")
+    parser.add_argument("--frequent_pairs", type=Path, help="a file of the pairs of tokens that are no recall hits")
     parser.add_argument("--cost", type=Path, help="the folder of a run whose model is measured")
     parser.add_argument("--out", type=Path, help="where the costs go")
     parser.add_argument("--asked", type=json.loads, help="what is asked for, as comparison.jobs.asked_cost says it")
@@ -38,11 +42,12 @@ def main() -> None:
         raise UserError("give --score or --cost; see --help")
     first = options.score[0] if options.score else options.cost
     command_line.use_compilation_cache(read_config(first).train.compilation_cache_dir)
+    frequent = None if options.frequent_pairs is None else np.load(options.frequent_pairs)
     for folder in options.score:
-        print(f"scoring {folder}", file=sys.stderr)
-        scores.save(scores.score(load_run(folder), options.validation_tokens), folder)
+        say(f"scoring {folder}")
+        scores.save(scores.score(load_run(folder), options.validation_tokens, frequent), folder)
     if options.cost is not None:
-        print(f"measuring {options.cost}", file=sys.stderr)
+        say(f"measuring {options.cost}")
         asked = options.asked
         measured = cost.measure(
             read_config(options.cost), asked["vocab_size"],

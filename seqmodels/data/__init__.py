@@ -8,12 +8,23 @@
 Knows no model and imports no JAX.
 """
 
-from seqmodels.data.dataset import TEXT, DataConfig, Dataset, prepare, save_validation, validation_from_source
+from seqmodels.data.dataset import (
+    RECORD_NAME,
+    TEXT,
+    DataConfig,
+    Dataset,
+    prepare,
+    save_validation,
+    validation_from_source,
+)
 from seqmodels.data.tasks.batches import HeldOut, TaskDataset, held_out
-from seqmodels.data.text.tokenizer import Tokenizer, load_tokenizer, prompt_tokens
-from seqmodels.data.text.validation import ValidationSet, load_validation
+from seqmodels.data.text.tokenizer import Tokenizer, load_tokenizer, prompt_tokens, token_mask
+from seqmodels.data.text.tokenizer import digest as tokenizer_digest
+from seqmodels.data.text.unicode import well_formed
+from seqmodels.data.text.validation import ValidationSet, few_documents, load_validation
 
 __all__ = [
+    "RECORD_NAME",
     "TEXT",
     "DataConfig",
     "Dataset",
@@ -21,11 +32,15 @@ __all__ = [
     "TaskDataset",
     "Tokenizer",
     "ValidationSet",
+    "few_documents",
     "held_out",
     "load_tokenizer",
     "load_validation",
     "prepare",
     "prompt_tokens",
     "save_validation",
+    "token_mask",
+    "tokenizer_digest",
     "validation_from_source",
+    "well_formed",
 ]

@@ -5,14 +5,15 @@ import errno
 import fcntl
 import os
 import stat
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from seqmodels import failures
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -31,7 +32,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
             file.flush()
             os.fsync(file.fileno())  # ahead of the name: after a power cut a named file would otherwise be empty
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -49,18 +50,19 @@ def rename_folder(folder: str | os.PathLike[str], path: str | os.PathLike[str]) 
     """
     sync_folder(folder)
     os.rename(folder, path)
-    _sync(os.path.dirname(os.path.abspath(path)))
+    sync(os.path.dirname(os.path.abspath(path)))
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Return when all that is in a folder has reached the disk, the names of its files included."""
     for parent, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _sync(os.path.join(parent, name))
-        _sync(parent)
+            sync(os.path.join(parent, name))
+        sync(parent)
 
 
-def _sync(path: str | os.PathLike[str]) -> None:
+def sync(path: str | os.PathLike[str]) -> None:
+    """Return when a file's content, or the names in a folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -94,7 +96,7 @@ def _locked(descriptor: int, waiting: str | None) -> bool:
             return False  # a file system without locks
     if waiting is None:
         return False
-    print(waiting, file=sys.stderr, flush=True)
+    say(waiting)
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return True
@@ -128,6 +130,12 @@ def check_file_name(path: str | os.PathLike[str], *, replaced: bool = True) -> P
 _KINDS = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
+_REFUSALS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ELOOP,
+)  # fmt: skip
+
+
 def unique() -> str:
     """A part of a name that no other process, on this machine or another, chooses."""
     return f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -135,15 +143,23 @@ def unique() -> str:
 
 @contextmanager
 def disk_errors_as_user_errors(place: str, folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the disk's refusal to write into a ``UserError`` that names the ``place``.
+    """Turns the disk's refusal to write into a ``UserError`` that names the ``place``, or what else is in the way.
 
     ``place`` is what the person can change, such as ``data.cache_dir``; ``folder`` is its value.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = f"no space left in '{folder}': free some, or set another {place}"
-        else:
-            reason = f"cannot write in '{folder}' ({error.strerror}): set another {place}"
-        raise UserError(reason) from error
+        raise UserError(_explanation(error, place, os.fspath(folder))) from error
+
+
+def _explanation(error: OSError, place: str, folder: str) -> str:
+    if failures.is_no_space(error):
+        return f"no space left in '{folder}': free some, or set another {place}"
+    elsewhere = isinstance(error.filename, str) and Path(folder).absolute() not in Path(error.filename).absolute().parents
+    if elsewhere and Path(error.filename).absolute() != Path(folder).absolute():
+        return f"'{error.filename}': {failures.obstacle(error) or error.strerror}"
+    if error.errno in _REFUSALS:
+        return f"cannot write in '{folder}' ({error.strerror}): set another {place}"
+    # Neither the folder nor its permissions: another place would not help.
+    return f"'{error.filename or folder}': {failures.obstacle(error) or error.strerror or error}"

@@ -3,11 +3,10 @@
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 
@@ -22,16 +21,16 @@ from seqmodels.data.text.shards import TokenStream, cached_tokens, key_lock
 from seqmodels.data.text.tokenizer import Tokenizer
 from seqmodels.data.text.validation import ValidationSet
 from seqmodels.errors import UserError
+from seqmodels.escape import say
+from seqmodels.ranges import AtLeast, AtMost, Checked, Count, CountOrZero, OneOf
 
 TEXT: Final = "text"
 RECORD_NAME: Final = "data.json"
 """Of a run folder: what was read, what was held out and why, and what was not read."""
 
-_AT_LEAST_ONE: Final = ("seq_len", "batch_size", "toy_documents")
-
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked, where="data"):
     """What to train on. The defaults stand in configs/base.py."""
 
     source: str
@@ -42,19 +41,19 @@ class DataConfig:
     """What is held out: a split of the source, a path or a hub id; None: its validation split, or a part of it."""
     tokenizer: str
     """``bpe``, ``bytes`` or the path of a tokenizer.json."""
-    vocab_size: int
+    vocab_size: Annotated[int, AtLeast(0), AtMost(2**24)]
     """Pieces of a ``bpe``; the other tokenizers bring their own number."""
-    seq_len: int
+    seq_len: Count
     """Tokens per row of a batch."""
-    batch_size: int
+    batch_size: Count
     """Rows per batch, over all devices."""
-    packing: str
+    packing: Annotated[str, OneOf(PACKINGS)]
     """``windows`` of the token stream, or whole ``documents`` parted by reset marks."""
     cache_dir: str
     """Where trained tokenizers and tokens are kept between runs."""
-    max_train_documents: int
+    max_train_documents: CountOrZero
     """The first so many documents of the training split; 0 for all."""
-    toy_documents: int
+    toy_documents: Annotated[Count, AtMost(10**7)]
     """Training stories of the source ``toy``."""
     task: str
     """``text``, or a synthetic task (``seqmodels.data.tasks``), of which only seq_len and batch_size are asked above."""
@@ -62,17 +61,7 @@ class DataConfig:
     """(name, options) of the task; empty for text."""
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.max_train_documents < 0:
-            raise UserError(
-                f"data.max_train_documents is {self.max_train_documents}: it must be 0 (all) or more"
-            )
-        if self.packing not in PACKINGS:
-            raise UserError(
-                f"data.packing is '{self.packing}': it must be {' or '.join(map(repr, PACKINGS))}"
-            )
+        super().__post_init__()
         if self.tokenizer == "bpe":
             tokenizers.check_bpe_size(self.vocab_size)
         if self.synthetic_task is not None:
@@ -164,7 +153,7 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
         train = sources.first_documents(train, config.max_train_documents)
         source = replace(source, train=train)
     line = sources.said(source)
-    print(line, file=sys.stderr, flush=True)
+    say(line)
     tokenizer = _tokenizer(config, train)
     stream = cached_tokens(
         config.cache_dir, train, tokenizer, label=f"training split of {_short(source.name)}"
@@ -183,7 +172,7 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
     _say_what_was_left_out(stream, "training")
     few = validations.few_documents(len(validation.document_ends), "held out")
     if few is not None:
-        print(f"data: {few}", file=sys.stderr, flush=True)
+        say(f"data: {few}")
     return Dataset(
         name=f"data.source={config.source}",
         tokenizer=tokenizer,
@@ -213,7 +202,7 @@ def validation_from_source(
     split = opened.validation or opened.train
     if split is None:
         raise UserError(f"'{source}' has neither a validation nor a training split")
-    print(sources.said_of_one(opened, split), file=sys.stderr, flush=True)
+    say(sources.said_of_one(opened, split))
     return _validation_set(opened.name, split, tokenizer, cache_dir, packing)
 
 
@@ -252,7 +241,7 @@ def _record(line: str, source: sources.Source, train: TokenStream, validation: V
 def _say_what_was_left_out(stream: TokenStream, split: str) -> None:
     if stream.left_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in stream.left_out.items())
-        print(f"data: {split} documents without text were left out ({reasons})", file=sys.stderr, flush=True)
+        say(f"data: {split} documents without text were left out ({reasons})")
 
 
 def _validation_set(
@@ -310,6 +299,6 @@ def _cached_tokenizer(folder: Path, key: str) -> Tokenizer | None:
             reason = f"'{path}' is not what was written"
         except UserError as error:
             reason = str(error)
-        print(f"the cached tokenizer is damaged and is trained again ({reason})", file=sys.stderr)
+        say(f"the cached tokenizer is damaged and is trained again ({reason})")
         path.unlink(missing_ok=True)
     return None

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -16,18 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from seqmodels import model
 from seqmodels.data import atomic
 from seqmodels.decoding import generate
+from seqmodels.decoding.sampling import Sampler
 from seqmodels.errors import UserError
+from seqmodels.formats import json_text, npz
+from seqmodels.formats.limits import excerpt
 
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
 
 RECORD: Final = "record"
 LOGITS: Final = "logits"
-FIELDS: Final = ("tokens", "sampled", "capacity", "made_by")
+# Names in the file -> fields.
+FIELDS: Final = {"tokens": "tokens", "sampled": "sampled", "capacity": "capacity", "made_by": "params_fingerprint"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ class DecodingState:
         Raises:
             UserError: the disk refuses.
         """
-        record = json.dumps({name: getattr(self, name) for name in FIELDS})
+        record = json.dumps({name: getattr(self, field) for name, field in FIELDS.items()})
         leaves = {name: np.asarray(leaf) for name, leaf in _named(self.state).items()}
         with atomic.disk_errors_as_user_errors("file for the state", os.path.dirname(os.path.abspath(path))):
             atomic.write_whole(
@@ -94,28 +97,23 @@ def read(
 
 
 def continue_from(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    state: DecodingState,
-    *,
-    max_tokens: int,
-    key: Key[Array, ""],
-    end_of_text: int | None = None,
-    **sampling: Any,
+    graphdef: nnx.GraphDef, params: Params, state: DecodingState, sampler: Sampler, *, max_tokens: int
 ) -> tuple[list[int], DecodingState]:
-    """Up to `max_tokens` tokens that may follow, ending before `end_of_text`; and the state that has read them, too.
+    """Up to `max_tokens` tokens that may follow, without the one that ends the text; and the state that has read them, too.
 
-    Arguments and errors are those of `generate.generate`. Ten tokens and then ten more by the same key are the twenty of
-    one call. Where the text ended, the state that is returned has read its `end_of_text`.
+    Ten tokens and then ten more by the same key are the twenty of one call. Where the text ended, the state that is returned
+    has read its end.
+
+    Raises:
+        UserError: a negative `max_tokens`.
     """
-    sampling = generate.check_sampling(max_tokens, **sampling)
+    generate.check_max_tokens(max_tokens)
     if max_tokens == 0:
         return [], state
     state = read(graphdef, params, (), params_fingerprint=state.params_fingerprint, after=state, extra_capacity=max_tokens)
     new_tokens, lengths, logits, after = generate.decode(
-        graphdef, params, state.logits, state.state, key, -1 if end_of_text is None else end_of_text,
-        max_tokens=max_tokens, first_index=state.sampled, **sampling,
-    )  # fmt: skip
+        graphdef, params, sampler, state.logits, state.state, max_tokens=max_tokens, first_index=state.sampled
+    )
     length = int(lengths[0])
     was_read = np.asarray(new_tokens)[0, : length + 1].tolist()  # the end of text among them, if it came
     return was_read[:length], dataclasses.replace(
@@ -124,21 +122,14 @@ def continue_from(
 
 
 def stream(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    state: DecodingState,
-    *,
-    max_tokens: int,
-    key: Key[Array, ""],
-    end_of_text: int | None = None,
-    **sampling: Any,
+    graphdef: nnx.GraphDef, params: Params, state: DecodingState, sampler: Sampler, *, max_tokens: int
 ) -> Iterator[int]:
-    """The tokens that `continue_from` would return, each as soon as it is known."""
-    sampling = generate.check_sampling(max_tokens, **sampling)
+    """The tokens that `continue_from` would return, each as soon as it is known, and then the one that ends the text."""
+    generate.check_max_tokens(max_tokens)
     state = read(graphdef, params, (), params_fingerprint=state.params_fingerprint, after=state, extra_capacity=max_tokens)
     return generate.stream(
-        graphdef, params, state.logits, jax.tree.map(jnp.copy, state.state), max_tokens=max_tokens, key=key,
-        end_of_text=end_of_text, first_index=state.sampled, **sampling,
+        graphdef, params, sampler, state.logits, jax.tree.map(jnp.copy, state.state), max_tokens=max_tokens,
+        first_index=state.sampled,
     )  # fmt: skip
 
 
@@ -152,23 +143,44 @@ def load(path: str | os.PathLike[str], graphdef: nnx.GraphDef, params: Params, *
         UserError: there is no such file, it is damaged, or is of another model.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        record, logits = json.loads(str(arrays.pop(RECORD))), jnp.asarray(arrays.pop(LOGITS))
-        tokens, sampled, capacity, maker = (record[name] for name in FIELDS)
+        arrays = npz.read(path)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no saved state, or is damaged ({' '.join(str(error).split())})") from None
+    except npz.Malformed as error:
+        raise UserError(f"{path} is no saved state, or is damaged ({error})") from None
+    if not {RECORD, LOGITS} <= arrays.keys() or arrays[RECORD].dtype.kind != "U" or arrays[RECORD].ndim:
+        raise UserError(f"{path} is no saved state: it has no record and logits")
+    record = json_text.parse(str(arrays.pop(RECORD)), f"{path}: the record")
+    if not _is_record(record):
+        raise UserError(f"{path} is no saved state, or is damaged: its record is {excerpt(record)}")
+    tokens, sampled, capacity, maker = (record[name] for name in FIELDS)
+    logits = arrays.pop(LOGITS)
     if maker != params_fingerprint:
         raise UserError(f"{path} is the state of other parameters (of another run, or another step of this one)")
     shapes = _shapes(graphdef, params, capacity)
     if _sizes(shapes) != {name: leaf.shape for name, leaf in arrays.items()}:
         raise UserError(f"{path} is not a state as this model has it: its arrays have other names or shapes")
+    vocab_size = params["embedding"].shape[0]
+    if logits.dtype != np.float32 or logits.shape != (1, vocab_size) or max(tokens, default=0) >= vocab_size:
+        raise UserError(f"{path} is not a state as this model has it: its logits or its tokens are of another vocabulary")
+    if any(arrays[name].dtype.itemsize != leaf.dtype.itemsize for name, leaf in _named(shapes).items()):
+        raise UserError(f"{path} is not a state as this model has it: its arrays have numbers of other sizes")
     # numpy writes the bits of a bfloat16 and forgets what they are
     leaves = [jnp.asarray(arrays[name].view(leaf.dtype)) for name, leaf in _named(shapes).items()]
     state = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-    return DecodingState(tuple(tokens), sampled, logits, state, capacity, params_fingerprint)
+    return DecodingState(tuple(tokens), sampled, jnp.asarray(logits), state, capacity, params_fingerprint)
+
+
+def _is_record(record: Any) -> bool:
+    """Whether the fields are all there, and of values that they can have."""
+    if not isinstance(record, dict) or not FIELDS.keys() <= record.keys():
+        return False
+    tokens, sampled, capacity, maker = (record[name] for name in FIELDS)
+    return (
+        isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
+        and type(sampled) is int and 0 <= sampled <= len(tokens)
+        and type(capacity) is int and 1 <= capacity < 1 << 31 and isinstance(maker, str)
+    )  # fmt: skip
 
 
 def _has_room(graphdef, params, state: DecodingState, more: int) -> bool:

@@ -4,21 +4,25 @@ Nothing in such a file is ever executed, which is why it is the only format read
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.formats import json_text
+from seqmodels.formats.limits import Malformed, excerpt, open_file
 
 DTYPES: Final = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(jnp.bfloat16)}
 FILE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
+MAX_DIMENSIONS: Final = 32
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -61,55 +65,95 @@ def read(path: str | os.PathLike) -> Tensors:
     """The tensors of one file.
 
     Raises:
-        UserError: it is cut off or damaged, or holds a tensor that is not float32, float16 or bfloat16.
+        Malformed: it is cut off or damaged, or holds a tensor that is not float32, float16 or bfloat16.
+        OSError: the system cannot read it.
     """
     path = Path(path)
-    size = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise UserError(f"{path} is cut off or not a safetensors file: its header does not fit into its {size} bytes")
+            raise Malformed(f"{path} is cut off or not a safetensors file: its header does not fit into its {size} bytes")
         try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries = {
-                name: (entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
-                for name, entry in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: its header cannot be read ({type(error).__name__}: {error})") from None
+            text = file.read(length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Malformed(f"{path} is damaged: its header is not UTF-8 ({error.reason})") from None
+    header = json_text.parse(text, f"{path} is damaged: its header")
+    if not isinstance(header, dict):
+        raise Malformed(f"{path} is damaged: its header is no object of tensors")
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, values) for name, values in header.items()}
+    _check_bytes_used_once(path, entries, size - 8 - length)
     data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
-    return Tensors({name: _tensor(path, data, name, *entry) for name, entry in entries.items()})
+    return Tensors({
+        name: data[entry.first : entry.end].view(DTYPES[entry.dtype]).reshape(entry.shape)
+        for name, entry in entries.items()
+    })
 
 
-def _tensor(path: Path, data: np.ndarray, name: str, dtype: str, shape: tuple[int, ...], first: int, end: int) -> np.ndarray:
-    if dtype not in DTYPES:
-        raise UserError(f"{path}: {name} is {dtype}; only {', '.join(DTYPES)} can be read (is this checkpoint quantized?)")
-    count = int(np.prod(shape, dtype=object))
-    if not 0 <= first <= end or end - first != count * DTYPES[dtype].itemsize:
-        raise UserError(f"{path} is damaged: {name} of shape {list(shape)} has the bytes {first} to {end}")
-    if end > len(data):
-        raise UserError(f"{path} is cut off: {name} ends at byte {end}, but there are {len(data)}")
-    return data[first:end].view(DTYPES[dtype]).reshape(shape)
+class _Entry(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    first: int
+    end: int
+
+
+def _entry(path: Path, name: str, values: Any) -> _Entry:
+    """What a header says of one tensor, if its bytes are as many as its shape needs."""
+    shown = excerpt(name)[1:-1]
+    if not isinstance(values, dict) or values.keys() != {"dtype", "shape", "data_offsets"}:
+        raise Malformed(f"{path} is damaged: {shown} has not just a dtype, a shape and data_offsets")
+    dtype, shape, offsets = values["dtype"], values["shape"], values["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise Malformed(
+            f"{path}: {shown} is {excerpt(dtype).strip(chr(39))}; only {', '.join(DTYPES)} can be read (is this checkpoint quantized?)"
+        )
+    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
+        raise Malformed(f"{path} is damaged: {shown} has the shape {excerpt(shape)} and the bytes {excerpt(offsets)}")
+    first, end = offsets
+    if end - first != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise Malformed(f"{path} is damaged: {shown} of shape {shape} has the bytes {first} to {end}")
+    return _Entry(dtype, tuple(shape), first, end)
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 60 for value in values)
+
+
+def _check_bytes_used_once(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
+    """Every byte behind the header belongs to one tensor: neither to two nor to none."""
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].first, item[1].end)):
+        shown = excerpt(name)[1:-1]
+        if entry.first != position:
+            kind = "shares bytes with another tensor" if entry.first < position else "begins behind bytes of no tensor"
+            raise Malformed(f"{path} is damaged: {shown}, bytes {entry.first} to {entry.end}, {kind}")
+        position = entry.end
+        if position > size:
+            raise Malformed(f"{path} is cut off: {shown} ends at byte {position}, but there are {size}")
+    if position != size:
+        raise Malformed(f"{path} is damaged: {size - position} bytes at its end belong to no tensor")
 
 
 def _read_shards(folder: Path) -> Tensors:
     path = folder / INDEX_NAME
-    try:
-        places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-        names = sorted({Path(place).name for place in places.values()})
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: it has no weight_map ({type(error).__name__}: {error})") from None
+    index = json_text.read(path)
+    places = index["weight_map"] if isinstance(index, dict) and "weight_map" in index else None
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise Malformed(f"{path} is damaged: it has no weight_map of tensors to files")
+    names = sorted({Path(place).name for place in places.values()})
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} lacks {missing[0]}, which {INDEX_NAME} names")
     shards = {name: read(folder / name) for name in names}
-    tensors = {}
-    for name, place in places.items():
-        shard = shards[Path(place).name]
-        if name not in shard:
-            raise UserError(f"{folder / Path(place).name} lacks {name}, which {INDEX_NAME} puts there")
-        tensors[name] = shard[name]
+    # All that is in the shards, whether or not the index names it: whoever takes the tensors refuses what has no place. What the
+    # index names and no shard has is left to them, too: of tensors that share their values a writer keeps one name.
+    tensors: dict[str, np.ndarray] = {}
+    for file, shard in shards.items():
+        twice = tensors.keys() & shard.keys()
+        if twice:
+            raise UserError(f"{folder / file} has {min(twice)}, which another shard has as well")
+        tensors |= shard
     return Tensors(tensors)
 
 

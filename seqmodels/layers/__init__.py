@@ -5,6 +5,7 @@ from seqmodels.layers.elementwise import dropout, soft_cap
 from seqmodels.layers.init import fan_in_uniform_init, normal_init, step_size_bias_init, xavier_uniform_init
 from seqmodels.layers.mlp import ACTIVATIONS, GatedMLP, default_mlp_hidden
 from seqmodels.layers.norm import NORMS, LayerNorm, RMSNorm, gated_rms_norm, l2_norm, rms_norm
+from seqmodels.layers.parallel import ParallelMixers, call_mixer, scale_output
 from seqmodels.layers.positions import sinusoids
 from seqmodels.layers.rwkv_channel_mix import RWKVChannelMix, RWKVDepth, default_rwkv_hidden, rwkv_depth
 
@@ -13,9 +14,11 @@ __all__ = [
     "GatedMLP",
     "LayerNorm",
     "NORMS",
+    "ParallelMixers",
     "RMSNorm",
     "RWKVChannelMix",
     "RWKVDepth",
+    "call_mixer",
     "default_mlp_hidden",
     "default_rwkv_hidden",
     "dense",
@@ -27,6 +30,7 @@ __all__ = [
     "normal_init",
     "rms_norm",
     "rwkv_depth",
+    "scale_output",
     "sinusoids",
     "soft_cap",
     "step_size_bias_init",

@@ -3,10 +3,15 @@
 A step's folder holds two items: `state`, the train state (a dict of arrays, among them the step, which is
 also the position in the data), and `record`, a JSON object with what a resumed run must agree on (seed, data
 fingerprint) and one checksum per array. Orbax writes a step under a temporary name and renames it when it is
-complete, so a killed process leaves a whole step or none. It does not notice a byte that flipped on the disk;
-the checksums do.
+complete and on the disk, so a killed process, or a power cut, leaves a whole step or none. It does not notice a byte
+that flipped on the disk; the checksums do.
+
+A read that fails means one of three things. The step has vanished, because the run that writes it keeps only its newest
+ones: the folder is listed again. Something outside the data is in the way (permission, memory, open files, the disk): that
+is said, and nothing is touched. Or the data are damaged: the step before is taken.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import gc
@@ -15,10 +20,9 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -26,6 +30,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from seqmodels import failures
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 
 
@@ -39,11 +45,26 @@ class Restored:
     fingerprint: str  # of the arrays in `state`: equal for equal values
 
 
+class NonFinite(ArithmeticError):
+    """A train state holds numbers that are not finite, and is not saved."""
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(names)
+        self.names = tuple(names)  # of the arrays, by path
+
+
 def steps(directory: str | os.PathLike) -> list[int]:
-    """The steps that were saved in a folder and are still there, ascending."""
-    if not os.path.isdir(directory):
+    """The steps that were saved in a folder and are still there, ascending; none where there is no such folder.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    try:
+        return sorted(int(name) for name in os.listdir(directory) if name.isdecimal())
+    except FileNotFoundError:
         return []
-    return sorted(int(entry.name) for entry in Path(directory).iterdir() if entry.name.isdigit())
+    except OSError as error:
+        raise UserError(f"{directory} cannot be listed: {failures.obstacle(error) or error.strerror}") from error
 
 
 def restore(
@@ -56,7 +77,7 @@ def restore(
 ) -> Restored | None:
     """Read the newest whole checkpoint, or the one of `step`; None when no step was ever saved completely.
 
-    A checkpoint that cannot be read, or whose arrays differ from their checksums, is reported and the one
+    A checkpoint that is damaged (not complete, or with arrays that differ from their checksums) is reported and the one
     before it is taken.
 
     Args:
@@ -69,20 +90,39 @@ def restore(
             training can write these steps again. Otherwise nothing on the disk is touched.
 
     Raises:
-        UserError: `step` does not exist; or there are checkpoints, but none can be restored.
+        UserError: `step` does not exist; a checkpoint cannot be read now; or there are checkpoints, but all are damaged.
     """
     directory = Path(directory).absolute()
-    saved = steps(directory)
-    if step is not None and step not in saved:
-        raise UserError(f"no checkpoint of step {step} in {directory}; there are {saved or 'none'}")
-    damaged = []
+    listed, damaged = steps(directory), []
+    if step is not None and step not in listed:
+        raise UserError(f"no checkpoint of step {step} in {directory}; there are {listed or 'none'}")
+    waiting = list(listed) if step is None else [step]
     with _quiet_failures():
-        for candidate in [step] if step is not None else reversed(saved):
+        while waiting:
+            candidate = waiting.pop()
+            path = directory / str(candidate)
             try:
-                restored = _restore_step(directory / str(candidate), abstract_state)
+                restored = _restore_step(path, abstract_state)
             except Exception as error:  # Orbax raises a bare Exception for a truncated file
+                reason = failures.obstacle(error)
+                if reason is not None:
+                    raise UserError(
+                        f"checkpoint {path} cannot be read now: {reason}; nothing was changed, the same command goes on "
+                        "once that is mended"
+                    ) from error
+                now = steps(directory)
+                if candidate not in now or now[-1] > listed[-1]:
+                    # A run that writes here has saved newer steps, and deletes this one or will.
+                    if step is not None:
+                        raise UserError(
+                            f"the checkpoint of step {step} in {directory} was deleted by the run that writes there, which "
+                            f"keeps its newest; there are {now}"
+                        ) from error
+                    listed = now
+                    waiting = [each for each in now if each not in damaged]
+                    continue
                 reason = " ".join(str(error).split()).partition(". See full TensorStore details")[0][:200]
-                report(f"checkpoint {directory / str(candidate)} cannot be restored: {reason}")
+                report(f"checkpoint {path} cannot be restored: {reason}")
                 damaged.append(candidate)
                 continue
             if damaged:
@@ -92,10 +132,19 @@ def restore(
             return restored
     if damaged:
         raise UserError(
-            f"none of the checkpoints {damaged} in {directory} can be restored; to begin anew, choose "
-            "another --workdir or delete this one"
+            f"none of the checkpoints {sorted(damaged)} in {directory} can be restored: they are damaged; put a copy in their "
+            "place, or train in another --workdir"
         )
     return None
+
+
+class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A step's folder under its temporary name, whose files reach the disk before the folder gets its own."""
+
+    async def finalize(self) -> None:
+        await asyncio.to_thread(atomic.sync_folder, self.get())
+        await super().finalize()
+        await asyncio.to_thread(atomic.sync, self.get_final().parent)
 
 
 class Writer:
@@ -123,6 +172,7 @@ class Writer:
                 checkpoint_managers.BestN(get_metric_fn=loss, reverse=True, n=1),
             ]),
             cleanup_tmp_directories=True,
+            temporary_path_class=_SyncedPath,
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -136,9 +186,14 @@ class Writer:
             validation_loss: nats per token, if this state was evaluated; competes for the best checkpoint.
 
         Raises:
+            NonFinite: some number is not finite; nothing is written.
             UserError: no space left, in this save or in the one before it, which was written meanwhile.
         """
-        checksums = {name: int(value) for name, value in jax.device_get(_checksums(state)).items()}
+        checksums, finite = jax.device_get((_checksums(state), _finite(state)))
+        wrong = [name for name, is_finite in finite.items() if not is_finite]
+        if wrong:
+            raise NonFinite(wrong)
+        checksums = {name: int(value) for name, value in checksums.items()}
         record = {**record, "step": step, "checksums": checksums}
         with self._explained():
             self._manager.save(
@@ -169,17 +224,17 @@ class Writer:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """A full disk is a person's problem and becomes one line; anything else stays what it was."""
+        """What the disk refuses is a person's problem and becomes one line; anything else stays what it was."""
         try:
             yield
         except Exception as error:
-            # What tensorstore says, and what Python says.
-            if not re.search("RESOURCE_EXHAUSTED|No space left on device|Disk quota exceeded", str(error)):
+            saved = "start the same command again: the checkpoints written before this one are whole"
+            if failures.is_no_space(error):
+                raise UserError(f"no space left in {self._directory}; free some, then {saved}") from error
+            reason = failures.obstacle(error)
+            if reason is None:
                 raise
-            raise UserError(
-                f"no space left in {self._directory}; free some, then start the same command again: the "
-                "checkpoints written before this one are whole"
-            ) from error
+            raise UserError(f"a checkpoint cannot be written in {self._directory}: {reason}; mend that, then {saved}") from error
 
 
 def _restore_step(directory: Path, abstract_state: dict) -> Restored:
@@ -247,6 +302,16 @@ def _checksums(state: dict) -> dict[str, jax.Array]:
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): _checksum(leaf) for path, leaf in leaves}
+
+
+@jax.jit
+def _finite(state: dict) -> dict[str, jax.Array]:
+    """Whether every number of an array is finite, by path, of the arrays of floating point numbers."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.isfinite(leaf).all()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
 
 
 def _checksum(array: jax.Array) -> jax.Array:

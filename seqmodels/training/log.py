@@ -2,15 +2,19 @@
 
 metrics.jsonl has one row per step and split, whatever happened to the process in between: rows are written
 before the checkpoint of their step, and those beyond the checkpoint that a run resumes from are dropped.
+
+A checkpoint says how many bytes of metrics.jsonl and samples.txt belong to its steps, and their digest. A file that does not
+begin with them was damaged or shortened meanwhile: that is said, and what was found is kept beside it.
 """
 
+import hashlib
 import json
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -18,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmodels.data import atomic
+from seqmodels.escape import escape
 
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
 # `device_kind` counts. A TPU v2 or v3 chip is two devices.
@@ -43,16 +48,22 @@ class Log:
         flops_per_second: the rate that counts as a utilisation of 1 (`peak_flops_per_second`), or None.
         flops_per_token: of one training step.
         seconds: training time before this process.
+        written: what `Log.written` said when the checkpoint of `step` was saved; None: it does not say.
     """
 
     def __init__(
         self, workdir: Path, *, step: int, total_steps: int, tokens_per_step: int, flops_per_token: float,
-        flops_per_second: float | None, seconds: float = 0.0,
+        flops_per_second: float | None, seconds: float = 0.0, written: Mapping | None = None,
     ):  # fmt: skip
-        self._metrics = MetricsFile(workdir / "metrics.jsonl", last_step=step)
-        self._samples = SamplesFile(workdir / "samples.txt", last_step=step)
-        self._tensorboard = TensorBoard(workdir / "tensorboard", last_step=step)
         self._terminal = Terminal(step, total_steps)
+        expected = {} if written is None else written
+        self._metrics = MetricsFile(
+            workdir / "metrics.jsonl", last_step=step, expected=expected.get("metrics.jsonl"), report=self.line
+        )
+        self._samples = SamplesFile(
+            workdir / "samples.txt", last_step=step, expected=expected.get("samples.txt"), report=self.line
+        )
+        self._tensorboard = TensorBoard(workdir / "tensorboard", last_step=step)
         self.stopwatch = Stopwatch(seconds)
         self._tokens_per_step = tokens_per_step
         self._flops_per_token = flops_per_token
@@ -81,7 +92,7 @@ class Log:
         self._terminal.progress(step)
 
     def train(
-        self, step: int, *, loss: float, scores: Mapping, gradient_norm: float, learning_rate: float
+        self, step: int, *, loss: float, scores: Mapping, gradient_norm: float, learning_rate: float, **counts: int
     ) -> None:
         """The row of one training step: its own loss and scores (perplexity, ...), and the speed since the row before."""
         tokens_per_second = self.stopwatch.steps_per_second() * self._tokens_per_step
@@ -89,7 +100,7 @@ class Log:
         if self._flops_per_second is not None:
             mfu = tokens_per_second * self._flops_per_token / self._flops_per_second
         row = self._row(step, "train", loss, scores, tokens_per_second)
-        self._write({**row, "gradient_norm": gradient_norm, "learning_rate": learning_rate, "mfu": mfu})
+        self._write({**row, "gradient_norm": gradient_norm, "learning_rate": learning_rate, "mfu": mfu, **counts})
 
     def validation(self, step: int, *, loss: float, scores: Mapping, tokens_per_second: float) -> None:
         """The row of one evaluation; its tokens_per_second are those of the forward pass."""
@@ -102,8 +113,13 @@ class Log:
         self.line(f"--- the model writes, at step {step}:\n{text.rstrip()}\n---")
 
     def sync(self) -> None:
-        """Put the rows written so far on the disk; called before the checkpoint of a step."""
+        """Put the rows and samples written so far on the disk; called before the checkpoint of a step."""
         self._metrics.sync()
+        self._samples.sync()
+
+    def written(self) -> dict[str, dict]:
+        """How many bytes of each file there are, and their digest: JSON values for the record of a checkpoint."""
+        return {"metrics.jsonl": self._metrics.content.summary(), "samples.txt": self._samples.content.summary()}
 
     def close(self) -> None:
         """End the bar and close the files."""
@@ -132,28 +148,79 @@ class Log:
         self._terminal.row(row)
 
 
+class Content:
+    """How many bytes were written to a file, and their digest, kept while it grows."""
+
+    def __init__(self, data: bytes = b""):
+        self._bytes, self._digest = len(data), hashlib.blake2b(data, digest_size=16)
+
+    def append(self, data: bytes) -> None:
+        """Further bytes at the end."""
+        self._bytes += len(data)
+        self._digest.update(data)
+
+    def summary(self) -> dict:
+        """JSON values, for `begins`."""
+        return {"bytes": self._bytes, "digest": self._digest.hexdigest()}
+
+
+def begins(data: bytes, summary: Mapping) -> bool:
+    """Whether a file's bytes begin with those of a summary."""
+    return len(data) >= summary["bytes"] and Content(data[: summary["bytes"]]).summary() == summary
+
+
+def _keep_if_damaged(
+    path: Path, data: bytes, expected: Mapping | None, last_step: int, report: Callable[[str], None]
+) -> None:
+    """Report a file that does not begin with what the checkpoint of `last_step` implies, and keep a copy of it."""
+    if expected is None or begins(data, expected):
+        return
+    lost = f"{len(data)} of at least {expected['bytes']} bytes are left" if len(data) < expected["bytes"] else "bytes were changed"
+    kept = ""
+    if data:
+        number = next(n for n in range(1, sys.maxsize) if not path.with_name(f"{path.name}.damaged{n}").exists())
+        copy = path.with_name(f"{path.name}.damaged{number}")
+        copy.write_bytes(data)
+        kept = f"; as it was found it is kept in {copy.name}"
+    report(f"{path} is not what was written up to step {last_step}: {lost}; the run goes on with what can be read{kept}")
+
+
 class MetricsFile:
     """metrics.jsonl: read, repaired and cut back on opening; then one whole line per row.
 
     Args:
         path: the file; need not exist.
         last_step: rows of later steps are dropped, and so is a line that a killed process left unfinished.
+        expected: the `Content.summary` of what is there at least; None: that is not known.
+        report: called with a line about a file that is not so.
     """
 
-    def __init__(self, path: Path, *, last_step: int):
-        text = _text(path)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        last_step: int,
+        expected: Mapping | None = None,
+        report: Callable[[str], None] = lambda line: None,
+    ):
+        data = _bytes(path)
+        _keep_if_damaged(path, data, expected, last_step, report)
+        text = data.decode("utf-8", errors="replace")
         rows = [row for row in map(_parsed, text.splitlines()) if row and row["step"] <= last_step]
         self.rows = list({(row["step"], row["split"]): row for row in rows}.values())
         repaired = "".join(map(_line, self.rows))
         if repaired != text:
             atomic.write_text(path, repaired)
+        self.content = Content(repaired.encode())
         self._file = open(path, "a", encoding="utf-8")
 
     def append(self, row: Mapping) -> None:
         """Write a row; values that are not finite become null."""
         row = {name: value if _is_json(value) else None for name, value in row.items()}
-        self._file.write(_line(row))
+        line = _line(row)
+        self._file.write(line)
         self._file.flush()
+        self.content.append(line.encode())
         self.rows.append(row)
 
     def sync(self) -> None:
@@ -170,20 +237,40 @@ class SamplesFile:
 
     HEADING = re.compile(r"^=== step (\d+)$", re.MULTILINE)
 
-    def __init__(self, path: Path, *, last_step: int):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        last_step: int,
+        expected: Mapping | None = None,
+        report: Callable[[str], None] = lambda line: None,
+    ):
         self._path = path
-        text = _text(path)
+        data = _bytes(path)
+        _keep_if_damaged(path, data, expected, last_step, report)
+        text = data.decode("utf-8", errors="replace")
         headings = list(self.HEADING.finditer(text))
         self.steps = [int(heading[1]) for heading in headings if int(heading[1]) <= last_step]
         later = [heading.start() for heading in headings if int(heading[1]) > last_step]
         if later:
-            atomic.write_text(path, text[: min(later)])
+            text = text[: min(later)]
+        if text.encode() != data:
+            atomic.write_text(path, text)
+        self.content = Content(text.encode())
 
     def append(self, step: int, text: str) -> None:
         """Write the sample of one step."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(f"=== step {step}\n{text.rstrip()}\n\n")
+        data = f"=== step {step}\n{text.rstrip()}\n\n".encode()
+        with open(self._path, "ab") as file:
+            file.write(data)
+        self.content.append(data)
         self.steps.append(step)
+
+    def sync(self) -> None:
+        """Put the samples on the disk."""
+        if self._path.exists():
+            with open(self._path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 class TensorBoard:
@@ -291,9 +378,9 @@ class Terminal:
     def line(self, text: str) -> None:
         """One line (or several) of its own."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(escape(text, "terminal"), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            print(escape(text, "terminal"), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -350,8 +437,11 @@ def _is_json(value) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _bar(stream: TextIO, step: int, total_steps: int):

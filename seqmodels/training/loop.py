@@ -6,13 +6,13 @@ killed at any moment and started again ends with the parameters, bit for bit, an
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import math
 import os
 import signal
 import statistics
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +25,11 @@ from seqmodels import data, ops
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.decoding import generate
+from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
+from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
-from seqmodels.training import checkpoint, optimizer, run_folder
+from seqmodels.training import checkpoint, divergence, optimizer, run_folder
 from seqmodels.training.log import Log, peak_flops_per_second
 from seqmodels.training.state import Trainer
 
@@ -36,7 +38,7 @@ from seqmodels.training.state import Trainer
 RESUMABLE_FIELDS = (
     "train.log_every_steps", "train.eval_every_steps", "train.checkpoint_every_steps",
     "train.keep_checkpoints", "train.sample_every_steps", "train.sample_prompt",
-    "train.compilation_cache_dir", "data.cache_dir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
+    "train.skip_nonfinite", "train.compilation_cache_dir", "data.cache_dir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
 )  # fmt: skip
 # And of these, if the learning rates of the steps already done stay what they were.
 HORIZON_FIELDS = ("train.steps", "optim.decay_steps")
@@ -47,12 +49,23 @@ SAMPLE_TOKENS = 120
 SCORES = ("perplexity", "bits_per_byte", "accuracy", "accuracy_by_segment")
 
 
-class Diverged(UserError):
-    """The loss or the gradient was not finite after `step` steps."""
+# So many steps skipped one after the other (train.skip_nonfinite), and nothing is learnt any more.
+MOST_SKIPPED_IN_A_ROW = 100
 
-    def __init__(self, step: int, message: str):
-        super().__init__(message)
-        self.step = step
+
+class Diverged(UserError):
+    """A number was not finite after `step` steps: the loss, the gradient, a parameter or the validation loss."""
+
+    def __init__(self, step: int, what: str, *, saved_step: int, learning_rate: float, evaluating: bool = False):
+        kept = f"step {saved_step} is saved" if saved_step else "nothing is saved yet"
+        cure = (
+            f"go on from there with a lower rate, --resume_learning_rate={learning_rate / 2:.3g}, or begin anew in another "
+            "--workdir"
+            if saved_step
+            else "begin anew in another --workdir, with a lower optim.learning_rate"
+        )
+        super().__init__(f"step {step}: {what}; stopped ({kept}); {cure}")
+        self.step, self.what, self.evaluating = step, what, evaluating
 
 
 class Stopped(BaseException):
@@ -63,8 +76,12 @@ class Stopped(BaseException):
         self.exit_code = 128 + signal_number
 
 
-def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
+def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate: float | None = None) -> dict:
     """Train until `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+        resume_learning_rate: peak that the schedule has from the newest checkpoint on, lower than before; the run folder
+            keeps it (optim.rate_changes), and a later start without it goes on so.
 
     Returns:
         The summary: step, validation_loss (nats per token, on train.eval_tokens), perplexity and bits_per_byte
@@ -73,7 +90,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
 
     Raises:
         UserError: the folder holds a run of another config, the data or a checkpoint cannot be used, the disk is full.
-        Diverged: the loss is not finite (a UserError too).
+        Diverged: a number is not finite (a UserError too); `<workdir>/divergence` then holds what shows where.
         Stopped: SIGTERM or Ctrl-C; what was trained is saved.
     """
     workdir = Path(workdir)
@@ -84,30 +101,36 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         # The folder: ours alone, and of this config.
         workdir.mkdir(parents=True, exist_ok=True)
         stack.enter_context(only_process_in(workdir))
-        _check_config(config, workdir)
+        config = _check_config(config, workdir)
 
         # The data and the model.
         with signals.interrupting():
             dataset = data.prepare(config.data, seed=config.seed)
         setup = Trainer(config, dataset.vocab_size)
+        setup.check_memory()
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
         restored = checkpoint.restore(
-            workdir / "checkpoints", setup.abstract_state(), report=_print, set_aside=True
+            workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True
         )
         if restored is None:
             step, state, seconds = 0, setup.init(), 0.0
             if config.train.init_from is not None:
                 abstract_params = setup.abstract_state()["params"]
-                state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, _print)
+                state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say)
             dataset.save(workdir)
         else:
             step, state, seconds = restored.step, restored.state, restored.record["seconds"]
             if restored.record["data"] != dataset.fingerprint:
+                older = dataset.tokenizer is not None and not (workdir / data.RECORD_NAME).exists()
+                also = " (or is text without <|endoftext|>, of which older runs held out other parts)" if older else ""
                 raise UserError(
-                    f"{dataset.name} is not what the run in {workdir} was begun with; "
+                    f"{dataset.name} is not what the run in {workdir} was begun with{also}; "
                     "bring that back, or choose another --workdir"
                 )
+        if resume_learning_rate is not None:
+            config = _with_lower_rate(config, resume_learning_rate, step)
+            setup = Trainer(config, dataset.vocab_size)
         config_lib.save(config, workdir / "config.json")
 
         # The run.
@@ -116,13 +139,25 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
             tokens_per_step=config.data.batch_size * config.data.seq_len,
             flops_per_token=setup.flops_per_token,
             flops_per_second=peak_flops_per_second(setup.mesh.devices.flatten()), seconds=seconds,
+            written=None if restored is None else restored.record.get("log"),
         )  # fmt: skip
         stack.callback(log.close)
         writer = checkpoint.Writer(workdir / "checkpoints", keep=config.train.keep_checkpoints)
         stack.callback(writer.close)
         if step:
             log.line(f"resuming {workdir} after step {step} of {config.train.steps}")
-        _Run(config, dataset, setup, log, writer, signals, step, state).run()
+        run = _Run(config, dataset, setup, log, writer, signals, step, state)
+        if restored is not None and "skipped" in restored.record:
+            run.skipped, run.skipped_in_a_row = restored.record["skipped"]
+        try:
+            run.run()
+        except Diverged as diverged:
+            del run.state  # the device may not hold it twice
+            divergence.record(
+                workdir, config, dataset, setup, step=diverged.step, what=diverged.what, evaluating=diverged.evaluating,
+                report=log.line, writer=writer, signals=signals,
+            )  # fmt: skip
+            raise
 
     evaluation = log.evaluation(config.train.steps)
     speeds = [row["tokens_per_second"] for row in log.rows if row["split"] == "train"]
@@ -139,6 +174,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> dict:
         **({"task": config.data.task} if dataset.tokenizer is None else {"tokenizer": dataset.tokenizer.name}),
         "train_tokens": evaluation["tokens"],
         "train_seconds": evaluation["seconds"],
+        **({"skipped_steps": run.skipped} if config.train.skip_nonfinite else {}),
     }
 
 
@@ -152,6 +188,7 @@ class _Run:
         self.data_fingerprint = dataset.fingerprint
         self.saved_step = step
         self.in_flight = None
+        self.skipped = self.skipped_in_a_row = 0
 
     def run(self) -> None:
         try:
@@ -186,20 +223,29 @@ class _Run:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.log.stopwatch.step()
         self.log.progress(step)
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
-            kept = f"step {self.saved_step} is saved" if self.saved_step else "nothing is saved yet"
-            raise Diverged(
-                step,
-                f"step {step}: the loss is {metrics['loss']:.4g}, the gradient norm "
-                f"{metrics['gradient_norm']:.4g}; stopped ({kept}). Begin anew in another --workdir, with a "
-                "lower optim.learning_rate",
+        counts = {}
+        if "skipped" in metrics:
+            skipped = int(metrics.pop("skipped"))
+            self.skipped += skipped
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+            counts = {"skipped_steps": self.skipped}
+            if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                raise self.diverged(step, f"{self.skipped_in_a_row} steps one after the other were skipped")
+        elif not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
+            raise self.diverged(
+                step, f"the loss is {metrics['loss']:.4g}, the gradient norm {metrics['gradient_norm']:.4g}"
             )
         if step % self.config.train.log_every_steps == 0 or step == self.config.train.steps:
             if "accuracy" in metrics:
                 scores = {"accuracy": metrics.pop("accuracy")}
             else:
                 scores = perplexity.text_scores(metrics["loss"], self.dataset.train_bytes_per_token)
-            self.log.train(step, scores=scores, **metrics)
+            self.log.train(step, scores=scores, **metrics, **counts)
+
+    def diverged(self, step: int, what: str, *, evaluating: bool = False) -> Diverged:
+        """The error that ends the run."""
+        rate = self.config.optim.learning_rate * optimizer.rate_factor(self.config.optim, step)
+        return Diverged(step, what, saved_step=self.saved_step, learning_rate=rate, evaluating=evaluating)
 
     def run_hooks(self) -> None:
         """Evaluate, sample and save, in this order, as far as it is due and not done."""
@@ -228,6 +274,8 @@ class _Run:
             result = self.setup.evaluate(
                 self.state["params"], self.dataset.validation, max_tokens=self.config.train.eval_tokens
             )
+        if not math.isfinite(result.loss):
+            raise self.diverged(self.step, f"the validation loss is {result.loss:.4g}", evaluating=True)
         self.log.validation(
             self.step, loss=result.loss, scores=result.scores, tokens_per_second=result.tokens_per_second
         )
@@ -236,14 +284,14 @@ class _Run:
         tokenizer = self.dataset.tokenizer
         prompt = data.prompt_tokens(tokenizer, self.config.train.sample_prompt)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
+        sampler = Sampler(Sampling(), key, tokenizer.ends, data.token_mask(tokenizer, self.setup.vocab_size))
         with self.signals.interrupting():
             [tokens] = generate.generate(
-                self.setup.graphdef, self.state["params"], [prompt], max_tokens=SAMPLE_TOKENS, key=key,
-                end_of_text=tokenizer.end_of_text,
-            )  # fmt: skip
+                self.setup.graphdef, self.state["params"], [prompt], sampler, max_tokens=SAMPLE_TOKENS
+            )
         text = tokenizer.decode([*prompt, *tokens])
         # A model that has not learnt much writes control characters, which a terminal would obey.
-        self.log.sample(self.step, "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
+        self.log.sample(self.step, escape(text, "terminal"))
 
     def save(self) -> None:
         """Begin to write a checkpoint of this step, unless it has one."""
@@ -254,27 +302,50 @@ class _Run:
             "seed": self.config.seed,
             "data": self.data_fingerprint,
             "seconds": self.log.stopwatch.seconds,
+            "log": self.log.written(),
+            **({"skipped": [self.skipped, self.skipped_in_a_row]} if self.config.train.skip_nonfinite else {}),
         }
         evaluation = self.log.evaluation(self.step)
         loss = None if evaluation is None else evaluation["loss"]
-        self.writer.save(self.step, self.state, record, validation_loss=loss)
+        try:
+            self.writer.save(self.step, self.state, record, validation_loss=loss)
+        except checkpoint.NonFinite as error:
+            more = f" and {len(error.names) - 3} more" if len(error.names) > 3 else ""
+            what = f"not all numbers are finite in {', '.join(error.names[:3])}{more}"
+            raise self.diverged(self.step, what) from None
         self.saved_step = self.step
 
 
 class Signals:
-    """SIGTERM and Ctrl-C: noted, raised as `Stopped` where a run can be left. A second one exits at once."""
+    """SIGTERM and Ctrl-C: noted, raised as `Stopped` where a run can be left. A second one exits at once.
+
+    Python throws away what is raised while it runs a library's callback or a finaliser. So a signal that has come and is
+    still not obeyed is delivered again, every `AGAIN_SECONDS`.
+    """
+
+    AGAIN_SECONDS = 1.0
 
     def __enter__(self) -> "Signals":
         self._received = None
         self._may_raise = False
+        self._is_again = False
         self._handlers = {}
+        self._over = threading.Event()
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._handlers = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
+            threading.Thread(target=self._deliver_again, daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
+        self._over.set()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    def _deliver_again(self) -> None:
+        while not self._over.wait(self.AGAIN_SECONDS):
+            if self._received is not None and self._may_raise:
+                self._is_again = True
+                signal.pthread_kill(threading.main_thread().ident, self._received)
 
     def check(self) -> None:
         """Raise `Stopped` if a signal has come."""
@@ -288,27 +359,56 @@ class Signals:
         try:
             self.check()
             yield
+        except Exception:
+            self.check()  # a library made another error of `Stopped`
+            raise
         finally:
             self._may_raise = False
+        self.check()  # or none
 
     def _handle(self, number, frame) -> None:
-        if self._received is not None:
+        if self._is_again:
+            self._is_again = False
+        elif self._received is not None:
             os._exit(128 + number)
-        self._received = number
-        # Not print: it is not reentrant.
-        os.write(2, b"\nstopping after this step; once more to stop without saving\n")
+        else:
+            self._received = number
+            # Not print: it is not reentrant.
+            os.write(2, b"\nstopping after this step; once more to stop without saving\n")
         if self._may_raise:
             raise Stopped(number)
 
 
-def _check_config(config: RunConfig, workdir: Path) -> None:
-    """Raise UserError unless the folder is new, or holds a run that may go on with this config."""
+def _with_lower_rate(config: RunConfig, peak: float, step: int) -> RunConfig:
+    """The config with another peak of the learning rate from `step` on.
+
+    Raises:
+        UserError: the peak is not lower than it is there.
+    """
+    now = config.optim.learning_rate * optimizer.rate_factor(config.optim, step)
+    if math.isclose(peak, now, rel_tol=1e-6):  # the same command again, after a stop
+        return config
+    if not 0.0 < peak < now:
+        raise UserError(f"--resume_learning_rate={peak:g} must be positive and below {now:g}, the rate after step {step}")
+    changes = (*config.optim.rate_changes, (step, peak / now))
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, rate_changes=changes))
+
+
+def _check_config(config: RunConfig, workdir: Path) -> RunConfig:
+    """The config with the changes of rate that the folder has; it is new, or holds a run that may go on with this config.
+
+    Raises:
+        UserError: it is neither.
+    """
     path, saved_steps = workdir / "config.json", checkpoint.steps(workdir / "checkpoints")
     if not path.exists():
         if saved_steps:
             raise UserError(f"{workdir} has checkpoints but no config.json; choose another --workdir")
-        return
+        return config
     old = config_lib.load(path)
+    if not config.optim.rate_changes:
+        optim = dataclasses.replace(config.optim, rate_changes=old.optim.rate_changes)
+        config = dataclasses.replace(config, optim=optim)
     changes = {
         name: f"{name} {before!r} -> {after!r}"
         for name, (before, after) in config_lib.differences(old, config).items()
@@ -319,10 +419,10 @@ def _check_config(config: RunConfig, workdir: Path) -> None:
         more = f" and {len(fixed) - 5} more" if len(fixed) > 5 else ""
         raise UserError(
             f"{workdir} holds a run of another config: {', '.join(fixed[:5])}{more}; choose another "
-            "--workdir, or delete this one to begin anew"
+            "--workdir to begin anew"
         )
     if not changes:
-        return
+        return config
     done = max(saved_steps, default=0)
     if config.train.steps < done:
         raise UserError(f"train.steps={config.train.steps} is less than the {done} steps done in {workdir}")
@@ -335,7 +435,8 @@ def _check_config(config: RunConfig, workdir: Path) -> None:
             f"{workdir} (optim.schedule={config.optim.schedule}): choose another --workdir, or keep the old "
             f"decay with --config.optim.decay_steps={old.optim.decay_steps or old.train.steps}"
         )
-    _print(f"{' and '.join(changes.values())}: the run goes on to step {config.train.steps}")
+    say(f"{' and '.join(changes.values())}: the run goes on to step {config.train.steps}")
+    return config
 
 
 @contextlib.contextmanager
@@ -353,7 +454,3 @@ def only_process_in(workdir: Path) -> Iterator[None]:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise UserError(f"another process is training in {workdir}; use another --workdir") from error
         yield
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

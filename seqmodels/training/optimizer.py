@@ -1,8 +1,10 @@
 """AdamW with warm-up, a schedule, clipping, and a decay mask by parameter name."""
 
+import math
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from seqmodels.config import OptimConfig
@@ -30,7 +32,22 @@ def learning_rate_schedule(config: OptimConfig, train_steps: int) -> optax.Sched
     }[config.schedule]
     # Step 0 already moves: the first rate is peak / warmup_steps, not 0.
     warmup = optax.linear_schedule(peak / max(1, config.warmup_steps), peak, max(1, config.warmup_steps - 1))
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    schedule = optax.join_schedules([warmup, after], [config.warmup_steps])
+    if not config.rate_changes:
+        return schedule
+
+    def changed(step):
+        rate = schedule(step)
+        for first, factor in config.rate_changes:
+            rate = rate * jnp.where(step >= first, factor, 1.0)
+        return rate
+
+    return changed
+
+
+def rate_factor(config: OptimConfig, step: int) -> float:
+    """What the schedule's rate is multiplied by after ``step`` steps, for the changes made on the way."""
+    return math.prod(factor for first, factor in config.rate_changes if step >= first)
 
 
 def decay_mask(params):

@@ -18,7 +18,7 @@ from seqmodels.errors import UserError
 from seqmodels.evaluation import accuracy, perplexity
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation
-from seqmodels.training import flops, optimizer, sharding, step
+from seqmodels.training import flops, memory, optimizer, sharding, step
 
 
 class Trainer:
@@ -34,7 +34,9 @@ class Trainer:
       graphdef: the model's structure; ``nnx.merge(graphdef, params)`` is the model.
       schedule: step -> learning rate.
       train_step: ``(train_state, batch) -> (train_state, metrics)``; donates the train state. Metrics are
-        device scalars: loss (nats per token), gradient_norm, learning_rate, and accuracy on a synthetic task.
+        device scalars: loss (nats per token), gradient_norm, learning_rate, accuracy on a synthetic task, and skipped
+        with train.skip_nonfinite.
+      untraced_train_step: the same, not compiled and without donation.
       eval_step: ``(params, batch) -> {"loss": [T], "weight": [T]}``, sums over the batch by position; on a synthetic
         task with "correct".
 
@@ -58,12 +60,14 @@ class Trainer:
         self._batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
         labelled = config.data.synthetic_task is not None
         on_mesh = ops.on_mesh(self.mesh, *sharding.BATCH)
+        self.untraced_train_step = on_mesh(functools.partial(
+            step.train_step, self.graphdef, self._optimizer, self.schedule,
+            accumulation_steps=config.optim.accumulation_steps,
+            dropout_seed=config.seed if config.model.dropout > 0 else None, labelled=labelled,
+            skip_nonfinite=config.train.skip_nonfinite,
+        ))  # fmt: skip
         self.train_step = jax.jit(
-            on_mesh(functools.partial(
-                step.train_step, self.graphdef, self._optimizer, self.schedule,
-                accumulation_steps=config.optim.accumulation_steps,
-                dropout_seed=config.seed if config.model.dropout > 0 else None, labelled=labelled,
-            )),
+            self.untraced_train_step,
             in_shardings=(self._shardings, self._batch_sharding),
             out_shardings=(self._shardings, self._whole),
             donate_argnums=0,
@@ -73,6 +77,14 @@ class Trainer:
             in_shardings=(self._shardings["params"], self._batch_sharding),
             out_shardings=self._whole,
         )
+
+    def check_memory(self) -> memory.Memory:
+        """What a training step needs on each device.
+
+        Raises:
+          UserError: more than there is.
+        """
+        return memory.check(self.config, self.graphdef, self._shapes, self.mesh)
 
     def init(self) -> dict:
         """A fresh train state from the config's seed, placed on the mesh."""

@@ -1,5 +1,7 @@
 """The pure step functions: one optimizer step, and the loss of one validation batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,9 +10,20 @@ from seqmodels import model
 from seqmodels.training.loss import cross_entropy_and_correct, token_losses_and_correct
 
 
+def loss_sum(graphdef, params, batch, dropout_key):
+    """The sum of the weighted targets' losses in nats, and ``(correct, weight)``: targets hit, and their weight."""
+    network = model.merge(graphdef, params)
+    hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"), dropout_key=dropout_key)
+    total, correct, weight = cross_entropy_and_correct(
+        hidden, network.head_kernel(), batch["targets"], batch.get("weights"), logit_cap=network.config.logit_cap
+    )
+    return total, (correct, weight)
+
+
 def train_step(
-    graphdef, optimizer, schedule, state, batch, *, accumulation_steps: int, dropout_seed: int | None, labelled: bool
-):
+    graphdef, optimizer, schedule, state, batch, *,
+    accumulation_steps: int, dropout_seed: int | None, labelled: bool, skip_nonfinite: bool = False,
+):  # fmt: skip
     """One optimizer step on the mean loss of the batch's weighted targets.
 
     Args:
@@ -22,22 +35,15 @@ def train_step(
       accumulation_steps: micro-batches, each B / accumulation_steps rows.
       dropout_seed: None means no dropout.
       labelled: whether the targets are labels, and accuracy is wanted.
+      skip_nonfinite: leave parameters and optimizer as they are where the loss, the gradient or what the step makes of
+        the parameters is not finite.
 
     Returns:
       the next state, and loss (nats per token), gradient_norm (before clipping), learning_rate and, if labelled,
-      accuracy (the share of targets hit).
+      accuracy (the share of targets hit); with skip_nonfinite, skipped (whether the step was, 0 or 1).
     """
     params = state["params"]
-
-    def loss_sum(params, batch, key):
-        network = model.merge(graphdef, params)
-        hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"), dropout_key=key)
-        total, correct, weight = cross_entropy_and_correct(
-            hidden, network.head_kernel(), batch["targets"], batch.get("weights"), logit_cap=network.config.logit_cap
-        )
-        return total, (correct, weight)
-
-    value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
+    value_and_grad = jax.value_and_grad(functools.partial(loss_sum, graphdef), has_aux=True)
     key = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), state["step"])
 
     if accumulation_steps == 1:
@@ -68,12 +74,18 @@ def train_step(
     }
     if labelled:
         metrics["accuracy"] = correct / weight
-    new_state = {
-        "params": optax.apply_updates(params, updates),
-        "optimizer": optimizer_state,
-        "step": state["step"] + 1,
-    }
-    return new_state, metrics
+    moved = {"params": optax.apply_updates(params, updates), "optimizer": optimizer_state}
+    if skip_nonfinite:
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        for leaf in jax.tree.leaves(moved["params"]):
+            finite &= jnp.isfinite(leaf).all()
+
+        def chosen(new, old):  # the optimizer's counts go on: the schedule is one of steps
+            return jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.inexact) else new
+
+        moved = jax.tree.map(chosen, moved, {name: state[name] for name in moved})
+        metrics["skipped"] = 1 - finite
+    return {**moved, "step": state["step"] + 1}, metrics
 
 
 def eval_step(graphdef, params, batch, *, labelled: bool):

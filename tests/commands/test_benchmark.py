@@ -5,7 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
+import types
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from tools.pages import decoding
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "benchmark.py"
 DECODING = SCRIPT.parent.parent / "benchmarks" / "results" / "decode_cpu.json"
+pytestmark = pytest.mark.tools
 HAS_PYTORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
@@ -227,25 +228,27 @@ def test_the_picture_has_a_line_per_form():
     assert labels == [["chunked", "associative (too large from T 1024)", "chunked, B 1: T^1.00"], ["chunked"]]
 
 
-def test_turns():
+def test_turns(monkeypatch):
     """The first call never counts, even of the slowest; who used up its time gets two turns all the same."""
     calls = {"fast": 0, "slow": 0}
+    now = [0.0]
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: 2 * now[0])
+    monkeypatch.setattr(timing, "time", clock)
 
     def contender(name, first, later):
         def call():
             calls[name] += 1
-            time.sleep(first if calls[name] == 1 else later)
+            now[0] += first if calls[name] == 1 else later
 
         return call
 
-    contenders = {"fast": contender("fast", 0, 0), "slow": contender("slow", 1.0, 0.1)}
+    contenders = {"fast": contender("fast", 0, 0), "slow": contender("slow", 1.0, 0.125)}
     times = timing.take_turns(contenders, rounds=4, seconds=0.1)
     assert calls == {"fast": 5, "slow": 3}
-    assert {name: measured["turns"] for name, measured in times.items()} == {"fast": 4, "slow": 2}
-    assert 100 <= times["slow"]["wall_ms"] <= times["slow"]["median_wall_ms"] < 900
+    assert times["fast"] == {"wall_ms": 0.0, "median_wall_ms": 0.0, "cpu_ms": 0.0, "turns": 4}
+    assert times["slow"] == {"wall_ms": 125.0, "median_wall_ms": 125.0, "cpu_ms": 250.0, "turns": 2}
 
 
-@pytest.mark.skipif(HAS_PYTORCH, reason="PyTorch and transformers are installed here")
 def suite(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     options = benchmark.parse_flags()

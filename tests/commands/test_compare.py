@@ -33,7 +33,7 @@ def flags(folder: Path, **changes) -> list[str]:
         "base.data.cache_dir": folder / "data", "base.model.d_model": 32, "base.model.repeats": 1,
         "base.optim.warmup_steps": 1, "base.train.steps": STEPS, "base.train.log_every_steps": 1,
         "base.train.eval_every_steps": 3, "base.train.eval_tokens": 256, "base.train.checkpoint_every_steps": 3,
-        "base.train.compilation_cache_dir": folder / "xla", "learning_rates": "1e-3,1e30", "seeds": 1,
+        "base.train.compilation_cache_dir": folder / "xla", "learning_rates": "1e-3,1e30", "seeds": 1, "rate_extensions": 0,
         "validation_tokens": 4096, "contexts": "8,16", "decode_tokens": 4,
     } | changes  # fmt: skip
     return [
@@ -111,7 +111,12 @@ def test_a_finished_comparison_starts_no_process(compared, script, monkeypatch, 
 
     monkeypatch.setattr(jobs.Executor, "_launch", forbidden)
     script.main([str(SCRIPT), *flags(folder)])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["mixers"] == summary["mixers"]
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["mixers"] == summary["mixers"]
+    assert "4 runs are done" in said.err and "time: everything is trained" in said.err
+    assert "measuring how the untrained model starts" not in said.err, "what is known of the start is not measured again"
+    table = said.err[said.err.index("\nmixer ") + 1 :].splitlines()
+    assert table[0].split()[:4] == ["mixer", "bits", "per", "byte"] and table[2].startswith("no_mixer"), "the control is last"
 
 
 def test_every_command_trains_what_was_planned(compared, script):
@@ -140,9 +145,10 @@ def test_results(compared):
     assert scored.tokens.sum() == 4096
     halves = [scored.mean("loss", half) * scored.tokens[half].sum() for half in (scored.reported, ~scored.reported)]
     assert sum(halves) / 4096 == pytest.approx(evaluation.loss, rel=1e-6)
-    parts = scored.mean("hit_loss", scored.reported) * scored.hit_tokens[scored.reported].sum()
+    assert scored.frequent_pairs > 0 and scored.hit_loss.sum() <= scored.loss.sum()
     rest = (scored.tokens - scored.hit_tokens)[scored.reported].sum()
-    assert parts + scored.mean("rest_loss", scored.reported) * rest == pytest.approx(scored.loss[scored.reported].sum())
+    parts = scored.hit_loss[scored.reported].sum() + scored.mean("rest_loss", scored.reported) * rest
+    assert parts == pytest.approx(scored.loss[scored.reported].sum())
     assert row["quality"]["loss"]["mean"] == pytest.approx(scored.mean("loss", scored.reported))
     assert row["quality"]["perplexity"]["mean"] == pytest.approx(math.exp(row["quality"]["loss"]["mean"]))
     # of bytes, every target but an end of text is one byte
@@ -154,6 +160,13 @@ def test_results(compared):
     assert row["cost"]["flop_utilisation"] is None, "a CPU has no data sheet"
     assert row["cost"]["train_step_bytes"] > 3 * 4 * row["cost"]["parameters"], "parameters and two moments"
     assert set(row["cost"]["decode_seconds"]) == {"8", "16"}
+    assert results["control"] == "no_mixer" and rows["no_mixer"]["gain"] is None
+    means = {label: each["quality"]["bits_per_byte"]["mean"] for label, each in rows.items()}
+    assert row["gain"]["bits_per_byte"] == pytest.approx(means["no_mixer"] - means["attention"])
+    assert row["quality"]["position_1_loss"]["mean"] == pytest.approx(scored.by_position()[0])
+    start = row["start"]
+    assert start["figures"]["layers"] == ["attention", "mlp"] and 0 < start["summary"]["token_share_last"] < 1
+    assert start["summary"]["token_share_first"] == start["figures"]["token_share"][0]
     [pair] = results["pairs"]
     assert pair["difference"] < 0 and pair["over_seeds"] is None and not pair["significant"], "one seed shows nothing"
     low, high = pair["over_documents"]["low"], pair["over_documents"]["high"]
@@ -163,8 +176,8 @@ def test_results(compared):
 def test_warnings(compared):
     _, _, summary = compared
     said = "\n".join(summary["warnings"])
-    assert "attention: the best learning rate, 0.001, is the lowest that was tried" in said
-    assert "attention diverged at a learning rate of 1e+30" in said
+    assert "the best learning rate is the lowest that was tried: attention (0.001), no_mixer (0.001)" in said
+    assert "diverged at a learning rate: attention (1e+30), no_mixer (1e+30)" in said
 
 
 def test_other_runs_are_not_overwritten(compared, script):
@@ -242,7 +255,7 @@ def test_the_page_is_whole_and_needs_nothing(compared):
     markdown = (folder / "compare" / "report.md").read_text(encoding="utf-8")
     for picture in re.findall(r"\]\((.+\.png)\)", markdown):
         assert (folder / "compare" / picture).read_bytes().startswith(b"\x89PNG")
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("| ")} >= {5, 8}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("| ")} >= {3, 5}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")

@@ -185,6 +185,16 @@ def test_generate_streams_and_writes_batches(trained, run, tmp_path):
     assert "tokens/s" in done.stderr
 
 
+def test_a_prompt_with_half_a_character_is_continued(trained, tmp_path, monkeypatch, capsys):
+    options = (f"--workdir={trained[0]}", "--max_tokens=3", "--temperature=0")
+    assert in_process(monkeypatch, "scripts/generate.py", *options, "--prompt=caf\udcc3 \ud83d") == 0
+    assert capsys.readouterr().out.startswith("caf\ufffd \ufffd")
+    (tmp_path / "prompts.yaml").write_text('- "caf \\uD83D"\n')
+    files = (f"--prompts_file={tmp_path / 'prompts.yaml'}", f"--output={tmp_path / 'out.jsonl'}")
+    assert in_process(monkeypatch, "scripts/generate.py", *options, *files) == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["prompt"] == "caf \ufffd"
+
+
 def test_generate_continues_a_file_of_prompts(trained, run, tmp_path, monkeypatch):
     (tmp_path / "prompts.yaml").write_text("- Once upon\n- One day\n")
     options = (f"--workdir={trained[0]}", "--max_tokens=12", "--seed=3")

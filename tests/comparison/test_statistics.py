@@ -106,3 +106,40 @@ def test_hits_against_the_definition():
         expected.append(triple in seen)
         seen.add(triple)
     assert recall.is_repeated_bigram(inputs, targets, groups).tolist() == expected and 20 < sum(expected) < 280
+
+
+def test_frequent_pairs_are_no_hits(monkeypatch):
+    """Of "a b" and "b c", both repeated, the one that is frequent elsewhere is left out, whatever else is frequent there."""
+    a, b, c, end = range(4)
+    inputs = np.array([end, a, b, a, b, b])
+    targets = np.array([a, b, c, b, c, c])
+    groups = np.zeros(6, int)
+    elsewhere = np.array([[a, b], [9, 7], [0, 9]])
+    assert recall.is_repeated_bigram(inputs, targets, groups).tolist() == [False, False, False, True, True, True]
+    assert recall.is_repeated_bigram(inputs, targets, groups, elsewhere).tolist() == [False, False, False, False, True, True]
+    monkeypatch.setattr(recall, "FREQUENT", 0.3)
+    text = np.array([a, b] * 5 + [c, end, c], np.uint16)  # 12 pairs: a b 5 times, b a 4 times
+    assert recall.frequent_pairs(text).tolist() == [[a, b], [b, a]]
+    monkeypatch.setattr(recall, "BLOCK", 4)
+    monkeypatch.setattr(recall, "SAMPLE", 8)  # two blocks: a b a b, b c end c
+    monkeypatch.setattr(recall, "FREQUENT", 0.1)
+    assert recall.frequent_pairs(text).tolist() == [[a, b]]
+
+
+def test_spearman():
+    """scipy.stats.spearmanr([1, 2, 3, 4, 5], [5, 6, 7, 8, 7]): 0.8208, p 0.0886; nothing is said of three, or of equals."""
+    found = statistics.spearman([1, 2, 3, 4, 5], [5, 6, 7, 8, 7])
+    assert (found.rho, found.p_value) == (pytest.approx(0.8207826817), pytest.approx(0.0885870053))
+    assert statistics.spearman([1, 2, 3, 4], [8, 6, 4, 2]) == statistics.Correlation(-1.0, 0.0, 4)
+    assert statistics.spearman([1, 2, 3], [1, 2, 3]) is None and statistics.spearman([1, 1, 1, 1], [1, 2, 3, 4]) is None
+
+
+def test_what_a_difference_needs_to_be_shown_over_seeds():
+    """At the ratio itself the corrected p-value of Student's paired test is 0.05."""
+    assert statistics.least_ratio(1, 3) is None
+    assert statistics.least_ratio(2, 1) == pytest.approx(12.706204736432095 / 2**0.5)
+    for seeds, tests in ((2, 171), (5, 10)):
+        ratio = statistics.least_ratio(seeds, tests)
+        noise = np.arange(seeds) - (seeds - 1) / 2
+        differences = ratio + noise / np.std(noise, ddof=1)
+        assert statistics.paired_over_seeds(differences, np.zeros(seeds)).p_value * tests == pytest.approx(0.05)

@@ -6,9 +6,11 @@ import functools
 import inspect
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from seqmodels import mixers
+from tests import programs
 from tests.contract.laws import CHUNK, Case, Subject, normal_inputs
 from tests.contract.variants import VARIANTS
 
@@ -24,6 +26,16 @@ class Builder:
     changes: tuple[tuple[str, Any], ...]
 
     def __call__(self, implementation: str | None, dtype) -> Subject:
+        abstract = nnx.eval_shape(lambda: self.make(nnx.Rngs(params=0), implementation, dtype))
+        built = nnx.merge(nnx.graphdef(abstract), self.initial_values())
+        return Subject(built, normal_inputs(D_MODEL), context=context(implementation))
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 (bounded, and builders live as long as the process)
+    def initial_values(self) -> dict:
+        """They depend on neither the implementation nor the compute dtype."""
+        return programs.initial_values(lambda rngs: self.make(rngs, None, jnp.dtype("float32")))
+
+    def make(self, rngs: nnx.Rngs, implementation: str | None, dtype) -> nnx.Module:
         module = mixers.load(self.mixer)
         config = module.Config(implementation=implementation, **dict(self.changes))
         if any(field.name == "chunk_size" for field in dataclasses.fields(config)):
@@ -31,8 +43,7 @@ class Builder:
         offered = {"compute_dtype": dtype, "layer_index": 1, "num_layers": 4}
         wanted = inspect.signature(module.Mixer.__init__).parameters
         options = {name: value for name, value in offered.items() if name in wanted}
-        built = module.Mixer(config, D_MODEL, rngs=nnx.Rngs(params=0), **options)
-        return Subject(built, normal_inputs(D_MODEL), context=context(implementation))
+        return module.Mixer(config, D_MODEL, rngs=rngs, **options)
 
 
 def context(implementation: str | None):

@@ -10,17 +10,18 @@ PATH = pathlib.Path(__file__).resolve().parents[2] / "docs" / "equivalence.md"
 FACTOR, FLOOR = 10.0, 2e-6  # a figure is current within this factor, and within rounding of a few units in the last place
 Key = tuple[str, str]  # name of the case (mixer and variant), implementation ("default" for None)
 Row = tuple[float, ...] | str  # worst error in every law, or why there is no such implementation
-# One mixer for each kind of kernel (the selective scan's takes too long): `make test` measures their rows of `pallas` again,
+# One mixer for each kind of kernel (the selective scan's takes too long): `make test-tools` measures their rows of `pallas` again,
 # `make test-all` those of all.
-KERNELS_IN_EVERY_RUN = ("deltanet-default", "gated_retention-default", "hgrn-default")
+KERNELS_IN_TEST_TOOLS = ("deltanet-default", "gated_retention-default", "hgrn-default")
 
 HEADER = """# Every form is the same mixer: the equivalence matrix
 
-Made by `python -m tools.pages.equivalence`; `make test` measures it again and fails when it differs. The rows called `pallas` are
-the TPU's kernels in their interpreter: of these `make test` measures {kernels}; `make test-all` measures all.
+Made by `python -m tools.pages.equivalence`; `make test-all` measures all of it again and fails when it differs. `make test` measures
+the rows `recurrent` and `default` of every mixer again, and of the other rows the values and gradients at one length. The rows
+called `pallas` are the TPU's kernels in their interpreter: `make test-tools` measures those of {kernels}.
 
 Each mixer of `seqmodels/mixers`, in each implementation, against each law of the contract (`tests/contract/laws.py`): the worst
-relative error seen, on three rows of up to 63 tokens at width 32, on a CPU in float32 (0 is exactly zero). `default` is what a
+relative error seen, on three rows of up to 49 tokens at width 32, on a CPU in float32 (0 is exactly zero). `default` is what a
 config gets that names no implementation. A form that a mixer does not have is refused with the reason given below its table.
 
 | law | bound | what it says |
@@ -36,7 +37,7 @@ def key(case: Case) -> Key:
 def write(rows: dict[Key, Row]) -> None:
     """Replaces the page; rows come in the order of the cases."""
     laws = "\n".join(f"| {law.name} | {_figure(law.bound)} | {law.statement} |" for law in LAWS)
-    kernels = ", ".join(f"`{name}`" for name in KERNELS_IN_EVERY_RUN)
+    kernels = ", ".join(f"`{name}`" for name in KERNELS_IN_TEST_TOOLS)
     lines = [HEADER.format(laws=laws, kernels=kernels)]
     keys = [key(case) for case in all_cases() if key(case) in rows]
     for name in dict.fromkeys(name for name, _ in keys):

@@ -1,34 +1,67 @@
-"""Every mixer in the folder keeps the contract, in every implementation that it has, and docs/equivalence.md says so."""
+"""Every mixer in the folder keeps the contract, in every implementation that it has, and docs/equivalence.md says so.
 
+`make test` holds the recurrent form and the default one of every mixer to every law, and every other form to the recurrent one
+in values and gradients at one length. `make test-all` adds every law at every length for every form, and for the options of
+tests/contract/variants.py; of these `make test` measures the default form.
+"""
+
+import dataclasses
 import functools
+import itertools
 
 import jax
 import pytest
 
+from seqmodels import mixers
 from tests.contract import laws, page
 from tests.contract.cases import all_cases
 
 AGAIN = "run tools/pages/equivalence.py"
+MAIN_FORMS = ("recurrent", None)
 published = functools.cache(page.read)
+BY_VARIANT = {name: tuple(cases) for name, cases in itertools.groupby(all_cases(), lambda case: case.name)}
 
 
-def is_slow(case) -> bool:
-    """The kernels' interpreter takes several times as long as the other forms: the rest of them are `make test-all`'s."""
-    refused = isinstance(published()[page.key(case)], str) if page.key(case) in published() else False
-    return case.implementation == "pallas" and not refused and case.name not in page.KERNELS_IN_EVERY_RUN
+def is_refused(case) -> bool:
+    """As the page has it, which `test_refusals` checks."""
+    return page.key(case) in published() and isinstance(published()[page.key(case)], str)
 
 
-# One group per variant: under `pytest --dist loadgroup` its cases share compiled programs in one process.
-PARAMETERS = [
-    pytest.param(
-        case,
-        law,
-        id=f"{case.name}-{case.implementation}-{law.name}",
-        marks=[pytest.mark.xdist_group(case.name)] + [pytest.mark.slow] * is_slow(case),
-    )
-    for case in all_cases()
-    for law in laws.LAWS
-]
+def in_every_run(case) -> bool:
+    return case.implementation is None or case.implementation == "recurrent" and case.name.endswith("-default")
+
+
+def parameter(case, *values, name: str, marks=()):
+    """One group per variant: under `pytest --dist loadgroup` its cases share compiled programs in one process."""
+    test = f"{case.name}-{case.implementation or 'default'}-{name}".removesuffix("-")
+    return pytest.param(case, *values, id=test, marks=[pytest.mark.xdist_group(case.name), *marks])
+
+
+def parameters():
+    """Of `test_law`: every case that is not refused, under every law."""
+    for case in all_cases():
+        if is_refused(case):
+            continue
+        for law in laws.LAWS:
+            if in_every_run(case):
+                yield parameter(dataclasses.replace(case, gradient_lengths=(laws.LONGEST,)), law, name=law.name)
+                if law.measure is laws.gradients:
+                    yield parameter(case, law, name="gradients_at_every_length", marks=[pytest.mark.slow])
+            else:
+                yield parameter(case, law, name=law.name, marks=[pytest.mark.slow])
+
+
+def other_forms():
+    """Of `test_equals_the_recurrent_form`: what `parameters` leaves to `make test-all`. The kernels' interpreter is slow."""
+    for case in all_cases():
+        if not (is_refused(case) or in_every_run(case)) and case.name.endswith("-default"):
+            if case.implementation == "pallas" and case.name not in page.KERNELS_IN_TEST_TOOLS:
+                continue
+            marks = [pytest.mark.tools] if case.implementation == "pallas" else []
+            one_length = (laws.LONGEST,)
+            yield parameter(dataclasses.replace(case, lengths=one_length, gradient_lengths=one_length), name="", marks=marks)
+
+
 latest = {"group": None}
 
 
@@ -42,22 +75,41 @@ def forget_the_last_mixer(request):
         jax.clear_caches()
 
 
-@pytest.mark.parametrize(("case", "law"), PARAMETERS)
-def test_law(case, law):
-    """What an implementation cannot do it refuses, in words and in every law; what it can do, it does lawfully."""
+def check(case, law):
+    """The law holds, and the page says how well."""
     row = published()[page.key(case)]
-    reason = laws.refusal(case)
-    if reason is not None:
-        assert case.implementation not in ("recurrent", None)
-        with pytest.raises(NotImplementedError):
-            law.measure(case)
-        assert row == " ".join(reason.split()), f"docs/equivalence.md says otherwise: {AGAIN}"
-        return
     worst = law.measure(case)
     assert worst <= law.bound, f"{law.statement} Worst error {worst:.2e}, allowed {law.bound:.0e}."
     assert not isinstance(row, str), f"docs/equivalence.md says there is no such form: {AGAIN}"
     figure = row[laws.LAWS.index(law)]
+    everywhere = (case.lengths, case.gradient_lengths) == (laws.LENGTHS, laws.GRADIENT_LENGTHS)
+    worst = worst if everywhere else max(worst, figure)
     assert page.is_current(figure, worst), f"docs/equivalence.md says {figure:.1e}, measured {worst:.1e}: {AGAIN}"
+
+
+@pytest.mark.parametrize(("case", "law"), parameters())
+def test_law(case, law):
+    check(case, law)
+
+
+@pytest.mark.parametrize("case", other_forms())
+def test_equals_the_recurrent_form(case):
+    for law in laws.LAWS:
+        if law.measure in (laws.implementations, laws.gradients):
+            check(case, law)
+
+
+@pytest.mark.parametrize("variant", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in BY_VARIANT])
+def test_refusals(variant):
+    """What an implementation cannot do it refuses, in words, the page's; the recurrent form and the default one refuse nothing."""
+    for case in BY_VARIANT[variant]:
+        reason = laws.refusal(case)
+        row = published()[page.key(case)]
+        if reason is None:
+            assert not isinstance(row, str), f"docs/equivalence.md says there is no {case.implementation} form: {AGAIN}"
+        else:
+            assert case.implementation not in MAIN_FORMS
+            assert row == " ".join(reason.split()), f"docs/equivalence.md says otherwise: {AGAIN}"
 
 
 @pytest.mark.xdist_group("groups")
@@ -66,6 +118,23 @@ def test_a_group_runs_in_one_process(request):
     options = request.config.option
     if "loadgroup" in options and options.loadgroup:
         assert request.node.nodeid.endswith("@groups")
+
+
+def test_every_law_of_every_mixer_is_in_every_run():
+    run = {(page.key(param.values[0]), param.values[1].name) for param in parameters() if is_in_make_test(param)}
+    names = [f"{mixer}-default" for mixer in mixers.names()]
+    assert run >= {((name, form), law.name) for name in names for form in ("recurrent", "default") for law in laws.LAWS}
+
+
+def test_every_form_of_every_mixer_is_in_every_run():
+    """But for kernels: of these `make test-tools` has one of each kind."""
+    run = {page.key(param.values[0]) for param in (*parameters(), *other_forms()) if is_in_make_test(param)}
+    known = [case for case in all_cases() if case.name.endswith("-default") and not is_refused(case)]
+    assert run >= {page.key(case) for case in known if case.implementation != "pallas"}
+
+
+def is_in_make_test(param) -> bool:
+    return not {mark.name for mark in param.marks} & {"slow", "tools"}
 
 
 def test_the_page_has_every_case_and_nothing_else():

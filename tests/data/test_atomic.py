@@ -48,6 +48,17 @@ def test_what_the_disk_refuses_names_what_to_change(code, message):
         raise OSError(code, "Permission denied")
 
 
+def test_the_cause_is_named_and_not_another_place(tmp_path):
+    for error, message in (
+        (OSError(errno.EMFILE, "Too many open files", str(tmp_path / "x")), "too many open files: raise the limit"),
+        (OSError(errno.EIO, "Input/output error", str(tmp_path / "x")), "the disk reports an input/output error"),
+        (PermissionError(errno.EACCES, "Permission denied", "/elsewhere/corpus.txt"), "'/elsewhere/corpus.txt': permission"),
+    ):
+        with pytest.raises(UserError, match=message) as raised, disk_errors_as_user_errors("data.cache_dir", tmp_path):
+            raise error
+        assert "cannot write" not in str(raised.value) and "set another" not in str(raised.value)
+
+
 def special_files(folder):
     """One of each kind of thing that is not a regular file, and links to them; a device cannot be made without being root."""
     (folder / "folder").mkdir()

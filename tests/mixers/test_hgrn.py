@@ -83,7 +83,7 @@ def test_every_layer_of_a_hybrid_has_its_own_bound(mixer):
     for repeat in range(2):
         for layer in network._layers():
             layer = jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], layer)
-            shared = {mixer: expected} if layer.word == mixer else {}
+            shared = {mixer: expected} if layer.name == mixer else {}
             x, _, after = layer(x, None, shared, reset=None, dropout_key=None)
             expected = after[mixer] if shared else expected
     assert int(expected.layer) == 4

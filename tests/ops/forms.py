@@ -9,6 +9,7 @@ from jax import lax
 
 from seqmodels.ops import compile_for, gated_linear_attention, interpret
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 # name -> (implementation, chunk size, what it is traced for: chunks one by one is what a CPU gets, together any other device)
 FORMS = {
@@ -20,15 +21,6 @@ FORMS = {
 }
 # The kernels in their interpreter, tested on fewer cases: it takes longer.
 KERNELS = {"pallas_tpu": ("pallas", 16, functools.partial(interpret, "tpu"))}
-# The tests compile far more than they compute, and unoptimised code is the same mathematics. Without its new fusion
-# emitters, XLA compiles these programs four times faster; later versions have nothing else.
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):
-    COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
-
-
-def fast_jit(function):
-    return jax.jit(function, compiler_options=COMPILER_OPTIONS)
 
 
 @functools.cache

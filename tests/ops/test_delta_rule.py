@@ -9,8 +9,9 @@ from seqmodels.ops import delta_rule
 from seqmodels.ops.chunk import unit_lower_inverse
 from tests import goldens
 from tests.ops import forms
-from tests.ops.forms import fast_jit, options, traced_for
+from tests.ops.forms import options, traced_for
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 FORMS = ("recurrent", "chunked", "chunked_together")
 # float32 against float64, relative to the largest value; measured 1e-6 or less at these lengths

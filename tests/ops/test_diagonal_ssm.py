@@ -10,8 +10,8 @@ from jax import lax
 
 from seqmodels.ops.diagonal_ssm import diagonal_ssm, discretise, kernel
 from tests import goldens
-from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "parallel", "chunked")
 NAMES = ("u", "dA_minus_1", "dB", "C", "state")

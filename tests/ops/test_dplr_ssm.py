@@ -9,8 +9,8 @@ import pytest
 from seqmodels.ops import hippo
 from seqmodels.ops.dplr_ssm import dplr_ssm, kernel
 from tests import goldens
-from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 FORMS = ("recurrent", "parallel", "chunked")
 # float32 against float64, relative to the largest value

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqmodels.ops import gated_linear_attention
-from tests.ops.forms import FORMS, call, differentiate, evaluate, fast_jit, traced_for
+from tests.ops.forms import FORMS, call, differentiate, evaluate, traced_for
 from tests.ops.judge import gradients, relative_error, run
+from tests.programs import fast_jit
 
 # float32 against float64, relative to the largest value; measured 4e-7 or less at these lengths
 TOLERANCE = 5e-6

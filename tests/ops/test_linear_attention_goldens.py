@@ -11,8 +11,9 @@ import pytest
 
 from seqmodels.ops import complex_gated_linear_attention, gated_linear_attention
 from tests import goldens
-from tests.ops.forms import FORMS, fast_jit, options, traced_for
+from tests.ops.forms import FORMS, options, traced_for
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 # float32 against float64, relative to the largest value. Measured: values and states 1e-6; gradients 4e-6.
 TOLERANCE = 1e-5

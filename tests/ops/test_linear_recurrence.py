@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from seqmodels.ops import target
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from tests import goldens
-from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "chunked")
 # float32 against float64, relative to the largest value; measured 6e-7 or less at these lengths

@@ -10,8 +10,8 @@ import pytest
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.long_conv import long_conv
 from tests import goldens
-from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 # float32 FFTs against float64 sums, relative to the largest value
 TOLERANCE = 2e-6

@@ -9,8 +9,8 @@ import pytest
 
 from seqmodels.ops.mlstm_cell import MLSTMState, empty_mlstm_state, mlstm_cell
 from tests import goldens
-from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "parallel", "chunked")
 CHUNK_SIZE = 16

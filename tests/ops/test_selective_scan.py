@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from seqmodels.ops.selective_scan import selective_scan
 from tests import goldens
-from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "chunked")
 CHUNK_SIZE = 8

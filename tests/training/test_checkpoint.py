@@ -1,7 +1,11 @@
 """A checkpoint comes back bit for bit, or is noticed to be damaged and the one before it is used."""
 
+import errno
+import os
 import re
 import shutil
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +80,22 @@ def test_round_trip(tmp_path):
     assert_equal(only_params.state, {"params": make_state(10)["params"]})
 
 
+def test_a_step_has_its_name_when_all_its_files_have_reached_the_disk(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def record(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if "tmp" in path.removeprefix(str(tmp_path)):
+            assert not (tmp_path / "5").exists()
+            synced.append(re.sub(r"^5[^/]*", "5", path.removeprefix(f"{tmp_path}/")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write(tmp_path, (5, 1.0))
+    files = {str(path.relative_to(tmp_path)) for path in (tmp_path / "5").rglob("*") if "commit" not in path.name}
+    assert len(files) > 5 and files | {"5"} <= set(synced)
+
+
 def test_the_newest_and_the_best_stay(tmp_path):
     write(tmp_path, (1, 3.0), (2, 1.0), (3, None), (4, 2.0))
     assert checkpoint.steps(tmp_path) == [2, 3, 4]
@@ -111,6 +131,102 @@ def test_nothing_whole_is_an_error_and_loses_nothing(tmp_path):
     with pytest.raises(UserError, match="none of the checkpoints"):
         checkpoint.restore(tmp_path, ABSTRACT, set_aside=True)
     assert checkpoint.steps(tmp_path) == [10, 20]
+
+
+def test_a_reader_never_advises_deletion(tmp_path):
+    write(tmp_path, (10, None))
+    truncate(tmp_path / "10")
+    with pytest.raises(UserError) as error:
+        checkpoint.restore(tmp_path, ABSTRACT)
+    assert "delete" not in str(error.value) and "damaged" in str(error.value)
+
+
+@pytest.fixture
+def as_nobody():
+    """Permissions hold for the test, whoever runs it; yields a folder that others may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        user = os.geteuid()
+        yield Path(folder)
+        os.seteuid(user)
+
+
+def test_a_checkpoint_without_read_permission_is_not_damaged(as_nobody):
+    directory = as_nobody / "checkpoints"
+    write(directory, (10, None), (20, None))
+    locked = array_file(directory / "20")
+    locked.chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    with pytest.raises(UserError, match="checkpoints/20 cannot be read now: permission denied"):
+        checkpoint.restore(directory, ABSTRACT, set_aside=True)
+    with pytest.raises(UserError, match="cannot be read now: permission denied"):
+        checkpoint.restore(directory, ABSTRACT, step=20)
+    os.seteuid(os.getuid())
+    assert checkpoint.steps(directory) == [10, 20]
+    locked.chmod(0o600)
+    assert checkpoint.restore(directory, ABSTRACT).step == 20
+    directory.chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    with pytest.raises(UserError, match="cannot be listed: permission denied"):
+        checkpoint.restore(directory, ABSTRACT)
+
+
+@pytest.mark.parametrize(
+    "error, cause",
+    [
+        (OSError(errno.EIO, "Input/output error", "x"), "input/output error"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (MemoryError(), "out of memory"),
+        (ValueError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 68719476736 bytes."), "out of memory"),
+        (Exception("Failed to open [OS error 24: EMFILE Too many open files]"), "ulimit -n"),
+    ],
+)
+def test_what_is_in_the_way_stops_and_is_named(tmp_path, monkeypatch, error, cause):
+    write(tmp_path, (10, None), (20, None))
+
+    def fails(*_):
+        try:
+            raise error
+        except Exception as inner:
+            raise ValueError("wrapped by a library") from inner
+
+    monkeypatch.setattr(checkpoint, "_restore_step", fails)
+    with pytest.raises(UserError, match=f"checkpoint .*/20 cannot be read now: .*{cause}"):
+        checkpoint.restore(tmp_path, ABSTRACT, set_aside=True)
+    assert checkpoint.steps(tmp_path) == [10, 20]
+
+
+def test_a_reader_beside_a_writer_takes_what_is_newest_now(tmp_path, monkeypatch):
+    write(tmp_path, (10, None), (20, None))
+    restore_step = checkpoint._restore_step
+
+    def meanwhile(path, abstract_state):
+        monkeypatch.setattr(checkpoint, "_restore_step", restore_step)
+        write(tmp_path, (30, None), (40, None))
+        return restore_step(path, abstract_state)
+
+    monkeypatch.setattr(checkpoint, "_restore_step", meanwhile)
+    lines = []
+    assert checkpoint.restore(tmp_path, ABSTRACT, report=lines.append).step == 40 and not lines
+    monkeypatch.setattr(checkpoint, "_restore_step", meanwhile)
+    shutil.rmtree(tmp_path / "30")
+    with pytest.raises(UserError, match=r"step 40 .* was deleted by the run that writes there.* there are \[50, 60\]"):
+        monkeypatch.setattr(
+            checkpoint, "_restore_step", lambda *a: (write(tmp_path, (50, None), (60, None)), restore_step(*a))
+        )
+        checkpoint.restore(tmp_path, ABSTRACT, step=40)
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
+    state = make_state(1)
+    state["optimizer"][1]["mu"] = state["optimizer"][1]["mu"].at[3, 4].set(jnp.inf)
+    writer = checkpoint.Writer(tmp_path)
+    with pytest.raises(checkpoint.NonFinite) as error:
+        writer.save(10, state, {}, validation_loss=None)
+    writer.close()
+    assert error.value.names == ("optimizer/1/mu",) and checkpoint.steps(tmp_path) == []
 
 
 def test_a_step_that_is_not_there(tmp_path):

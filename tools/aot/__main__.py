@@ -29,6 +29,7 @@ from pathlib import Path
 
 from benchmarks.timing import num_cores, some_of
 from seqmodels import command_line
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from tools.aot.cases import CASES, CHIPS, STEPS
 from tools.pages import kernels as page
@@ -60,7 +61,7 @@ def main() -> None:
     faults = [fault for result in results["results"] for fault in find_faults(result)]
     out = OUT if complete and options.out is None else options.out
     if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        atomic.write_text(out, json.dumps(results, indent=1) + "\n")
     if out == OUT:
         page.write(results)
     print(page.tables(results))

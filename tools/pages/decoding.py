@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.decode_report import draw
 from seqmodels import command_line
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ def main() -> None:
             f"{options.results} does not exist; python scripts/benchmark.py --suite=decode --out={options.results} makes it"
         )
     results = json.loads(options.results.read_text())
-    PAGE.write_text(page(results, options.results.name), encoding="utf-8")
+    atomic.write_text(PAGE, page(results, options.results.name))
     draw(results, PAGE.with_suffix(".png"))
     print(f"wrote {PAGE.relative_to(ROOT)} and its picture")
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from seqmodels.data import atomic
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "aot.json"
 PAGE = ROOT / "docs" / "kernels.md"
@@ -17,7 +19,7 @@ def page(results: dict) -> str:
 
 
 def write(results: dict) -> None:
-    PAGE.write_text(page(results), encoding="utf-8")
+    atomic.write_text(PAGE, page(results))
 
 
 def tables(results: dict) -> str:

@@ -15,6 +15,7 @@ import jax
 from configs import tinystories
 from seqmodels import command_line, mixers, model
 from seqmodels.config import from_config_dict
+from seqmodels.data import atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +28,7 @@ GATE = "Table 1 of arXiv 2312.06635: "  # how a line of a mixer's header begins 
 def main() -> None:
     command_line.Parser(description=__doc__.splitlines()[0]).parse_args()
     for path, text in pages(json.loads(COMPARISON.read_text())).items():
-        path.write_text(text, encoding="utf-8")
+        atomic.write_text(path, text)
         print(f"wrote {path.relative_to(ROOT)}")
 
 
@@ -52,24 +53,35 @@ def mixers_list() -> str:
 
 
 def comparison_table(results: dict) -> str:
-    """The mixers of a comparison by bits per byte, best first, and last those that have not been run."""
+    """The mixers of a comparison by bits per byte, best first, and last those that have not been run and the control."""
     seq_len = str(results["base"]["data"]["seq_len"])
-    lines = [
-        "| mixer | bits per byte | perplexity | repeated bigrams, nats | other tokens, nats | learning rate | parameters "
-        f"| state bytes at T = {seq_len} | training tokens/s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    controlled = "control" in results  # older results have none
+    extra = ["gain over no mixer", "loss at position 1, nats"] if controlled else []
+    heads = [
+        "mixer", "bits per byte", *extra, "perplexity", "repeated bigrams, nats", "other tokens, nats", "learning rate", "parameters",
+        f"state bytes at T = {seq_len}", "training tokens/s",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
 
     def rank(item):
-        quality = item[1]["quality"]
-        return quality["bits_per_byte"]["mean"] if quality else float("inf")
+        name, row = item
+        return controlled and name == results["control"], row["quality"]["bits_per_byte"]["mean"] if row["quality"] else float("inf")
+
+    def extras(row):
+        if not controlled:
+            return []
+        gain = f"{row['gain']['bits_per_byte']:+.3f}" if row["gain"] else ""
+        return [gain, f"{row['quality']['position_1_loss']['mean']:.2f}" if row["quality"] else ""]
 
     for name, row in sorted(results["mixers"].items(), key=rank):
         quality, cost = row["quality"], row["cost"]
-        figures = (("bits_per_byte", 3), ("perplexity", 2), ("hit_loss", 3), ("rest_loss", 3))
+        digits = {"bits_per_byte": 3, "perplexity": 2, "hit_loss": 3, "rest_loss": 3}
+        bits_per_byte, *figures = [f"{quality[part]['mean']:.{digits[part]}f}" if quality else "" for part in digits]
         cells = [
             f"`{name}`",
-            *(f"{quality[part]['mean']:.{digits}f}" if quality else "" for part, digits in figures),
+            bits_per_byte,
+            *extras(row),
+            *figures,
             f"{row['best_rate']:g}" if quality else "",
             f"{row['counted']:,.0f}",
             f"{cost['state_bytes'][seq_len]:,}" if cost else "",

@@ -53,6 +53,8 @@ def _pareto(results: Mapping) -> Figure | None:
     figure, axes = _panels(len(panels), larger=len(rows) > CROWD, sharey=True)
     for panel, (title, (cost, unit)) in zip(axes, panels.items()):
         for label, row in rows.items():
+            if cost(row) <= 0:
+                continue  # no state at all has no place on a logarithmic axis
             found = row["quality"][measure.name]
             reach = None if found["low"] is None else [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
             panel.errorbar(
@@ -202,7 +204,7 @@ PICTURES = {
     "recall": (
         _recall,
         "Recall hits against the rest",
-        "A hit is a token whose pair with the one before it stood earlier in the same story and window.",
+        "A hit is a token whose pair with the one before it stood earlier in the same story and window, and is rare in training.",
     ),
     "contexts": (_contexts, "Decoding against context", "A line that lies flat is a state of fixed size."),
     "rates": (_rates, "Learning rates", "The rate of each mixer was chosen here; a best rate at either end asks for a wider grid."),

@@ -2,13 +2,14 @@
 
 import base64
 import dataclasses
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from seqmodels.comparison import audit, statistics
 from seqmodels.comparison import measure as measures
 from seqmodels.comparison.report.figures import ReportFigure
+from seqmodels.escape import code_block, escape
 
 EMPTY = ""
 
@@ -25,27 +26,33 @@ class Column:
 
 def markdown(results: Mapping, pictures: Sequence[ReportFigure]) -> str:
     """The report as Markdown; its pictures are files beside it."""
-    lines = ["# Comparison", "", _headline(results), ""]
-    lines += [f"- **Warning:** {warning}" for warning in results["warnings"]]
-    lines += ["", *(f"- {name}: {text}" for name, text in _circumstances(results)), ""]
+    lines = ["# Comparison", "", escape(headline(results), "markdown"), ""]
+    lines += [f"- **Warning:** {escape(warning, 'markdown')}" for warning in results["warnings"]]
+    lines += ["", *(f"- {name}: {escape(text, 'markdown')}" for name, text in _circumstances(results)), ""]
     lines += _markdown_table(*_main_table(results))
     lines += ["", *(f"- {column.title}: {column.meaning}" for column in _columns(results)), ""]
-    lines += ["## Which differences are real", "", *_paragraph_on_pairs(results), ""]
-    lines += _markdown_table(*_pair_table(results))
-    lines += ["", "## Sizes", ""]
+    lines += ["## What the tests show", "", *_as_markdown(_paragraph_on_pairs(results)), ""]
+    lines += _markdown_table(*_pair_matrix(results))
+    lines += ["", "## How the mixers start", "", *_as_markdown(_paragraph_on_starts(results)), ""]
+    for table in _start_tables(results):
+        lines += [*_markdown_table(*table), ""]
+    lines += ["## The search for the learning rates", "", *_as_markdown(_paragraph_on_rates(results)), ""]
+    for table in _rate_tables(results):
+        lines += [*_markdown_table(*table), ""]
+    lines += ["## Sizes", ""]
     lines += _markdown_table(*_size_table(results))
     for picture in pictures:
         lines += ["", f"## {picture.title}", "", f"![{picture.title}]({picture.file})", "", picture.caption]
-    lines += ["", "## Commands", "", "Every run that is reported, from the folder of the repository:", "", "```"]
-    lines += [command for _, command in _commands(results)]
-    return "\n".join([*lines, "```", ""])
+    lines += ["", "## Commands", "", "Every run that is reported, from the folder of the repository:", ""]
+    lines += code_block([command for _, command in _commands(results)])
+    return "\n".join([*lines, ""])
 
 
 def page(results: Mapping, pictures: Sequence[ReportFigure], folder: Path) -> str:
     """The report as HTML, the pictures of `folder` inside it."""
     heads, rows = _main_table(results)
     columns = _columns(results)
-    body = [f'<h1>Comparison</h1><p class="lead">{_escape(_headline(results))}</p>']
+    body = [f'<h1>Comparison</h1><p class="lead">{_escape(headline(results))}</p>']
     body += [f'<p class="warning">{_escape(warning)}</p>' for warning in results["warnings"]]
     body.append(_html_sortable(columns, heads, rows, results))
     body.append(
@@ -58,9 +65,15 @@ def page(results: Mapping, pictures: Sequence[ReportFigure], folder: Path) -> st
         for name, text in _circumstances(results)
     )
     body.append(f"<h2>Circumstances</h2><dl>{facts}</dl>")
-    body.append("<h2>Which differences are real</h2>")
+    body.append("<h2>What the tests show</h2>")
     body += [f"<p>{_escape(text)}</p>" for text in _paragraph_on_pairs(results) if text]
-    body.append(_html_table(*_pair_table(results)))
+    body.append(_html_matrix(*_pair_matrix(results), results))
+    body.append("<h2>How the mixers start</h2>")
+    body += [f"<p>{_escape(text)}</p>" for text in _paragraph_on_starts(results) if text]
+    body += [_html_table(*table) for table in _start_tables(results)]
+    body.append("<h2>The search for the learning rates</h2>")
+    body += [f"<p>{_escape(text)}</p>" for text in _paragraph_on_rates(results) if text]
+    body += [_html_table(*table) for table in _rate_tables(results)]
     body.append("<h2>Sizes</h2>")
     body.append(_html_table(*_size_table(results)))
     for picture in pictures:
@@ -69,37 +82,85 @@ def page(results: Mapping, pictures: Sequence[ReportFigure], folder: Path) -> st
             f'<h2>{_escape(picture.title)}</h2><figure><img alt="{_escape(picture.title)}" src="data:image/png;base64,{data}"/>'
             f"<figcaption>{_escape(picture.caption)}</figcaption></figure>"
         )
-    commands = "\n".join(command for _, command in _commands(results))
-    body.append(f"<details><summary>The command of every run that is reported</summary><pre>{_escape(commands)}</pre></details>")
+    commands = "\n".join(_escape(command) for _, command in _commands(results))
+    body.append(f"<details><summary>The command of every run that is reported</summary><pre>{commands}</pre></details>")
     return TEMPLATE.replace("$STYLE", STYLE).replace("$SCRIPT", SCRIPT).replace("$BODY", "\n".join(body))
 
 
 # -- what both say
 
 
-def _headline(results: Mapping) -> str:
-    """Which is better, by how much, and whether that is sure."""
+def headline(results: Mapping) -> str:
+    """What the evidence allows to say, first; then who has the best mean, and what that is worth over no mixer."""
     measure = measures.of(results)
-
-    def said_of(row):
-        value = _number(row["quality"][measure.name]["mean"], measure.digits)
-        return f"{value} {measure.title}" if measure.is_text else f"{measure.title} {value}"
-
-    scored = [(label, row) for label, row in _ranked(results) if row["quality"]]
+    scored = [(label, row) for label, row in _ranked(results) if row["quality"] and not row["is_control"]]
+    missing = [label for label, row in results["mixers"].items() if row["quality"] is None]
     if not scored:
         everything = all(row["cost"] for row in results["mixers"].values())  # the last thing to be measured
         return "Every mixer diverged at every learning rate." if everything else "No mixer is complete yet."
     best, row = scored[0]
-    missing = [label for label, row in results["mixers"].items() if row["quality"] is None]
-    said = f" Without figures: {', '.join(missing)}." if missing else ""
-    if len(scored) == 1:
-        return f"{best} has {said_of(row)}.{said}"
-    against = [pair for pair in results["pairs"] if pair["better"] == best]
-    sure = ", ".join(pair["worse"] for pair in against if pair["significant"])
-    unsure = ", ".join(pair["worse"] for pair in against if not pair["significant"])
-    parts = [f"worse by both tests below: {sure}"] if sure else []
-    parts += [f"not shown to be worse: {unsure}"] if unsure else []
-    return f"{best} is the best of {len(scored)}, with {said_of(row)}; {'; '.join(parts)}.{said}"
+    value = _number(row["quality"][measure.name]["mean"], measure.digits)
+    mean = f"{value} {measure.title}" if measure.is_text else f"{measure.title} {value}"
+    parts = []
+    if len(scored) > 1:
+        parts.append(_evidence(results, [label for label, _ in scored]))
+        parts.append(f"{'Lowest' if measure.is_text else 'Highest'} mean of {len(scored)}: {best}, {mean}.")
+        against = [pair for pair in results["pairs"] if pair["better"] == best and pair["worse"] != results["control"]]
+        worse, open_ = ([pair["worse"] for pair in against if pair["significant"] is real] for real in (True, False))
+        if worse:
+            parts.append(f"Worse than it by both tests below: {', '.join(worse)}.")
+            parts += [f"Not shown to be worse: {', '.join(open_)}."] if open_ else []
+    else:
+        parts.append(f"{best} has {mean}.")
+    parts.append(_over_no_mixer(results, [label for label, _ in scored]))
+    if missing:
+        parts.append(f"Without figures: {', '.join(missing)}.")
+    return " ".join(filter(None, parts))
+
+
+def _evidence(results: Mapping, ranked: Sequence[str]) -> str:
+    """Whether the tests show that any two mixers differ."""
+    pairs = [pair for pair in results["pairs"] if {pair["better"], pair["worse"]} <= set(ranked)]
+    sure = sum(pair["significant"] for pair in pairs)
+    seeds = results["comparison"]["seeds"]
+    if seeds == 1:
+        return "One seed cannot show a difference between mixers."
+    if not sure:
+        return f"{seeds} seeds do not show a difference between any two of these mixers."
+    return f"The tests show {sure} of {len(pairs)} pairs of mixers to differ."
+
+
+def _over_no_mixer(results: Mapping, ranked: Sequence[str]) -> str:
+    """What mixing tokens is worth: against the same model without a mixer."""
+    control = results["control"]
+    gains = {label: results["mixers"][label]["gain"] for label in ranked}
+    gains = {label: gain["bits_per_byte"] for label, gain in gains.items() if gain is not None}
+    if control is None or not gains:
+        return ""
+    shown = {pair["better"] for pair in results["pairs"] if pair["worse"] == control and pair["significant"]}
+    low, high = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
+    worse = [label for label, gain in gains.items() if gain <= 0]
+    said = (
+        f"Over {control} (the same model of MLPs alone) mixers gain {gains[low]:.4f} ({low}) to {gains[high]:.4f} ({high}) bits "
+        "per byte"
+    )
+    said += f"; no better than none: {', '.join(worse)}." if worse else "."
+    return f"{said} The tests show that gain for {len(shown & set(gains))} of {len(gains)}."
+
+
+def terminal(results: Mapping) -> str:
+    """The main figures as an aligned table of plain text, the best first, the control last."""
+    measure = measures.of(results)
+    titles = {measure.title, "gain over no mixer", "loss at position 1", "learning rate", "diverged"}
+    columns = [column for column in _columns(results) if column.title in titles]
+    heads = ["mixer", *(column.title for column in columns)]
+    rows = [[label, *(column.text(row) for column in columns)] for label, row in _ranked(results)]
+    widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in [heads, *rows]
+    ]
+    return "\n".join(lines)
 
 
 def _circumstances(results: Mapping) -> list[tuple[str, str]]:
@@ -122,18 +183,14 @@ def _circumstances(results: Mapping) -> list[tuple[str, str]]:
         f"{base['data']['seq_len']}), {compare['seeds']} seed(s) from {base['seed']} on",
     ))  # fmt: skip
     facts.append(("Training data", f"{about['training_data']}: a digest, equal for equal text, split and tokenizer"))
-    search = f"{compare['rate_steps']:,} steps" if compare["rate_steps"] else "the full length"
     rates = ", ".join(f"{rate:g}" for rate in sorted(compare["learning_rates"]))
-    facts.append((
-        "Learning rates",
-        f"{rates}, each mixer its own, by runs of {search} with {compare['rate_seeds']} seed(s), on the even-numbered "
-        + ("validation documents" if is_text else "test examples"),
-    ))  # fmt: skip
+    facts.append(("Learning rates", f"{rates} and beyond, each mixer its own (see below)"))
     if validation is not None:
         facts.append((
             "Reported on",
             f"the odd-numbered validation documents: {validation['documents']:,} documents, {validation['tokens']:,} tokens, "
-            f"{validation['bytes']:,.0f} bytes; {validation['hit_tokens']:,} of the tokens are recall hits"
+            f"{validation['bytes']:,.0f} bytes; {validation['hit_tokens']:,} of the tokens are recall hits, "
+            f"{validation['frequent_pairs']:,} pairs of tokens being left out as frequent in training"
             if is_text else
             f"the odd-numbered test examples: {validation['documents']:,} examples, {validation['tokens']:,} labels; the mean over "
             "the test's lengths, each counting once",
@@ -182,8 +239,12 @@ def _columns(results: Mapping) -> list[Column]:
     qualities = [
         Column("perplexity", f"per token, reported documents: {interval}", *quality("perplexity", 3)),
         Column("bits per byte", f"of the same text: {interval}", *quality("bits_per_byte", 4)),
-        Column("loss, hits", f"nats per token where the answer stood earlier in the same story and window: {interval}",
-               *quality("hit_loss", 3)),
+        Column("gain over no mixer", "bits per byte less than the same model of MLPs alone", _gain,
+               lambda row: row["gain"] and row["gain"]["bits_per_byte"]),
+        Column("loss at position 1", "nats after one token of context, where there is nothing to mix: what mixers differ by there is "
+               f"not their mixing; {interval}", *quality("position_1_loss", 3)),
+        Column("loss, hits", "nats per token where the same pair of tokens stood earlier in the same story and window and is rare in "
+               f"training: {interval}", *quality("hit_loss", 3)),
         Column("loss, rest", f"nats on all other tokens: {interval}", *quality("rest_loss", 3)),
     ] if measures.of(results).is_text else [
         Column("accuracy", f"share of the labels that the model puts above all else, reported examples: {interval}",
@@ -213,6 +274,10 @@ def _columns(results: Mapping) -> list[Column]:
     ]  # fmt: skip
 
 
+def _gain(row: Mapping) -> str:
+    return EMPTY if row["gain"] is None else f"{row['gain']['bits_per_byte']:+.4f}"
+
+
 def _diverged(row: Mapping) -> str:
     if row["best_rate"] is None:
         return "all" if any(each["diverged_at"] for each in row["rates"]) else EMPTY
@@ -227,14 +292,15 @@ def _main_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
 
 
 def _ranked(results: Mapping) -> list[tuple[str, Mapping]]:
+    """The mixers, the best first; after them the control, which is not ranked."""
     measure = measures.of(results)
 
     def key(item):
         """Of two that are alike in the measure, the smaller loss is first."""
-        quality = item[1]["quality"]
+        quality, last = item[1]["quality"], item[1]["is_control"]
         if quality is None or quality[measure.name]["mean"] is None:
-            return math.inf, math.inf
-        return quality[measure.name]["mean"] * (1 if measure.is_text else -1), quality["loss"]["mean"]
+            return last, math.inf, math.inf
+        return last, quality[measure.name]["mean"] * (1 if measure.is_text else -1), quality["loss"]["mean"]
 
     return sorted(results["mixers"].items(), key=key)
 
@@ -242,31 +308,128 @@ def _ranked(results: Mapping) -> list[tuple[str, Mapping]]:
 def _paragraph_on_pairs(results: Mapping) -> list[str]:
     seeds, measure = results["comparison"]["seeds"], measures.of(results)
     lines = [
-        f"The difference of the {measure.compared} (negative: the first is better) with two paired tests. Over "
-        f"{measure.documents}: a bootstrap that draws the same reported {measure.documents} for both, of the means over the seeds; "
-        f"its interval says what other {measure.documents} of the kind might give. Over seeds: Student's paired test, a seed being "
-        "the same order of the data for both; its p-value says what training again might give. p-values are Holm's, corrected for "
-        "the number of pairs. A difference counts as real where both are below 0.05."
+        f"By how much the mixer of a row is better than that of a column: the difference of the {measure.compared}. Two paired tests "
+        f"are made of it. Over {measure.documents}: a bootstrap that draws the same reported {measure.documents} for both, of the "
+        f"means over the seeds; it says what other {measure.documents} of the kind might give. Over seeds: Student's paired test, a "
+        "seed being the same order of the data for both; it says what training again might give. p-values are Holm's, corrected for "
+        f"the number of pairs. A star: both are below {statistics.SIGNIFICANT}; results.json has all of them."
     ]
-    if seeds == 1:
-        lines += ["", "There is one seed, so nothing is known of training again, and no difference counts as real."]
+    tests = len(results["pairs"])
+    ratio = statistics.least_ratio(seeds, tests)
+    if ratio is None:
+        lines += ["", "There is one seed, so nothing is known of training again, and no difference is shown."]
+    elif tests:
+        lines += [
+            "",
+            f"With {seeds} seeds and {tests} pairs, the first difference to be shown over seeds must be {ratio:,.1f} times its own "
+            "standard deviation between seeds. Without a star a difference is not shown; that is no sign of equality.",
+        ]  # fmt: skip
     return lines
 
 
-def _pair_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
-    drawn = measures.of(results).documents
-    heads = ["better", "worse", "difference", f"interval over {drawn}", f"p over {drawn}", "p over seeds", "real"]
+def _pair_matrix(results: Mapping) -> tuple[list[str], list[list[str]]]:
+    """The upper triangle, best to worst: how much better the row is, with a star where the tests show it."""
+    by_pair = {(pair["better"], pair["worse"]): pair for pair in results["pairs"]}
+    order = _order_of_pairs(results)
     rows = []
+    for better in order[:-1]:
+        cells = [by_pair[better, worse] if (better, worse) in by_pair else None for worse in order[1:]]
+        rows.append([better, *(
+            EMPTY if pair is None else _number(abs(pair["difference"]), 3) + ("*" if pair["significant"] else "") for pair in cells
+        )])  # fmt: skip
+    return ["", *order[1:]], rows
+
+
+def _order_of_pairs(results: Mapping) -> list[str]:
+    """Best first, the control among the others: the order in which `pairs` lists the better ones."""
+    wins: dict[str, int] = {}
     for pair in results["pairs"]:
-        documents, seeds = pair["over_documents"], pair["over_seeds"]
-        rows.append([
-            pair["better"], pair["worse"], _number(pair["difference"], 4),
-            f"[{_number(documents['low'], 4)}, {_number(documents['high'], 4)}]",
-            _probability(documents["corrected_p_value"]),
-            EMPTY if seeds is None else _probability(seeds["corrected_p_value"]),
-            "yes" if pair["significant"] else "not shown",
-        ])  # fmt: skip
-    return heads, rows
+        wins[pair["better"]] = wins[pair["better"]] + 1 if pair["better"] in wins else 1
+        wins[pair["worse"]] = wins[pair["worse"]] if pair["worse"] in wins else 0
+    return sorted(wins, key=lambda label: -wins[label])
+
+
+def _in_words(pair: Mapping) -> str:
+    """A difference with everything the tests say of it."""
+    documents, seeds = pair["over_documents"], pair["over_seeds"]
+    said = (
+        f"{pair['better']} less {pair['worse']}: {_number(pair['difference'], 4)} [{_number(documents['low'], 4)}, "
+        f"{_number(documents['high'], 4)}], p {_probability(documents['corrected_p_value'])}"
+    )
+    return said if seeds is None else f"{said}; over seeds p {_probability(seeds['corrected_p_value'])}"
+
+
+def _paragraph_on_starts(results: Mapping) -> list[str]:
+    found = results["audit"]
+    lines = [
+        "Of the untrained models, on tokens of the training data: the token's share is the part of the residual stream's variance "
+        "that a multiple of the token's own embedding explains (squared correlation over positions and features), after the first and "
+        "the last layer; rms of the stream after the last layer and of what the mixers add to it; norms of the loss's gradient. "
+        "Where mixers start unlike, their order may be that of their starts."
+    ]
+    if found["differences"]:
+        lines += ["", "The mixers start unlike: " + "; ".join(found["differences"]) + "."]
+    elif any(row["start"] for row in results["mixers"].values()):
+        lines += ["", "The mixers start alike, within the bounds of seqmodels/comparison/audit.py."]
+    return lines
+
+
+def _start_tables(results: Mapping) -> list[tuple[list[str], list[list[str]]]]:
+    """Each mixer's start beside its result; then what goes with the result over the mixers."""
+    names = [name for name in audit.MEANINGS if name != "position_1_loss"]
+    rows = [(label, row["start"]["summary"]) for label, row in _ranked(results) if row["start"] is not None]
+    names = [name for name in names if any(name in summary for _, summary in rows)]
+    tables = []
+    if rows:
+        cells = [[EMPTY if summary.get(name) is None else f"{summary[name]:.3g}" for name in names] for _, summary in rows]
+        heads = ["mixer", *(audit.MEANINGS[name] for name in names)]
+        tables.append((heads, [[label, *row] for (label, _), row in zip(rows, cells)]))
+    spearman = results["audit"]["spearman"]
+    if spearman:
+        tables.append((
+            ["figure", "Spearman with the loss over the mixers", "p", "mixers"],
+            [
+                [each["in_words"], f"{each['rho']:+.2f}", _probability(each["p_value"]), str(each["values"])]
+                for each in spearman.values()
+            ],
+        ))
+    return tables
+
+
+def _paragraph_on_rates(results: Mapping) -> list[str]:
+    compare, search = results["comparison"], results["rate_search"]
+    length = (
+        f"runs of {compare['rate_steps']:,} of {results['base']['train']['steps']:,} steps, in which warm-up and decay take the same "
+        "part of the run" if compare["rate_steps"] else "runs of full length"
+    )  # fmt: skip
+    rates = ", ".join(f"{rate:g}" for rate in sorted(compare["learning_rates"]))
+    whom = "validation documents" if measures.of(results).is_text else "test examples"
+    lines = [
+        f"{rates}, and where the best lies at an end twice or half that rate, up to {compare['rate_extensions']} times; by {length}, "
+        f"{compare['rate_seeds']} seed(s) each, on the even-numbered {whom}. The search is {search['runs']} runs and "
+        f"{search['tokens']:,} tokens, {search['share_of_tokens']:.0%} of all that is trained here; it took "
+        f"{search['seconds'] / 3600:.2f} hours so far."
+    ]
+    grid = set(compare["learning_rates"])
+    added = {
+        label: [each["rate"] for each in row["rates"] if each["rate"] not in grid] for label, row in results["mixers"].items()
+    }
+    added = [f"{label} ({', '.join(f'{rate:g}' for rate in rates)})" for label, rates in added.items() if rates]
+    return [*lines, "", f"Rates beyond the grid were tried for {', '.join(added)}."] if added else lines
+
+
+def _rate_tables(results: Mapping) -> list[tuple[list[str], list[list[str]]]]:
+    """Where every rate was trained at full length: whether the one that short runs chose wins there."""
+    rows = []
+    for label, row in results["mixers"].items():
+        found = row["rates_at_length"]
+        if found is not None:
+            spread = EMPTY if found["spread"] is None else _number(found["spread"], 4)
+            rows.append([label, f"{row['best_rate']:g}", f"{found['best']:g}", _number(found["regret"], 4), spread])
+    if not rows:
+        return []
+    heads = ["mixer", "chosen by short runs", "best at full length", "lost by the choice", "standard deviation between seeds"]
+    return [(heads, rows)]
 
 
 def _size_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
@@ -293,9 +456,13 @@ def _probability(value: float) -> str:
 # -- how they say it
 
 
+def _as_markdown(paragraphs: Sequence[str]) -> list[str]:
+    return [escape(text, "markdown") for text in paragraphs]
+
+
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     def line(cells):
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(escape(cell, "markdown") for cell in cells) + " |"
 
     return [line(heads), f"|{'---|' * len(heads)}", *map(line, rows)]
 
@@ -304,6 +471,22 @@ def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{_escape(each)}</th>" for each in heads)
     body = "".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _html_matrix(heads: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping) -> str:
+    """The matrix of pairs; a cell's title has the tests."""
+    by_pair = {(pair["better"], pair["worse"]): pair for pair in results["pairs"]}
+    head = "".join(f"<th>{_escape(each)}</th>" for each in heads)
+    body = ""
+    for better, *cells in rows:
+        body += f"<tr><th>{_escape(better)}</th>"
+        for worse, cell in zip(heads[1:], cells):
+            pair = by_pair[better, worse] if (better, worse) in by_pair else None
+            shown = ' class="shown"' if pair is not None and pair["significant"] else ""
+            title = "" if pair is None else f' title="{_escape(_in_words(pair))}"'
+            body += f"<td{shown}{title}>{_escape(cell)}</td>"
+        body += "</tr>"
+    return f'<div class="scroll"><table class="matrix"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _html_sortable(columns: Sequence[Column], heads: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping) -> str:
@@ -322,7 +505,7 @@ def _html_sortable(columns: Sequence[Column], heads: Sequence[str], rows: Sequen
 
 
 def _escape(text: str) -> str:
-    return html.escape(text, quote=True)
+    return escape(text, "html")
 
 
 STYLE = """
@@ -337,6 +520,7 @@ th button { font: inherit; font-weight: 600; border: 0; background: none; paddin
 th[aria-sort] button::after { content: " \\2191"; } th[aria-sort="descending"] button::after { content: " \\2193"; }
 figure { margin: 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; overflow-wrap: anywhere; }
+.shown { background: #dff0d8; font-weight: 600; } .matrix { font-size: .75rem; }
 .command { font-family: monospace; font-size: .8rem; }
 pre { overflow-x: auto; font-size: .75rem; } summary { cursor: pointer; margin: .6rem 0; }
 """

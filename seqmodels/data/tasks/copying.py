@@ -1,11 +1,12 @@
 """MAD's tasks of giving tokens back: selective copying, compression, memorization (Poli et al. 2024, arXiv:2403.17844)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from seqmodels.data.tasks.task import Rows, Segment, Task, blank
+from seqmodels.ranges import AtLeast, Count, CountOrZero, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,18 +17,13 @@ class SelectiveCopying(Task):
     token comes last), the copy token, and n blanks whose labels are the tokens in their order.
     """
 
-    vocab_size: int = 16  # the last id is the copy token, the one before it the blank
-    copies: int = 16  # n
-    train_examples: int = 12_800
-    test_examples: int = 1_280
+    vocab_size: Annotated[Size, AtLeast(3)] = 16  # the last id is the copy token, the one before it the blank
+    copies: Count = 16  # n
+    train_examples: CountOrZero = 12_800
+    test_examples: Count = 1_280
 
     name: ClassVar[str] = "selective_copying"
     difficulty_name: ClassVar[str] = "tokens to copy"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.vocab_size >= 3, f"vocab_size={self.vocab_size} must be at least 3")
-        self.require(self.copies >= 1, f"copies={self.copies} must be at least 1")
 
     def segment(self, length: int, examples: int) -> Segment:
         shortest = 2 * self.copies + 1
@@ -54,16 +50,12 @@ class Compression(Task):
     ``model.readout="last"`` gives all positions the last one's vector, and their number.
     """
 
-    vocab_size: int = 16  # the last id is the closing token
-    train_examples: int = 12_800
-    test_examples: int = 1_280
+    vocab_size: Annotated[Size, AtLeast(2)] = 16  # the last id is the closing token
+    train_examples: CountOrZero = 12_800
+    test_examples: Count = 1_280
 
     name: ClassVar[str] = "compression"
     readout: ClassVar[str] = "last"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.vocab_size >= 2, f"vocab_size={self.vocab_size} must be at least 2")
 
     def segment(self, length: int, examples: int) -> Segment:
         self.require_length(length >= 2, length, "at least 2")
@@ -86,15 +78,11 @@ class Memorization(Task):
     in all data. Every other token is a random key, those between are the last id; there the label is the key's value.
     """
 
-    vocab_size: int = 256
-    train_examples: int = 256
-    test_examples: int = 1_280
+    vocab_size: Annotated[Size, AtLeast(3)] = 256
+    train_examples: CountOrZero = 256
+    test_examples: Count = 1_280
 
     name: ClassVar[str] = "memorization"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.vocab_size >= 3, f"vocab_size={self.vocab_size} must be at least 3")
 
     def segment(self, length: int, examples: int) -> Segment:
         self.require_length(length >= 2 and length % 2 == 0, length, "an even number, at least 2")

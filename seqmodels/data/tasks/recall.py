@@ -1,11 +1,12 @@
 """Tasks of looking something up in what was read: multi-query associative recall, induction, and MAD's three."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from seqmodels.data.tasks.task import Rows, Segment, Task, blank, distinct
+from seqmodels.ranges import Above, AtLeast, AtMost, Count, CountOrZero, Fraction, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,27 +22,18 @@ class MQAR(Task):
     figure 2): several, ``train_mix`` and ``test_mix``; a batch is of one size, the sizes come in their order.
     """
 
-    vocab_size: int = 8192  # V
-    pairs: int = 4  # K, with train_mix and test_mix empty
-    power: float = 0.01  # a: the smaller, the sooner most questions come; 1: anywhere
+    vocab_size: Size = 8192  # V
+    pairs: Count = 4  # K, with train_mix and test_mix empty
+    power: Annotated[float, Above(0), AtMost(10)] = 0.01  # a: the smaller, the sooner most questions come; 1: anywhere
     random_non_queries: bool = True  # random tokens between the questions, keys and values among them; False: zeros
-    train_mix: tuple[tuple[int, int, int], ...] = ()  # sizes (L, K, examples) to train on; (): data.seq_len and pairs
-    test_mix: tuple[tuple[int, int, int], ...] = ()  # the same to be tested with
+    train_mix: tuple[tuple[Count, Count, CountOrZero], ...] = ()  # sizes (L, K, examples) to train on; (): data.seq_len and pairs
+    test_mix: tuple[tuple[Count, Count, Count], ...] = ()  # the same to be tested with
 
     name: ClassVar[str] = "mqar"
     difficulty_name: ClassVar[str] = "pairs"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.power > 0, f"power={self.power} must be positive")
-        for name, fewest in (("train_mix", 0), ("test_mix", 1)):
-            for size in getattr(self, name):
-                is_size = isinstance(size, tuple) and len(size) == 3 and size[2] >= fewest
-                self.require(is_size, f"{name}: {size} is not a size (length, pairs, examples)")
-
     def segment(self, length: int, examples: int, pairs: int | None = None) -> Segment:
         pairs = self.pairs if pairs is None else pairs
-        self.require(pairs >= 1, f"pairs={pairs} must be at least 1")
         fits = length % 2 == 0 and length >= 4 * pairs
         self.require_length(fits, length, f"an even number, at least {4 * pairs}, for {pairs} pairs and as many questions")
         self.require(length < self.vocab_size, f"vocab_size={self.vocab_size} must be above the length, {length}")
@@ -85,14 +77,10 @@ class Induction(Task):
     followed it before. The last position alone has a label. The paper trains at 256 tokens.
     """
 
-    vocab_size: int = 16  # the last id is the special token
-    test_lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
+    vocab_size: Annotated[Size, AtLeast(3)] = 16  # the last id is the special token
+    test_lengths: tuple[Count, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
 
     name: ClassVar[str] = "induction"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.vocab_size >= 3, f"vocab_size={self.vocab_size} must be at least 3")
 
     def segment(self, length: int, examples: int) -> Segment:
         self.require_length(length >= 3, length, "at least 3")
@@ -119,19 +107,18 @@ class InContextRecall(Task):
     pair at least is not.
     """
 
-    vocab_size: int = 16
-    noise_ids: int = 0  # the last so many ids, neither keys nor values
-    noise_fraction: float = 0.0  # of the pairs
-    train_examples: int = 12_800
-    test_examples: int = 1_280
+    vocab_size: Size = 16
+    noise_ids: CountOrZero = 0  # the last so many ids, neither keys nor values
+    noise_fraction: Fraction = 0.0  # of the pairs
+    train_examples: CountOrZero = 12_800
+    test_examples: Count = 1_280
 
     name: ClassVar[str] = "in_context_recall"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fits = 0 <= self.noise_ids <= self.vocab_size - 2
+        fits = self.noise_ids <= self.vocab_size - 2
         self.require(fits, f"noise_ids={self.noise_ids} must leave a key and a value of vocab_size={self.vocab_size}")
-        self.require(0.0 <= self.noise_fraction <= 1.0, f"noise_fraction={self.noise_fraction} must lie in 0..1")
         has_ids = self.noise_ids > 0 or self.noise_fraction == 0
         self.require(has_ids, f"noise_fraction={self.noise_fraction} needs noise_ids of at least 1")
 
@@ -171,9 +158,9 @@ class InContextRecall(Task):
 class NoisyRecall(InContextRecall):
     """Noisy in-context recall of MAD: the same with noise between the pairs."""
 
-    vocab_size: int = 32
-    noise_ids: int = 16
-    noise_fraction: float = 0.2
+    vocab_size: Size = 32
+    noise_ids: CountOrZero = 16
+    noise_fraction: Fraction = 0.2
 
     name: ClassVar[str] = "noisy_recall"
 
@@ -189,16 +176,16 @@ class FuzzyRecall(Task):
     tokens of keys that have come before.
     """
 
-    vocab_size: int = 16
-    longest_motif: int = 3  # tokens of a key or a value at most
-    train_examples: int = 12_800
-    test_examples: int = 1_280
+    vocab_size: Size = 16
+    longest_motif: Count = 3  # tokens of a key or a value at most
+    train_examples: CountOrZero = 12_800
+    test_examples: Count = 1_280
 
     name: ClassVar[str] = "fuzzy_recall"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fits = 1 <= self.longest_motif <= (self.vocab_size - 1) // 2
+        fits = self.longest_motif <= (self.vocab_size - 1) // 2
         self.require(
             fits, f"longest_motif={self.longest_motif} must lie in 1..{(self.vocab_size - 1) // 2}, the ids there are for keys"
         )

@@ -4,13 +4,16 @@ import functools
 import itertools
 import random
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from seqmodels.data.tasks.task import Rows, Segment, Task, blank
 from seqmodels.errors import UserError
+from seqmodels.ranges import Above, AtLeast, AtMost, Below, Count, CountOrZero, OneOf, Size
+
+GROUPS: Final = ("A5", "A4xZ5", "Z60", "S5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +25,13 @@ class Parity(Task):
     ``every``, zoology's cumulative parity: there is no 0, and every token has the label of the twos so far.
     """
 
-    shortest: int = 3  # tokens of a training example at least
+    shortest: Annotated[Count, AtLeast(2)] = 3  # tokens of a training example at least
     every: bool = False  # a label on every token, instead of the last
-    test_examples: int = 2_048
-    test_lengths: tuple[int, ...] = (40, 64, 96, 128, 192, 256)
+    test_examples: Count = 2_048
+    test_lengths: tuple[Count, ...] = (40, 64, 96, 128, 192, 256)
 
     name: ClassVar[str] = "parity"
     vocab_size: ClassVar[int] = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.shortest >= 2, f"shortest={self.shortest} must be at least 2")
 
     def segment(self, length: int, examples: int) -> Segment:
         self.require_length(length >= self.shortest, length, f"at least {self.shortest}, data.tasks.parity.shortest")
@@ -63,14 +62,10 @@ class GroupWord(Task):
     are words of two elements too, as many as the union of all those and a million words of full length would have.
     """
 
-    group: str = "A5"  # A5 (not solvable), A4xZ5, Z60 (abelian), of 60 elements each, or S5, of 120
-    test_examples: int = 1_024
+    group: Annotated[str, OneOf(GROUPS)] = "A5"  # A5 (not solvable), A4xZ5, Z60 (abelian), of 60 elements each, or S5, of 120
+    test_examples: Count = 1_024
 
     name: ClassVar[str] = "group_word"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.group in _GROUPS, f"group={self.group!r} is not one of {', '.join(_GROUPS)}")
 
     @property
     def vocab_size(self) -> int:
@@ -112,15 +107,11 @@ class ModularArithmetic(Task):
     value; * binds tighter. In training there are any of two numbers to as many as data.seq_len takes.
     """
 
-    modulus: int = 5  # m
-    test_examples: int = 2_048
-    test_lengths: tuple[int, ...] = (40, 64, 96, 128, 192, 256)
+    modulus: Annotated[Size, AtLeast(2)] = 5  # m
+    test_examples: Count = 2_048
+    test_lengths: tuple[Count, ...] = (40, 64, 96, 128, 192, 256)
 
     name: ClassVar[str] = "modular_arithmetic"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.modulus >= 2, f"modulus={self.modulus} must be at least 2")
 
     @property
     def vocab_size(self) -> int:
@@ -167,20 +158,14 @@ class ListOps(Task):
     The defaults are a small variant; the Arena has max_depth 10, max_arguments 10, longer_than 500 and a length of 2,000.
     """
 
-    longer_than: int = 50  # tokens, not included
-    max_depth: int = 6
-    max_arguments: int = 5
-    leaf_probability: float = 0.75
+    longer_than: CountOrZero = 50  # tokens, not included
+    max_depth: Annotated[int, AtLeast(2), AtMost(500)] = 6
+    max_arguments: Annotated[Size, AtLeast(2)] = 5
+    leaf_probability: Annotated[float, Above(0), Below(1)] = 0.75
 
     name: ClassVar[str] = "listops"
     vocab_size: ClassVar[int] = 16
     pad_id: ClassVar[int] = 15
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.max_depth >= 2, f"max_depth={self.max_depth} must be at least 2")
-        self.require(self.max_arguments >= 2, f"max_arguments={self.max_arguments} must be at least 2")
-        self.require(0 < self.leaf_probability < 1, f"leaf_probability={self.leaf_probability} must lie between 0 and 1")
 
     def segment(self, length: int, examples: int) -> Segment:
         shortest = self.longer_than + 2

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from seqmodels.errors import UserError
+from seqmodels.ranges import Checked, Count, CountOrZero
 
 BLOCK_ROWS: Final = 64
 """Examples drawn together. Another number draws other examples."""
@@ -41,16 +42,16 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(Checked):
     """A kind of example, and how many of which sizes there are to train on and to be tested with.
 
     The fields are the options in ``config.data.tasks.<name>``. A subclass has a ``name``, a ``vocab_size`` (a field or a
     property) and ``draw``.
     """
 
-    train_examples: int = 0  # seen again in the same order when all have been; 0: never the same twice
-    test_examples: int = 1024  # of each size
-    test_lengths: tuple[int, ...] = ()  # tokens; (): the training length
+    train_examples: CountOrZero = 0  # seen again in the same order when all have been; 0: never the same twice
+    test_examples: Count = 1024  # of each size
+    test_lengths: tuple[Count, ...] = ()  # tokens; (): the training length
 
     name: ClassVar[str]
     pad_id: ClassVar[int] = 0
@@ -60,15 +61,15 @@ class Task:
     readout: ClassVar[str] = "each"
     """The ``model.readout`` that its labels are for."""
 
-    def __post_init__(self) -> None:
-        self.require(self.train_examples >= 0, f"train_examples={self.train_examples} must be 0 (endless) or more")
-        self.require(self.test_examples >= 1, f"test_examples={self.test_examples} must be at least 1")
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.where = f"data.tasks.{cls.name}"
 
     @classmethod
     def require(cls, holds: bool, otherwise: str) -> None:
         """Raises UserError unless it holds; ``otherwise`` begins with the field's name."""
         if not holds:
-            raise UserError(f"data.tasks.{cls.name}.{otherwise}")
+            raise UserError(f"{cls.where}.{otherwise}")
 
     @classmethod
     def require_length(cls, holds: bool, length: int, needs: str) -> None:

@@ -10,6 +10,7 @@ source's own validation split; else the end of a text that is one document, or e
 repair of damaged text, except the built-in stories.
 """
 
+import filecmp
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -348,14 +349,31 @@ def _local(name: str, path: Path) -> Source:
     layout = folder.layout(path)
     _refuse_two_versions(layout.splits.get(TRAIN) or ())
     splits = {split: _files_split(files) for split, files in layout.splits.items()}
+    unread = layout.unread
+    if VALIDATION not in splits and TRAIN in splits:
+        copies = _copies(splits[TRAIN])
+        if copies:
+            splits[TRAIN] = _files_split([file for file in splits[TRAIN].files if file not in copies])
+            unread += (Unread(tuple(file.name for file in copies), "a copy of another file"),)
     return Source(
         name,
         splits.get(TRAIN),
         splits.get(VALIDATION),
         others={split: of for split, of in splits.items() if split not in (TRAIN, VALIDATION)},
-        unread=layout.unread,
+        unread=unread,
         held_out="by its name" if VALIDATION in splits else "",
     )
+
+
+def _copies(split: Split) -> list[Path]:
+    """Text files that are equal to one before them: of two equal documents one may be held out, and the other trained on."""
+    first: dict[tuple[int, str], Path] = {}
+    copies = []
+    for file, description in zip(split.files, split.fingerprint["files"], strict=True):
+        other = first.setdefault(_content(description), file)
+        if other is not file and readers.is_plain_text(file) and filecmp.cmp(file, other, shallow=False):
+            copies.append(file)
+    return copies
 
 
 def _refuse_two_versions(files: Iterable[Path]) -> None:

@@ -6,8 +6,7 @@ sum is the size of the text, whatever the tokenizer did.
 """
 
 import os
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,8 +15,10 @@ import numpy as np
 from jaxtyping import Integer
 
 from seqmodels.data import atomic
-from seqmodels.data.text.batches import Batch
+from seqmodels.data.text.batches import PACKINGS, Batch
 from seqmodels.errors import UserError
+from seqmodels.formats import npz
+from seqmodels.formats.limits import excerpt
 
 FILE_NAME: Final = "validation.npz"
 FEW_DOCUMENTS: Final = 50
@@ -48,6 +49,11 @@ class ValidationSet:
     def bytes_per_token(self) -> float:
         """Bytes of text per token, the ends of text counted as tokens."""
         return float(self.document_bytes.sum()) / len(self.tokens)
+
+    def documents_in(self, max_tokens: int | None = None) -> int:
+        """How many documents the first ``max_tokens`` tokens are of, or all of them."""
+        count = len(self) if max_tokens is None else min(max_tokens, len(self))
+        return int(np.searchsorted(self.document_ends, count - 1, side="right")) + 1
 
     def batches(self, batch_size: int, seq_len: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """All tokens as targets, once each and in order, in windows of ``seq_len`` that do not overlap.
@@ -120,24 +126,29 @@ def load_validation(workdir: str | os.PathLike[str], vocab_size: int | None = No
     """
     path = Path(workdir) / FILE_NAME
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            validation = ValidationSet(
-                tokens=saved["tokens"],
-                document_ends=saved["document_ends"],
-                document_bytes=saved["document_bytes"],
-                end_of_text=int(saved["end_of_text"]),
-                tokenizer_name=str(saved["tokenizer_name"]),
-                source=str(saved["source"]),
-                packing=str(saved["packing"]),
-            )
-        _check(validation, vocab_size)
-        return validation
+        found = npz.read(path)
     except FileNotFoundError:
         raise UserError(
             f"'{workdir}' has no {FILE_NAME}: it is not the folder of a run that train.py started"
         ) from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except npz.Malformed as error:
+        raise UserError(f"{error}; running train.py again writes it anew") from error
+    try:
+        numbers = {name: _array(found, name, "iu", 1) for name in ("tokens", "document_ends", "document_bytes")}
+        texts = {name: str(_array(found, name, "U", 0)) for name in ("tokenizer_name", "source", "packing")}
+        validation = ValidationSet(**numbers, **texts, end_of_text=int(_array(found, "end_of_text", "iu", 0)))
+        _check(validation, vocab_size)
+    except ValueError as error:
         raise UserError(f"'{path}' is damaged ({error}); running train.py again writes it anew") from error
+    return validation
+
+
+def _array(found: Mapping[str, np.ndarray], name: str, kinds: str, dimensions: int) -> np.ndarray:
+    if name not in found:
+        raise ValueError(f"it lacks {name}")
+    if found[name].dtype.kind not in kinds or found[name].ndim != dimensions:
+        raise ValueError(f"{name} is {found[name].dtype} of shape {list(found[name].shape)}")
+    return found[name]
 
 
 def _check(validation: ValidationSet, vocab_size: int | None) -> None:
@@ -147,5 +158,9 @@ def _check(validation: ValidationSet, vocab_size: int | None) -> None:
         raise ValueError("its arrays have other shapes than were written")
     if ends[-1] != len(validation) or np.any(np.diff(ends, prepend=0) < 1) or np.any(text_bytes < 0):
         raise ValueError("its documents do not end where its tokens do")
+    if not 0 <= validation.end_of_text < (vocab_size or 1 << 31):
+        raise ValueError(f"its end of text is {validation.end_of_text}")
+    if validation.packing not in PACKINGS:
+        raise ValueError(f"its packing is {excerpt(validation.packing)}")
     if vocab_size is not None and not 0 <= validation.tokens.min() <= validation.tokens.max() < vocab_size:
         raise ValueError(f"it has ids beyond the vocabulary of {vocab_size}")

@@ -2,8 +2,10 @@
 
 import errno
 import io
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,7 +190,8 @@ def test_no_flipped_byte_passes_silently(tmp_path, monkeypatch, capsys):
     expected = cached_tokens(tmp_path, long_split(), BytesTokenizer(), label="test")
     expected = {name: np.array(getattr(expected, name)) for name in ("tokens", "document_ends", "document_bytes")}
     [entry] = entries(tmp_path)
-    files = sorted(entry.iterdir())
+    files, description = sorted(entry.iterdir()), json.loads((entry / "manifest.json").read_bytes())["description"]
+    assert shards._opened(entry, description, 257) is not None
     ends = np.cumsum([file.stat().st_size for file in files])
     draw = random.Random(0)
     for _ in range(60):
@@ -198,13 +201,23 @@ def test_no_flipped_byte_passes_silently(tmp_path, monkeypatch, capsys):
         content = bytearray(whole)
         content[place - int(ends[which])] ^= 1 << draw.randrange(8)
         files[which].write_bytes(content)
-        assert shards._opened(entry, 257, notify=True) is None, files[which].name
+        assert shards._opened(entry, description, 257, notify=True) is None, files[which].name
         assert "are damaged" in capsys.readouterr().err
         files[which].write_bytes(whole)
     flip(entry / "tokens.bin")
     found = cached_tokens(tmp_path, long_split(), BytesTokenizer(), label="test")
     for name, values in expected.items():
         np.testing.assert_array_equal(getattr(found, name), values)
+
+
+def test_an_entry_of_another_text_under_this_one_s_name_is_not_used(tmp_path, capsys):
+    for name in ("test", "other"):
+        cached_tokens(tmp_path / name, split_of([name], name), BytesTokenizer(), label=name)
+    [entry], [other] = entries(tmp_path / "test"), entries(tmp_path / "other")
+    shutil.rmtree(entry)
+    other.rename(entry)
+    assert cached_tokens(tmp_path / "test", split_of(["test"]), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(["test"])
+    assert "is of another text or tokenizer" in capsys.readouterr().err
 
 
 def test_a_large_shard_is_verified_as_it_is_read(tmp_path, monkeypatch, capsys):

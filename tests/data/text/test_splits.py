@@ -95,6 +95,16 @@ def test_every_validation_token_is_of_a_file_that_training_has_nothing_of(tmp_pa
     assert sorted(files[text] for text in train + held_out) == sorted(files.values())
 
 
+def test_of_equal_text_files_one_is_read(tmp_path):
+    folder_of_chapters(tmp_path / "texts")
+    for number in range(6):
+        (tmp_path / "texts" / f"copy of chapter{number}.txt").write_bytes((tmp_path / f"texts/chapter{number}.txt").read_bytes())
+    source = sources.with_validation(sources.open_source(str(tmp_path / "texts"), revision="", toy_documents=1))
+    train, held_out = (marks(split.documents()) for split in (source.train, source.validation))
+    assert train.keys() & held_out.keys() == set() and len(train) + len(held_out) == 6
+    assert [unread.reason for unread in source.unread] == ["a copy of another file"] and len(source.unread[0].names) == 6
+
+
 # -- one text ---------------------------------------------------------------------------------------------------
 
 

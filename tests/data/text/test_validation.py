@@ -1,5 +1,7 @@
 """The validation set: every token a target once, in order, and every byte of text counted once."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,35 @@ def test_every_token_is_a_target_once_in_order(batch_size, seq_len):
     assert not flat["bytes"][count:].any()
     assert flat["bytes"].sum() == pytest.approx(sum(BYTES), rel=1e-12)
     assert len(batches) == -(-count // (batch_size * seq_len))
+
+
+def test_documents_that_some_tokens_are_of():
+    counts = {1: 1, 4: 1, 5: 2, 6: 3, 11: 3, 12: 4, 13: 4, 1000: 4, None: 4}
+    assert {max_tokens: example().documents_in(max_tokens) for max_tokens in counts} == counts
+
+
+def test_few_documents_are_a_warning():
+    assert validation.few_documents(50, "scored") is None
+    assert "scored: only 49 documents, fewer than 50" in validation.few_documents(49, "scored")
+    assert "only 1 document," in validation.few_documents(1, "scored")
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"tokens": np.array([*TOKENS[:-1], 10], np.uint16)}, "ids beyond the vocabulary of 10"),
+        ({"document_ends": np.array([4, 5, 11, 12])}, "documents do not end where its tokens do"),
+        ({"document_ends": np.array([4, 4, 11, 13])}, "documents do not end where its tokens do"),
+        ({"document_bytes": np.array([10, -1, 7, 3])}, "documents do not end where its tokens do"),
+        ({"document_bytes": np.array([10, 0, 7])}, "other shapes"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_damage(tmp_path, changes, reason):
+    validation.write(dataclasses.replace(example(), **changes), tmp_path)
+    with pytest.raises(UserError, match=f"is damaged .*{reason}"):
+        data.load_validation(tmp_path, 10)
+    validation.write(example(), tmp_path)
+    data.load_validation(tmp_path, 10)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 5, 6, 12, 13, 1000])

@@ -18,9 +18,9 @@ from seqmodels.ops.kernels.tpu import chunk_scan
 from tests.ops import forms
 from tests.ops import test_delta_rule as of_delta_rule
 from tests.ops import test_gated_linear_attention as of_attention
-from tests.ops.forms import fast_jit
 from tests.ops.judge import relative_error
 from tests.ops.kernels.running import kernels_of
+from tests.programs import fast_jit
 
 FORM = "pallas_tpu"
 # float32 against float64, relative to the largest value

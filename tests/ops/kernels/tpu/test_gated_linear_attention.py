@@ -17,9 +17,9 @@ from seqmodels.ops.kernels.tpu import gated_linear_attention as kernel
 from tests.ops import forms
 from tests.ops import test_gated_linear_attention as xla
 from tests.ops import test_linear_attention_goldens as goldens
-from tests.ops.forms import fast_jit
 from tests.ops.judge import gradients, relative_error, run
 from tests.ops.kernels.running import kernels_of
+from tests.programs import fast_jit
 
 FORM = "pallas_tpu"
 TOLERANCE = 5e-6  # float32 against float64, relative to the largest value

@@ -12,9 +12,9 @@ from seqmodels import ops
 from seqmodels.ops import documents, softmax_attention
 from seqmodels.ops.kernels.tpu import softmax_attention as kernel
 from seqmodels.ops.softmax_attention import init_cache
-from tests.ops.forms import fast_jit
 from tests.ops.kernels.running import kernels_of
 from tests.ops.test_softmax_attention import definition, draw
+from tests.programs import fast_jit
 
 T = 200
 

@@ -1,0 +1,57 @@
+"""From a group of fields, as a config or JSON has them, to a frozen dataclass: names and types are checked here."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from seqmodels.errors import UserError
+from seqmodels.ranges import shown
+
+
+def build(cls: type, values: Any, path: str) -> Any:
+    """A frozen dataclass out of a group of fields, called ``path`` in errors.
+
+    Raises:
+      UserError: an unknown or missing field, or a wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} must be a group of fields, not {shown(values)}")
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {path}.{near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"{path}.{name} is not a field; {hint}")
+    missing = [name for name in known if name not in values]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; start from configs/base.py")
+    return cls(**{name: _convert(hints[name], values[name], f"{path}.{name}") for name in known})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, path)
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        origin = typing.get_origin(hint)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{path}={shown(value)} must be a tuple, not {type(value).__name__}")
+        return _as_tuples(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path}={shown(value)} must be {hint.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,127 @@
+"""The pattern of a model: its residual layers in order, as a line of text.
+
+    attention mlp                                        a Transformer
+    attention(window=64) mlp attention mlp               options of one layer; the others have those of config.model.mixers
+    gla+mamba2 mlp                                       two mixers side by side on one input
+
+A layer is the channel layer ``mlp`` or one or several mixers of ``seqmodels/mixers``, each with options in brackets.
+"""
+
+import ast
+import dataclasses
+import functools
+from typing import Any
+
+from seqmodels import fields, mixers
+from seqmodels.errors import UserError
+
+MLP = "mlp"
+_OPEN, _CLOSE = "(", ")"
+
+
+def parse_pattern(pattern: str) -> tuple[str, ...]:
+    """The layers of a pattern, in order, each as text without blanks.
+
+    Raises:
+      UserError: an empty pattern, brackets that do not match, an unknown layer or option, or a value of another type.
+    """
+    return _parse(pattern)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse(pattern):
+    words = tuple("".join(word.split()) for word in split_outside_brackets(_joined(pattern), None))
+    if not words:
+        raise UserError('model.pattern is empty; write layers in order, like "attention mlp"')
+    for word in words:
+        parts = parts_of(word)
+        for name, options in parts:
+            if name == MLP and (options or len(parts) > 1):
+                raise UserError(f"model.pattern has {word!r}: mlp stands alone and takes no options there (config.model.mlp_hidden)")
+            if name != MLP:
+                with_options(mixers.load(name).Config(), name, options)  # raises, naming the nearest
+    return words
+
+
+def parts_of(word: str) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
+    """The mixers that stand side by side in a layer, each with its options: ``(("attention", (("window", 64),)),)``.
+
+    Raises:
+      UserError: what is no name, or no ``option=value``.
+    """
+    return tuple(_part(part, word) for part in split_outside_brackets(word, "+"))
+
+
+def _part(part, word):
+    name, bracket, inside = part.partition(_OPEN)
+    if bracket and not inside.endswith(_CLOSE) or not name or _CLOSE in name:
+        raise UserError(f'model.pattern has {word!r}; write a layer like "attention(window=64)" or "gla+mamba2"')
+    options = {}
+    for option in split_outside_brackets(inside[:-1], ",") if bracket else ():
+        key, equals, value = option.partition("=")
+        if not (key and equals and value) or key in options:
+            raise UserError(f"model.pattern has {word!r}: {option!r} is not one option=value")
+        options[key] = _value(value)
+    return name, tuple(options.items())
+
+
+def _value(text):
+    """A number, True, False, None or a tuple of them; anything else is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def with_options(config: Any, name: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    """A mixer's Config with the options of one layer.
+
+    Raises:
+      UserError: an option that the mixer has not, of another type, or out of range.
+    """
+    if not options:
+        return config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return fields.build(type(config), values | dict(options), f"{name} in model.pattern")
+
+
+def layer_name(word: str) -> str:
+    """The layer without its options, ``attention`` or ``gla+mamba2``: what its parameters are called."""
+    return "+".join(name for name, _ in parts_of(word))
+
+
+def mixers_in_pattern(pattern: str) -> tuple[str, ...]:
+    """The distinct mixers of a pattern, in order of appearance."""
+    return tuple(dict.fromkeys(name for word in parse_pattern(pattern) for name, _ in parts_of(word) if name != MLP))
+
+
+def split_outside_brackets(text: str, separator: str | None) -> list[str]:
+    """``text.split(separator)`` that leaves what stands in brackets together; None: blanks, as ``str.split`` has it.
+
+    Raises:
+      UserError: brackets that do not match.
+    """
+    parts, part, depth = [], [], 0
+    for letter in text:
+        depth += (letter == _OPEN) - (letter == _CLOSE)
+        if depth < 0:
+            break
+        if depth == 0 and (letter.isspace() if separator is None else letter == separator):
+            parts.append("".join(part))
+            part = []
+        else:
+            part.append(letter)
+    if depth:
+        raise UserError(f"the brackets in {text!r} do not match")
+    parts.append("".join(part))
+    return [part for part in parts if part.strip()] if separator is None else parts
+
+
+def _joined(pattern):
+    """The pattern without blanks around ``+`` and before brackets: they are part of one layer."""
+    words = pattern.replace("+", " + ").replace(_OPEN, f" {_OPEN}").split()
+    joined = ""
+    for word in words:
+        glued = word.startswith((_OPEN, "+")) or joined.endswith("+")
+        joined += word if glued or not joined else f" {word}"
+    return joined

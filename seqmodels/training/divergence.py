@@ -1,0 +1,270 @@
+"""What a run that diverged leaves behind, and how to find in it the first number that was not finite.
+
+`<workdir>/divergence` holds the batch at which it happened, the train state before it, the config and the versions:
+
+    about.json    step, what was not finite, versions; whether `state` is the state before the step
+    config.json   of the run
+    batch.npz     the batch of the step, or of the validation
+    state/        a checkpoint of the train state before the step
+
+The state is made again: training steps are functions of the state and the step's number, so the steps since the newest
+checkpoint give, bit for bit, what the run had. If they do not, that is said: then the machine is at fault, or the run was
+not deterministic. scripts/replay.py reads the folder.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqmodels import config as config_lib
+from seqmodels.config import MeshConfig, RunConfig
+from seqmodels.data import atomic
+from seqmodels.errors import UserError
+from seqmodels.ops.choices import IMPLEMENTATIONS
+from seqmodels.training import checkpoint, run_folder
+from seqmodels.training.first_nonfinite import ABSURD, Finding, first_finding
+from seqmodels.training.state import Trainer
+
+FOLDER = "divergence"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_collections")
+
+
+def record(
+    workdir: Path, config: RunConfig, dataset, setup: Trainer, *, step: int, what: str, evaluating: bool,
+    report: Callable[[str], None], writer: checkpoint.Writer, signals,
+) -> None:  # fmt: skip
+    """Write `<workdir>/divergence` for a run that diverged after `step` steps; an older one is replaced.
+
+    Whatever goes wrong is reported, and takes nothing from the error that ended the run.
+
+    Args:
+      evaluating: the validation loss it was.
+      writer: of the run's checkpoints, which are waited for.
+      signals: a `loop.Signals`; a signal ends the replaying.
+    """
+    folder = workdir / FOLDER
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        writer.wait()
+        config_lib.save(config, folder / "config.json")
+        about = {"step": step, "what": what, "evaluating": evaluating, "versions": versions(), "state_step": None}
+        if not evaluating:
+            _save_batch(folder, dataset.train_batch(step - 1))
+        _save_about(folder, about)
+        with signals.interrupting():
+            found = _state_before(workdir, config, dataset, setup, step, evaluating, report)
+            if found is None:
+                report(
+                    f"the steps up to {step}, made again from the newest checkpoint, are finite: the run was not "
+                    "deterministic, or the machine computed wrongly"
+                )
+                return
+            state, state_step, batch = found
+            _save_batch(folder, batch)
+            saving = checkpoint.Writer(folder / "state", keep=1)
+            saving.save(state_step, state, {}, validation_loss=None)
+            saving.close()
+        _save_about(folder, about | {"state_step": state_step, "step": state_step if evaluating else state_step + 1})
+        report(f"what happened is recorded in {folder}; python scripts/replay.py --workdir={workdir} finds the operation")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        report(f"the divergence could not be recorded in {folder}: {type(error).__name__}: {reason}")
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the packages that compute, and the device."""
+    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    for package in PACKAGES:
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _state_before(workdir, config, dataset, setup, step, evaluating, report) -> tuple[dict, int, Mapping] | None:
+    """The state before the step at which a number is not finite, how many steps it has done, and the step's batch."""
+    restored = checkpoint.restore(workdir / "checkpoints", setup.abstract_state(), report=report)
+    done, state = (0, None) if restored is None else (restored.step, restored.state)
+    if state is None:
+        if config.train.init_from is not None:
+            report("no checkpoint of the run is saved yet, and its first parameters are another run's: no state is recorded")
+            return None
+        state = setup.init()
+    if done < step:
+        report(f"making the {step - done} steps since step {done} again, to record the state before it went wrong")
+    for number in range(done, step):
+        batch = dataset.train_batch(number)
+        before = jax.tree.map(jnp.copy, state)
+        state, metrics = setup.train_step(state, setup.put(batch))
+        if not _is_finite(metrics["loss"], metrics["gradient_norm"], state):
+            return before, number, batch
+        del before
+    if evaluating:
+        data = config.data
+        rows = setup.batch_size_for(data.seq_len)
+        for batch in dataset.validation.batches(rows, data.seq_len, config.train.eval_tokens):
+            sums = setup.eval_step(state["params"], setup.put(batch))
+            if not bool(jnp.isfinite(sums["loss"]).all()):
+                return state, step, batch
+    return None
+
+
+def _is_finite(loss, gradient_norm, state) -> bool:
+    if not (math.isfinite(float(loss)) and math.isfinite(float(gradient_norm))):
+        return False
+    return all(jax.device_get(_finite(state)))
+
+
+@jax.jit
+def _finite(state):
+    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def _save_batch(folder: Path, batch: Mapping[str, np.ndarray]) -> None:
+    atomic.write_whole(folder / "batch.npz", lambda file: np.savez(file, **batch))
+
+
+def _save_about(folder: Path, about: Mapping) -> None:
+    atomic.write_whole(folder / "about.json", lambda file: file.write(json.dumps(about, indent=2).encode()))
+
+
+# -- Reading it again ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A folder that `record` wrote."""
+
+    folder: Path
+    about: dict
+    config: RunConfig
+    batch: dict[str, np.ndarray]
+    pieces: int | None  # tokens of its data
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The recorded step, made again in one form."""
+
+    form: str  # of the mixers' ops: "as configured", or an implementation
+    compute_dtype: str
+    loss: float
+    gradient_norm: float
+    finite: bool  # these, and what the step makes of the state
+    missing: str | None = None  # why the form could not be had
+
+
+def load(workdir: str | Path) -> Recorded:
+    """The record in a run folder.
+
+    Raises:
+      UserError: there is none, or it is not complete.
+    """
+    folder = Path(workdir) / FOLDER
+    if not (folder / "about.json").is_file():
+        raise UserError(f"{workdir} has no {FOLDER}/about.json: no run has diverged there since such records are made")
+    try:
+        about = json.loads((folder / "about.json").read_bytes())
+        config = config_lib.load(folder / "config.json")
+        with np.load(folder / "batch.npz", allow_pickle=False) as arrays:
+            batch = dict(arrays)
+        if about["state_step"] is None:
+            raise UserError(f"{folder} holds no train state: train.py said why when it recorded the divergence")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    pieces = run_folder.num_pieces(config, run_folder.read_tokenizer(workdir, config))
+    return Recorded(folder, about, config, batch, pieces)
+
+
+def absurd_arrays(recorded: Recorded) -> dict[str, float]:
+    """The arrays of the recorded state that hold absurd numbers, by path, with the largest: the step began with them."""
+    _, state, _ = _open(recorded, recorded.config, lambda line: None)
+    largest = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): float(jnp.max(jnp.abs(leaf.astype(jnp.float32)), initial=0.0))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    return {name: value for name, value in largest.items() if value > ABSURD}
+
+
+def find(recorded: Recorded, report: Callable[[str], None] = lambda line: None) -> Finding | None:
+    """The first operation of the recorded step whose result is not finite or absurd, on one device."""
+    setup, state, batch = _open(recorded, recorded.config, report)
+    return first_finding(_step(setup, recorded), (state, batch), (_healthy(setup, state), batch))
+
+
+def compare(
+    recorded: Recorded,
+    forms: Sequence[str | None] = (None, *IMPLEMENTATIONS),
+    report: Callable[[str], None] = lambda line: None,
+) -> Iterator[Outcome]:
+    """The recorded step in several forms of the mixers' ops (None: as configured), in the run's dtype and in float32."""
+    used = recorded.config.model.compute_dtype
+    for compute_dtype in dict.fromkeys((used, "float32")):
+        for form in forms:
+            config = _in_form(recorded.config, form, compute_dtype)
+            name = "as configured" if form is None else form
+            try:
+                setup, state, batch = _open(recorded, config, report)
+                state, loss, norm = jax.jit(_step(setup, recorded))(state, batch)
+            except (NotImplementedError, ValueError) as error:
+                yield Outcome(name, compute_dtype, math.nan, math.nan, False, " ".join(str(error).split())[:120])
+                continue
+            yield Outcome(name, compute_dtype, float(loss), float(norm), _is_finite(loss, norm, state))
+
+
+def layer_of(finding: Finding, config: RunConfig) -> str:
+    """The layer that an operation belongs to, in words."""
+    words = config.model.pattern.split()
+    for scope in finding.scope.replace("(", "/").replace(")", "/").split("/"):
+        position, _, word = scope.partition("_")
+        if position.isdecimal() and int(position) < len(words) and word:
+            repeat = finding.loops[0] if finding.loops and config.model.repeats > 1 else 0
+            return f"layer {repeat * len(words) + int(position)} ({word}, repeat {repeat}, position {position} of the pattern)"
+    return "outside the layers (embedding, loss or optimizer)"
+
+
+def _open(recorded: Recorded, config: RunConfig, report) -> tuple[Trainer, dict, dict]:
+    one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
+    setup = Trainer(one_device, recorded.pieces, devices=jax.devices()[:1])
+    restored = checkpoint.restore(recorded.folder / "state", setup.abstract_state(), report=report)
+    if restored is None:
+        raise UserError(f"{recorded.folder / 'state'} holds no whole checkpoint")
+    return setup, restored.state, setup.put(recorded.batch)
+
+
+def _step(setup: Trainer, recorded: Recorded) -> Callable[[dict, dict], tuple[Any, Any, Any]]:
+    """The recorded training step (of an evaluation, its loss) as a function of state and batch: state, loss, norm."""
+
+    def training(state, batch):
+        state, metrics = setup.untraced_train_step(state, batch)
+        return {name: state[name] for name in ("params", "optimizer")}, metrics["loss"], metrics["gradient_norm"]
+
+    def evaluation(state, batch):
+        sums = setup.eval_step(state["params"], batch)
+        return {}, sums["loss"].sum() / jnp.maximum(sums["weight"].sum(), 1.0), jnp.zeros(())
+
+    return evaluation if recorded.about["evaluating"] else training
+
+
+def _healthy(setup: Trainer, state: dict) -> dict:
+    """Another state of the same shapes: fresh parameters."""
+    return setup.init() | {"step": state["step"]}
+
+
+def _in_form(config: RunConfig, form: str | None, compute_dtype: str) -> RunConfig:
+    options = config.model.mixers
+    if form is not None:
+        options = tuple((name, dataclasses.replace(each, implementation=form)) for name, each in options)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, mixers=options, compute_dtype=compute_dtype))

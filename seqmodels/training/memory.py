@@ -1,0 +1,132 @@
+"""How much memory a run needs, from shapes alone, before anything is built.
+
+Parameters, optimizer state and gradients are exact. What the forward pass keeps for the backward pass is what JAX's
+linearisation of the loss keeps of one micro-batch: the compiler may keep less (it computes cheap numbers again) and needs
+temporaries besides.
+"""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from seqmodels import model
+from seqmodels.errors import UserError
+from seqmodels.training import sharding, step
+
+# Bytes kept per byte of the residual stream: beyond this many no layer has gone. A run that fits with so many is not traced.
+MOST_PER_BYTE_OF_STREAM = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device."""
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    activations: int  # kept for the backward pass
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.optimizer + self.gradients + self.activations
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {gib(value)}" for name, value in dataclasses.asdict(self).items())
+        return f"{gib(self.total)} ({parts})"
+
+
+def gib(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / 2**30:,.3g} GiB" if size < 2**50 else f"{size / 2**30:,.0f} GiB"
+
+
+def per_device(shapes, mesh) -> int:
+    """Bytes that a tree of ShapeDtypeStructs takes on one device, placed by the table of `training.sharding`."""
+    places = sharding.tree_shardings(shapes, mesh)
+    sizes = jax.tree.map(
+        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, places
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def check(config, graphdef, shapes: dict, mesh) -> Memory:
+    """What a training step needs at least.
+
+    Args:
+      config: a ``seqmodels.config.RunConfig``.
+      shapes: of the train state.
+
+    Raises:
+      UserError: more than a device has, or the host if that is the device.
+    """
+    parameters, optimizer = per_device(shapes["params"], mesh), per_device(shapes["optimizer"], mesh)
+    known = Memory(parameters, optimizer, gradients=parameters, activations=0)
+    there = available(mesh)
+    if there is None:
+        return known
+    _refuse(known, there, config)
+    rows = config.data.batch_size // config.optim.accumulation_steps
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    layers = config.model.repeats * len(config.model.pattern.split())
+    itemsize = jnp.dtype(model.COMPUTE_DTYPES[config.model.compute_dtype]).itemsize
+    stream = rows * config.data.seq_len * config.model.d_model * itemsize // parts
+    # One stream at least is kept for each repeat, with remat too.
+    known = dataclasses.replace(known, activations=config.model.repeats * stream)
+    _refuse(known, there, config)
+    if known.total + layers * stream * MOST_PER_BYTE_OF_STREAM < there:
+        return known
+    known = dataclasses.replace(known, activations=kept_for_backward(config, graphdef, shapes["params"], rows) // parts)
+    _refuse(known, there, config)
+    return known
+
+
+def kept_for_backward(config, graphdef, params, rows: int) -> int:
+    """Bytes that the forward pass of so many rows keeps for the backward pass, the parameters themselves left out."""
+    tokens = jax.ShapeDtypeStruct((rows, config.data.seq_len), jnp.int32)
+    batch = {"inputs": tokens, "targets": tokens}
+
+    def backward(params, batch):
+        return jax.vjp(lambda params: step.loss_sum(graphdef, params, batch, None)[0], params)[1]
+
+    kept = jax.eval_shape(backward, params, batch)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    return max(0, total - sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)))
+
+
+def available(mesh) -> int | None:
+    """Bytes of one device; of CPU devices, their share of the host's memory. None where that is not known."""
+    device = mesh.devices.flatten()[0]
+    if device.platform == "cpu":
+        host = host_memory()
+        return None if host is None else host // mesh.devices.size
+    statistics = device.memory_stats()
+    return None if not statistics or "bytes_limit" not in statistics else statistics["bytes_limit"]
+
+
+def host_memory() -> int | None:
+    """Bytes that this process may have: the machine's, or its control group's where that is less."""
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            found = min(found, int(text))
+    return found
+
+
+def _refuse(needed: Memory, there: int, config) -> None:
+    if needed.total > there:
+        raise UserError(
+            f"a training step needs {needed} on each device, which has {gib(there)}: lower model.d_model="
+            f"{config.model.d_model}, model.repeats={config.model.repeats}, data.batch_size={config.data.batch_size} or "
+            f"data.seq_len={config.data.seq_len}, raise optim.accumulation_steps, or use more devices"
+        )

@@ -1,0 +1,124 @@
+"""Odd values for every field of every config: what a person may type by mistake, and what a program may pass on.
+
+``cases()`` is the sweep; ``made(case)`` takes a value through the config alone, ``two_steps(case)`` through the model and two
+optimizer steps besides.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs import base
+from seqmodels import config as config_lib
+from seqmodels import mixers, ranges
+from seqmodels.config import RunConfig
+from seqmodels.errors import UserError
+from seqmodels.training.state import Trainer
+from tests.configs import tiny
+
+NUMBERS = (
+    0, 1, -1, 2, 3, 7, 255, 2**20, 2**20 + 1, 2**31 - 1, 2**31, 2**32, 2**63, 2**64, 10**30, 10**5000, -(2**31), -(2**63),
+    0.0, -0.0, 1.0, -1.0, 0.5, 1.5, 1e-3, 1.0 - 1e-12, 1.0 + 1e-12, 5e-324, 1e-60, 1e-38, 1e38, 1e39, 1e308, -1e308,
+    math.nan, math.inf, -math.inf,
+)  # fmt: skip
+TEXTS = ("", " ", "None", "nan", "0", "\0", "a\nb", "\x1b[31m", "\ud800", "x" * 10**5, "../..", "é")
+OTHERS = (None, True, False, (), [], {}, (0,), (-1,), (math.nan,), (10**30,), ("x",), ((1, 2, 3),), ((1, math.inf),), b"x")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One field with a value."""
+
+    field: str  # dotted, as in --config.<field>
+    value: Any
+    hint: Any  # the field's declared type
+
+    def __str__(self) -> str:
+        return f"{self.field}={ranges.shown(self.value)}"
+
+
+def cases() -> Iterator[Case]:
+    """Every field of a run's config, of every mixer and of every task, with every odd value of its kind."""
+    for field, hint in fields().items():
+        kind = ranges.unpacked(hint)[0]
+        for value in (*(NUMBERS if kind in (int, float, bool) else NUMBERS[:2]), *(TEXTS if kind is str else TEXTS[:4]), *OTHERS):
+            yield Case(field, value, hint)
+
+
+def fields() -> dict[str, Any]:
+    """Declared types by dotted name; of the groups of options, of all there are."""
+    from seqmodels.data import tasks
+
+    groups = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
+    groups |= {f"model.mixers.{name}": mixers.load(name).Config for name in mixers.names()}
+    groups |= {f"data.tasks.{name}": task for name, task in tasks.TASKS.items()}
+    found = {"seed": ranges.declared(RunConfig)["seed"]}
+    for prefix, cls in groups.items():
+        declared = ranges.declared(cls)
+        found |= {f"{prefix}.{name}": hint for name, hint in declared.items() if name not in ("mixers", "tasks")}
+    return found
+
+
+def values_of(case: Case) -> dict:
+    """The nested dict of a small run's config with the case's value; its mixer or task is in use."""
+    parts = case.field.split(".")
+    changes: dict[str, Any] = {}
+    if parts[:2] == ["model", "mixers"]:
+        changes["model.pattern"] = f"{parts[2]} mlp"
+    if parts[:2] == ["data", "tasks"]:
+        changes |= {"data.task": parts[2], "train.sample_every_steps": 0, "data.seq_len": 64}
+    values = base.get_config().to_dict()
+    small = config_lib.flatten(config_lib.to_dict(tiny()))
+    small = {name: value for name, value in small.items() if not name.startswith(("model.mixers.", "data.tasks."))}
+    for name, value in (small | changes | {case.field: case.value}).items():
+        group = values
+        *path, last = name.split(".")
+        for part in path:
+            group = group[part]
+        group[last] = value
+    if parts[:3] == ["data", "tasks", "compression"]:
+        values["model"]["readout"] = "last"
+    return values
+
+
+def made(case: Case) -> RunConfig | None:
+    """The config with the case's value; None where it is refused with a UserError, of one line."""
+    try:
+        return config_lib.from_config_dict(values_of(case))
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000, f"{case}: {error}"
+        return None
+
+
+def two_steps(case: Case) -> str:
+    """What becomes of the case: "refused", "diverged" or "trained". Any other error is a fault, and raised.
+
+    The data are random tokens: fields of ``data`` beyond the config itself are not tried here.
+    """
+    config = made(case)
+    if config is None:
+        return "refused"
+    try:
+        setup = Trainer(config, 257)
+        setup.check_memory()
+    except UserError:
+        return "refused"
+    rng = np.random.default_rng(0)
+    shape = config.data.batch_size, config.data.seq_len
+    state = setup.init()
+    for _ in range(2):
+        tokens = rng.integers(0, 257, shape, dtype=np.int32)
+        batch = {"inputs": tokens, "targets": tokens}
+        if config.data.task != "text":
+            batch["weights"] = np.ones(shape, np.float32)
+        try:
+            state, metrics = setup.train_step(state, setup.put(batch))
+        except (UserError, NotImplementedError):
+            return "refused"
+    metrics = jax.device_get(metrics)
+    return "trained" if math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"]) else "diverged"

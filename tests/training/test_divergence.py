@@ -1,0 +1,162 @@
+"""A number that is not finite ends a run before anything is saved, is recorded, found, and the run can go on."""
+
+import dataclasses
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import train
+from scripts import replay
+from seqmodels import config as config_lib
+from seqmodels.errors import UserError
+from seqmodels.training import checkpoint, divergence, loop
+from tests.configs import tiny
+
+SMALL = {
+    "data.toy_documents": 50, "data.seq_len": 16, "data.batch_size": 4, "model.pattern": "mlp", "model.repeats": 2,
+    "train.steps": 8, "train.checkpoint_every_steps": 2, "train.eval_every_steps": 100, "train.sample_every_steps": 0,
+    "train.log_every_steps": 1, "train.eval_tokens": 64, "train.compilation_cache_dir": "",
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path):
+    return lambda **changes: tiny(**SMALL | {"data.cache_dir": str(tmp_path / "cache")} | changes)
+
+
+def poison(monkeypatch, at, change):
+    """Change the train state before the step of that number, wherever it is made."""
+    from seqmodels.training import state
+
+    build = state.Trainer.__init__
+
+    def patched(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        step = self.train_step
+        self.train_step = lambda before, batch: step(change(before) if int(before["step"]) == at else before, batch)
+
+    monkeypatch.setattr(state.Trainer, "__init__", patched)
+
+
+def huge_kernel(state):
+    """A kernel of the second layer is so large that its products overflow."""
+    layer = state["params"]["layers"]["0_mlp"]
+    kernel = layer["layer"]["up_kernel"].at[1].set(3e38)
+    layers = {"0_mlp": layer | {"layer": layer["layer"] | {"up_kernel": kernel}}}
+    return state | {"params": state["params"] | {"layers": layers}}
+
+
+def test_a_diverged_run_is_recorded_found_and_goes_on_with_a_lower_rate(tmp_path, small, monkeypatch, capsys):
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        poison(patch, 5, huge_kernel)
+        with pytest.raises(loop.Diverged) as error:
+            loop.train(small(), workdir)
+    assert error.value.step == 6 and "--resume_learning_rate=0.001" in str(error.value)
+    assert checkpoint.steps(workdir / "checkpoints") == [2, 4]
+    about = json.loads((workdir / "divergence" / "about.json").read_text())
+    assert (about["step"], about["state_step"], about["evaluating"]) == (6, 5, False)
+
+    # The recorded state is before the poison; with it the layer and the operation are found.
+    recorded = divergence.load(workdir)
+    restored = divergence._open(recorded, recorded.config, print)[1]
+    writer = checkpoint.Writer(recorded.folder / "state", keep=1)
+    writer.save(6, huge_kernel(restored), {}, validation_loss=None)
+    writer.close()
+    assert list(divergence.absurd_arrays(recorded)) == ["params/layers/0_mlp/layer/up_kernel"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["replay.py", f"--workdir={workdir}", "--forms=recurrent"])
+        replay.main()
+    out, err = capsys.readouterr()
+    result = json.loads(out.splitlines()[-1])
+    assert result["finding"]["operation"] == "dot_general" and "transpose" not in result["finding"]["scope"]
+    assert result["finding"]["layer"] == "layer 1 (mlp, repeat 1, position 0 of the pattern)"
+    assert [(form["form"], form["finite"]) for form in result["forms"]] == [("as configured", False), ("recurrent", False)]
+    assert "first: dot_general gives" in err and "layers" in result["finding"]["source"]
+
+    # On from the newest checkpoint, with half the rate; a later start without the flag knows it.
+    config = small()
+    half = config.optim.learning_rate / 2
+    with pytest.raises(UserError, match="must be positive and below"):
+        loop.train(config, workdir, resume_learning_rate=1.0)
+    loop.train(config, workdir, resume_learning_rate=half)
+    saved = config_lib.load(workdir / "config.json")
+    assert saved.optim.rate_changes == ((4, 0.5),)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rates = {row["step"]: row["learning_rate"] for row in rows if row["split"] == "train"}
+    from seqmodels.training.optimizer import learning_rate_schedule
+
+    schedule = learning_rate_schedule(config.optim, 8)
+    for step, rate in rates.items():
+        assert math.isclose(rate, float(schedule(step - 1)) * (0.5 if step > 4 else 1.0), rel_tol=1e-6)
+    assert loop.train(config, workdir, resume_learning_rate=half)["step"] == 8, "the same command again"
+    assert loop.train(config, workdir)["step"] == 8
+    assert config_lib.load(workdir / "config.json") == saved
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path, small, monkeypatch):
+    def overflow(state):  # the loss of this step is finite: the embedding of a byte that does not occur
+        embedding = state["params"]["embedding"].at[0].set(jnp.inf)
+        return state | {"params": state["params"] | {"embedding": embedding}}
+
+    config = small(**{"train.steps": 2, "model.tie_embeddings": False})
+    poison(monkeypatch, 1, overflow)
+    with pytest.raises(loop.Diverged, match="not all numbers are finite in .*params/embedding") as error:
+        loop.train(config, tmp_path / "run")
+    assert error.value.step == 2 and checkpoint.steps(tmp_path / "run" / "checkpoints") == []
+
+
+def test_a_validation_loss_that_is_not_finite_is_a_divergence(tmp_path, small, monkeypatch):
+    from seqmodels.training import state
+
+    def evaluate(self, *args, **kwargs):
+        return dataclasses.make_dataclass("Result", ["loss"])(math.nan)
+
+    monkeypatch.setattr(state.Trainer, "evaluate", evaluate)
+    with pytest.raises(loop.Diverged, match="the validation loss is nan"):
+        loop.train(small(**{"train.steps": 2}), tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == []
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, small, monkeypatch):
+    from seqmodels.data.dataset import Dataset
+
+    batch = Dataset.train_batch
+    bad = {2, 5}
+
+    def train_batch(self, step):
+        made = dict(batch(self, step))
+        made["weights"] = np.full(made["inputs"].shape, np.nan if step in bad else 1.0, np.float32)
+        return made
+
+    monkeypatch.setattr(Dataset, "train_batch", train_batch)
+    config = small(**{"train.steps": 6, "train.skip_nonfinite": True})
+    summary = loop.train(config, tmp_path / "run")
+    assert summary["skipped_steps"] == 2
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    train_rows = {row["step"]: row for row in rows if row["split"] == "train"}
+    assert [train_rows[step]["skipped_steps"] for step in range(1, 7)] == [0, 0, 1, 1, 1, 2]
+    assert train_rows[3]["loss"] is None and train_rows[4]["loss"] is not None
+    restored = checkpoint.restore(tmp_path / "run" / "checkpoints", _abstract(tmp_path / "run", config))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(restored.state))
+    assert restored.record["skipped"] == [2, 1]
+
+
+def _abstract(workdir, config):
+    from seqmodels.training.run_folder import num_pieces, read_tokenizer
+    from seqmodels.training.state import Trainer
+
+    return Trainer(config, num_pieces(config, read_tokenizer(workdir, config))).abstract_state()
+
+
+def test_the_flag_is_a_number(tmp_path):
+    argv = ["train.py", "--config=configs/tinystories.py:attention", f"--workdir={tmp_path}"]
+    assert train._parse([*argv, "--resume_learning_rate=1e-3"])[2] == 1e-3
+    for text in ("nan", "0", "fast"):
+        with pytest.raises(UserError, match="--resume_learning_rate="):
+            train._parse([*argv, f"--resume_learning_rate={text}"])
