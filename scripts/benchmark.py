@@ -34,7 +34,9 @@ if __name__ == "__main__":  # ahead of the other imports: it may start the proce
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
     from seqmodels.huge_pages import restart_with_huge_pages
+    from seqmodels.packages import check_packages
 
+    check_packages()
     restart_with_huge_pages()
 
 import argparse
