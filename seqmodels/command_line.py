@@ -1,24 +1,39 @@
 """What every entry point does alike: one-line errors, exit codes, the compilation cache."""
 
 import argparse
-import errno
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from seqmodels import failures, ranges
 from seqmodels.errors import UserError
 from seqmodels.escape import escape
+
+MOST_SHOWN = 1000  # characters of a message
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports a mistake as a UserError instead of a page of usage."""
+
+    def add_value(self, flag: str, hint: Any, **options: Any) -> None:
+        """``add_argument`` for a value of a type with a declared range (seqmodels.ranges)."""
+        parse = ranges.parser(hint, flag.lstrip("-"))
+
+        def typed(text: str) -> Any:
+            try:
+                return parse(text)
+            except UserError as error:  # argparse shows no other ValueError's text
+                raise argparse.ArgumentTypeError(str(error)) from None
+
+        self.add_argument(flag, type=typed, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
@@ -37,6 +52,7 @@ def config_and_flags(
         UserError: an unknown flag or field, a value of the wrong type, a flag that is missing, a config file
             that cannot be read.
     """
+    argv, absent = _without_none(argv)
     values = flags.FlagValues()  # not the process-wide ones: absl allows to define those only once
     config_flags.DEFINE_config_file(
         "config", help_string="the config", lock_config=True, flag_values=values, sys_argv=list(argv)
@@ -51,6 +67,12 @@ def config_and_flags(
                 raise UserError(f"--{name} is missing; --help shows an example")
         config = values["config"].value
         config.keys()  # raises what went wrong when the file was read
+        for field in absent:
+            *path, name = field.split(".")
+            group = functools.reduce(getattr, path, config)
+            getattr(group, name)  # raises what names the nearest, if there is no such field
+            with group.ignore_type():  # from_config_dict knows which fields may be None
+                setattr(group, name, None)
     except UserError:
         raise
     except (KeyError, AttributeError) as error:
@@ -66,6 +88,14 @@ def config_and_flags(
     if positional:
         raise UserError(f"{positional[0]!r} is not a flag; --help shows an example")
     return config, {name: values[name].value for name in defaults}
+
+
+def _without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line without its ``--config.field=None``, and these fields: absl knows no None but of strings."""
+    last = {found[1]: index for index, text in enumerate(argv) if (found := re.match(r"--?config\.([\w.]+)=", text))}
+    absent = {index: field for field, index in last.items() if argv[index].endswith("=None")}
+    overridden = [index for index, text in enumerate(argv) if re.match(r"--?config\.[\w.]+=None$", text)]
+    return [text for index, text in enumerate(argv) if index not in overridden], list(absent.values())
 
 
 def _unknown_field(error: Exception, argv: Sequence[str]) -> str:
@@ -89,20 +119,32 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except UserError as mistake:
-        sys.exit(f"error: {escape(str(mistake), 'line')}")
+        sys.exit(f"error: {_one_line(mistake)}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has left; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as mistake:
-        sys.exit(escape(f"error: {mistake.strerror}: {mistake.filename}", "line"))
+    except NotImplementedError as refusal:  # an op that lacks what was asked for says what is missing
+        sys.exit(f"error: {_one_line(refusal)}")
+    except (FileNotFoundError, ConnectionError):
+        raise  # a bug, where it is no UserError
     except OSError as failure:
-        if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        reason = failures.obstacle(failure) or f"{failure.strerror}{f' ({failure.filename})' if failure.filename else ''}"
+        sys.exit(f"error: {_one_line(reason)}")
+    except Exception as failure:
+        reason = failures.obstacle(failure)
+        if reason is None:
             raise
-        sys.exit(escape(f"error: {failure.strerror}: {failure.filename}", "line"))
+        sys.exit(f"error: {reason}: {_one_line(failure)}")
     sys.exit(0)
+
+
+def _one_line(message: object) -> str:
+    """A message on one line, cut in the middle where it is long."""
+    line = escape(" ".join(str(message).split()), "line")
+    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 200]} ... {line[-190:]}"
 
 
 def use_compilation_cache(directory: str) -> None:

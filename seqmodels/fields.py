@@ -46,7 +46,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise UserError(f"{path}={shown(value)} must be a tuple, not {type(value).__name__}")
         return _as_tuples(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{path}={shown(value)} must be finite") from None
     if type(value) is not hint:
         raise UserError(f"{path}={shown(value)} must be {hint.__name__}, not {type(value).__name__}")
     return value

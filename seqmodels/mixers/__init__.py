@@ -12,6 +12,7 @@ import pkgutil
 from types import ModuleType
 
 from seqmodels.errors import UserError
+from seqmodels.ranges import shown
 
 
 def names() -> tuple[str, ...]:
@@ -22,9 +23,9 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> ModuleType:
     """The module of one mixer, with its ``Config`` and ``Mixer``. Raises UserError for an unknown name."""
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1)
+        near = difflib.get_close_matches(name[:100], names(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"there is no mixer {name!r}; {hint}known: {', '.join(names())}")
+        raise UserError(f"there is no mixer {shown(name)}; {hint}known: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
 
 

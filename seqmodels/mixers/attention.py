@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, matmul_precision, normal_init
+from seqmodels.ops.choices import Implementation
 from seqmodels.ops.rotary import document_positions, rotary
 from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
 from seqmodels.ranges import Checked, Count, Divides, Positive, Size
@@ -42,7 +43,7 @@ class Config(Checked, where="model.mixers.attention"):
     rope_base: Positive = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
     window: Count | None = None  # steps a query sees, its own included; None: all of them
     qk_norm: bool = False  # RMSNorm on queries and keys, per head, before the rotation
-    implementation: str | None = None  # of softmax_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of softmax_attention; None: the fastest for device and shape
 
 
 class State(NamedTuple):

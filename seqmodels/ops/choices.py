@@ -11,11 +11,15 @@ records nothing.
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import Annotated
 
 from seqmodels import xla_cpu
 from seqmodels.ops import target
+from seqmodels.ranges import OneOf
 
 IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked", "pallas")
+Implementation = Annotated[str, OneOf(IMPLEMENTATIONS)]
+"""The type of a config's field that names one."""
 
 _recorded = contextvars.ContextVar("seqmodels_ops_choices", default=())
 

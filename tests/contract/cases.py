@@ -33,7 +33,7 @@ class Builder:
     @functools.lru_cache(maxsize=2)  # noqa: B019 (bounded, and builders live as long as the process)
     def initial_values(self) -> dict:
         """They depend on neither the implementation nor the compute dtype."""
-        return programs.initial_values(lambda rngs: self.make(rngs, None, jnp.dtype("float32")))
+        return programs.initialiser(lambda rngs: self.make(rngs, None, jnp.dtype("float32")))(0)
 
     def make(self, rngs: nnx.Rngs, implementation: str | None, dtype) -> nnx.Module:
         module = mixers.load(self.mixer)
