@@ -17,7 +17,7 @@ TOPS = ("seqmodels", "configs", "benchmarks", "scripts", "tools", "tests", "trai
 FLOORS = (
     (
         "seqmodels.errors", "seqmodels.escape", "seqmodels.failures", "seqmodels.shapes", "seqmodels.huge_pages",
-        "seqmodels.packages", "seqmodels.xla_cpu",
+        "seqmodels.packages", "seqmodels.suggest", "seqmodels.xla_cpu",
     ),
     ("seqmodels.ranges", "seqmodels.formats", "seqmodels.ops.target", "seqmodels.ops.arguments"),
     ("seqmodels.fields", "seqmodels.ops.choices", "seqmodels.ops.tuning", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
