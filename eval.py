@@ -10,6 +10,11 @@ Needs only the run folder, and executes nothing of it: what is kept is kept wher
 extrapolation.png) into it; the last line of stdout is one JSON object.
 """
 
+if __name__ == "__main__":  # ahead of imports that fail without the packages
+    from seqmodels.packages import check_packages
+
+    check_packages()
+
 import argparse
 import json
 import math

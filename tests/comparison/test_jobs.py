@@ -265,6 +265,14 @@ def test_starts_that_go_with_the_result_are_said(programs):
     assert any(warning.startswith("the mixers start unlike: the token's share") for warning in found["warnings"])
     text = page.markdown(found, [])
     assert "| token's share of the stream after the first layer | -1.00 |" in text and "The mixers start unlike" in text
+    # What others wrote is text in both.
+    hostile = "<script>alert(1)</script> ![x](http://a/b.png) \x1b[2J"
+    base = {**found["base"], "data": {**found["base"]["data"], "source": hostile}}
+    rows = {hostile if label == "mamba" else label: row for label, row in found["mixers"].items()}
+    found |= {"warnings": [hostile], "base": base, "mixers": rows, "about": {**found["about"], "command": hostile}}
+    for text in (page.markdown(found, []), page.page(found, [], of.workdir)):
+        assert "<script>alert" not in text and "\x1b" not in text and text.count("alert(1)") >= 4
+    assert "![x](" not in page.markdown(found, [])
 
 
 def test_warnings(programs):
