@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from seqmodels import command_line
 from seqmodels.data import HeldOut, ValidationSet, few_documents
 from seqmodels.errors import UserError
+from seqmodels.escape import escape
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
@@ -159,7 +160,7 @@ def report(run: Run, evaluation: Evaluation | LabelEvaluation, documents: dict[s
     say("state", f"{run.state_bytes():,} bytes a sequence at {run.config.data.seq_len} tokens")
     if isinstance(evaluation, Evaluation):
         line = plots.sparkline(evaluation.loss_by_position)
-        print(f"\nloss by tokens of context (nats)\n{line}", file=sys.stderr)
+        print(escape(f"\nloss by tokens of context (nats)\n{line}", "terminal"), file=sys.stderr)
         for tokens, loss in loss_by_context_length(evaluation).items():
             say(tokens, f"{loss:.3f}")
 
@@ -186,7 +187,7 @@ def heading(run: Run) -> None:
 
 
 def say(name: str, text: str) -> None:
-    print(f"{name:>14}  {text}", file=sys.stderr)
+    print(escape(f"{name:>14}  {text}", "line"), file=sys.stderr)
 
 
 def loss_curves(run: Run, evaluation: Evaluation | LabelEvaluation) -> dict:

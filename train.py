@@ -24,6 +24,7 @@ from pathlib import Path
 
 from seqmodels import command_line, ranges
 from seqmodels.config import RunConfig, from_config_dict
+from seqmodels.escape import say
 from seqmodels.training import loop
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps({"step": diverged.step, "diverged": True}))
         raise
     except loop.Stopped as stopped:
-        print(f"{stopped}; to go on: {shlex.join(['python', *argv])}", file=sys.stderr)
+        say(f"{stopped}; to go on: {shlex.join(['python', *argv])}")
         sys.exit(stopped.exit_code)
     print(json.dumps(summary))
 

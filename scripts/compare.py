@@ -35,6 +35,7 @@ from seqmodels.comparison.report import figures, page
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.escape import escape, say
 from seqmodels.training import loop
 
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             compare(plan.Plan(config, workdir, dataset.vocab_size), dataset, values["jobs"], about)
         except loop.Stopped as stopped:
-            print(f"{stopped}; to go on: {shlex.join(['python', *argv])}", file=sys.stderr)
+            say(f"{stopped}; to go on: {shlex.join(['python', *argv])}")
             sys.exit(stopped.exit_code)
 
 
@@ -83,7 +84,7 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
     found = write_report(planned, vocab_size, about)
     for warning in found["warnings"]:
         say(f"warning: {warning}")
-    say(page.terminal(found))
+    print(escape(page.terminal(found), "terminal"), file=sys.stderr)
     say(page.headline(found))
     say(f"report: {workdir / 'report.html'}")
     print(json.dumps({
@@ -96,10 +97,6 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
         },
         "warnings": found["warnings"],
     }))  # fmt: skip
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def measure_starts(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, training_data: str) -> None:
@@ -117,7 +114,7 @@ def measure_starts(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset,
             candidate.folder.mkdir(parents=True, exist_ok=True)
             jobs.write_json(candidate.folder / jobs.START, known)
         summaries[candidate.label] = known["summary"]
-    say(audit.table(summaries))
+    print(escape(audit.table(summaries), "terminal"), file=sys.stderr)
     controls = {candidate.label for candidate in planned.candidates if candidate.is_control}
     mixers = {label: summary for label, summary in summaries.items() if label not in controls}
     for difference in audit.differences(mixers, {}):

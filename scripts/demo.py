@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any directory
 
 from seqmodels import command_line
+from seqmodels.escape import escape, say
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.perplexity import Evaluation
 from seqmodels.run import Run, load_run, read_config
@@ -50,7 +51,8 @@ def main() -> None:
     for number, (mixer, workdir) in enumerate(workdirs.items(), 1):
         if options.fresh:
             shutil.rmtree(workdir, ignore_errors=True)
-        print(f"\n[{number}/{len(MIXERS)}] {mixer}", file=sys.stderr)
+        print(file=sys.stderr)
+        say(f"[{number}/{len(MIXERS)}] {mixer}")
         train(mixer, workdir, overrides)
     command_line.use_compilation_cache(read_config(workdirs[MIXERS[0]]).train.compilation_cache_dir)
     results = {mixer: look_at(workdir) for mixer, workdir in workdirs.items()}
@@ -58,7 +60,9 @@ def main() -> None:
     plots.learning_curves({mixer: result.rows for mixer, result in results.items()}, curves)
     plots.loss_by_position({mixer: result.evaluation.loss_by_position for mixer, result in results.items()}, positions)
     show(results)
-    print(f"\npictures: {curves}\n          {positions}")
+    print()
+    say(f"pictures: {curves}", sys.stdout)
+    say(f"          {positions}", sys.stdout)
     print(f"the whole demo took {time.perf_counter() - start:.0f} s")
 
 
@@ -87,12 +91,13 @@ def show(results: dict[str, Result]) -> None:
     print(f"\n{'':16}  perplexity  bits per byte  parameters  state bytes  trained tokens/s")
     for mixer, result in results.items():
         speed = statistics.median(row["tokens_per_second"] for row in result.rows if row["split"] == "train")
-        print(
+        say(
             f"{mixer:16}  {result.evaluation.perplexity:10.3f}  {result.evaluation.bits_per_byte:13.3f}"
-            f"  {result.run.setup.num_parameters:10,}  {result.run.state_bytes():11,}  {speed:16,.0f}"
+            f"  {result.run.setup.num_parameters:10,}  {result.run.state_bytes():11,}  {speed:16,.0f}",
+            sys.stdout,
         )
     for mixer, result in results.items():
-        print(f"\n{mixer} writes:\n{textwrap.indent(PROMPT + result.story, '  ')}")
+        print(escape(f"\n{mixer} writes:\n{textwrap.indent(PROMPT + result.story, '  ')}", "terminal"))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
 
 from seqmodels import command_line
+from seqmodels.escape import say
 from seqmodels.interop import checkpoint
-from seqmodels.run import load_run
+from seqmodels.run import Run, load_run
 
 
 def main() -> None:
@@ -25,9 +26,22 @@ def main() -> None:
 
     run = load_run(options.workdir, options.step)
     kind = checkpoint.export_folder(
-        run.config.model, run.params, run.setup.vocab_size, run.tokenizer, options.out.expanduser(), dtype=options.dtype
-    )
-    print(f"{options.out}: {kind.architecture} of {kind.library}, {run.setup.num_parameters:,} parameters, step {run.step}")
+        run.config.model, run.params, run.setup.vocab_size, run.tokenizer, options.out.expanduser(), dtype=options.dtype,
+        history=history(run),
+    )  # fmt: skip
+    say(f"{options.out}: {kind.architecture} of {kind.library}, {run.setup.num_parameters:,} parameters, step {run.step}", sys.stdout)
+
+
+def history(run: Run) -> dict[str, object]:
+    """What the model card says of how the model came about."""
+    data, train = run.config.data, run.config.train
+    if run.step == 0:
+        return {"Trained": "not here: it was imported"}
+    said = {"Data": data.source if data.synthetic_task is None else f"the task {data.task}", "Steps": run.step}
+    if train.init_from is not None:
+        said["Began with"] = train.init_from
+    said["Tokens"] = f"{run.step * data.batch_size * data.seq_len:,}, in windows of {data.seq_len}"
+    return said | {"Learning rate": f"{run.config.optim.learning_rate:g} at its peak", "Dropout": run.config.model.dropout}
 
 
 if __name__ == "__main__":

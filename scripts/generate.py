@@ -13,6 +13,7 @@ model knows at the end; the fourth goes on from there, as often and with as many
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import sys
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 from seqmodels import command_line
 from seqmodels.data import well_formed
 from seqmodels.errors import UserError
+from seqmodels.escape import escape, say
 from seqmodels.evaluation import plots
 from seqmodels.formats import yaml_texts
 from seqmodels.run import Run, load_run, read_config
@@ -98,25 +100,23 @@ def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -
         clock.append(time.perf_counter())
 
     pieces = run.stream(prompt, after=before, on_token=on_token, **sampling)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
+    for piece in itertools.chain([prompt], pieces):
+        print(escape(piece, "terminal"), end="", flush=True)
     print(flush=True)
     if len(clock) > 2:
         # The first token waits for the prefill and the second for the step to compile.
         speed = (len(clock) - 2) / (clock[-1] - clock[1])
-        print(f"{len(clock)} tokens, {speed:,.0f} tokens/s", file=sys.stderr)
+        say(f"{len(clock)} tokens, {speed:,.0f} tokens/s")
     if options.save_state is None and options.attention_plot is None:
         return
-    ended = [run.tokenizer.end_of_text] if len(written) < options.max_tokens else []
-    state = run.read([*written, *ended], run.read(prompt, before))
+    state = run.read(written, run.read(prompt, before))
     if options.save_state is not None:
         state.save(options.save_state)
-        print(f"{options.save_state}: the state after {len(state.tokens):,} tokens", file=sys.stderr)
+        say(f"{options.save_state}: the state after {len(state.tokens):,} tokens")
     if options.attention_plot is not None:
         weights = run.attention_weights([state.tokens])[:, 0]
         plots.attention_weights(weights, options.attention_plot, [run.tokenizer.decode([token]) for token in state.tokens])
-        print(f"{options.attention_plot}: {weights.shape[0]} layers, {weights.shape[1]} heads", file=sys.stderr)
+        say(f"{options.attention_plot}: {weights.shape[0]} layers, {weights.shape[1]} heads")
 
 
 def write_batches(run: Run, prompts: list[str], sampling: dict, batch_size: int, output: Path | None) -> None:
@@ -132,12 +132,10 @@ def write_batches(run: Run, prompts: list[str], sampling: dict, batch_size: int,
                 file = stack.enter_context(open(output, "w", encoding="utf-8"))
             for prompt, text in zip(batch, continuations):
                 tokens += len(run.tokenizer.encode(text))
-                print(json.dumps({"prompt": prompt, "continuation": text}, ensure_ascii=False), file=file, flush=True)
+                record = json.dumps({"prompt": prompt, "continuation": text}, ensure_ascii=False)
+                print(escape(record, "json"), file=file, flush=True)
             seconds = time.perf_counter() - start
-            print(
-                f"{first + len(batch)} of {len(prompts)} prompts, {tokens} tokens in {seconds:.1f} s, compilation included",
-                file=sys.stderr,
-            )
+            say(f"{first + len(batch)} of {len(prompts)} prompts, {tokens} tokens in {seconds:.1f} s, compilation included")
 
 
 if __name__ == "__main__":

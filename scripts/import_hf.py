@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 from configs import base
 from seqmodels import command_line
 from seqmodels.config import from_config_dict
+from seqmodels.escape import say
 from seqmodels.interop import checkpoint, hub
 
 
@@ -30,10 +31,10 @@ def main() -> None:
         options.workdir.expanduser(),
         defaults=from_config_dict(base.get_config()),
         compute_dtype=options.compute_dtype,
-        report=lambda line: print(line, file=sys.stderr),
+        report=say,
     )
     model = config.model
-    print(f"{options.workdir}: {model.repeats} x {model.pattern!r}, width {model.d_model}, {model.vocab_size} tokens")
+    say(f"{options.workdir}: {model.repeats} x {model.pattern!r}, width {model.d_model}, {model.vocab_size} tokens", sys.stdout)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 
 from seqmodels import command_line
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.ops.choices import IMPLEMENTATIONS
 from seqmodels.training import divergence
 
@@ -70,10 +70,6 @@ def main() -> None:
 
 
 KINDS = {"nan": "NaN", "inf": "an infinity", "absurd": "an absurd number"}
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from seqmodels.errors import UserError
+from seqmodels.escape import escape
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,7 +89,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except UserError as mistake:
-        sys.exit(f"error: {mistake}")
+        sys.exit(f"error: {escape(str(mistake), 'line')}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -96,11 +97,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as mistake:
-        sys.exit(f"error: {mistake.strerror}: {mistake.filename}")
+        sys.exit(escape(f"error: {mistake.strerror}: {mistake.filename}", "line"))
     except OSError as failure:
         if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        sys.exit(f"error: {failure.strerror}: {failure.filename}")
+        sys.exit(escape(f"error: {failure.strerror}: {failure.filename}", "line"))
     sys.exit(0)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from seqmodels import data, model, xla_cpu
 from seqmodels.config import MeshConfig, RunConfig
+from seqmodels.data.text.incremental import IncrementalText
 from seqmodels.decoding import generate, session
+from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.decoding.session import DecodingState
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, state_bytes
 from seqmodels.model import LanguageModel
@@ -82,28 +84,24 @@ class Run:
         *,
         after: DecodingState | None = None,
         max_tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
         seed: int = 0,
         on_token: Callable[[int], None] = lambda token: None,
+        **sampling: Any,
     ) -> Iterator[str]:
         """Pieces of the continuation as they come.
 
         Args:
             after: what was read before the prompt, which may then be empty.
-            max_tokens, temperature, top_k, top_p, min_p: as in `seqmodels.decoding.generate.generate`.
+            max_tokens: the continuation has at most so many.
             seed: the same seed gives the same text.
-            on_token: called with each token, of which a piece of text may take several.
+            on_token: called with each token, of which a piece of text may take several; the one that ends the text is the last.
+            sampling: temperature, top_k, top_p, min_p, as in `seqmodels.decoding.sampling.Sampling`.
         """
-        generate.check_sampling(max_tokens, temperature, top_k, top_p, min_p)  # ahead of reading, which compiles
+        sampler = self.sampler(seed, **sampling)  # ahead of reading, which compiles
+        generate.check_max_tokens(max_tokens)
         state = self.read(prompt, after, extra_capacity=max_tokens)
-        tokens = session.stream(
-            self.setup.graphdef, self.params, state, max_tokens=max_tokens, key=jax.random.key(seed),
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, end_of_text=self.tokenizer.end_of_text,
-        )  # fmt: skip
-        text = generate.IncrementalText(self.tokenizer, context=state.tokens)
+        tokens = session.stream(self.setup.graphdef, self.params, state, sampler, max_tokens=max_tokens)
+        text = IncrementalText(self.tokenizer, context=state.tokens)
 
         def pieces():
             for token in tokens:
@@ -119,12 +117,9 @@ class Run:
         prompts: list[str],
         *,
         max_tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
         seed: int = 0,
         first_row: int = 0,
+        **sampling: Any,
     ) -> list[str]:
         """The continuation of every prompt, decoded together; options as in `stream`.
 
@@ -133,10 +128,8 @@ class Run:
         """
         prompt_tokens = [self.prompt_tokens(prompt) for prompt in prompts]
         continuations = generate.generate(
-            self.setup.graphdef, self.params, prompt_tokens, max_tokens=max_tokens, key=jax.random.key(seed),
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, end_of_text=self.tokenizer.end_of_text,
-            first_row=first_row,
-        )  # fmt: skip
+            self.setup.graphdef, self.params, prompt_tokens, self.sampler(seed, first_row, **sampling), max_tokens=max_tokens
+        )
         return [self._text(new, after) for new, after in zip(continuations, prompt_tokens)]
 
     def read(self, text: str | Sequence[int], after: DecodingState | None = None, *, extra_capacity: int = 256) -> DecodingState:
@@ -158,27 +151,16 @@ class Run:
         )
 
     def continue_from(
-        self,
-        state: DecodingState,
-        *,
-        max_tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int = 0,
+        self, state: DecodingState, *, max_tokens: int = 200, seed: int = 0, **sampling: Any
     ) -> tuple[str, DecodingState]:
         """A text that may follow, up to its end, and the state that has read it, too; options as in `stream`.
 
         Raises:
             UserError: the state is of another model, or the run has no tokenizer.
         """
-        tokenizer = self.text_tokenizer()
+        sampler = self.sampler(seed, **sampling)
         self._check_made_here(state)
-        tokens, after = session.continue_from(
-            self.setup.graphdef, self.params, state, max_tokens=max_tokens, key=jax.random.key(seed),
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, end_of_text=tokenizer.end_of_text,
-        )  # fmt: skip
+        tokens, after = session.continue_from(self.setup.graphdef, self.params, state, sampler, max_tokens=max_tokens)
         return self._text(tokens, state.tokens), after
 
     def load_state(self, path: str | Path) -> DecodingState:
@@ -189,13 +171,23 @@ class Run:
         """
         return session.load(path, self.setup.graphdef, self.params, params_fingerprint=self.fingerprint)
 
+    def sampler(self, seed: int = 0, first_row: int = 0, **sampling: Any) -> Sampler:
+        """What draws tokens of the run's tokenizer, ids without a token never; `sampling` as in `stream`.
+
+        Raises:
+            UserError: an option is out of range, or the run has no tokenizer.
+        """
+        tokenizer = self.text_tokenizer()
+        is_token = data.token_mask(tokenizer, self.setup.vocab_size)
+        return Sampler(Sampling(**sampling), jax.random.key(seed), tokenizer.ends, is_token, first_row)
+
     def _check_made_here(self, state: DecodingState | None) -> None:
         if state is not None and state.params_fingerprint != self.fingerprint:
             raise UserError(f"this state is of other parameters than those of {self.workdir}, step {self.step}")
 
     def _text(self, tokens: Sequence[int], after: Sequence[int]) -> str:
         """Tokens as text, in the place where they stand."""
-        text = generate.IncrementalText(self.tokenizer, context=after)
+        text = IncrementalText(self.tokenizer, context=after)
         return "".join([*map(text.push, tokens), text.flush()])
 
     def prompt_tokens(self, prompt: str) -> list[int]:
@@ -291,7 +283,7 @@ def load_run(
     workdir: str | Path,
     step: int | None = None,
     *,
-    report: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    report: Callable[[str], None] = say,
 ) -> Run:
     """Open the run folder `workdir` at its newest checkpoint, or at the one of `step`.
 

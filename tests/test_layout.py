@@ -15,7 +15,7 @@ TOPS = ("seqmodels", "configs", "benchmarks", "scripts", "tools", "tests", "trai
 # From the ground up. A module stands where the longest name here that it begins with stands, and imports only from floors
 # below, or what shares its name here. Names on one floor do not know each other. No file is exempt.
 FLOORS = (
-    ("seqmodels.errors", "seqmodels.failures", "seqmodels.shapes", "seqmodels.huge_pages", "seqmodels.xla_cpu"),
+    ("seqmodels.errors", "seqmodels.escape", "seqmodels.failures", "seqmodels.shapes", "seqmodels.huge_pages", "seqmodels.xla_cpu"),
     ("seqmodels.ranges", "seqmodels.formats", "seqmodels.ops.target", "seqmodels.ops.arguments"),
     ("seqmodels.fields", "seqmodels.ops.choices", "seqmodels.ops.tuning", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.tpu.common"),

@@ -17,6 +17,7 @@ from configs import base
 from seqmodels import mixers, model
 from seqmodels.config import from_config_dict
 from seqmodels.decoding import generate
+from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from seqmodels.evaluation import decode
 from seqmodels.evaluation.perplexity import state_bytes
@@ -103,13 +104,13 @@ def measure_host() -> dict:
     params = jax.jit(model.init_params, static_argnums=(0, 1))(network, VOCAB_SIZE, jax.random.key(0))
     tokens, reset = generate.pad_prompts([[1] * 256])
     logits, state = generate.prefill(graphdef, params, tokens, reset, capacity=256 + HOST_TOKENS)
-    advance, key, index = generate.stepper(graphdef, greedy=False, top_k=None), jax.random.key(2), jnp.int32(0)
-    options = {"temperature": jnp.float32(0.8), "top_p": None, "min_p": None}
+    advance, index = generate.stepper(graphdef), jnp.int32(0)
+    sampler = jax.device_put(Sampler(Sampling(), jax.random.key(2)))
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     streamed, dispatched = [], []
     for _ in range(HOST_TOKENS):
         begun = time.perf_counter()
-        token, index, state = advance(params, token, state, key, index, **options)
+        token, index, state = advance(params, sampler, token, index, state)
         dispatched.append(time.perf_counter() - begun)
         jax.block_until_ready(token)
         streamed.append(time.perf_counter() - begun)

@@ -28,6 +28,7 @@ from seqmodels.comparison import scores
 from seqmodels.comparison.plan import EXTENSION, Candidate, Plan, RunPlan
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.escape import escape, say
 from seqmodels.formats import json_text
 from seqmodels.training import loop
 
@@ -496,14 +497,15 @@ class Display:
             return
         self._next = time.monotonic() + self._seconds
         if self._is_terminal:
-            self._stream.write(f"\r\x1b[K{text()[: shutil.get_terminal_size().columns - 1]}")
+            self._stream.write(f"\r\x1b[K{escape(text(), 'line')[: shutil.get_terminal_size().columns - 1]}")
             self._stream.flush()
         else:
-            print(text(), file=self._stream, flush=True)
+            say(text(), self._stream)
 
     def line(self, text: str) -> None:
         """Something that stays."""
-        print(f"\r\x1b[K{text}" if self._is_terminal else text, file=self._stream, flush=True)
+        self._stream.write("\r\x1b[K" if self._is_terminal else "")
+        say(text, self._stream)
 
     def close(self) -> None:
         """Leave the terminal's line."""

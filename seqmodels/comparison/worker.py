@@ -24,6 +24,7 @@ import numpy as np
 from seqmodels import command_line
 from seqmodels.comparison import cost, jobs, scores
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.run import load_run
 from seqmodels.training.run_folder import read_config
 
@@ -43,10 +44,10 @@ def main() -> None:
     command_line.use_compilation_cache(read_config(first).train.compilation_cache_dir)
     frequent = None if options.frequent_pairs is None else np.load(options.frequent_pairs)
     for folder in options.score:
-        print(f"scoring {folder}", file=sys.stderr)
+        say(f"scoring {folder}")
         scores.save(scores.score(load_run(folder), options.validation_tokens, frequent), folder)
     if options.cost is not None:
-        print(f"measuring {options.cost}", file=sys.stderr)
+        say(f"measuring {options.cost}")
         asked = options.asked
         measured = cost.measure(
             read_config(options.cost), asked["vocab_size"],

@@ -18,7 +18,8 @@ from seqmodels.data.dataset import (
     validation_from_source,
 )
 from seqmodels.data.tasks.batches import HeldOut, TaskDataset, held_out
-from seqmodels.data.text.tokenizer import Tokenizer, load_tokenizer, prompt_tokens
+from seqmodels.data.text.tokenizer import Tokenizer, load_tokenizer, prompt_tokens, token_mask
+from seqmodels.data.text.tokenizer import digest as tokenizer_digest
 from seqmodels.data.text.unicode import well_formed
 from seqmodels.data.text.validation import ValidationSet, few_documents, load_validation
 
@@ -38,6 +39,8 @@ __all__ = [
     "prepare",
     "prompt_tokens",
     "save_validation",
+    "token_mask",
+    "tokenizer_digest",
     "validation_from_source",
     "well_formed",
 ]

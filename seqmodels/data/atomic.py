@@ -5,7 +5,6 @@ import errno
 import fcntl
 import os
 import stat
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 from seqmodels import failures
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -96,7 +96,7 @@ def _locked(descriptor: int, waiting: str | None) -> bool:
             return False  # a file system without locks
     if waiting is None:
         return False
-    print(waiting, file=sys.stderr, flush=True)
+    say(waiting)
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return True

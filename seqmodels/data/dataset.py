@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from seqmodels.data.text.shards import TokenStream, cached_tokens, key_lock
 from seqmodels.data.text.tokenizer import Tokenizer
 from seqmodels.data.text.validation import ValidationSet
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.ranges import AtLeast, AtMost, Checked, Count, CountOrZero, OneOf
 
 TEXT: Final = "text"
@@ -153,7 +153,7 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
         train = sources.first_documents(train, config.max_train_documents)
         source = replace(source, train=train)
     line = sources.said(source)
-    print(line, file=sys.stderr, flush=True)
+    say(line)
     tokenizer = _tokenizer(config, train)
     stream = cached_tokens(
         config.cache_dir, train, tokenizer, label=f"training split of {_short(source.name)}"
@@ -172,7 +172,7 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
     _say_what_was_left_out(stream, "training")
     few = validations.few_documents(len(validation.document_ends), "held out")
     if few is not None:
-        print(f"data: {few}", file=sys.stderr, flush=True)
+        say(f"data: {few}")
     return Dataset(
         name=f"data.source={config.source}",
         tokenizer=tokenizer,
@@ -202,7 +202,7 @@ def validation_from_source(
     split = opened.validation or opened.train
     if split is None:
         raise UserError(f"'{source}' has neither a validation nor a training split")
-    print(sources.said_of_one(opened, split), file=sys.stderr, flush=True)
+    say(sources.said_of_one(opened, split))
     return _validation_set(opened.name, split, tokenizer, cache_dir, packing)
 
 
@@ -241,7 +241,7 @@ def _record(line: str, source: sources.Source, train: TokenStream, validation: V
 def _say_what_was_left_out(stream: TokenStream, split: str) -> None:
     if stream.left_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in stream.left_out.items())
-        print(f"data: {split} documents without text were left out ({reasons})", file=sys.stderr, flush=True)
+        say(f"data: {split} documents without text were left out ({reasons})")
 
 
 def _validation_set(
@@ -299,6 +299,6 @@ def _cached_tokenizer(folder: Path, key: str) -> Tokenizer | None:
             reason = f"'{path}' is not what was written"
         except UserError as error:
             reason = str(error)
-        print(f"the cached tokenizer is damaged and is trained again ({reason})", file=sys.stderr)
+        say(f"the cached tokenizer is damaged and is trained again ({reason})")
         path.unlink(missing_ok=True)
     return None

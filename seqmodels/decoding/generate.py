@@ -13,95 +13,76 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels import model
+from seqmodels.decoding.sampling import Sampler
 from seqmodels.errors import UserError
 
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
 
 
 def generate(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    key: Key[Array, ""],
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    end_of_text: int | None = None,
-    first_row: int = 0,
+    graphdef: nnx.GraphDef, params: Params, prompts: Sequence[Sequence[int]], sampler: Sampler, *, max_tokens: int
 ) -> list[list[int]]:
-    """Continue each prompt by up to `max_tokens` tokens; a continuation ends before its `end_of_text`.
+    """Continue each prompt by up to `max_tokens` tokens; a continuation ends before the first of the sampler's `ends`.
 
     Args:
         prompts: token ids, at least one per prompt; lengths may differ.
-        temperature: divides the logits before sampling; 0 takes the likeliest token.
-        top_k: sample among the k likeliest tokens only.
-        top_p: sample among the fewest likeliest tokens whose probability reaches p (Holtzman et al. 2020,
-            section 3.1).
-        min_p: sample among the tokens at least p times as probable as the likeliest (Nguyen et al. 2024,
-            arXiv 2407.01082, section 3).
-        key: a row's sample depends on the key, its place in the batch and nothing of the other rows.
-        first_row: place of the first prompt, where the batch is a part of a longer list.
 
     Compiles once per (batch size, padded prompt length, max_tokens): prompts are padded to a power of two. The
     state's capacity is sized here, so that no length is too long for it.
 
     Raises:
-        UserError: no prompt, an empty prompt, or a sampling option out of range.
+        UserError: no prompt, an empty prompt, or a negative `max_tokens`.
     """
-    sampling = check_sampling(max_tokens, temperature, top_k, top_p, min_p)
+    check_max_tokens(max_tokens)
     tokens, reset = pad_prompts(prompts)
     if max_tokens == 0:
         return [[] for _ in prompts]
     logits, state = prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
-    stop = -1 if end_of_text is None else end_of_text
-    new_tokens, lengths, _, _ = decode(
-        graphdef, params, logits, state, key, stop, max_tokens=max_tokens, first_row=first_row, **sampling
-    )
+    new_tokens, lengths, _, _ = decode(graphdef, params, sampler, logits, state, max_tokens=max_tokens)
     return [row[:length].tolist() for row, length in zip(np.asarray(new_tokens), np.asarray(lengths))]
 
 
 def stream(
     graphdef: nnx.GraphDef,
     params: Params,
+    sampler: Sampler,
     logits: Float[Array, "1 L"],
     state: model.UnstackedState,
     *,
     max_tokens: int,
-    key: Key[Array, ""],
-    end_of_text: int | None,
     first_index: int,
-    **sampling: Any,
 ) -> Iterator[int]:
-    """The tokens that `decode` would sample for one row, each as soon as it is known; `end_of_text` is not among them.
+    """The tokens that `decode` would sample for one row, each as soon as it is known; a token that ends the text is the last.
 
     Every token costs a call from the host.
 
     Args:
         logits, state: from `prefill` or an earlier call; the state is used up.
         first_index: as in `decode`.
-        sampling: from `check_sampling`.
     """
-    greedy, top_k = sampling.pop("greedy"), sampling.pop("top_k")
-    # On the device once, not once a token.
-    options = {name: None if value is None else jnp.float32(value) for name, value in sampling.items()}
-    advance = stepper(graphdef, greedy, top_k)
-    token, index = _sample_at(logits, key, jnp.int32(first_index), greedy=greedy, top_k=top_k, **options)
+    ends = set(sampler.ends)
+    sampler = jax.device_put(sampler)  # once, not once a token
+    advance = stepper(graphdef)
+    token, index = _sample_at(sampler, logits, jnp.int32(first_index))
     for left in reversed(range(max_tokens)):
         # The next call is dispatched before this token is read, so that host and device overlap.
         if left:
-            following, index, state = advance(params, token, state, key, index, **options)
+            following, index, state = advance(params, sampler, token, index, state)
         token_id = int(np.asarray(token)[0])
-        if token_id == end_of_text:
-            return
         yield token_id
+        if token_id in ends:
+            return
         if left:
             token = following
+
+
+def check_max_tokens(max_tokens: int) -> None:
+    """Raises UserError where it is negative."""
+    if max_tokens < 0:
+        raise UserError(f"max_tokens is {max_tokens}; give 0 or more")
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
@@ -123,119 +104,25 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"
     return tokens, reset
 
 
-def sample(
-    logits: Float[Array, "B L"],
-    keys: Key[Array, "B"],
-    *,
-    greedy: bool,
-    temperature: Float[Array, ""] | float = 1.0,
-    top_k: int | None = None,
-    top_p: Float[Array, ""] | float | None = None,
-    min_p: Float[Array, ""] | float | None = None,
-) -> Int[Array, "B"]:
-    """One token per row, with a key per row. Temperature first, then top-k, top-p and min-p, each of what is left."""
-    if greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits.astype(jnp.float32) / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        kth_largest = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < kth_largest, -jnp.inf, logits)
-    if top_p is not None:
-        descending = -jnp.sort(-logits, axis=-1)
-        probability = jax.nn.softmax(descending, axis=-1)
-        likelier = jnp.cumsum(probability, axis=-1) - probability
-        # The likeliest token always stays: nothing is likelier than it.
-        smallest_kept = jnp.min(jnp.where(likelier < top_p, descending, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < smallest_kept, -jnp.inf, logits)
-    if min_p is not None:
-        # A ratio of probabilities is a difference of logits: what the others left out does not matter.
-        floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(min_p)
-        logits = jnp.where(logits < floor, -jnp.inf, logits)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-
-
-class IncrementalText:
-    """Turns a stream of tokens into text, never splitting a character that takes several tokens.
-
-    `push` returns what the new token adds. Text is decoded in a window that starts one finished piece earlier,
-    for tokenizers that write a token differently at the start of a text.
-    """
-
-    def __init__(self, tokenizer, context: Sequence[int] = ()):
-        """`context`: the prompt's tokens; they are not returned as text."""
-        self._tokenizer = tokenizer
-        self._tokens = list(context)[-16:]
-        self._window = 0
-        self._finished = len(self._tokens)
-
-    def push(self, token: int) -> str:
-        self._tokens.append(token)
-        return self._advance(final=False)
-
-    def flush(self) -> str:
-        """What is left at the end: an unfinished character comes out as U+FFFD."""
-        return self._advance(final=True)
-
-    def _advance(self, final: bool) -> str:
-        before = self._tokenizer.decode(self._tokens[self._window : self._finished])
-        now = self._tokenizer.decode(self._tokens[self._window :])
-        if not final and (now.endswith("\ufffd") or len(now) <= len(before)):
-            return ""
-        self._window, self._finished = self._finished, len(self._tokens)
-        return now[len(before) :]
-
-
-def check_sampling(
-    max_tokens: int,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-) -> dict[str, Any]:
-    """Arguments of `sample`, checked: `greedy` and `top_k` are compiled in, the others are not.
-
-    Raises:
-        UserError: one is out of range.
-    """
-    if max_tokens < 0:
-        raise UserError(f"max_tokens is {max_tokens}; give 0 or more")
-    if not temperature >= 0:
-        raise UserError(f"temperature is {temperature}; give 0 (the likeliest token) or more")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k is {top_k}; give 1 or more")
-    for name, probability in (("top_p", top_p), ("min_p", min_p)):
-        if probability is not None and not 0 < probability <= 1:
-            raise UserError(f"{name} is {probability}; give a probability above 0, at most 1")
-    if temperature == 0:
-        return dict(greedy=True, temperature=1.0, top_k=None, top_p=None, min_p=None)
-    return dict(greedy=False, temperature=float(temperature), top_k=top_k, top_p=top_p, min_p=min_p)
-
-
-def _row_keys(key, batch_size, index, first_row):
-    """A key per row for the token at `index`; a row's key does not depend on the batch size."""
-    key = jax.random.fold_in(key, index)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(batch_size))
-
-
 @functools.lru_cache(maxsize=8)
-def stepper(graphdef: nnx.GraphDef, greedy: bool, top_k: int | None) -> Callable:
+def stepper(graphdef: nnx.GraphDef) -> Callable:
     """A compiled call for every token of a stream: what the host does between two of them is this call alone.
 
-    Made once for a model, whose structure then is not looked at again: (params, token [B], state, key, index, *, temperature,
-    top_p, min_p) -> (the token after it, sampled as the one at ``index``; index + 1; the state). The state passed is used up.
+    Made once for a model, whose structure then is not looked at again: (params, sampler, token [B], index, state) -> (the token
+    after it, sampled as the one at ``index``; index + 1; the state). The state passed is used up.
     """
 
-    def advance(params, token, state, key, index, **options):
+    def advance(params, sampler, token, index, state):
         logits, state = _next_logits(graphdef, params, token, state)
-        return *_sample_at(logits, key, index, greedy=greedy, top_k=top_k, **options), state
+        return *_sample_at(sampler, logits, index), state
 
-    return jax.jit(advance, donate_argnums=2)
+    return jax.jit(advance, donate_argnums=4)
 
 
-@functools.partial(jax.jit, static_argnames=("greedy", "top_k"))
-def _sample_at(logits, key, index, **options):
+@jax.jit
+def _sample_at(sampler, logits, index):
     """The token at a place of the key's sequence, and the next place."""
-    return sample(logits, _row_keys(key, logits.shape[0], index, 0), **options), index + 1
+    return sampler(logits, index), index + 1
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
@@ -257,22 +144,16 @@ def _next_logits(graphdef, params, token, state):
     return logits[:, 0], state
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("max_tokens", "greedy", "top_k"))
-def decode(
-    graphdef, params, logits, state, key, stop, *,
-    max_tokens, greedy, temperature, top_k, top_p, min_p, first_index=0, first_row=0,
-):  # fmt: skip
-    """Sample until every row has met `stop` or `max_tokens`: (tokens [B, max_tokens], lengths [B], logits, state).
+@functools.partial(jax.jit, static_argnums=0, static_argnames="max_tokens")
+def decode(graphdef, params, sampler, logits, state, *, max_tokens, first_index=0):
+    """Sample until every row has ended or `max_tokens`: (tokens [B, max_tokens], lengths [B], logits, state).
 
-    The logits and the state are those after the last token that any row sampled (`stop` included; a row that has met it
-    reads on with the others, so that only a batch of one can be continued from them).
+    The logits and the state are those after the last token that any row sampled (the one that ended it included; a row that has
+    ended reads on with the others, so that only a batch of one can be continued from them).
 
     Args:
         logits, state: from `prefill` or an earlier call; the state has room for `max_tokens` more.
-        stop: the token that ends a row; -1 for none.
-        greedy, temperature, top_k, top_p, min_p: as in `sample`.
         first_index: place of the first token in the key's sequence: how many were sampled by earlier calls.
-        first_row: place of the first row, where the batch is a part of a longer list.
     """
     batch_size = logits.shape[0]
 
@@ -282,10 +163,9 @@ def decode(
 
     def one_token(carry):
         index, logits, state, tokens, lengths = carry
-        keys = _row_keys(key, batch_size, first_index + index, first_row)
-        token = sample(logits, keys, greedy=greedy, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        token = sampler(logits, first_index + index)
         # A row is alive while its length is the number of steps so far.
-        lengths = lengths + ((lengths == index) & (token != stop))
+        lengths = lengths + ((lengths == index) & ~sampler.is_end(token))
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, index, axis=1)
         logits, state = _next_logits(graphdef, params, token, state)
         return index + 1, logits, state, tokens, lengths

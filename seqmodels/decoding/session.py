@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from seqmodels import model
 from seqmodels.data import atomic
 from seqmodels.decoding import generate
+from seqmodels.decoding.sampling import Sampler
 from seqmodels.errors import UserError
 from seqmodels.formats import json_text, npz
 from seqmodels.formats.limits import excerpt
@@ -96,28 +97,23 @@ def read(
 
 
 def continue_from(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    state: DecodingState,
-    *,
-    max_tokens: int,
-    key: Key[Array, ""],
-    end_of_text: int | None = None,
-    **sampling: Any,
+    graphdef: nnx.GraphDef, params: Params, state: DecodingState, sampler: Sampler, *, max_tokens: int
 ) -> tuple[list[int], DecodingState]:
-    """Up to `max_tokens` tokens that may follow, ending before `end_of_text`; and the state that has read them, too.
+    """Up to `max_tokens` tokens that may follow, without the one that ends the text; and the state that has read them, too.
 
-    Arguments and errors are those of `generate.generate`. Ten tokens and then ten more by the same key are the twenty of
-    one call. Where the text ended, the state that is returned has read its `end_of_text`.
+    Ten tokens and then ten more by the same key are the twenty of one call. Where the text ended, the state that is returned
+    has read its end.
+
+    Raises:
+        UserError: a negative `max_tokens`.
     """
-    sampling = generate.check_sampling(max_tokens, **sampling)
+    generate.check_max_tokens(max_tokens)
     if max_tokens == 0:
         return [], state
     state = read(graphdef, params, (), params_fingerprint=state.params_fingerprint, after=state, extra_capacity=max_tokens)
     new_tokens, lengths, logits, after = generate.decode(
-        graphdef, params, state.logits, state.state, key, -1 if end_of_text is None else end_of_text,
-        max_tokens=max_tokens, first_index=state.sampled, **sampling,
-    )  # fmt: skip
+        graphdef, params, sampler, state.logits, state.state, max_tokens=max_tokens, first_index=state.sampled
+    )
     length = int(lengths[0])
     was_read = np.asarray(new_tokens)[0, : length + 1].tolist()  # the end of text among them, if it came
     return was_read[:length], dataclasses.replace(
@@ -126,21 +122,14 @@ def continue_from(
 
 
 def stream(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    state: DecodingState,
-    *,
-    max_tokens: int,
-    key: Key[Array, ""],
-    end_of_text: int | None = None,
-    **sampling: Any,
+    graphdef: nnx.GraphDef, params: Params, state: DecodingState, sampler: Sampler, *, max_tokens: int
 ) -> Iterator[int]:
-    """The tokens that `continue_from` would return, each as soon as it is known."""
-    sampling = generate.check_sampling(max_tokens, **sampling)
+    """The tokens that `continue_from` would return, each as soon as it is known, and then the one that ends the text."""
+    generate.check_max_tokens(max_tokens)
     state = read(graphdef, params, (), params_fingerprint=state.params_fingerprint, after=state, extra_capacity=max_tokens)
     return generate.stream(
-        graphdef, params, state.logits, jax.tree.map(jnp.copy, state.state), max_tokens=max_tokens, key=key,
-        end_of_text=end_of_text, first_index=state.sampled, **sampling,
+        graphdef, params, sampler, state.logits, jax.tree.map(jnp.copy, state.state), max_tokens=max_tokens,
+        first_index=state.sampled,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from seqmodels import model
 from seqmodels.decoding import generate
+from seqmodels.decoding.sampling import Sampler, Sampling
 
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
 PREFILL_CHUNK = 1024  # tokens of the context read in one call
@@ -89,12 +90,11 @@ def measure_after(
     logits, state = _repeat(graphdef, params, context.logits, context.state, batch_size)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
+    sampler = Sampler(Sampling(temperature=0.0), jax.random.key(0))
+
     def run() -> float:
         begun = time.perf_counter()
-        out = generate.decode(
-            graphdef, params, logits, state, jax.random.key(0), jnp.int32(-1), max_tokens=tokens,
-            greedy=True, temperature=1.0, top_k=None, top_p=None, min_p=None,
-        )  # fmt: skip
+        out = generate.decode(graphdef, params, sampler, logits, state, max_tokens=tokens)
         jax.block_until_ready(out)
         return time.perf_counter() - begun
 

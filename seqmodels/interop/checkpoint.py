@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import jax
@@ -18,10 +19,13 @@ from seqmodels import config as config_lib
 from seqmodels import data, model
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
+from seqmodels.data.text import end_of_text
+from seqmodels.data.text.tokenizer import END_OF_TEXT
+from seqmodels.decoding.sampling import Sampling
 from seqmodels.errors import UserError
 from seqmodels.formats import json_text
 from seqmodels.formats.limits import size
-from seqmodels.interop import kinds, safetensors, table
+from seqmodels.interop import kinds, model_card, safetensors, table
 from seqmodels.model import ModelConfig
 from seqmodels.pattern import MLP, layer_name, parse_pattern, parts_of, with_options
 from seqmodels.training import checkpoint
@@ -147,6 +151,7 @@ def export_folder(
     out: str | os.PathLike,
     *,
     dtype: str = "float32",
+    history: Mapping[str, object] = MappingProxyType({}),
 ) -> table.Kind:
     """Write the folder `out` as its library saves such a model; returns the kind. It appears whole or not at all.
 
@@ -154,6 +159,7 @@ def export_folder(
         config, params, vocab_size: the model.
         tokenizer: written as tokenizer.json; its end of text ends theirs, too.
         dtype: of the tensors; anything but float32 rounds them.
+        history: what the model card says of how the model came about, by name.
 
     Raises:
         UserError: no kind has such a model (which field is in the way is named), or `out` has something in it.
@@ -163,17 +169,29 @@ def export_folder(
     if dtype not in EXPORT_DTYPES:
         raise UserError(f"--dtype={dtype!r} is not one of {', '.join(EXPORT_DTYPES)}")
     kind, config, params, theirs = _as_kind(config, params, vocab_size)
-    end = None if tokenizer is None else tokenizer.end_of_text
-    theirs |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None, "dtype": dtype, "use_cache": True}
+    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if tokenizer is not None:
+        # What a text begins with: where that is nothing, the end of the text before.
+        begin = tokenizer.beginning[0] if tokenizer.beginning else tokenizer.end_of_text
+        ids |= {"bos_token_id": begin, "eos_token_id": tokenizer.end_of_text}
+    theirs |= ids | {"dtype": dtype, "use_cache": True}
     tensors = {
         name: tensor.astype(EXPORT_DTYPES[dtype]) for name, tensor in table.write_tensors(kind, config, params).items()
     }
+    # As scripts/generate.py draws, which a person has read samples of.
+    generation = ids | {"do_sample": True, "temperature": Sampling().temperature, "top_k": 0}
+    if tokenizer is not None and len(tokenizer.ends) > 1:
+        generation["eos_token_id"] = list(tokenizer.ends)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     with _whole(out) as temporary:
         safetensors.write(temporary / safetensors.FILE_NAME, tensors)
         if tokenizer is not None:
             tokenizer.save(temporary / "tokenizer.json")
-            (temporary / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(tokenizer), indent=2) + "\n")
-        (temporary / "config.json").write_text(json.dumps(theirs, indent=2, sort_keys=True) + "\n")
+            end_of_text.write_beside(temporary / "tokenizer.json", tokenizer.end_name, tokenizer.ends)
+        for name, content in (("config.json", theirs), ("generation_config.json", generation)):
+            (temporary / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        card = model_card.text(kind, config, parameters, tokenizer, history)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return kind
 
 
@@ -203,22 +221,28 @@ def _special_floats(value: Any) -> Any:
 def _tokenizer(folder: Path, config: ModelConfig, report: Callable[[str], None]) -> data.Tokenizer | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
-        report(f"{folder} has no tokenizer.json: the run takes tokens, not text")
+        cure = ""
+        if (folder / "tokenizer.model").is_file() or (folder / "vocab.json").is_file():
+            cure = f"; AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r}) of transformers makes one"
+        report(f"{folder} has no tokenizer.json: the run takes tokens, not text{cure}")
         return None
-    tokenizer = data.load_tokenizer(path)
-    if tokenizer.vocab_size > config.vocab_size:
+    tokenizer = data.load_tokenizer(path, report)
+    if tokenizer.vocab_size <= config.vocab_size:
+        if tokenizer.is_guess and tokenizer.end_name == END_OF_TEXT:  # of any other name load_tokenizer says it
+            report(f"{folder}: no file says what ends a text; {END_OF_TEXT!r}, id {tokenizer.end_of_text}, is taken, by its name")
+        return tokenizer
+    if tokenizer.end_of_text >= config.vocab_size:
         report(
-            f"{path} is left out: with an end of text it has {tokenizer.vocab_size} pieces, the model {config.vocab_size}; "
-            "the run takes tokens, not text"
+            f"{path} is left out, and the run takes tokens, not text: nothing says which of its tokens ends a text, and the model's "
+            f'{config.vocab_size} rows leave no room for another; write {{"eos_token": "NAME"}} to '
+            f"{folder / 'tokenizer_config.json'} and import again"
         )
-        return None
-    return tokenizer
-
-
-def _tokenizer_config(tokenizer: data.Tokenizer) -> dict[str, Any]:
-    """What transformers' AutoTokenizer needs beside tokenizer.json."""
-    added = {entry["id"]: entry["content"] for entry in json.loads(tokenizer.to_json())["added_tokens"]}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": added[tokenizer.end_of_text]}
+    else:
+        report(
+            f"{path} is left out, and the run takes tokens, not text: its largest id is {tokenizer.vocab_size - 1}, the model has "
+            f"{config.vocab_size} rows; it is another model's tokenizer.json"
+        )
+    return None
 
 
 def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.Kind, ModelConfig, dict, dict[str, Any]]:

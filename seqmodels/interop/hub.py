@@ -5,7 +5,10 @@ from pathlib import Path
 from seqmodels.data.text import hub
 from seqmodels.errors import UserError
 
-FILES = ("config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json")
+FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "*.safetensors",
+    "*.safetensors.index.json",
+)  # fmt: skip
 
 
 def folder(path_or_id: str, revision: str | None = None) -> Path:

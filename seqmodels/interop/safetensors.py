@@ -146,12 +146,14 @@ def _read_shards(folder: Path) -> Tensors:
     if missing:
         raise UserError(f"{folder} lacks {missing[0]}, which {INDEX_NAME} names")
     shards = {name: read(folder / name) for name in names}
-    tensors = {}
-    for name, place in places.items():
-        shard = shards[Path(place).name]
-        if name not in shard:
-            raise UserError(f"{folder / Path(place).name} lacks {name}, which {INDEX_NAME} puts there")
-        tensors[name] = shard[name]
+    # All that is in the shards, whether or not the index names it: whoever takes the tensors refuses what has no place. What the
+    # index names and no shard has is left to them, too: of tensors that share their values a writer keeps one name.
+    tensors: dict[str, np.ndarray] = {}
+    for file, shard in shards.items():
+        twice = tensors.keys() & shard.keys()
+        if twice:
+            raise UserError(f"{folder / file} has {min(twice)}, which another shard has as well")
+        tensors |= shard
     return Tensors(tensors)
 
 

@@ -339,6 +339,12 @@ def read_tensors(kind: Kind, config: ModelConfig, shapes: dict, tensors: Mapping
     """
     params: dict = {}
     used = set()
+    embedding, head = (
+        next((tensor.theirs for tensor in kind.outer if tensor.ours == ours), None) for ours in ("embedding", "output_kernel")
+    )
+    if config.tie_embeddings and embedding not in tensors and head in tensors:
+        # A writer that keeps one name of shared values may have kept the head's.
+        tensors = {embedding if name == head else name: tensor for name, tensor in tensors.items()}
     for tensor in _outer(kind, config):
         for path, value in zip(tensor.ours.split(), _read(tensor.theirs, tensor, kind, shapes, tensors)):
             _put(params, kind.path(path), value)
@@ -355,13 +361,13 @@ def read_tensors(kind: Kind, config: ModelConfig, shapes: dict, tensors: Mapping
         for path, stack in zip(paths, stacks):
             _put(params, path, stack)
     rest = [name for name in tensors if name not in used and not name.endswith("rotary_emb.inv_freq")]
-    head = next((tensor for tensor in kind.outer if tensor.ours == "output_kernel"), None)
-    if config.tie_embeddings and head is not None and head.theirs in rest:
-        if not np.array_equal(np.asarray(tensors[head.theirs], np.float32), params["embedding"]):
+    if config.tie_embeddings and head in rest:
+        if not np.array_equal(np.asarray(tensors[head], np.float32), params["embedding"]):
             raise UserError(
-                f"tensor {head.theirs} differs from the embedding, though config.json has tie_word_embeddings=True"
+                f"tensor {head} differs from the embedding, though config.json has tie_word_embeddings=True (or, of a "
+                f"{kind.model_type}, says nothing of it); if the head is one of its own, write tie_word_embeddings: false there"
             )
-        rest.remove(head.theirs)
+        rest.remove(head)
     if rest:
         more = f" (and {len(rest) - 1} more)" if len(rest) > 1 else ""
         raise UserError(f"tensor {rest[0]}{more} has no place in a {kind.model_type} of this config.json")
@@ -400,7 +406,8 @@ def _read(name, tensor, kind, shapes, tensors, stacked=False) -> list[np.ndarray
     blank = [layout.save(np.broadcast_to(np.float32(0), shape)) for layout, shape in zip(layouts, expected)]
     shape = (sum(len(part) for part in blank), *blank[0].shape[1:])
     if name not in tensors:
-        raise UserError(f"tensor {name} is missing; by config.json a {kind.model_type} has it, of shape {list(shape)}")
+        cure = "; if the head is the embedding, write tie_word_embeddings: true there" if tensor.ours == "output_kernel" else ""
+        raise UserError(f"tensor {name} is missing; by config.json a {kind.model_type} has it, of shape {list(shape)}{cure}")
     found = tensors[name]
     if found.shape != shape:
         raise UserError(f"tensor {name} has shape {list(found.shape)}; by config.json it must be {list(shape)}")

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmodels.data import atomic
+from seqmodels.escape import escape
 
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
 # `device_kind` counts. A TPU v2 or v3 chip is two devices.
@@ -377,9 +378,9 @@ class Terminal:
     def line(self, text: str) -> None:
         """One line (or several) of its own."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(escape(text, "terminal"), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            print(escape(text, "terminal"), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -61,7 +61,7 @@ def initial_params(
     source = Path(config.train.init_from).expanduser()
     theirs = read_config(source)
     their_tokenizer = read_tokenizer(source, theirs)
-    if None not in (their_tokenizer, tokenizer) and their_tokenizer.to_json() != tokenizer.to_json():
+    if None not in (their_tokenizer, tokenizer) and data.tokenizer_digest(their_tokenizer) != data.tokenizer_digest(tokenizer):
         raise UserError(
             f"train.init_from={source} was trained with another tokenizer than data.tokenizer={config.data.tokenizer}; "
             f"set --config.data.tokenizer={source / 'tokenizer.json'}"

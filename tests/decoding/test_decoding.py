@@ -9,6 +9,7 @@ import pytest
 
 from seqmodels import mixers, model
 from seqmodels.decoding import generate
+from seqmodels.decoding.sampling import Sampler, Sampling
 from tests.decoding.test_generate import VOCABULARY, small_network
 
 LENGTHS = (1, 7, 63, 200)
@@ -20,7 +21,7 @@ PATTERNS = {name: name for name in mixers.names()} | {
     "hybrid": "mamba2 attention gated_deltanet mlp",
 }
 PROMPTS = [[int(n) for n in np.random.default_rng(length).integers(0, VOCABULARY, length)] for length in LENGTHS]
-GREEDY = dict(greedy=True, temperature=1.0, top_k=None, top_p=None, min_p=None)
+GREEDY = Sampler(Sampling(temperature=0.0), jax.random.key(0))
 
 
 def decided(pattern):
@@ -37,9 +38,7 @@ def decode(network, prompts):
     chosen, log_probabilities = [], []
     for _ in range(NEW):
         log_probabilities.append(jax.nn.log_softmax(logits))
-        token, _, logits, state = generate.decode(
-            graphdef, params, logits, state, jax.random.key(0), -1, max_tokens=1, **GREEDY
-        )
+        token, _, logits, state = generate.decode(graphdef, params, GREEDY, logits, state, max_tokens=1)
         chosen.append(token[:, 0])
     return np.stack(chosen, axis=1), np.stack(log_probabilities, axis=1)
 
@@ -79,7 +78,7 @@ def test_decoding_is_the_full_pass(name):
 def test_a_prompt_alone_is_a_prompt_in_a_padded_batch(name):
     network = decided(PATTERNS[name])
     tokens, together = decode(network, PROMPTS)
-    written = generate.generate(*network, PROMPTS, max_tokens=NEW, temperature=0, key=jax.random.key(0))
+    written = generate.generate(*network, PROMPTS, GREEDY, max_tokens=NEW)
     assert written == tokens.tolist()
     for row, prompt in enumerate(PROMPTS):
         alone_tokens, alone = decode(network, [prompt])

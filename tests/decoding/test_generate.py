@@ -1,13 +1,13 @@
 """Decoding is the model that was trained: greedy stepping = argmax of the full forward pass, padded or not."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from seqmodels import mixers, model
 from seqmodels.decoding import session
-from seqmodels.decoding.generate import IncrementalText, generate, pad_prompts, sample
+from seqmodels.decoding.generate import generate, pad_prompts
+from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 
 
@@ -21,71 +21,6 @@ def test_prompts_are_padded_on_the_left_and_reset_at_their_first_token():
 def test_an_empty_prompt_is_a_mistake(prompts):
     with pytest.raises(UserError, match="at least one"):
         pad_prompts(prompts)
-
-
-def draws(logits, count=4000, **options):
-    keys = jax.random.split(jax.random.key(0), count)
-    logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(logits)))
-    return np.bincount(sample(logits, keys, greedy=False, **options), minlength=logits.shape[-1]) / count
-
-
-def test_samples_follow_softmax_at_the_temperature():
-    logits = np.log([0.5, 0.3, 0.2])
-    np.testing.assert_allclose(draws(logits), [0.5, 0.3, 0.2], atol=0.03)
-    squared = np.array([0.25, 0.09, 0.04])
-    np.testing.assert_allclose(draws(logits, temperature=0.5), squared / squared.sum(), atol=0.03)
-
-
-def test_top_k_keeps_the_k_likeliest():
-    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), top_k=2), [0, 5 / 8, 3 / 8], atol=0.03)
-    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), top_k=9), [0.2, 0.5, 0.3], atol=0.03)
-
-
-def test_top_p_keeps_the_fewest_that_reach_p():
-    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), top_p=0.6), [0, 5 / 8, 3 / 8], atol=0.03)
-    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), top_p=0.4), [0, 1, 0])
-    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), top_p=1.0), [0.2, 0.5, 0.3], atol=0.03)
-
-
-def test_min_p_keeps_what_is_near_the_likeliest():
-    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=0.5), [0, 5 / 8, 3 / 8], atol=0.03)
-    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=1.0), [0, 1, 0])
-    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=0.3), [0.2, 0.5, 0.3], atol=0.03)
-    # of [4, 25, 9] / 38 at temperature 1/2, 9 / 25 is left in and 4 / 25 is not
-    np.testing.assert_allclose(draws(np.log([0.2, 0.5, 0.3]), min_p=0.3, temperature=0.5), [0, 25 / 34, 9 / 34], atol=0.03)
-
-
-class ByteTokenizer:
-    def decode(self, tokens):
-        return bytes(tokens).decode("utf-8", errors="replace")
-
-
-class WordTokenizer:
-    """Drops the space before the first word of a text, as sentencepiece tokenizers do."""
-
-    words = ["Once", "upon", "a", "time"]
-
-    def decode(self, tokens):
-        return " ".join(self.words[token] for token in tokens)
-
-
-def test_streamed_text_never_splits_a_character():
-    text = "Zoë ate 3 🍰s."
-    stream = IncrementalText(ByteTokenizer())
-    pieces = [stream.push(byte) for byte in text.encode()] + [stream.flush()]
-    assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_streamed_text_shows_what_broke_off():
-    stream = IncrementalText(ByteTokenizer())
-    assert [stream.push(byte) for byte in "ok🍰".encode()[:4]] == ["o", "k", "", ""]
-    assert stream.flush() == "\ufffd"
-
-
-def test_streamed_text_keeps_the_spaces_between_tokens():
-    stream = IncrementalText(WordTokenizer(), context=[0])
-    assert [stream.push(token) for token in (1, 2, 3)] == [" upon", " a", " time"]
 
 
 PATTERNS = ("attention mlp", "linear_attention mlp", "linear_attention attention mlp", "rwkv6 mlp")
@@ -114,9 +49,13 @@ def network():
     return small_network("linear_attention attention mlp")
 
 
-def stream(graphdef, params, prompt, **options):
+def sampler(seed=0, ends=(), is_token=None, first_row=0, **sampling):
+    return Sampler(Sampling(**{"temperature": 1.0, **sampling}), jax.random.key(seed), ends, is_token, first_row)
+
+
+def stream(graphdef, params, prompt, draw, **options):
     state = session.read(graphdef, params, prompt, params_fingerprint="")
-    return session.stream(graphdef, params, state, **options)
+    return session.stream(graphdef, params, state, draw, **options)
 
 
 def greedy_by_full_passes(network, count):
@@ -137,61 +76,60 @@ def greedy_by_full_passes(network, count):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_greedy_stepping_is_the_argmax_of_full_forward_passes(pattern):
     network = small_network(pattern)
-    options = dict(max_tokens=12, temperature=0, key=jax.random.key(0))
+    draw = sampler(temperature=0.0)
     expected = greedy_by_full_passes(network, 12)
     assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)  # the prompt matters
-    assert generate(*network, PROMPTS, **options) == expected  # padded to one length
-    assert generate(*network, PROMPTS[1:2], **options) == expected[1:2]  # alone
-    assert list(stream(*network, PROMPTS[1], **options)) == expected[1]
+    assert generate(*network, PROMPTS, draw, max_tokens=12) == expected  # padded to one length
+    assert generate(*network, PROMPTS[1:2], draw, max_tokens=12) == expected[1:2]  # alone
+    assert list(stream(*network, PROMPTS[1], draw, max_tokens=12)) == expected[1]
 
 
 def test_end_of_text_ends_a_row_and_no_other(network):
-    options = dict(max_tokens=12, temperature=0, key=jax.random.key(0))
-    whole = generate(*network, PROMPTS, **options)
-    stop = whole[1][4]
-    cut = [row[: row.index(stop)] if stop in row else row for row in whole]
-    assert len(cut[1]) <= 4
-    assert generate(*network, PROMPTS, end_of_text=stop, **options) == cut
-    assert list(stream(*network, PROMPTS[1], end_of_text=stop, **options)) == cut[1]
+    whole = generate(*network, PROMPTS, sampler(temperature=0.0), max_tokens=12)
+    for ends in ((whole[1][4],), (whole[1][4], whole[2][2])):
+        cut = [row[: min([row.index(end) for end in ends if end in row], default=12)] for row in whole]
+        assert len(cut[1]) <= 4
+        draw = sampler(temperature=0.0, ends=ends)
+        assert generate(*network, PROMPTS, draw, max_tokens=12) == cut
+        assert list(stream(*network, PROMPTS[1], draw, max_tokens=12)) == whole[1][: len(cut[1]) + 1]
+
+
+def test_ids_that_are_no_tokens_are_not_written(network):
+    is_token = np.arange(VOCABULARY) % 3 > 0
+    for temperature in (0.0, 1.0, 1e6):
+        draw = sampler(temperature=temperature, is_token=is_token)
+        written = generate(*network, PROMPTS, draw, max_tokens=12)
+        assert is_token[np.array(written)].all()
+        assert list(stream(*network, PROMPTS[0], draw, max_tokens=12)) == written[0]
 
 
 def test_the_seed_decides_and_streaming_agrees(network):
-    options = dict(max_tokens=12, temperature=1.0, top_k=20, top_p=0.95)
-    first = generate(*network, PROMPTS, key=jax.random.key(0), **options)
-    assert first == generate(*network, PROMPTS, key=jax.random.key(0), **options)
-    assert first != generate(*network, PROMPTS, key=jax.random.key(1), **options)
-    assert list(stream(*network, PROMPTS[0], key=jax.random.key(0), **options)) == first[0]
+    first, again, other = (
+        generate(*network, PROMPTS, sampler(seed, top_k=20, top_p=0.95), max_tokens=12) for seed in (0, 0, 1)
+    )
+    assert first == again and first != other
+    assert list(stream(*network, PROMPTS[0], sampler(top_k=20, top_p=0.95), max_tokens=12)) == first[0]
 
 
 def test_a_list_may_be_decoded_in_parts(network):
-    options = dict(max_tokens=12, temperature=1.0, key=jax.random.key(0))
-    whole = generate(*network, PROMPTS, **options)
-    assert generate(*network, PROMPTS[2:], first_row=2, **options) == whole[2:]
-    assert generate(*network, PROMPTS[2:], **options) != whole[2:]  # the place of a row decides, too
+    whole = generate(*network, PROMPTS, sampler(), max_tokens=12)
+    assert generate(*network, PROMPTS[2:], sampler(first_row=2), max_tokens=12) == whole[2:]
+    assert generate(*network, PROMPTS[2:], sampler(), max_tokens=12) != whole[2:]  # the place of a row decides, too
 
 
 def test_one_compilation_serves_every_prompt_of_a_length_class_and_every_temperature(network):
     def run(prompt, temperature):
-        generate(*network, [prompt], max_tokens=3, temperature=temperature, key=jax.random.key(0))
+        generate(*network, [prompt], sampler(temperature=temperature), max_tokens=3)
 
     run([1, 2, 3], 0.5)
     with jax.no_tracing():
         run([4, 3, 2, 1], 2.0)
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(min_p=1.5),
-        dict(max_tokens=-1),
-    ],
-)
-def test_options_out_of_range_are_named(mistake):
-    (name,) = mistake
-    options = dict(max_tokens=3, key=jax.random.key(0)) | mistake
-    with pytest.raises(UserError, match=name):
-        generate(None, None, [[1]], **options)
-    with pytest.raises(UserError, match=name):
-        session.stream(None, None, None, **options)
-    with pytest.raises(UserError, match=name):
-        session.continue_from(None, None, None, **options)
+def test_a_negative_count_is_named():
+    with pytest.raises(UserError, match="max_tokens"):
+        generate(None, None, [[1]], sampler(), max_tokens=-1)
+    with pytest.raises(UserError, match="max_tokens"):
+        session.stream(None, None, None, sampler(), max_tokens=-1)
+    with pytest.raises(UserError, match="max_tokens"):
+        session.continue_from(None, None, None, sampler(), max_tokens=-1)

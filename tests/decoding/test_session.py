@@ -9,7 +9,7 @@ import pytest
 from seqmodels import model
 from seqmodels.decoding import generate, session
 from seqmodels.errors import UserError
-from tests.decoding.test_generate import VOCABULARY, small_network
+from tests.decoding.test_generate import VOCABULARY, sampler, small_network
 
 TEXT = [int(n) for n in np.random.default_rng(3).integers(0, VOCABULARY, 21)]
 NAME = "these parameters"
@@ -27,9 +27,7 @@ def state(network):
 
 
 def go_on(network, state, max_tokens=8, seed=0, **options):
-    return session.continue_from(
-        *network, state, max_tokens=max_tokens, key=jax.random.key(seed), **{"temperature": 1.0, **options}
-    )
+    return session.continue_from(*network, state, sampler(seed, **options), max_tokens=max_tokens)
 
 
 def copy(state):
@@ -44,10 +42,10 @@ def assert_same(left, right, atol=0.0):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_going_on_is_generating(network, state, temperature):
-    options = dict(max_tokens=8, key=jax.random.key(0), temperature=temperature)
-    expected = generate.generate(*network, [TEXT], **options)[0]
+    draw = sampler(temperature=temperature)
+    expected = generate.generate(*network, [TEXT], draw, max_tokens=8)[0]
     assert go_on(network, state, temperature=temperature)[0] == expected
-    assert list(session.stream(*network, state, **options)) == expected
+    assert list(session.stream(*network, state, draw, max_tokens=8)) == expected
 
 
 def test_in_two_parts_it_is_the_same_text(network, state):
@@ -57,14 +55,14 @@ def test_in_two_parts_it_is_the_same_text(network, state):
     assert first + second == whole
     assert_same(end, end_of_parts, atol=1e-5)
     assert end.tokens == (*TEXT, *whole) and end.sampled == 16
-    assert list(session.stream(*network, middle, max_tokens=8, key=jax.random.key(0), temperature=1.0)) == second
+    assert list(session.stream(*network, middle, sampler(), max_tokens=8)) == second
 
 
 def test_a_fork_leaves_the_state_as_it_is(network, state):
     before = copy(state)
     one, other = (go_on(network, state, seed=seed)[0] for seed in (1, 2))
     assert one != other
-    list(session.stream(*network, state, max_tokens=4, key=jax.random.key(0)))
+    list(session.stream(*network, state, sampler(), max_tokens=4))
     session.read(*network, [1, 2], params_fingerprint=NAME, after=state)
     assert_same(state, before)
     assert go_on(network, state, seed=1)[0] == one
@@ -96,7 +94,7 @@ def test_a_state_of_one_size_has_room_without_end():
 def test_a_text_that_ends_has_read_its_end(network, state):
     whole, _ = go_on(network, state)
     stop = whole[3]
-    new, after = go_on(network, state, end_of_text=stop)
+    new, after = go_on(network, state, ends=(stop,))
     assert new == whole[: whole.index(stop)] and after.tokens == (*TEXT, *new, stop)
     assert after.sampled == len(new) + 1
     assert go_on(network, state, max_tokens=0) == ([], state)

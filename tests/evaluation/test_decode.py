@@ -26,9 +26,9 @@ def test_measure(batch_size, monkeypatch):
     monkeypatch.setattr(decode, "PREFILL_CHUNK", 4)
     told = {}
 
-    def spy(graphdef, params, logits, state, key, stop, **options):
+    def spy(graphdef, params, sampler, logits, state, **options):
         told.update(logits=logits, state=state)
-        return real(graphdef, params, logits, state, key, stop, **options)
+        return real(graphdef, params, sampler, logits, state, **options)
 
     real = generate.decode
     monkeypatch.setattr(generate, "decode", spy)

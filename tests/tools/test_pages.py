@@ -6,6 +6,7 @@ import pytest
 
 from seqmodels import mixers
 from tools.pages import mixers as page
+from tools.pages import starts
 
 
 def test_the_tables_are_current():
@@ -24,3 +25,8 @@ def test_a_mixer_that_was_not_run_is_an_empty_row():
 def test_every_mixer_has_equations_and_facts(name):
     title, equations, facts = page.header(name)
     assert title and equations and len(facts) >= 3
+
+
+def test_the_page_of_the_starts_is_current():
+    results = json.loads(starts.RESULTS.read_text())
+    assert starts.PAGE.read_text(encoding="utf-8") == starts.page(results), "run python -m tools.pages.starts"

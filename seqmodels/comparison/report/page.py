@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from seqmodels.comparison import audit, statistics
 from seqmodels.comparison import measure as measures
 from seqmodels.comparison.report.figures import ReportFigure
+from seqmodels.escape import code_block, escape
 
 EMPTY = ""
 
@@ -26,26 +26,26 @@ class Column:
 
 def markdown(results: Mapping, pictures: Sequence[ReportFigure]) -> str:
     """The report as Markdown; its pictures are files beside it."""
-    lines = ["# Comparison", "", headline(results), ""]
-    lines += [f"- **Warning:** {warning}" for warning in results["warnings"]]
-    lines += ["", *(f"- {name}: {text}" for name, text in _circumstances(results)), ""]
+    lines = ["# Comparison", "", escape(headline(results), "markdown"), ""]
+    lines += [f"- **Warning:** {escape(warning, 'markdown')}" for warning in results["warnings"]]
+    lines += ["", *(f"- {name}: {escape(text, 'markdown')}" for name, text in _circumstances(results)), ""]
     lines += _markdown_table(*_main_table(results))
     lines += ["", *(f"- {column.title}: {column.meaning}" for column in _columns(results)), ""]
-    lines += ["## What the tests show", "", *_paragraph_on_pairs(results), ""]
+    lines += ["## What the tests show", "", *_as_markdown(_paragraph_on_pairs(results)), ""]
     lines += _markdown_table(*_pair_matrix(results))
-    lines += ["", "## How the mixers start", "", *_paragraph_on_starts(results), ""]
+    lines += ["", "## How the mixers start", "", *_as_markdown(_paragraph_on_starts(results)), ""]
     for table in _start_tables(results):
         lines += [*_markdown_table(*table), ""]
-    lines += ["## The search for the learning rates", "", *_paragraph_on_rates(results), ""]
+    lines += ["## The search for the learning rates", "", *_as_markdown(_paragraph_on_rates(results)), ""]
     for table in _rate_tables(results):
         lines += [*_markdown_table(*table), ""]
     lines += ["## Sizes", ""]
     lines += _markdown_table(*_size_table(results))
     for picture in pictures:
         lines += ["", f"## {picture.title}", "", f"![{picture.title}]({picture.file})", "", picture.caption]
-    lines += ["", "## Commands", "", "Every run that is reported, from the folder of the repository:", "", "```"]
-    lines += [command for _, command in _commands(results)]
-    return "\n".join([*lines, "```", ""])
+    lines += ["", "## Commands", "", "Every run that is reported, from the folder of the repository:", ""]
+    lines += code_block([command for _, command in _commands(results)])
+    return "\n".join([*lines, ""])
 
 
 def page(results: Mapping, pictures: Sequence[ReportFigure], folder: Path) -> str:
@@ -82,8 +82,8 @@ def page(results: Mapping, pictures: Sequence[ReportFigure], folder: Path) -> st
             f'<h2>{_escape(picture.title)}</h2><figure><img alt="{_escape(picture.title)}" src="data:image/png;base64,{data}"/>'
             f"<figcaption>{_escape(picture.caption)}</figcaption></figure>"
         )
-    commands = "\n".join(command for _, command in _commands(results))
-    body.append(f"<details><summary>The command of every run that is reported</summary><pre>{_escape(commands)}</pre></details>")
+    commands = "\n".join(_escape(command) for _, command in _commands(results))
+    body.append(f"<details><summary>The command of every run that is reported</summary><pre>{commands}</pre></details>")
     return TEMPLATE.replace("$STYLE", STYLE).replace("$SCRIPT", SCRIPT).replace("$BODY", "\n".join(body))
 
 
@@ -456,9 +456,13 @@ def _probability(value: float) -> str:
 # -- how they say it
 
 
+def _as_markdown(paragraphs: Sequence[str]) -> list[str]:
+    return [escape(text, "markdown") for text in paragraphs]
+
+
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     def line(cells):
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(escape(cell, "markdown") for cell in cells) + " |"
 
     return [line(heads), f"|{'---|' * len(heads)}", *map(line, rows)]
 
@@ -501,7 +505,7 @@ def _html_sortable(columns: Sequence[Column], heads: Sequence[str], rows: Sequen
 
 
 def _escape(text: str) -> str:
-    return html.escape(text, quote=True)
+    return escape(text, "html")
 
 
 STYLE = """

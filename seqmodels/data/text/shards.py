@@ -21,7 +21,6 @@ import json
 import operator
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from seqmodels.data.text.readers import Piece
 from seqmodels.data.text.sources import Split
 from seqmodels.data.text.tokenizer import Tokenizer, digest
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 
 _FORMAT: Final = 2
 """Of an entry: raise it when its files change their meaning."""
@@ -318,7 +318,7 @@ def _opened(
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         if notify:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"cached tokens in '{entry}' are damaged ({reason}): making them again", file=sys.stderr)
+            say(f"cached tokens in '{entry}' are damaged ({reason}): making them again")
         return None
     except OSError as error:
         raise UserError(f"cannot read the cached tokens '{error.filename or entry}': {error.strerror}") from error

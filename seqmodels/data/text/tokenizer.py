@@ -7,20 +7,24 @@ Text is only ever text: a story that spells out ``<|endoftext|>`` does not becom
 (``encode_special_tokens``). The separator is put after each document by whoever writes the tokens.
 """
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from seqmodels.data import atomic
+from seqmodels.data.text import end_of_text
+from seqmodels.data.text.incremental import IncrementalText, LibraryBytes, byte_symbols
 from seqmodels.data.text.unicode import well_formed
 from seqmodels.data.text.word_cache import WordCache
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.formats import tokenizer_json
 from seqmodels.formats.limits import excerpt, read_text
 
@@ -29,8 +33,9 @@ MIN_BPE_SIZE: Final = 257
 """256 bytes and the separator; every piece beyond is a merge."""
 BPE_TRAINING_BYTES: Final = 200_000_000
 """Text the BPE is trained on at most: 4,096 pieces do not change with more, and this is half a minute."""
+FILE_NAME: Final = "tokenizer.json"
 
-# Separators of other people's tokenizers, in the order of preference.
+# Separators of other people's tokenizers, in the order of preference, for a file beside which nothing says which it is.
 _END_NAMES: Final = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "[SEP]")
 
 
@@ -40,7 +45,16 @@ class Tokenizer(Protocol):
 
     name: str
     vocab_size: int
+    ids: np.ndarray
+    """Every id that is a token, in ascending order: the ids of some files have gaps."""
     end_of_text: int
+    """What stands between two texts."""
+    ends: tuple[int, ...]
+    """All that end a text that is written; ``end_of_text`` is the first."""
+    end_name: str
+    """How ``end_of_text`` is spelled."""
+    is_guess: bool
+    """Whether it is one only by that name: nothing says so."""
     beginning: tuple[int, ...]
     """What a text begins with for a model that was trained so, as Llama's ``<s>``: mostly nothing."""
 
@@ -53,7 +67,14 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
-        """The text of ids; separators are left out, an incomplete character becomes U+FFFD."""
+        """The text of ids; an incomplete character becomes U+FFFD.
+
+        Separators are left out, and ids that are no tokens: there is no sequence of integers that raises.
+        """
+        ...
+
+    def token_bytes(self, token: int, before: int | None) -> bytes | None:
+        """What a token adds to a text whose last token is ``before`` (None: to no text); None: it is no text."""
         ...
 
     def to_json(self) -> str:
@@ -61,7 +82,7 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a tokenizer.json, whole or not at all."""
+        """Write a tokenizer.json, whole or not at all; beside it what ends a text, where that does not go without saying."""
         ...
 
 
@@ -70,7 +91,11 @@ class BytesTokenizer:
 
     name = "bytes"
     vocab_size = 257
+    ids = np.arange(257)
     end_of_text = 256
+    ends = (256,)
+    end_name = END_OF_TEXT
+    is_guess = False
     beginning = ()
 
     def encode(self, text: str) -> list[int]:
@@ -80,12 +105,15 @@ class BytesTokenizer:
         return [np.frombuffer(well_formed(text).encode("utf-8"), np.uint8) for text in texts]
 
     def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
-        return bytes(int(i) for i in ids if i != self.end_of_text).decode("utf-8", errors="replace")
+        return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int, before: int | None) -> bytes | None:
+        return bytes([token]) if 0 <= token < 256 else None
 
     def to_json(self) -> str:
         from tokenizers import models
 
-        symbols = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+        symbols = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
         library = _byte_level(models.BPE(vocab=symbols, merges=[]))
         library.add_special_tokens([END_OF_TEXT])
         return library.to_str(pretty=True)
@@ -97,19 +125,28 @@ class BytesTokenizer:
 class LibraryTokenizer:
     """A tokenizer of the ``tokenizers`` library, ours or anybody's."""
 
-    def __init__(self, library: Any):
-        """``library``, a ``tokenizers.Tokenizer``, gets ``<|endoftext|>`` if it has no separator."""
+    def __init__(self, library: Any, ends: Sequence[int] = ()):
+        """``library``, a ``tokenizers.Tokenizer``, and the ids that end a text, its separator first.
+
+        Without any, the separator is guessed by its name, and is a new ``<|endoftext|>`` where no name is known.
+        """
         library.encode_special_tokens = True
         library.no_padding()
         library.no_truncation()
-        known = [name for name in _END_NAMES if library.token_to_id(name) is not None]
-        separator = known[0] if known else END_OF_TEXT
-        library.add_special_tokens([separator])  # new, or special from now on, so that no text becomes it
+        self.is_guess = not ends
+        names = [library.id_to_token(end) for end in ends] or [_end_by_name(library)]
+        taken = {library.id_to_token(token): token for token in library.get_vocab(with_added_tokens=True).values()}
+        library.add_special_tokens(names)  # new, or special from now on, so that no text becomes it
+        self.ends: tuple[int, ...] = tuple(map(library.token_to_id, names))
+        self.end_of_text: int = self.ends[0]
+        self.end_name: str = names[0]
+        if names[0] not in taken and self.end_of_text in taken.values():
+            raise ValueError(f"no token ends a text, and the id {self.end_of_text} of a new one is taken")
         self._library = library
         self._words = WordCache(library) if WordCache.serves(library) else None
-        self.end_of_text: int = library.token_to_id(separator)
+        self.ids = np.unique(list(library.get_vocab(with_added_tokens=True).values()))
         # The largest id, not the number of pieces: the ids of some files have gaps.
-        self.vocab_size: int = 1 + max(library.get_vocab(with_added_tokens=True).values())
+        self.vocab_size: int = 1 + int(self.ids[-1])
         self.name = f"{type(library.model).__name__.lower()}-{self.vocab_size}"
         # The file says what goes around a text; what goes before it is what a continuation needs.
         around, text = (library.encode("a", add_special_tokens=special).ids for special in (True, False))
@@ -130,13 +167,29 @@ class LibraryTokenizer:
         ]
 
     def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
-        return self._library.decode([int(i) for i in ids], skip_special_tokens=True)
+        known = [int(i) for i in ids if 0 <= i < self.vocab_size]
+        if self._bytes.has_fallback_byte(known):
+            # The library makes U+FFFD of whole characters beside a broken one.
+            text = IncrementalText(self)
+            return "".join([*map(text.push, known), text.flush()])
+        return self._library.decode(known, skip_special_tokens=True)
+
+    def token_bytes(self, token: int, before: int | None) -> bytes | None:
+        return self._bytes(token, before)
+
+    @functools.cached_property
+    def _bytes(self) -> LibraryBytes:
+        return LibraryBytes(self._library)
 
     def to_json(self) -> str:
         return self._library.to_str(pretty=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         _save(self, path)
+
+
+def _end_by_name(library: Any) -> str:
+    return next((name for name in _END_NAMES if library.token_to_id(name) is not None), END_OF_TEXT)
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> LibraryTokenizer:
@@ -171,8 +224,11 @@ def check_bpe_size(vocab_size: int) -> None:
         )
 
 
-def load_tokenizer(path_or_name: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer ``bytes``, or the one in a tokenizer.json.
+def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str], None] = say) -> Tokenizer:
+    """The tokenizer ``bytes``, or the one in a tokenizer.json, with the end of text that the files beside it name.
+
+    Args:
+        report: called with one line for each thing a person should know, such as an end of text that is only guessed.
 
     Raises:
         UserError: there is no such file, or it is not a tokenizer.json.
@@ -180,24 +236,35 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> Tokenizer:
     if path_or_name == BytesTokenizer.name:
         return BytesTokenizer()
     path = Path(path_or_name).expanduser()
-    if path.is_dir() and (path / "tokenizer.json").exists():
-        path = path / "tokenizer.json"
+    if path.is_dir() and (path / FILE_NAME).exists():
+        path = path / FILE_NAME
     if not path.is_file():
         raise UserError(
             f"no tokenizer at '{path_or_name}': data.tokenizer is 'bpe', 'bytes' or the path of a "
             "tokenizer.json"
         )
     try:
-        return from_json(read_text(path, tokenizer_json.MOST_BYTES), "it")
+        tokenizer = from_json(
+            read_text(path, tokenizer_json.MOST_BYTES), "it", lambda library: end_of_text.beside(path, library, report)
+        )
     except UserError as error:
         raise UserError(f"'{path}' is not a tokenizer.json that can be read ({error})") from None
+    if tokenizer.is_guess and tokenizer.end_name != END_OF_TEXT:
+        report(
+            f"{path}: no file beside it says what ends a text; {tokenizer.end_name!r} is taken, by its name. If it is another "
+            f'token, write {{"eos_token": "NAME"}} to {path.with_name(end_of_text.NAME_FILES[0])}'
+        )
+    return tokenizer
 
 
-def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
+def from_json(
+    text: str, name: str = FILE_NAME, ends_of: Callable[[Any], Sequence[int]] = lambda library: ()
+) -> Tokenizer:
     """The tokenizer a tokenizer.json describes.
 
     Args:
         name: what messages call it.
+        ends_of: the ids that end a text, of the ``tokenizers.Tokenizer``.
 
     Raises:
         UserError: it describes none, or one outside the limits of `formats.tokenizer_json`.
@@ -208,7 +275,8 @@ def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
     if description["model"] == json.loads(BytesTokenizer().to_json())["model"]:
         return BytesTokenizer()
     try:
-        return LibraryTokenizer(Library.from_str(text))
+        library = Library.from_str(text)
+        return LibraryTokenizer(library, ends_of(library))
     except BaseException as error:  # the library raises bare Exception and, where it panics, a bare BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -221,17 +289,38 @@ def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*tokenizer.beginning, *tokenizer.encode(text)] or [tokenizer.end_of_text]
 
 
+def token_mask(tokenizer: Tokenizer, vocab_size: int) -> Bool[np.ndarray, "L"] | None:
+    """Which of a model's ``vocab_size`` ids are tokens; None: all of them.
+
+    The others are rows of padding, and gaps between the ids of a file.
+    """
+    if len(tokenizer.ids) == vocab_size:
+        return None
+    mask = np.zeros(vocab_size, bool)
+    mask[tokenizer.ids] = True
+    return mask
+
+
 def digest(tokenizer: Tokenizer) -> str:
     """A short name for exactly this tokenizer, for keys of cached tokens."""
-    return digest_of(tokenizer.to_json().encode("utf-8"))
+    said = tokenizer.to_json() + ("" if _is_plain(tokenizer) else f"\n{tokenizer.ends}")
+    return digest_of(said.encode("utf-8"))
 
 
 def digest_of(file: bytes) -> str:
-    """The `digest` of the tokenizer that a saved file is of, if it is undamaged."""
+    """The `digest` of the tokenizer that a saved file is of, if it is undamaged and says itself what ends a text."""
     return hashlib.blake2b(file, digest_size=8).hexdigest()
 
 
+def _is_plain(tokenizer: Tokenizer) -> bool:
+    """Whether its tokenizer.json alone says what ends a text."""
+    return tokenizer.end_name == END_OF_TEXT and len(tokenizer.ends) == 1
+
+
 def _save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
+    path = Path(path)
+    if path.name == FILE_NAME and not _is_plain(tokenizer):
+        end_of_text.write_beside(path, tokenizer.end_name, tokenizer.ends)
     atomic.write_text(path, tokenizer.to_json())
 
 
@@ -243,13 +332,6 @@ def _byte_level(model: Any) -> Any:
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     return library
-
-
-def _byte_symbols() -> list[str]:
-    """GPT-2's printable stand-in for each byte, in the order of the bytes."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    stand_ins = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(stand_ins)) for byte in range(0x100)]
 
 
 def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:

@@ -1,0 +1,72 @@
+"""Text that others wrote (a model, a checkpoint's config, a file name), made harmless for the place where it is shown."""
+
+import html
+import re
+import sys
+from collections.abc import Sequence
+from typing import Final, Literal, TextIO
+
+Medium = Literal["terminal", "line", "json", "markdown", "html", "latex"]
+
+_REPLACEMENT: Final = "\ufffd"
+# Control characters, which a terminal obeys, and the marks that turn the direction of what follows, which hide text from a
+# reader (Boucher and Anderson 2021, arXiv 2111.00169). Joiners stay: scripts and emoji need them.
+_DIRECTIONS: Final = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS: Final = {
+    **{code: chr(0x2400 + code) for code in range(0x20)},  # their pictures, such as U+241B for ESC
+    0x7F: "\u2421",
+    **dict.fromkeys([*range(0x80, 0xA0), 0x2028, 0x2029, *_DIRECTIONS, *range(0xD800, 0xE000)], _REPLACEMENT),
+}
+_LINES: Final = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"}
+_JSON: Final = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
+_MARKDOWN: Final = {ord(mark): f"\\{mark}" for mark in "\\`*|~$"}
+# What Markdown reads as more than itself in some places only; elsewhere it stays legible in the source. In this order.
+_MARKDOWN_PLACES: Final = (
+    (r"&(?=[#\w])", "&amp;"),
+    (r"<(?=[A-Za-z/!?])", "&lt;"),
+    (r"\](?=[(\[:])", r"\\]"),  # of a link, an image, a link's definition
+    (r"(?<![^\W_])_|_(?![^\W_])", r"\\_"),  # where it is not within a name
+    (r"^(\s*)([#>])", r"\1\\\2"),  # a heading, a quotation
+    (r"^(\s*\d*)([-+=.)])(?=\s|$)", r"\1\\\2"),  # an entry of a list, a line below a heading
+)
+_LATEX: Final = {ord(mark): f"\\{mark}" for mark in "{}$&#_%"} | {
+    ord("\\"): r"\textbackslash{}", ord("^"): r"\textasciicircum{}", ord("~"): r"\textasciitilde{}",
+}  # fmt: skip
+
+
+def escape(text: str, medium: Medium) -> str:
+    """The text as it may be written to a medium: seen as it is, obeyed by nothing.
+
+    Args:
+        text: anything, lone surrogates included.
+        medium: "terminal": several lines of plain text; "line": one of them (an error, a name); "json": what `json.dumps` made,
+            which stays the same value; "markdown", "html" (attributes included), "latex": text of one paragraph, cell or
+            heading, without markup of its own.
+    """
+    if medium == "terminal":
+        return text.replace("\r\n", "\n").translate(_LINES)
+    if medium == "json":
+        return text.translate(_JSON)
+    text = text.translate(_CONTROLS)
+    if medium == "line":
+        return text
+    if medium == "html":
+        return html.escape(text, quote=True)
+    if medium == "latex":
+        return text.translate(_LATEX)
+    text = text.translate(_MARKDOWN)
+    for pattern, replacement in _MARKDOWN_PLACES:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def code_block(lines: Sequence[str]) -> list[str]:
+    """Lines of Markdown that show the given ones as they are, between fences that none of them closes."""
+    shown = [escape(line, "line") for line in lines]
+    fence = "`" * max(3, 1 + max((len(run) for line in shown for run in re.findall("`+", line)), default=0))
+    return [fence, *shown, fence]
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print one line, by default on stderr, whatever names are in it."""
+    print(escape(line, "line"), file=sys.stderr if stream is None else stream, flush=True)
