@@ -36,6 +36,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if any(folder in item.path.parents for folder in TOOLS):
             item.add_marker(pytest.mark.tools)
+        if item.get_closest_marker("xdist_group") is None:  # a module's tests share programs and fixtures
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def pytest_runtest_setup(item):

@@ -13,6 +13,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import pytest
 
 DIRECTORY = pathlib.Path(__file__).parent / "goldens"
 
@@ -46,3 +47,10 @@ def load(name: str) -> Golden:
         arrays = {key: stored[key] for key in stored.files}
     return Golden(arrays=arrays, entry=entry, directory=path.parent)
 
+
+def golden_forms(*forms: str) -> list:
+    """Parameters for a test of a golden: the recurrent form, and for `make test-all` the others.
+
+    That a form is equal to the recurrent one is a law of the contract, and an op's own test.
+    """
+    return [form if form == "recurrent" else pytest.param(form, marks=pytest.mark.slow) for form in forms]

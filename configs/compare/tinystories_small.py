@@ -3,7 +3,7 @@
     python scripts/compare.py --config=configs/compare/tinystories_small.py --workdir=runs/compare --config.base.data.source=PATH
 
 The learning rate is chosen by runs of a quarter of the length, two seeds each; then two seeds at full length. The same command
-goes on after a kill, and with --mixers=NAMES it does these alone, in the same folder: done runs are not done again.
+goes on after a kill, and with --mixers=attention,NAMES it does these alone, in the same folder: done runs are not done again.
 """
 
 from configs import tinystories

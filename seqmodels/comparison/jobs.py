@@ -335,10 +335,13 @@ class Executor:
         over = [run for run in runs if self._known.outcome(run) is not None]
         lines = [
             f"{len(runs)} runs, {steps:,} steps, {steps * per_step:,} tokens; {len(over)} runs are done",
-            f"of these the learning rates take {len(search)} runs and {search_steps:,} steps ({search_steps / steps:.0%}): "
-            f"{len(compare.learning_rates)} rates x {compare.rate_seeds} seed(s), and up to {compare.rate_extensions} rates more "
-            "for a mixer whose best is at an end",
         ]
+        if len(compare.learning_rates) > 1:
+            lines.append(
+                f"of these the learning rates take {len(search)} runs and {search_steps:,} steps ({search_steps / steps:.0%}): "
+                f"{len(compare.learning_rates)} rates x {compare.rate_seeds} seed(s), and up to {compare.rate_extensions} rates "
+                "more for a mixer whose best is at an end"
+            )
         left = self._seconds_left()
         if len(over) == len(runs):
             lines.append("time: everything is trained")
@@ -375,6 +378,7 @@ class ResultsCache:
     def __init__(self, plan: Plan):
         self.plan = plan
         self._found: dict[Path, object] = {}
+        self._choosing_of: dict[Path, tuple[float, float]] = {}
 
     def outcome(self, run: RunPlan) -> dict | None:
         """See `outcome`."""
@@ -453,12 +457,15 @@ class ResultsCache:
     def _come_to(self, runs: Sequence[RunPlan]) -> dict[float, tuple[float, float]]:
         found: dict[float, list[tuple[float, float]]] = {}
         for run in runs:
-            scored, means = self.scores(run), (float("inf"), float("inf"))
-            if scored is not None:
-                means = tuple(scored.mean(name, ~scored.reported) for name in (scored.measure, "loss"))
-            found.setdefault(run.learning_rate, []).append(means)
+            found.setdefault(run.learning_rate, []).append(self._choosing(run) or (float("inf"), float("inf")))
         means = {rate: np.mean(seeds, axis=0) for rate, seeds in found.items()}
         return {rate: tuple(np.where(np.isfinite(mean).all(), mean, np.inf).tolist()) for rate, mean in means.items()}
+
+    def _choosing(self, run: RunPlan) -> tuple[float, float] | None:
+        """What a run comes to on the documents that choose; worked out once, as the line of progress asks for it every second."""
+        if run.folder not in self._choosing_of and (scored := self.scores(run)) is not None:
+            self._choosing_of[run.folder] = tuple(scored.mean(name, ~scored.reported) for name in (scored.measure, "loss"))
+        return self._choosing_of.get(run.folder)
 
     def _best(self, come_to: dict[float, tuple[float, float]]) -> float | None:
         rate = min(come_to, key=come_to.__getitem__)

@@ -297,6 +297,10 @@ def _pairs(plan: Plan, known: ResultsCache) -> list[dict]:
     ])  # fmt: skip
     resamples = statistics.resamples_for(len(complete) * (len(complete) - 1) // 2)
     drawn = statistics.resampled_means(by_document, tokens, seed=BOOTSTRAP_SEED, resamples=resamples)
+    shared = sorted(set.intersection(*(set(by_seed) for _, by_seed in complete)))
+    pooled = statistics.pooled_over_seeds(
+        np.array([[by_seed[seed].mean(measure, reported) for seed in shared] for _, by_seed in complete])
+    ) if shared else None  # fmt: skip
     found = []
     for i, (better, by_seed) in enumerate(complete):
         for j in range(i + 1, len(complete)):
@@ -309,14 +313,16 @@ def _pairs(plan: Plan, known: ResultsCache) -> list[dict]:
                 *([of[seed].mean(measure, reported) for seed in both] for of in (by_seed, others))
             ) if both else None  # fmt: skip
             pair["over_seeds"] = None if over_seeds is None or over_seeds.p_value is None else dataclasses.asdict(over_seeds)
+            pair["over_seeds_pooled"] = None if pooled is None else dataclasses.asdict(pooled(i, j))
             found.append(pair)
-    for name in ("over_documents", "over_seeds"):
+    for name in ("over_documents", "over_seeds", "over_seeds_pooled"):
         tested = [pair[name] for pair in found if pair[name] is not None]
         for test, corrected in zip(tested, statistics.holm([test["p_value"] for test in tested])):
             test["corrected_p_value"] = corrected
     for pair in found:
-        tests = [pair[name] for name in ("over_documents", "over_seeds")]
-        pair["significant"] = all(test is not None and test["corrected_p_value"] < statistics.SIGNIFICANT for test in tests)
+        for name, seeds in (("significant", "over_seeds"), ("significant_pooled", "over_seeds_pooled")):
+            tests = [pair["over_documents"], pair[seeds]]
+            pair[name] = all(test is not None and test["corrected_p_value"] < statistics.SIGNIFICANT for test in tests)
     return found
 
 

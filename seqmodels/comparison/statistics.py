@@ -6,7 +6,7 @@ would it on another text of the kind? A claim needs both.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -72,6 +72,34 @@ def paired_over_seeds(
     else:
         p_value = 2.0 * float(special.stdtr(n - 1, -abs(estimate.mean) / error))
     return Difference(estimate.mean, estimate.low, estimate.high, p_value)
+
+
+def pooled_over_seeds(
+    values: Float[np.ndarray, "models seeds"], confidence: float = CONFIDENCE
+) -> Callable[[int, int], Difference] | None:
+    """Differences of two models' means by the residuals of all models, where the noise between seeds is alike for all.
+
+    Of the additive model value[m, s] = mean[m] + seed[s] + noise, the noise's variance has (models - 1) (seeds - 1) degrees of
+    freedom, where a pair alone has seeds - 1: a two-way analysis of variance without replication (Tukey 1949).
+
+    Returns:
+        (first, second) -> the difference of those two rows. None of a single seed or a single model.
+    """
+    models, seeds = values.shape
+    degrees = (models - 1) * (seeds - 1)
+    if degrees == 0:
+        return None
+    residuals = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    error = math.sqrt(float(np.sum(residuals**2)) / degrees * 2.0 / seeds)
+    reach = _t_quantile(confidence, degrees) * error
+
+    def difference(first: int, second: int) -> Difference:
+        mean = float(values[first].mean() - values[second].mean())
+        if error == 0.0:
+            return Difference(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
+        return Difference(mean, mean - reach, mean + reach, 2.0 * float(special.stdtr(degrees, -abs(mean) / error)))
+
+    return difference
 
 
 def resamples_for(tests: int) -> int:

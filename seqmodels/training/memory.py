@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from seqmodels import model
 from seqmodels.errors import UserError
+from seqmodels.pattern import parse_pattern
 from seqmodels.training import sharding, step
 
 # Bytes kept per byte of the residual stream: beyond this many no layer has gone. A run that fits with so many is not traced.
@@ -71,7 +72,7 @@ def check(config, graphdef, shapes: dict, mesh) -> Memory:
     _refuse(known, there, config)
     rows = config.data.batch_size // config.optim.accumulation_steps
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    layers = config.model.repeats * len(config.model.pattern.split())
+    layers = config.model.repeats * len(parse_pattern(config.model.pattern))
     itemsize = jnp.dtype(model.COMPUTE_DTYPES[config.model.compute_dtype]).itemsize
     stream = rows * config.data.seq_len * config.model.d_model * itemsize // parts
     # One stream at least is kept for each repeat, with remat too.

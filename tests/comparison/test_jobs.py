@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import demo, recall
-from configs.compare import base, probe, tinystories_medium, tinystories_small, toy
+from configs.compare import base, probe, rate_length, tinystories_medium, tinystories_small, toy
 from seqmodels import model
 from seqmodels.comparison import jobs, plan, results, sizes
 from seqmodels.comparison.report import figures, page
@@ -225,6 +225,8 @@ def test_the_control(programs):
     rows = found["mixers"]
     assert found["control"] == plan.CONTROL and rows["attention"]["gain"] == {"bits_per_byte": 0.0}
     assert rows[plan.CONTROL]["gain"] is None and len(found["pairs"]) == 3
+    pooled = [pair["over_seeds_pooled"] for pair in found["pairs"]]
+    assert [each["p_value"] for each in pooled] == [1.0] * 3 and not any(pair["significant_pooled"] for pair in found["pairs"])
     text = page.markdown(found, [])
     assert "no better than none: attention, gla" in text and "of 2: attention" in text
     assert page.terminal(found).splitlines()[-1].startswith(plan.CONTROL)
@@ -270,6 +272,14 @@ def test_starts_that_go_with_the_result_are_said(programs):
     assert any(warning.startswith("the mixers start unlike: the token's share") for warning in found["warnings"])
     text = page.markdown(found, [])
     assert "| token's share of the stream after the first layer | -1.00 |" in text and "The mixers start unlike" in text
+    # What others wrote is text in both.
+    hostile = "<script>alert(1)</script> ![x](http://a/b.png) \x1b[2J"
+    base = {**found["base"], "data": {**found["base"]["data"], "source": hostile}}
+    rows = {hostile if label == "mamba" else label: row for label, row in found["mixers"].items()}
+    found |= {"warnings": [hostile], "base": base, "mixers": rows, "about": {**found["about"], "command": hostile}}
+    for text in (page.markdown(found, []), page.page(found, [], of.workdir)):
+        assert "<script>alert" not in text and "\x1b" not in text and text.count("alert(1)") >= 4
+    assert "![x](" not in page.markdown(found, [])
 
 
 def test_a_report_of_few_documents_warns(programs, monkeypatch):
@@ -381,7 +391,7 @@ def test_a_run_that_goes_on_elsewhere_is_waited_for(programs):
 
 SETTINGS = [
     (toy.get_config, {}), *((probe.get_config, {"setting": setting}) for setting in probe.SETTINGS),
-    (tinystories_small.get_config, {}),
+    (tinystories_small.get_config, {}), (rate_length.get_config, {}),
     *((tinystories_medium.get_config, {"setting": setting}) for setting in tinystories_medium.SETTINGS),
 ]  # fmt: skip
 

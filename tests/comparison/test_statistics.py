@@ -143,3 +143,16 @@ def test_what_a_difference_needs_to_be_shown_over_seeds():
         noise = np.arange(seeds) - (seeds - 1) / 2
         differences = ratio + noise / np.std(noise, ddof=1)
         assert statistics.paired_over_seeds(differences, np.zeros(seeds)).p_value * tests == pytest.approx(0.05)
+
+
+def test_pooled_over_seeds():
+    """Of two models it is Student's paired test; of three, the two-way analysis of variance worked out by hand."""
+    first, second = [1.0, 1.4, 1.1], [2.0, 2.1, 2.3]
+    pair = statistics.pooled_over_seeds(np.array([first, second]))(0, 1)
+    alone = statistics.paired_over_seeds(first, second)
+    assert (pair.mean, pair.p_value, pair.low) == tuple(map(pytest.approx, (alone.mean, alone.p_value, alone.low)))
+    # rows 1 3, 2 2, 6 8: residuals -+1/3, +-2/3, -+1/3, their squares' sum 4/3 over 2 degrees of freedom
+    found = statistics.pooled_over_seeds(np.array([[1.0, 3.0], [2.0, 2.0], [6.0, 8.0]]))(0, 2)
+    t = 5.0 / (2 / 3) ** 0.5
+    assert found.mean == -5.0 and found.p_value == pytest.approx(1.0 - t / (2.0 + t * t) ** 0.5)  # Student's t of 2 degrees
+    assert statistics.pooled_over_seeds(np.array([[1.0], [2.0]])) is None

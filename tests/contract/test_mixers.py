@@ -87,12 +87,12 @@ def check(case, law):
     assert page.is_current(figure, worst), f"docs/equivalence.md says {figure:.1e}, measured {worst:.1e}: {AGAIN}"
 
 
-@pytest.mark.parametrize(("case", "law"), parameters())
+@pytest.mark.parametrize(("case", "law"), list(parameters()))
 def test_law(case, law):
     check(case, law)
 
 
-@pytest.mark.parametrize("case", other_forms())
+@pytest.mark.parametrize("case", list(other_forms()))
 def test_equals_the_recurrent_form(case):
     for law in laws.LAWS:
         if law.measure in (laws.implementations, laws.gradients):

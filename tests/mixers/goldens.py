@@ -6,7 +6,9 @@ weight what are several kernels here.
 
 import collections
 import dataclasses
+import functools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from flax import nnx
 from seqmodels import mixers, model
 from seqmodels.interop import checkpoint, kinds
 from seqmodels.interop.safetensors import read as read_safetensors
+from tests import programs
 from tests.configs import tiny
 from tests.goldens import Golden, load
 
@@ -245,8 +248,13 @@ def assert_logits(network: model.LanguageModel, arrays: dict[str, np.ndarray], b
 
 def initial(mixer: str, config, d_model: int, seed: int = 0, **options) -> dict[str, np.ndarray]:
     """A mixer's initial parameters as numpy arrays."""
-    built = mixers.load(mixer).Mixer(config, d_model, rngs=nnx.Rngs(params=seed), **options)
-    return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(built, nnx.Param)))
+    return jax.tree.map(np.asarray, _initialiser(mixer, config, d_model, tuple(options.items()))(seed))
+
+
+@functools.cache
+def _initialiser(mixer: str, config, d_model: int, options: tuple[tuple[str, Any], ...]):
+    make = mixers.load(mixer).Mixer
+    return programs.initialiser(lambda rngs: make(config, d_model, rngs=rngs, **dict(options)))
 
 
 def assert_uniform(values: np.ndarray, bound: float):

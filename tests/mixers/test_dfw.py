@@ -8,7 +8,7 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import dfw
-from tests.goldens import load
+from tests.goldens import golden_forms, load
 from tests.mixers.goldens import assert_close, assert_normal, assert_uniform, initial
 
 
@@ -30,7 +30,7 @@ def written_out(params, x, heads, state):
 
 
 @pytest.mark.parametrize("heads", [1, 4])
-@pytest.mark.parametrize("implementation", ["recurrent", "associative", "parallel", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "parallel", "chunked"))
 def test_the_recurrence_written_out(implementation, heads):
     """With gates that stand anywhere between open and closed, from a state that is not empty."""
     generator = np.random.default_rng(0)

@@ -10,11 +10,11 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import gated_retention
-from tests.goldens import load
+from tests.goldens import golden_forms, load
 from tests.mixers.goldens import assert_close, assert_layer, assert_uniform, initial
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "associative", "parallel", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "parallel", "chunked"))
 def test_layer_of_yoco(implementation):
     config = gated_retention.Config(num_heads=2, key_expansion=1.0, norm_eps=1e-5, implementation=implementation)
     names = {

@@ -10,10 +10,10 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import gateloop
-from tests.goldens import load
+from tests.goldens import golden_forms, load
 from tests.mixers.goldens import assert_close, assert_layer, assert_normal, assert_uniform, initial
 
-IMPLEMENTATIONS = ["recurrent", "associative", "parallel", "chunked"]
+IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

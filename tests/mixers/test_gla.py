@@ -8,11 +8,11 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import gla
-from tests.goldens import load
+from tests.goldens import golden_forms, load
 from tests.mixers.goldens import assert_close, assert_logits, assert_normal, assert_uniform, checkpoint_model, initial
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "associative", "parallel", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "parallel", "chunked"))
 def test_logits_of_a_checkpoint(implementation):
     network, arrays = checkpoint_model("hf/fla_gla", implementation=implementation)
     assert_logits(network, arrays, 5e-5)

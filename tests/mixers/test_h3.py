@@ -10,10 +10,10 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import h3
-from tests.goldens import Golden, load
+from tests.goldens import Golden, golden_forms, load
 from tests.mixers.goldens import assert_close, assert_layer, assert_normal, assert_uniform, initial
 
-IMPLEMENTATIONS = ["recurrent", "associative", "parallel", "chunked"]
+IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
 
 
 def in_our_names(golden: Golden, head_dim: int) -> Golden:

@@ -11,20 +11,17 @@ from seqmodels.errors import UserError
 from seqmodels.mixers import hgrn2
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
 from tests.configs import tiny
-from tests.goldens import load
+from tests.goldens import golden_forms, load
 from tests.mixers.goldens import assert_close, assert_logits, assert_normal, checkpoint_model, initial
 
 KERNELS = {
     "hgrn": ("input", "gate_logit", "gate", "output"),
     "hgrn2": ("query", "gate_logit", "value", "output"),
 }
-FORMS = {
-    "hgrn": ("recurrent", "associative", "chunked"),
-    "hgrn2": ("recurrent", "associative", "parallel", "chunked"),
-}
 
 
-@pytest.mark.parametrize(("mixer", "implementation"), [(mixer, form) for mixer in FORMS for form in FORMS[mixer]])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "chunked"))
+@pytest.mark.parametrize("mixer", KERNELS)
 def test_logits_of_a_checkpoint(mixer, implementation):
     network, arrays = checkpoint_model(f"hf/fla_{mixer}", implementation=implementation)
     assert_logits(network, arrays, 5e-5)

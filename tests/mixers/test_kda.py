@@ -8,10 +8,11 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import kda
 from seqmodels.training.optimizer import decay_mask
+from tests.goldens import golden_forms
 from tests.mixers.goldens import assert_close, assert_logits, assert_normal, assert_uniform, fla_model, initial
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "chunked"))
 def test_logits_of_a_checkpoint(implementation):
     weights = {
         ("input_kernel",): ["q_proj.weight", "k_proj.weight", "v_proj.weight"],

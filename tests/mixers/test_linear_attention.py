@@ -10,6 +10,7 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import linear_attention
+from tests.goldens import golden_forms
 from tests.mixers.goldens import assert_logits, checkpoint_model
 from tests.ops.judge import relative_error
 
@@ -57,7 +58,7 @@ def quadratic(mixer, x):
     return o.reshape(x.shape) @ kernels["output"]
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "chunked"))
 @pytest.mark.parametrize(
     "options",
     [

@@ -9,7 +9,7 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import mamba
 from seqmodels.training.optimizer import decay_mask
-from tests.goldens import load
+from tests.goldens import golden_forms, load
 from tests.mixers.goldens import (
     assert_close,
     assert_layer,
@@ -22,14 +22,14 @@ from tests.mixers.goldens import (
 )
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "associative", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "chunked"))
 def test_layer_of_the_authors(implementation):
     golden = load("layer_mamba1")
     module = mamba.Mixer(mamba.Config(d_state=8, implementation=implementation), 16, rngs=nnx.Rngs(params=0))
     assert_layer(module, golden, places("mamba", shapes(module)), 5e-6)
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "associative", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "chunked"))
 @pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
 def test_logits_of_a_checkpoint(name, implementation):
     network, arrays = checkpoint_model(f"hf/{name}", implementation=implementation)

@@ -9,7 +9,7 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import mamba2
 from seqmodels.training.optimizer import decay_mask
-from tests.goldens import load
+from tests.goldens import golden_forms, load
 from tests.mixers.goldens import (
     assert_close,
     assert_layer,
@@ -21,7 +21,7 @@ from tests.mixers.goldens import (
     shapes,
 )
 
-IMPLEMENTATIONS = ["recurrent", "associative", "parallel", "chunked"]
+IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -11,7 +11,7 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import mlstm
 from seqmodels.training.optimizer import decay_mask
-from tests.goldens import Golden, load
+from tests.goldens import Golden, golden_forms, load
 from tests.mixers.goldens import (
     assert_layer,
     assert_logits,
@@ -21,7 +21,7 @@ from tests.mixers.goldens import (
     initial,
 )
 
-IMPLEMENTATIONS = ("recurrent", "associative", "parallel", "chunked")
+IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 

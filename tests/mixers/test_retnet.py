@@ -7,7 +7,7 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import retnet
-from tests.goldens import load
+from tests.goldens import golden_forms, load
 from tests.mixers.goldens import (
     assert_close,
     assert_layer,
@@ -21,7 +21,7 @@ from tests.mixers.goldens import (
 LAYER_BOUND = 1e-4
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "associative", "parallel", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "parallel", "chunked"))
 def test_torchscale_layer(implementation):
     golden = load("layer_retnet")
     config = retnet.Config(

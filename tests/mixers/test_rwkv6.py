@@ -11,7 +11,7 @@ from flax import nnx
 from seqmodels import model
 from seqmodels.errors import UserError
 from seqmodels.mixers import rwkv6
-from tests.goldens import load
+from tests.goldens import golden_forms, load
 from tests.mixers.goldens import (
     assert_close,
     assert_layer,
@@ -22,7 +22,7 @@ from tests.mixers.goldens import (
     initial,
 )
 
-IMPLEMENTATIONS = ["recurrent", "associative", "parallel", "chunked"]
+IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
 GOLDEN_SIZES = rwkv6.Config(num_heads=2, key_expansion=1.0, mix_rank=32, decay_rank=64)
 BLENDS = ("w", "k", "v", "r", "g")
 KERNELS = ("receptance", "key", "value", "gate", "output")

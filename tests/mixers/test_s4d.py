@@ -10,7 +10,7 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import s4d
-from tests.goldens import Golden, load
+from tests.goldens import Golden, golden_forms, load
 from tests.mixers.goldens import assert_close, assert_layer, assert_normal, initial
 
 
@@ -39,7 +39,7 @@ def in_our_names(golden: Golden) -> Golden:
     return dataclasses.replace(golden, arrays=arrays)
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "associative", "parallel", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "parallel", "chunked"))
 def test_layer(implementation):
     golden = in_our_names(load("layer_s4d"))
     config = s4d.Config(state_size=8, implementation=implementation, chunk_size=8)
@@ -48,7 +48,7 @@ def test_layer(implementation):
     assert_layer(module, golden, names, 1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "parallel", "chunked"])
+@pytest.mark.parametrize("implementation", golden_forms("recurrent", "parallel", "chunked"))
 def test_s4_is_the_dense_reference(implementation):
     golden = load("s4_dplr").arrays
     config = dataclasses.replace(s4d.Config.s4(), state_size=16, implementation=implementation, chunk_size=16)

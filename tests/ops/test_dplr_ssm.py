@@ -87,7 +87,7 @@ def cotangents_for(inputs, seed=1):
     return tuple(rng.standard_normal(inputs[name].shape).astype(np.float32) for name in ("u", "state"))
 
 
-@every_form
+@pytest.mark.parametrize("form", goldens.golden_forms(*FORMS))
 def test_golden(form):
     golden = goldens.load("s4_dplr").arrays
     A = (golden["A_re"] + 1j * golden["A_im"]).astype(np.complex64)

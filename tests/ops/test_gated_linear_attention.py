@@ -106,22 +106,22 @@ DECAYS = {
 
 @every_form
 @pytest.mark.parametrize("kind", ["head", "channel"])
-@pytest.mark.parametrize("strength", DECAYS)
-def test_decays_of_any_strength_at_256_steps(form, kind, strength):
+def test_decays_of_any_strength(form, kind):
     # A closed gate followed by open ones is where clipped exponents are wrong by up to 0.98, and a shut one where
     # differences of cumulative sums are.
-    inputs = sample(steps=256, batch=1, decay=kind)
+    inputs = sample(steps=64, batch=1, decay=kind)
     shape = inputs["log_decay"].shape
-    inputs["log_decay"] = DECAYS[strength](np.random.default_rng(3), shape).astype(np.float32)
-    found = errors(form, inputs)
-    assert max(found.values()) < 1e-5, found
+    for strength, draw in DECAYS.items():
+        inputs["log_decay"] = draw(np.random.default_rng(3), shape).astype(np.float32)
+        found = errors(form, inputs)
+        assert max(found.values()) < 1e-5, (strength, found)
 
 
 @every_form
 @pytest.mark.parametrize("kind", ["head", "channel"])
 def test_small_gate_gradients_keep_their_digits(form, kind):
     # At -20 a step the gradients are 1e-9 of the products they come from: the textbook q dq - k dk has no correct digit.
-    inputs = sample(steps=256, batch=1, decay=kind)
+    inputs = sample(steps=64, batch=1, decay=kind)
     inputs["log_decay"] = np.full_like(inputs["log_decay"], -20.0)
     cotangents = cotangents_for(inputs)
     found = np.asarray(differentiate(form)(inputs, None, cotangents)[1]["log_decay"], np.float64)
@@ -226,9 +226,9 @@ ACCIDENTS = {
 
 @every_form
 @pytest.mark.parametrize("bonus", [False, True])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_accident_stays_in_its_document_and_head(form, bonus, value):
-    check_accidents(form, sample(steps=37, decay="channel", value_decay=True, bonus=bonus), value)
+def test_an_accident_stays_in_its_document_and_head(form, bonus):
+    for value in (np.nan, np.inf):
+        check_accidents(form, sample(steps=37, decay="channel", value_decay=True, bonus=bonus), value)
 
 
 def check_accidents(form, inputs, value):
@@ -429,7 +429,7 @@ def check_one(steps, chunk_size, groups, repeats, marked, together, seed, **sign
     assert max(found.values()) < 1e-5, found
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(**{name: strategy for name, strategy in SWEEP.items()})
 def test_a_sweep_of_small_shapes(**choice):
     check_one(**choice)

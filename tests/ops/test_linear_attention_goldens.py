@@ -106,7 +106,7 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", goldens.golden_forms(*FORMS))
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_golden(name, form):
     golden = goldens.load(name)

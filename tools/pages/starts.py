@@ -148,7 +148,7 @@ def draw(results: dict, path: Path) -> None:
     axes.set_yticks(places, [name.replace("_", " ") for name in names])
     axes.set_xlabel(f"validation loss after {MAIN['steps']} steps, nats per token")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

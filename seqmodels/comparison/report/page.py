@@ -125,9 +125,11 @@ def _evidence(results: Mapping, ranked: Sequence[str]) -> str:
     seeds = results["comparison"]["seeds"]
     if seeds == 1:
         return "One seed cannot show a difference between mixers."
+    pooled = sum(pair["significant_pooled"] for pair in pairs)
+    if_alike = f"If the noise between seeds is alike for all mixers, {pooled} of {len(pairs)} pairs differ."
     if not sure:
-        return f"{seeds} seeds do not show a difference between any two of these mixers."
-    return f"The tests show {sure} of {len(pairs)} pairs of mixers to differ."
+        return f"{seeds} seeds do not show a difference between any two of these mixers. {if_alike}"
+    return f"The tests show {sure} of {len(pairs)} pairs of mixers to differ. {if_alike}"
 
 
 def _over_no_mixer(results: Mapping, ranked: Sequence[str]) -> str:
@@ -183,8 +185,9 @@ def _circumstances(results: Mapping) -> list[tuple[str, str]]:
         f"{base['data']['seq_len']}), {compare['seeds']} seed(s) from {base['seed']} on",
     ))  # fmt: skip
     facts.append(("Training data", f"{about['training_data']}: a digest, equal for equal text, split and tokenizer"))
-    rates = ", ".join(f"{rate:g}" for rate in sorted(compare["learning_rates"]))
-    facts.append(("Learning rates", f"{rates} and beyond, each mixer its own (see below)"))
+    grid = _listed(sorted(compare["learning_rates"]))
+    several = len(compare["learning_rates"]) > 1
+    facts.append(("Learning rates", f"{grid} and beyond, each mixer its own (see below)" if several else f"{grid}, for every mixer"))
     if validation is not None:
         facts.append((
             "Reported on",
@@ -312,7 +315,9 @@ def _paragraph_on_pairs(results: Mapping) -> list[str]:
         f"are made of it. Over {measure.documents}: a bootstrap that draws the same reported {measure.documents} for both, of the "
         f"means over the seeds; it says what other {measure.documents} of the kind might give. Over seeds: Student's paired test, a "
         "seed being the same order of the data for both; it says what training again might give. p-values are Holm's, corrected for "
-        f"the number of pairs. A star: both are below {statistics.SIGNIFICANT}; results.json has all of them."
+        f"the number of pairs. A star: both are below {statistics.SIGNIFICANT}. A plus: so they are if the second takes its noise "
+        "from all mixers, as if it were alike for all of them (the residuals of an additive model of mixer and seed). results.json "
+        "has all of them."
     ]
     tests = len(results["pairs"])
     ratio = statistics.least_ratio(seeds, tests)
@@ -328,16 +333,20 @@ def _paragraph_on_pairs(results: Mapping) -> list[str]:
 
 
 def _pair_matrix(results: Mapping) -> tuple[list[str], list[list[str]]]:
-    """The upper triangle, best to worst: how much better the row is, with a star where the tests show it."""
+    """The upper triangle, best to worst: how much better the row is, and whether the tests show it."""
     by_pair = {(pair["better"], pair["worse"]): pair for pair in results["pairs"]}
     order = _order_of_pairs(results)
     rows = []
     for better in order[:-1]:
         cells = [by_pair[better, worse] if (better, worse) in by_pair else None for worse in order[1:]]
         rows.append([better, *(
-            EMPTY if pair is None else _number(abs(pair["difference"]), 3) + ("*" if pair["significant"] else "") for pair in cells
+            EMPTY if pair is None else _number(abs(pair["difference"]), 3) + _mark(pair) for pair in cells
         )])  # fmt: skip
-    return ["", *order[1:]], rows
+    return ["better by", *order[1:]], rows
+
+
+def _mark(pair: Mapping) -> str:
+    return "*" if pair["significant"] else "+" if pair["significant_pooled"] else ""
 
 
 def _order_of_pairs(results: Mapping) -> list[str]:
@@ -356,7 +365,10 @@ def _in_words(pair: Mapping) -> str:
         f"{pair['better']} less {pair['worse']}: {_number(pair['difference'], 4)} [{_number(documents['low'], 4)}, "
         f"{_number(documents['high'], 4)}], p {_probability(documents['corrected_p_value'])}"
     )
-    return said if seeds is None else f"{said}; over seeds p {_probability(seeds['corrected_p_value'])}"
+    if seeds is None:
+        return said
+    pooled = _probability(pair["over_seeds_pooled"]["corrected_p_value"])
+    return f"{said}; over seeds p {_probability(seeds['corrected_p_value'])}, of pooled noise p {pooled}"
 
 
 def _paragraph_on_starts(results: Mapping) -> list[str]:
@@ -402,7 +414,9 @@ def _paragraph_on_rates(results: Mapping) -> list[str]:
         f"runs of {compare['rate_steps']:,} of {results['base']['train']['steps']:,} steps, in which warm-up and decay take the same "
         "part of the run" if compare["rate_steps"] else "runs of full length"
     )  # fmt: skip
-    rates = ", ".join(f"{rate:g}" for rate in sorted(compare["learning_rates"]))
+    rates = _listed(sorted(compare["learning_rates"]))
+    if len(compare["learning_rates"]) == 1:
+        return [f"There was none: every mixer has {rates}."]
     whom = "validation documents" if measures.of(results).is_text else "test examples"
     lines = [
         f"{rates}, and where the best lies at an end twice or half that rate, up to {compare['rate_extensions']} times; by {length}, "
@@ -414,7 +428,7 @@ def _paragraph_on_rates(results: Mapping) -> list[str]:
     added = {
         label: [each["rate"] for each in row["rates"] if each["rate"] not in grid] for label, row in results["mixers"].items()
     }
-    added = [f"{label} ({', '.join(f'{rate:g}' for rate in rates)})" for label, rates in added.items() if rates]
+    added = [f"{label} ({_listed(rates)})" for label, rates in added.items() if rates]
     return [*lines, "", f"Rates beyond the grid were tried for {', '.join(added)}."] if added else lines
 
 
@@ -443,6 +457,10 @@ def _size_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
 
 def _commands(results: Mapping) -> list[tuple[str, str]]:
     return [(label, run["command"]) for label, row in results["mixers"].items() for run in row["runs"]]
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
 
 
 def _number(value: float | None, digits: int) -> str:
