@@ -10,6 +10,11 @@ Needs only the run folder. Draws loss_by_position.png (or extrapolation.png) int
 object.
 """
 
+if __name__ == "__main__":  # ahead of imports that fail without the packages
+    from seqmodels.packages import check_packages
+
+    check_packages()
+
 import argparse
 import json
 import math

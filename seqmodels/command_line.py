@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from seqmodels import failures, ranges
+from seqmodels import failures, ranges, suggest
 from seqmodels.errors import UserError
 from seqmodels.escape import escape
 
@@ -36,7 +36,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(flag, type=typed, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
+        lost = re.match(r"unrecognized arguments: --([\w-]+)", message)
+        known = [flag.lstrip("-") for flag in self._option_string_actions if flag.startswith("--")]
+        near = lost and suggest.nearest(lost.group(1), known)
+        raise UserError(f"{message}; " + (f"did you mean --{near}?" if near else "see --help"))
 
 
 def config_and_flags(
@@ -77,6 +80,10 @@ def config_and_flags(
         raise
     except (KeyError, AttributeError) as error:
         raise UserError(_unknown_field(error, argv)) from error
+    except flags.UnrecognizedFlagError as error:
+        near = suggest.nearest(error.flagname, [*defaults, "config", *_fields(argv)])
+        known = ", ".join(f"--{name}" for name in ("config", *defaults))
+        raise UserError(f"--{error.flagname} is not a flag; " + (f"did you mean --{near}?" if near else f"known: {known}")) from error
     except (flags.Error, OSError, SyntaxError) as error:
         first = error
         while first.__cause__ or first.__context__:
@@ -99,17 +106,40 @@ def _without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _unknown_field(error: Exception, argv: Sequence[str]) -> str:
-    """ml_collections names the last part of a field and its nearest; this names the whole flag."""
+    """ml_collections names the last part of a field; this names the whole flag, and the nearest field."""
     while isinstance(error.args[0], Exception):
         error = error.args[0]
     message = str(error.args[0])
-    found = re.match(r"'(\w+)'(?:\nDid you mean \"(\w+)\")?", message)
+    found = re.match(r"'(\w+)'", message)
     if found is None:
         return " ".join(message.split())
-    name, nearest = found.groups()
+    name = found.group(1)
     flag = next((flag.partition("=")[0] for flag in argv if name in re.split(r"[.=]", flag)), name)
-    hint = f"did you mean {nearest!r}?" if nearest else "configs/base.py lists the fields there are"
+    near = suggest.nearest(flag.lstrip("-"), _fields(argv))
+    hint = f"did you mean --{near}?" if near else "configs/base.py lists the fields there are"
     return f"{flag}: there is no field {name!r}; {hint}"
+
+
+def _fields(argv: Sequence[str]) -> list[str]:
+    """Every field of the config that --config names, as ``config.optim.learning_rate``; none where it cannot be read."""
+    files = [
+        flag for before, flag in zip(argv, argv[1:])
+        if flag.startswith("--config=") or "--config" in (before, flag)
+    ]  # fmt: skip
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[argv[0], *files])
+
+    def names(group: ConfigDict, prefix: str) -> Iterator[str]:
+        for name in group:
+            yield prefix + name
+            if group.get_type(name) is ConfigDict:
+                yield from names(group[name], f"{prefix}{name}.")
+
+    try:
+        values([argv[0], *files])
+        return list(names(values["config"].value, "config."))
+    except (flags.Error, OSError, SyntaxError, AttributeError, UserError):
+        return []
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -37,8 +37,8 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
-from seqmodels.ops.choices import Implementation
 from seqmodels.ops.delta_rule import delta_rule
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ranges import Checked, Epsilon, Expansion, MultipleOf, Size, Taps
 
 

@@ -42,8 +42,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.layers import RMSNorm, dense, head_widths, normal_init, xavier_uniform_init
-from seqmodels.ops.choices import Implementation
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Size
 

@@ -31,7 +31,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.layers import RMSNorm, dense, head_widths, normal_init, xavier_uniform_init
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ranges import Checked, Epsilon, Expansion, Positive, Size
 

@@ -34,8 +34,8 @@ from seqmodels.errors import UserError
 from seqmodels.layers import dense, normal_init
 from seqmodels.ops import hippo
 from seqmodels.ops.causal_conv import causal_conv
-from seqmodels.ops.choices import Implementation
 from seqmodels.ops.diagonal_ssm import RULES, diagonal_ssm, discretise
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ranges import AtLeast, Checked, MultipleOf, OneOf, Positive, Size, StateSize, Taps
 
 

@@ -29,7 +29,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.layers import RMSNorm, dense, normal_init
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
 from seqmodels.ranges import Checked, Epsilon

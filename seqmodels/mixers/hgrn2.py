@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, normal_init
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
 from seqmodels.ranges import Checked, Epsilon, Size

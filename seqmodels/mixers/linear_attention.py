@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, normal_init
 from seqmodels.ops.causal_conv import causal_conv
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ranges import Checked, Epsilon, OneOf, Size, TapsOrZero
 

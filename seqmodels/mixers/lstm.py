@@ -29,7 +29,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.layers import dense, normal_init, xavier_uniform_init
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.lstm import LSTMState, lstm
 from seqmodels.ranges import Checked, Size
 

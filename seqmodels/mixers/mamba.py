@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float
 
 from seqmodels.layers import dense, fan_in_uniform_init, rms_norm, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.selective_scan import selective_scan
 from seqmodels.ranges import AtMost, Checked, Epsilon, Size, Taps
 

@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import dense, fan_in_uniform_init, gated_rms_norm, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ranges import Above, AtMost, Checked, Epsilon, NonNegative, Size, Taps
 

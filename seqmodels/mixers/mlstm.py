@@ -45,7 +45,7 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import dense, head_widths, matmul_precision, normal_init
 from seqmodels.ops.causal_conv import causal_conv
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.mlstm_cell import MLSTMState, empty_mlstm_state, mlstm_cell
 from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size, Taps
 

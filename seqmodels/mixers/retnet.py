@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, head_widths, rms_norm, xavier_uniform_init
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.rotary import document_positions, rotary
 from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size

@@ -39,7 +39,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
 from seqmodels.layers import dense, normal_init, rwkv_depth
-from seqmodels.ops.choices import Implementation
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.token_shift import token_shift
 from seqmodels.ranges import Checked, Epsilon, Expansion, Size

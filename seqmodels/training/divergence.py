@@ -30,7 +30,7 @@ from seqmodels import config as config_lib
 from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
-from seqmodels.ops.choices import IMPLEMENTATIONS
+from seqmodels.ops import IMPLEMENTATIONS
 from seqmodels.pattern import parse_pattern
 from seqmodels.training import checkpoint, run_folder
 from seqmodels.training.first_nonfinite import ABSURD, Finding, first_finding
