@@ -10,6 +10,11 @@ Needs only the run folder. Draws loss_by_position.png (or extrapolation.png) int
 object.
 """
 
+if __name__ == "__main__":  # ahead of imports that fail without the packages
+    from seqmodels.packages import check_packages
+
+    check_packages()
+
 import argparse
 import json
 import math
@@ -26,19 +31,18 @@ from seqmodels.escape import escape
 from seqmodels.evaluation import plots
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
+from seqmodels.ranges import Count, CountOrZero
 from seqmodels.run import Run, load_run, read_config
 
 
 def main() -> None:
     parser = command_line.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
-    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--data", help="score this source's validation split: a path, a hub id, or toy")
-    parser.add_argument("--max_tokens", type=int, help="score only so many tokens; default all")
+    parser.add_value("--max_tokens", Count, help="score only so many tokens; default all")
     parser.add_argument("--lengths", type=lengths, help="score at these lengths instead, commas between them")
     options = parser.parse_args()
-    if options.max_tokens is not None and options.max_tokens < 1:
-        raise UserError(f"--max_tokens={options.max_tokens} scores nothing; give 1 or more")
 
     command_line.use_compilation_cache(read_config(options.workdir).train.compilation_cache_dir)
     run = load_run(options.workdir, options.step)
@@ -62,7 +66,7 @@ def main() -> None:
 def lengths(text: str) -> tuple[int, ...]:
     """A flag's whole numbers, commas between them, in ascending order."""
     numbers = text.split(",")
-    if not all(number.isdecimal() and int(number) for number in numbers):
+    if not all(number.isdecimal() and len(number) < 10 and int(number) for number in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of lengths like 256,1024")
     return tuple(sorted({int(number) for number in numbers}))
 

@@ -13,7 +13,9 @@ for example, with this lower peak; the run folder keeps it.
 
 if __name__ == "__main__":  # ahead of the other imports: it may start the process again, and they take seconds
     from seqmodels.huge_pages import restart_with_huge_pages
+    from seqmodels.packages import check_packages
 
+    check_packages()
     restart_with_huge_pages()
 
 import json

@@ -1,7 +1,6 @@
 """What the suites of benchmark.py share: contenders in turns, the circumstances of a run, flags, progress."""
 
 import argparse
-import difflib
 import functools
 import importlib.metadata
 import importlib.util
@@ -19,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from seqmodels import suggest
 from seqmodels.data.atomic import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,8 +211,7 @@ def some_of(kind: str, known: Collection[str]) -> Callable[[str], tuple[str, ...
     def parse(text: str) -> tuple[str, ...]:
         for name in text.split(","):
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = suggest.hint(name, known)
                 raise argparse.ArgumentTypeError(f"there is no {kind} {name!r}; {hint}known: {', '.join(known)}")
         return tuple(dict.fromkeys(text.split(",")))
 

@@ -4,6 +4,7 @@
     python scripts/benchmark.py --suite=ops   [--out=benchmarks/results/NAME.json] [--ops=channel_decay,selective_scan]
     python scripts/benchmark.py --suite=decode [--out=benchmarks/results/NAME.json] [--contexts=256,2048]
     python scripts/benchmark.py --suite=hf    [--out=benchmarks/results/NAME.json]
+    python scripts/benchmark.py --suite=parity [--out=benchmarks/results/NAME.json] [--models=llama,mamba2]
     python scripts/benchmark.py --suite=kernels [--out=benchmarks/results/NAME.json] ["--ops=delta rule"] [--contenders=pallas,peer]
     python scripts/benchmark.py --suite=models [--out=benchmarks/results/NAME.json] [--mixers=gla] [--minutes=9]
 
@@ -17,6 +18,8 @@ hf: the training step of Mamba and Mamba-2 against Hugging Face's models of the 
 torch transformers).
 kernels: for a GPU or a TPU: the recurrences at sizes of large models, our Pallas kernels beside our chunked form,
 flash-linear-attention's kernels and the roofline.
+parity: Llama, Mamba, Mamba-2 and xLSTM of transformers and three layers of flash-linear-attention, trained beside ours on the same
+batches: the largest difference of the loss (pip install torch transformers flash-linear-attention triton).
 models: training and decoding of whole models of 15 and 130 million parameters, every mixer, for a GPU or a TPU.
 starts: the same models trained from different starts, every mixer and none: loss, loss after one token of context, and what
 the untrained model does to the residual stream.
@@ -31,7 +34,9 @@ if __name__ == "__main__":  # ahead of the other imports: it may start the proce
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
     from seqmodels.huge_pages import restart_with_huge_pages
+    from seqmodels.packages import check_packages
 
+    check_packages()
     restart_with_huge_pages()
 
 import argparse
@@ -40,14 +45,14 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.suites import decode, hf, kernels, models, ops, starts, train
+from benchmarks.suites import decode, hf, kernels, models, ops, parity, starts, train
 from benchmarks.timing import about_this_run, write_results
 from seqmodels import command_line
 from seqmodels.errors import UserError
 
 SUITES = {
     "ops": ops, "train": train, "decode": decode, "hf": hf,
-    "kernels": kernels, "models": models, "starts": starts,
+    "kernels": kernels, "models": models, "parity": parity, "starts": starts,
 }  # fmt: skip
 
 

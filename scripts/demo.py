@@ -20,6 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from a clone, uninstalled, in any directory
 
+if __name__ == "__main__":  # ahead of imports that fail without the packages
+    from seqmodels.packages import check_packages
+
+    check_packages()
+
 from seqmodels import command_line
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import plots

@@ -10,16 +10,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
 
+if __name__ == "__main__":  # ahead of imports that fail without the packages
+    from seqmodels.packages import check_packages
+
+    check_packages()
+
 from seqmodels import command_line
 from seqmodels.escape import say
 from seqmodels.interop import checkpoint
+from seqmodels.ranges import CountOrZero
 from seqmodels.run import Run, load_run
 
 
 def main() -> None:
     parser = command_line.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
-    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--dtype", default="float32", help="of the tensors: float32 (default, exact), bfloat16, float16")
     options = parser.parse_args()

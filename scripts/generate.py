@@ -22,12 +22,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
 
+if __name__ == "__main__":  # ahead of imports that fail without the packages
+    from seqmodels.packages import check_packages
+
+    check_packages()
+
 from seqmodels import command_line
 from seqmodels.data import well_formed
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import plots
 from seqmodels.formats import yaml_texts
+from seqmodels.ranges import Count, CountOrZero, NonNegative, Probability, Seed
 from seqmodels.run import Run, load_run, read_config
 
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
@@ -51,17 +57,17 @@ def parse_flags() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
-    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--prompt", help="the text to continue")
     parser.add_argument("--prompts_file", type=Path, help="a YAML list of texts to continue")
     parser.add_argument("--output", type=Path, help="write continuations here, one JSON object per line")
-    parser.add_argument("--batch_size", type=int, default=32, help="at most so many prompts at a time (default 32)")
-    parser.add_argument("--max_tokens", type=int, default=200, help="at most so many new tokens (default 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
-    parser.add_argument("--top_k", type=int, help="sample among the k likeliest tokens only")
-    parser.add_argument("--top_p", type=float, help="sample among the likeliest tokens that make up this probability")
-    parser.add_argument("--min_p", type=float, help="sample among tokens at least so probable, the likeliest being 1")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another story (default 0)")
+    parser.add_value("--batch_size", Count, default=32, help="at most so many prompts at a time (default 32)")
+    parser.add_value("--max_tokens", CountOrZero, default=200, help="at most so many new tokens (default 200)")
+    parser.add_value("--temperature", NonNegative, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    parser.add_value("--top_k", Count, help="sample among the k likeliest tokens only")
+    parser.add_value("--top_p", Probability, help="sample among the likeliest tokens that make up this probability")
+    parser.add_value("--min_p", Probability, help="sample among tokens at least so probable, the likeliest being 1")
+    parser.add_value("--seed", Seed, default=0, help="another seed, another story (default 0)")
     parser.add_argument("--save_state", type=Path, help="keep what the model knows at the end in this file (.npz)")
     parser.add_argument("--from_state", type=Path, help="go on from such a file; --prompt is then read after it")
     parser.add_argument("--attention_plot", type=Path, help="draw what each token looked at, of models with attention")

@@ -11,6 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
 
+if __name__ == "__main__":  # ahead of imports that fail without the packages
+    from seqmodels.packages import check_packages
+
+    check_packages()
+
 from configs import base
 from seqmodels import command_line
 from seqmodels.config import from_config_dict

@@ -12,12 +12,20 @@ import argparse
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
+
+if __name__ == "__main__":  # ahead of imports that fail without the packages
+    from seqmodels.packages import check_packages
+
+    check_packages()
 
 from seqmodels import command_line
 from seqmodels.errors import UserError
 from seqmodels.escape import say
-from seqmodels.ops.choices import IMPLEMENTATIONS
+from seqmodels.ops import IMPLEMENTATIONS
 from seqmodels.training import divergence
 
 

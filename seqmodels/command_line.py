@@ -1,27 +1,45 @@
 """What every entry point does alike: one-line errors, exit codes, the compilation cache."""
 
 import argparse
-import errno
+import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from seqmodels import failures, ranges, suggest
 from seqmodels.errors import UserError
 from seqmodels.escape import escape
+
+MOST_SHOWN = 1000  # characters of a message
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports a mistake as a UserError instead of a page of usage."""
 
+    def add_value(self, flag: str, hint: Any, **options: Any) -> None:
+        """``add_argument`` for a value of a type with a declared range (seqmodels.ranges)."""
+        parse = ranges.parser(hint, flag.lstrip("-"))
+
+        def typed(text: str) -> Any:
+            try:
+                return parse(text)
+            except UserError as error:  # argparse shows no other ValueError's text
+                raise argparse.ArgumentTypeError(str(error)) from None
+
+        self.add_argument(flag, type=typed, **options)
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
+        lost = re.match(r"unrecognized arguments: --([\w-]+)", message)
+        known = [flag.lstrip("-") for flag in self._option_string_actions if flag.startswith("--")]
+        near = lost and suggest.nearest(lost.group(1), known)
+        raise UserError(f"{message}; " + (f"did you mean --{near}?" if near else "see --help"))
 
 
 def config_and_flags(
@@ -37,6 +55,7 @@ def config_and_flags(
         UserError: an unknown flag or field, a value of the wrong type, a flag that is missing, a config file
             that cannot be read.
     """
+    argv, absent = _without_none(argv)
     values = flags.FlagValues()  # not the process-wide ones: absl allows to define those only once
     config_flags.DEFINE_config_file(
         "config", help_string="the config", lock_config=True, flag_values=values, sys_argv=list(argv)
@@ -51,10 +70,20 @@ def config_and_flags(
                 raise UserError(f"--{name} is missing; --help shows an example")
         config = values["config"].value
         config.keys()  # raises what went wrong when the file was read
+        for field in absent:
+            *path, name = field.split(".")
+            group = functools.reduce(getattr, path, config)
+            getattr(group, name)  # raises what names the nearest, if there is no such field
+            with group.ignore_type():  # from_config_dict knows which fields may be None
+                setattr(group, name, None)
     except UserError:
         raise
     except (KeyError, AttributeError) as error:
         raise UserError(_unknown_field(error, argv)) from error
+    except flags.UnrecognizedFlagError as error:
+        near = suggest.nearest(error.flagname, [*defaults, "config", *_fields(argv)])
+        known = ", ".join(f"--{name}" for name in ("config", *defaults))
+        raise UserError(f"--{error.flagname} is not a flag; " + (f"did you mean --{near}?" if near else f"known: {known}")) from error
     except (flags.Error, OSError, SyntaxError) as error:
         first = error
         while first.__cause__ or first.__context__:
@@ -68,18 +97,49 @@ def config_and_flags(
     return config, {name: values[name].value for name in defaults}
 
 
+def _without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line without its ``--config.field=None``, and these fields: absl knows no None but of strings."""
+    last = {found[1]: index for index, text in enumerate(argv) if (found := re.match(r"--?config\.([\w.]+)=", text))}
+    absent = {index: field for field, index in last.items() if argv[index].endswith("=None")}
+    overridden = [index for index, text in enumerate(argv) if re.match(r"--?config\.[\w.]+=None$", text)]
+    return [text for index, text in enumerate(argv) if index not in overridden], list(absent.values())
+
+
 def _unknown_field(error: Exception, argv: Sequence[str]) -> str:
-    """ml_collections names the last part of a field and its nearest; this names the whole flag."""
+    """ml_collections names the last part of a field; this names the whole flag, and the nearest field."""
     while isinstance(error.args[0], Exception):
         error = error.args[0]
     message = str(error.args[0])
-    found = re.match(r"'(\w+)'(?:\nDid you mean \"(\w+)\")?", message)
+    found = re.match(r"'(\w+)'", message)
     if found is None:
         return " ".join(message.split())
-    name, nearest = found.groups()
+    name = found.group(1)
     flag = next((flag.partition("=")[0] for flag in argv if name in re.split(r"[.=]", flag)), name)
-    hint = f"did you mean {nearest!r}?" if nearest else "configs/base.py lists the fields there are"
+    near = suggest.nearest(flag.lstrip("-"), _fields(argv))
+    hint = f"did you mean --{near}?" if near else "configs/base.py lists the fields there are"
     return f"{flag}: there is no field {name!r}; {hint}"
+
+
+def _fields(argv: Sequence[str]) -> list[str]:
+    """Every field of the config that --config names, as ``config.optim.learning_rate``; none where it cannot be read."""
+    files = [
+        flag for before, flag in zip(argv, argv[1:])
+        if flag.startswith("--config=") or "--config" in (before, flag)
+    ]  # fmt: skip
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[argv[0], *files])
+
+    def names(group: ConfigDict, prefix: str) -> Iterator[str]:
+        for name in group:
+            yield prefix + name
+            if group.get_type(name) is ConfigDict:
+                yield from names(group[name], f"{prefix}{name}.")
+
+    try:
+        values([argv[0], *files])
+        return list(names(values["config"].value, "config."))
+    except (flags.Error, OSError, SyntaxError, AttributeError, UserError):
+        return []
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -89,20 +149,32 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except UserError as mistake:
-        sys.exit(f"error: {escape(str(mistake), 'line')}")
+        sys.exit(f"error: {_one_line(mistake)}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has left; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as mistake:
-        sys.exit(escape(f"error: {mistake.strerror}: {mistake.filename}", "line"))
+    except NotImplementedError as refusal:  # an op that lacks what was asked for says what is missing
+        sys.exit(f"error: {_one_line(refusal)}")
+    except (FileNotFoundError, ConnectionError):
+        raise  # a bug, where it is no UserError
     except OSError as failure:
-        if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        reason = failures.obstacle(failure) or f"{failure.strerror}{f' ({failure.filename})' if failure.filename else ''}"
+        sys.exit(f"error: {_one_line(reason)}")
+    except Exception as failure:
+        reason = failures.obstacle(failure)
+        if reason is None:
             raise
-        sys.exit(escape(f"error: {failure.strerror}: {failure.filename}", "line"))
+        sys.exit(f"error: {reason}: {_one_line(failure)}")
     sys.exit(0)
+
+
+def _one_line(message: object) -> str:
+    """A message on one line, cut in the middle where it is long."""
+    line = escape(" ".join(str(message).split()), "line")
+    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 200]} ... {line[-190:]}"
 
 
 def use_compilation_cache(directory: str) -> None:

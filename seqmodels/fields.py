@@ -1,12 +1,12 @@
 """From a group of fields, as a config or JSON has them, to a frozen dataclass: names and types are checked here."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from seqmodels import suggest
 from seqmodels.errors import UserError
 from seqmodels.ranges import shown
 
@@ -23,8 +23,8 @@ def build(cls: type, values: Any, path: str) -> Any:
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {path}.{near[0]}?" if near else f"known: {', '.join(known)}"
+            near = suggest.nearest(name, known)
+            hint = f"did you mean {path}.{near}?" if near else f"known: {', '.join(known)}"
             raise UserError(f"{path}.{name} is not a field; {hint}")
     missing = [name for name in known if name not in values]
     if missing:
@@ -46,7 +46,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise UserError(f"{path}={shown(value)} must be a tuple, not {type(value).__name__}")
         return _as_tuples(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{path}={shown(value)} must be finite") from None
     if type(value) is not hint:
         raise UserError(f"{path}={shown(value)} must be {hint.__name__}, not {type(value).__name__}")
     return value

@@ -130,12 +130,15 @@ Count = Annotated[int, AtLeast(1)]
 CountOrZero = Annotated[int, AtLeast(0)]
 Size = Annotated[int, AtLeast(1), AtMost(2**20)]
 """A dimension of an array that holds parameters or state."""
-SizeOrZero = Annotated[int, AtLeast(0), AtMost(2**20)]
+Taps = Annotated[int, AtLeast(1), AtMost(4096)]
+"""Steps that a short convolution sees; some forms take one pass for each."""
+TapsOrZero = Annotated[int, AtLeast(0), AtMost(4096)]
 StateSize = Annotated[int, AtLeast(1), AtMost(1024)]
 """Of a state matrix that is decomposed when the model is made, in time that grows with its cube."""
 Positive = Annotated[float, Above(0)]
 NonNegative = Annotated[float, AtLeast(0)]
 Fraction = Annotated[float, AtLeast(0), AtMost(1)]
+Probability = Annotated[float, Above(0), AtMost(1)]
 Epsilon = Annotated[float, Above(0), AtMost(1)]
 """What is added to a denominator."""
 Expansion = Annotated[float, Above(0), AtMost(1024)]
@@ -190,7 +193,10 @@ def problem(hint: Any, value: Any, field: Callable[[str], Any]) -> str | None:
     if value is None and optional:
         return None
     if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
         strict = [rule for rule in rules if isinstance(rule, (Above, Below)) and not isinstance(rule.bound, str)]
         return _number_problem(value, rules, field) or _number_problem(_float32(value), strict, field)
     if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):

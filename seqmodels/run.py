@@ -205,7 +205,7 @@ class Run:
         if self.tokenizer is None:
             raise UserError(
                 f"{self.workdir} has no tokenizer.json, so it reads and writes no text (logits of tokens it has); copy the "
-                "one its model was trained with there"
+                "one its model was trained with there, and its tokenizer_config.json"
             )
         return self.tokenizer
 

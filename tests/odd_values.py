@@ -1,12 +1,13 @@
 """Odd values for every field of every config: what a person may type by mistake, and what a program may pass on.
 
-``cases()`` is the sweep; ``made(case)`` takes a value through the config alone, ``two_steps(case)`` through the model and two
-optimizer steps besides.
+``cases()`` is the sweep; ``made_alone(case)`` takes a value through the field's own group, ``made(case)`` through the whole
+config, ``two_steps(case)`` through the model and two optimizer steps besides.
 """
 
+import copy
 import dataclasses
+import functools
 import math
-import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 
 from configs import base
 from seqmodels import config as config_lib
+from seqmodels import fields as fields_lib
 from seqmodels import mixers, ranges
 from seqmodels.config import RunConfig
+from seqmodels.data import tasks
 from seqmodels.errors import UserError
 from seqmodels.training.state import Trainer
 from tests.configs import tiny
@@ -42,24 +45,31 @@ class Case:
         return f"{self.field}={ranges.shown(self.value)}"
 
 
-def cases() -> Iterator[Case]:
-    """Every field of a run's config, of every mixer and of every task, with every odd value of its kind."""
+def cases(only: str | None = None) -> Iterator[Case]:
+    """Every field of a run's config, of every mixer and of every task (or one of them), with every odd value of its kind."""
     for field, hint in fields().items():
+        if only not in (None, field):
+            continue
         kind = ranges.unpacked(hint)[0]
         for value in (*(NUMBERS if kind in (int, float, bool) else NUMBERS[:2]), *(TEXTS if kind is str else TEXTS[:4]), *OTHERS):
             yield Case(field, value, hint)
 
 
-def fields() -> dict[str, Any]:
-    """Declared types by dotted name; of the groups of options, of all there are."""
-    from seqmodels.data import tasks
+@functools.cache
+def groups() -> dict[str, Any]:
+    """A legal instance of every group of fields, by dotted name; of the groups of options, of all there are."""
+    small = tiny()
+    found = {field.name: getattr(small, field.name) for field in dataclasses.fields(small) if field.name != "seed"}
+    found |= {f"model.mixers.{name}": mixers.load(name).Config() for name in mixers.names()}
+    return found | {f"data.tasks.{name}": task() for name, task in tasks.TASKS.items()}
 
-    groups = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
-    groups |= {f"model.mixers.{name}": mixers.load(name).Config for name in mixers.names()}
-    groups |= {f"data.tasks.{name}": task for name, task in tasks.TASKS.items()}
+
+@functools.cache
+def fields() -> dict[str, Any]:
+    """Declared types by dotted name."""
     found = {"seed": ranges.declared(RunConfig)["seed"]}
-    for prefix, cls in groups.items():
-        declared = ranges.declared(cls)
+    for prefix, group in groups().items():
+        declared = ranges.declared(type(group))
         found |= {f"{prefix}.{name}": hint for name, hint in declared.items() if name not in ("mixers", "tasks")}
     return found
 
@@ -72,10 +82,8 @@ def values_of(case: Case) -> dict:
         changes["model.pattern"] = f"{parts[2]} mlp"
     if parts[:2] == ["data", "tasks"]:
         changes |= {"data.task": parts[2], "train.sample_every_steps": 0, "data.seq_len": 64}
-    values = base.get_config().to_dict()
-    small = config_lib.flatten(config_lib.to_dict(tiny()))
-    small = {name: value for name, value in small.items() if not name.startswith(("model.mixers.", "data.tasks."))}
-    for name, value in (small | changes | {case.field: case.value}).items():
+    values = copy.deepcopy(_small_values())
+    for name, value in (changes | {case.field: case.value}).items():
         group = values
         *path, last = name.split(".")
         for part in path:
@@ -84,6 +92,31 @@ def values_of(case: Case) -> dict:
     if parts[:3] == ["data", "tasks", "compression"]:
         values["model"]["readout"] = "last"
     return values
+
+
+@functools.cache
+def _small_values() -> dict:
+    """The nested dict of a small run's config, with the options of every mixer and task."""
+    values = base.get_config().to_dict()
+    small = config_lib.to_dict(tiny())
+    for group in ("data", "model"):
+        small[group] |= {name: values[group][name] for name in ("tasks", "mixers") if name in values[group]}
+    return small
+
+
+def made_alone(case: Case) -> tuple | None:
+    """The value as the field's own group holds it, in a tuple of one; None where it is refused, in one line."""
+    prefix, _, name = case.field.rpartition(".")
+    if not prefix:
+        config = made(case)
+        return None if config is None else (getattr(config, name),)
+    group = groups()[prefix]
+    values = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)} | {name: case.value}
+    try:
+        return (getattr(fields_lib.build(type(group), values, f"config.{prefix}"), name),)
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500, f"{case}: {error}"
+        return None
 
 
 def made(case: Case) -> RunConfig | None:

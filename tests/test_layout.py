@@ -15,9 +15,12 @@ TOPS = ("seqmodels", "configs", "benchmarks", "scripts", "tools", "tests", "trai
 # From the ground up. A module stands where the longest name here that it begins with stands, and imports only from floors
 # below, or what shares its name here. Names on one floor do not know each other. No file is exempt.
 FLOORS = (
-    ("seqmodels.errors", "seqmodels.escape", "seqmodels.failures", "seqmodels.shapes", "seqmodels.huge_pages", "seqmodels.xla_cpu"),
+    (
+        "seqmodels.errors", "seqmodels.escape", "seqmodels.failures", "seqmodels.shapes", "seqmodels.huge_pages",
+        "seqmodels.packages", "seqmodels.suggest", "seqmodels.xla_cpu",
+    ),
     ("seqmodels.ranges", "seqmodels.formats", "seqmodels.ops.target", "seqmodels.ops.arguments"),
-    ("seqmodels.fields", "seqmodels.ops.choices", "seqmodels.ops.tuning", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
+    ("seqmodels.fields", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.tpu.common"),
     (
         "seqmodels.ops.kernels.gpu.chunk_scan",
@@ -26,6 +29,7 @@ FLOORS = (
     ),
     ("seqmodels.ops.kernels.gpu", "seqmodels.ops.kernels.tpu"),
     ("seqmodels.ops.kernels",),
+    ("seqmodels.ops.dispatch",),
     ("seqmodels.ops.chunk_scan", "seqmodels.ops.long_conv"),
     ("seqmodels.ops.time_invariant",),
     ("seqmodels.ops.gated_linear_attention", "seqmodels.ops.linear_recurrence"),

@@ -276,6 +276,5 @@ def check_folders(plan: Plan) -> None:
                 if changed:
                     (name, (before, after)), *_ = changed.items()
                     raise UserError(
-                        f"{run.folder} holds a run with {name} {before!r}, not {after!r}: choose another --workdir, or delete "
-                        "that folder"
+                        f"{run.folder} holds a run with {name} {before!r}, not {after!r}: choose another --workdir"
                     )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from seqmodels.data.text.readers import Piece
+from seqmodels.escape import escape
 
 _PIECES_PER_UPDATE: Final = 256
 
@@ -17,13 +18,13 @@ def over(pieces: Iterable[Piece], label: str, text_bytes: int) -> Iterator[Piece
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),
         DownloadColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(label, total=text_bytes)
+        bar = progress.add_task(escape(label, "line"), total=text_bytes)
         done = 0
         for number, piece in enumerate(pieces, start=1):
             yield piece

@@ -2,23 +2,25 @@
 
 import dataclasses
 import functools
-import math
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from seqmodels.errors import UserError
+from seqmodels.ranges import Above, AtMost, Checked, Count, NonNegative
 
-_FLOAT32: Final = np.finfo(np.float32)
+_SMALLEST: Final = float(np.finfo(np.float32).tiny)  # a device may take a smaller float for 0
 # Below it logits are divided after the largest is subtracted: logits of 1e8 would otherwise overflow float32.
 _SMALL_TEMPERATURE: Final = 1e-6
 
 
+Probability = Annotated[float, Above(0), AtMost(1)]
+
+
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(Checked):
     """How a token is drawn: temperature first, then top-k, top-p and min-p, each of what the others left.
 
     As an argument of a compiled function only `greedy` and `top_k` are compiled in; the other values are traced.
@@ -27,34 +29,24 @@ class Sampling:
         UserError: a value is out of its range.
     """
 
-    temperature: float = 0.8  # divides the logits; 0 takes the likeliest token
-    top_k: int | None = None  # among the k likeliest tokens only
+    temperature: NonNegative = 0.8  # divides the logits; 0 takes the likeliest token
+    top_k: Count | None = None  # among the k likeliest tokens only
     # among the fewest likeliest tokens whose probability reaches p (Holtzman et al. 2020, section 3.1)
-    top_p: float | None = None
+    top_p: Probability | None = None
     # among tokens at least p times as probable as the likeliest (Nguyen et al. 2024, arXiv 2407.01082, section 3)
-    min_p: float | None = None
+    min_p: Probability | None = None
     greedy: bool = dataclasses.field(init=False, repr=False)  # the likeliest token, whatever the other options
 
     def __post_init__(self):
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise UserError(f"temperature is {self.temperature}; give 0 (the likeliest token) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; give 1 or more")
-        for name in ("top_p", "min_p"):
-            probability = getattr(self, name)
-            if probability is not None and not 0 < probability <= 1:
-                raise UserError(f"{name} is {probability}; give a probability above 0, at most 1")
-        # A device may take a smaller float for 0.
-        object.__setattr__(self, "greedy", self.temperature < float(_FLOAT32.tiny))
+        object.__setattr__(self, "greedy", False)
+        super().__post_init__()
+        object.__setattr__(self, "greedy", self.temperature < _SMALLEST)
 
 
 def _flatten(sampling: Sampling):
     if sampling.greedy:
         return (None, None, None), (True, None)
-    temperature = sampling.temperature
-    if isinstance(temperature, (int, float)):
-        temperature = min(float(temperature), float(_FLOAT32.max))
-    return (temperature, sampling.top_p, sampling.min_p), (False, sampling.top_k)
+    return (sampling.temperature, sampling.top_p, sampling.min_p), (False, sampling.top_k)
 
 
 def _unflatten(static, traced) -> Sampling:

@@ -185,7 +185,7 @@ def _is_record(record: Any) -> bool:
 
 def _has_room(graphdef, params, state: DecodingState, more: int) -> bool:
     length = len(state.tokens) + more
-    # A state of more capacity that looks the same is a recurrent one, or the ring of a sliding window.
+    # A state of more capacity that looks the same is a recurrent one, or the cache of a sliding window.
     return length <= state.capacity or _sizes(_shapes(graphdef, params, length)) == _sizes(state.state)
 
 

@@ -2,6 +2,7 @@
 
 from seqmodels.layers.dense import dense, matmul_precision
 from seqmodels.layers.elementwise import dropout, soft_cap
+from seqmodels.layers.heads import head_widths
 from seqmodels.layers.init import fan_in_uniform_init, normal_init, step_size_bias_init, xavier_uniform_init
 from seqmodels.layers.mlp import ACTIVATIONS, GatedMLP, default_mlp_hidden
 from seqmodels.layers.norm import NORMS, LayerNorm, RMSNorm, gated_rms_norm, l2_norm, rms_norm
@@ -25,6 +26,7 @@ __all__ = [
     "dropout",
     "fan_in_uniform_init",
     "gated_rms_norm",
+    "head_widths",
     "l2_norm",
     "matmul_precision",
     "normal_init",

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, matmul_precision, normal_init
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.rotary import document_positions, rotary
 from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
 from seqmodels.ranges import Checked, Count, Divides, Positive, Size
@@ -42,7 +43,7 @@ class Config(Checked, where="model.mixers.attention"):
     rope_base: Positive = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
     window: Count | None = None  # steps a query sees, its own included; None: all of them
     qk_norm: bool = False  # RMSNorm on queries and keys, per head, before the rotation
-    implementation: str | None = None  # of softmax_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of softmax_attention; None: the fastest for device and shape
 
 
 class State(NamedTuple):
@@ -86,7 +87,7 @@ class Mixer(nnx.Module):
             self.key_norm = RMSNorm(self.head_dim, rngs=rngs)
 
     def init_state(self, batch_size: int, max_len: int) -> State:
-        """An empty ring for ``max_len`` live tokens (``window``, where that is fewer), at position 0."""
+        """An empty cache for ``max_len`` live tokens (``window``, where that is fewer), at position 0."""
         cache = init_cache(
             batch_size,
             max_len,

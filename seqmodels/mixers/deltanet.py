@@ -31,11 +31,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init
+from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, head_widths, l2_norm, normal_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.delta_rule import delta_rule
-from seqmodels.ranges import Checked, Epsilon, Expansion, Size
+from seqmodels.ops.dispatch import Implementation
+from seqmodels.ranges import Checked, Epsilon, Expansion, Size, Taps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Config(Checked, where="model.mixers.deltanet"):
     num_heads: Size = 4  # H; divides the widths of keys and values
     key_expansion: Expansion = 1.0  # H K = key_expansion d_model
     value_expansion: Expansion = 1.0  # H V = value_expansion d_model
-    conv_width: Size = 4  # W, steps the convolution sees
+    conv_width: Taps = 4  # W, steps the convolution sees
     allow_neg_eigval: bool = False  # beta up to 2, at which the memory under a key changes sign
     norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
-    implementation: str | None = None  # of delta_rule; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of delta_rule; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 
@@ -76,13 +76,7 @@ class Mixer(nnx.Module):
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
         self.key_dim, self.value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)
-        self.key_head_dim, odd_keys = divmod(self.key_dim, config.num_heads)
-        self.value_head_dim, odd_values = divmod(self.value_dim, config.num_heads)
-        if odd_keys or odd_values or not self.key_dim or not self.value_dim:
-            raise UserError(
-                f"model.mixers.deltanet.num_heads={config.num_heads} must divide the widths of keys ({self.key_dim}) "
-                f"and values ({self.value_dim}), model.d_model={d_model} times key_expansion and value_expansion"
-            )
+        self.key_head_dim, self.value_head_dim = head_widths(config, d_model, keys=self.key_dim, values=self.value_dim)
         self.mixed = 2 * self.key_dim + self.value_dim
         self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, self.mixed)))
         self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))

@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, normal_init, xavier_uniform_init
+from seqmodels.layers import RMSNorm, dense, head_widths, normal_init, xavier_uniform_init
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ranges import Checked, Epsilon, Expansion, Size
 
@@ -48,7 +48,7 @@ class Config(Checked, where="model.mixers.dfw"):
     value_expansion: Expansion = 0.875  # H V = value_expansion d_model
     head_norm: bool = False  # RMSNorm with a learned scale on the output of every head
     norm_eps: Epsilon = 1e-5  # of that norm
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 
@@ -77,13 +77,7 @@ class Mixer(nnx.Module):
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         key_dim, value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)
         self.config = config
-        self.key_head_dim, odd_keys = divmod(key_dim, config.num_heads)
-        self.value_head_dim, odd_values = divmod(value_dim, config.num_heads)
-        if odd_keys or odd_values or key_dim < 1 or value_dim < 1:
-            raise UserError(
-                f"model.mixers.dfw.num_heads={config.num_heads} must divide the widths of keys ({key_dim}) and values "
-                f"({value_dim}), which are model.d_model={d_model} times key_expansion and value_expansion"
-            )
+        self.key_head_dim, self.value_head_dim = head_widths(config, d_model, keys=key_dim, values=value_dim)
 
         def biases(width):
             return nnx.Param(jnp.tile(jnp.linspace(*DECAY_BIASES, width, dtype=jnp.float32), config.num_heads))

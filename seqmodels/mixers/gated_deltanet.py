@@ -38,7 +38,8 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.delta_rule import delta_rule
-from seqmodels.ranges import Checked, Epsilon, Expansion, MultipleOf, Size
+from seqmodels.ops.dispatch import Implementation
+from seqmodels.ranges import Checked, Epsilon, Expansion, MultipleOf, Size, Taps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Config(Checked, where="model.mixers.gated_deltanet"):
     num_value_heads: Annotated[Size | None, MultipleOf("num_heads")] = None  # a multiple of num_heads; None: as many
     key_expansion: Expansion = 0.5  # H K = key_expansion d_model; the paper has 0.75
     value_expansion: Expansion = 1.0  # (value heads) V = value_expansion d_model; the paper has 1.5
-    conv_width: Size = 4  # W, steps the convolution sees
+    conv_width: Taps = 4  # W, steps the convolution sees
     allow_neg_eigval: bool = False  # beta up to 2, at which the memory under a key changes sign
     norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
-    implementation: str | None = None  # of delta_rule; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of delta_rule; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
 from seqmodels.layers import dense, rms_norm, xavier_uniform_init
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.rotary import document_positions, rotary
 from seqmodels.ranges import Checked, Epsilon, Expansion, Positive, Size
@@ -46,7 +47,7 @@ class Config(Checked, where="model.mixers.gated_retention"):
     temperature: Positive = 16.0  # tau: gates are sigmoid^(1/tau), the larger the slower to forget
     rope_base: Positive = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
     norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

@@ -41,9 +41,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, normal_init, xavier_uniform_init
+from seqmodels.layers import RMSNorm, dense, head_widths, normal_init, xavier_uniform_init
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Size
 
@@ -62,7 +62,7 @@ class Config(Checked, where="model.mixers.gateloop"):
     gate: Annotated[str, OneOf(GATES)] = "polar"
     output_norm: bool = False  # RMSNorm with a learned scale over the outputs of all heads, before the output gate
     norm_eps: Epsilon = 1e-5  # of that norm
-    implementation: str | None = None  # of the op; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of the op; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form (unused with max heads); None: the fastest
 
 
@@ -110,13 +110,7 @@ class Mixer(nnx.Module):
         key_dim, value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)
         H = config.num_heads
         self.config = config
-        self.key_head_dim, odd_keys = divmod(key_dim, H)
-        self.value_head_dim, odd_values = divmod(value_dim, H)
-        if odd_keys or odd_values or key_dim < 1 or value_dim < 1:
-            raise UserError(
-                f"model.mixers.gateloop.num_heads={H} must divide the widths of keys ({key_dim}) and values "
-                f"({value_dim}), which are model.d_model={d_model} times key_expansion and value_expansion"
-            )
+        self.key_head_dim, self.value_head_dim = head_widths(config, d_model, keys=key_dim, values=value_dim)
         self.query_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
         self.key_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
         self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, value_dim)))

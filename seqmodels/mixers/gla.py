@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, normal_init, xavier_uniform_init
+from seqmodels.layers import RMSNorm, dense, head_widths, normal_init, xavier_uniform_init
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ranges import Checked, Epsilon, Expansion, Positive, Size
 
@@ -46,7 +46,7 @@ class Config(Checked, where="model.mixers.gla"):
     decay_rank: Size = 16  # width between W_1 and W_2
     temperature: Positive = 16.0  # tau: gates are sigmoid^(1/tau), the larger the slower to forget
     norm_eps: Epsilon = 1e-5  # of the heads' RMSNorm
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 
@@ -75,13 +75,7 @@ class Mixer(nnx.Module):
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         key_dim, value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)
         self.config = config
-        self.key_head_dim, odd_keys = divmod(key_dim, config.num_heads)
-        self.value_head_dim, odd_values = divmod(value_dim, config.num_heads)
-        if odd_keys or odd_values or not key_dim or not value_dim:
-            raise UserError(
-                f"model.mixers.gla.num_heads={config.num_heads} must divide the widths of keys ({key_dim}) and values "
-                f"({value_dim}), which are model.d_model={d_model} times key_expansion and value_expansion"
-            )
+        self.key_head_dim, self.value_head_dim = head_widths(config, d_model, keys=key_dim, values=value_dim)
         rank = config.decay_rank
         self.query_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
         self.key_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))

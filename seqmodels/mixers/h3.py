@@ -35,19 +35,20 @@ from seqmodels.layers import dense, normal_init
 from seqmodels.ops import hippo
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.diagonal_ssm import RULES, diagonal_ssm, discretise
-from seqmodels.ranges import AtLeast, Checked, MultipleOf, OneOf, Positive, Size, StateSize
+from seqmodels.ops.dispatch import Implementation
+from seqmodels.ranges import AtLeast, Checked, MultipleOf, OneOf, Positive, Size, StateSize, Taps
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Checked, where="model.mixers.h3"):
     head_dim: Size = 1  # P, width of a head; the paper has 1 in its language models, 8 in its scaled-up ones
     state_size: Annotated[StateSize, MultipleOf(2)] = 64  # N, real numbers per input of the diagonal SSM: N/2 conjugate pairs
-    shift_size: Size = 64  # W, steps the shift SSM sees, and its state
+    shift_size: Taps = 64  # W, steps the shift SSM sees, and its state
     init: Annotated[str, OneOf(hippo.MODES)] = "lin"  # of the diagonal SSM's A: lin, inv, real or legs
     discretisation: Annotated[str, OneOf(RULES)] = "bilinear"  # of the diagonal SSM: bilinear or zoh
     dt_min: Positive = 1e-3  # step sizes start log-uniform between dt_min
     dt_max: Annotated[Positive, AtLeast("dt_min")] = 1e-1  # and dt_max: a head first sees about 1/dt steps
-    implementation: str | None = None  # of diagonal_ssm; None: the fastest for length and reset
+    implementation: Implementation | None = None  # of diagonal_ssm; None: the fastest for length and reset
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest
 
 

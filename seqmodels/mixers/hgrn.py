@@ -29,6 +29,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.layers import RMSNorm, dense, normal_init
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
 from seqmodels.ranges import Checked, Epsilon
@@ -37,7 +38,7 @@ from seqmodels.ranges import Checked, Epsilon
 @dataclasses.dataclass(frozen=True)
 class Config(Checked, where="model.mixers.hgrn"):
     norm_eps: Epsilon = 1e-5  # of the RMSNorm before the output gate
-    implementation: str | None = None  # of linear_recurrence; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of linear_recurrence; None: the fastest for device and shape
 
     @classmethod
     def paper(cls) -> "Config":

@@ -34,6 +34,7 @@ from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, normal_init
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
 from seqmodels.ranges import Checked, Epsilon, Size
@@ -43,7 +44,7 @@ from seqmodels.ranges import Checked, Epsilon, Size
 class Config(Checked, where="model.mixers.hgrn2"):
     num_heads: Size = 4  # H; K = V = d_model / H
     norm_eps: Epsilon = 1e-5  # of the RMSNorm over all heads
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

@@ -32,8 +32,9 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, normal_init
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
-from seqmodels.ranges import Checked, Epsilon, OneOf, Size, SizeOrZero
+from seqmodels.ranges import Checked, Epsilon, OneOf, Size, TapsOrZero
 
 FEATURE_MAPS: dict[str, Callable[[Array], Array]] = {
     "elu": lambda x: jax.nn.elu(x) + 1.0,
@@ -52,8 +53,8 @@ class Config(Checked, where="model.mixers.linear_attention"):
     normalize: bool = True  # divide by phi(q) . z; without it, RMSNorm in every head
     eps: Epsilon = 1e-6  # added to the denominator, or inside the RMSNorm that replaces it
     norm_eps: Epsilon | None = None  # of an RMSNorm in every head after the normaliser; None: there is none
-    conv_width: SizeOrZero = 0  # W, steps that a causal convolution with SiLU over q, k and v sees, before phi; 0: there is none
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    conv_width: TapsOrZero = 0  # W, steps that a causal convolution with SiLU over q, k and v sees, before phi; 0: there is none
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
     def __post_init__(self):

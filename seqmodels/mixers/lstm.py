@@ -29,6 +29,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.layers import dense, normal_init, xavier_uniform_init
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.lstm import LSTMState, lstm
 from seqmodels.ranges import Checked, Size
 
@@ -39,7 +40,7 @@ PATTERN = "lstm"
 class Config(Checked, where="model.mixers.lstm"):
     hidden_size: Size | None = None  # E; None: about 1.22 d_model, the parameters of attention and MLP together
     forget_bias: float = 1.0  # initial bias of the forget gates; the larger, the longer a new network remembers
-    implementation: str | None = None  # recurrent or None: no other form exists
+    implementation: Implementation | None = None  # recurrent or None: no other form exists
 
 
 def default_hidden_size(d_model: int) -> int:

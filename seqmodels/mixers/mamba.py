@@ -32,8 +32,9 @@ from jaxtyping import Array, Bool, Float
 
 from seqmodels.layers import dense, fan_in_uniform_init, rms_norm, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.selective_scan import selective_scan
-from seqmodels.ranges import AtMost, Checked, Epsilon, Size
+from seqmodels.ranges import AtMost, Checked, Epsilon, Size, Taps
 
 PATTERN = "mamba mamba"
 """The layers that replace "attention mlp"."""
@@ -43,11 +44,11 @@ PATTERN = "mamba mamba"
 class Config(Checked, where="model.mixers.mamba"):
     expand: Annotated[Size, AtMost(1024)] = 2  # E = expand d_model, the inner width
     d_state: Size = 16  # N, numbers of state per channel
-    conv_width: Size = 4  # W, steps the convolution sees
+    conv_width: Taps = 4  # W, steps the convolution sees
     dt_rank: Size | None = None  # R, width of the step sizes' low-rank projection; None: ceil(d_model / 16)
     selection_norm: bool = False  # FalconMamba's RMSNorm without scale on each of r, B and C
     selection_norm_eps: Epsilon = 1e-6  # its epsilon
-    implementation: str | None = None  # of selective_scan; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of selective_scan; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

@@ -35,8 +35,9 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.errors import UserError
 from seqmodels.layers import dense, fan_in_uniform_init, gated_rms_norm, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
-from seqmodels.ranges import Above, AtMost, Checked, Epsilon, NonNegative, Size
+from seqmodels.ranges import Above, AtMost, Checked, Epsilon, NonNegative, Size, Taps
 
 PATTERN = "mamba2 mamba2"
 """The layers that replace "attention mlp"."""
@@ -48,11 +49,11 @@ class Config(Checked, where="model.mixers.mamba2"):
     head_dim: Size = 32  # P = E / H, width of a head; the paper has 64
     d_state: Size = 64  # N, state per channel; the paper has 128
     num_groups: Size = 1  # G, sets of B and C, each for H / G heads; also the groups of the norm
-    conv_width: Size = 4  # W, steps the convolution sees
+    conv_width: Taps = 4  # W, steps the convolution sees
     dt_smallest: NonNegative = 0.0  # step sizes below it are raised to it
     dt_largest: Annotated[float | None, Above("dt_smallest")] = None  # step sizes above it are lowered to it; None: no limit
     norm_eps: Epsilon = 1e-5  # of the gated norm
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

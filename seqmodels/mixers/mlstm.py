@@ -43,10 +43,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
-from seqmodels.layers import dense, matmul_precision, normal_init
+from seqmodels.layers import dense, head_widths, matmul_precision, normal_init
 from seqmodels.ops.causal_conv import causal_conv
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.mlstm_cell import MLSTMState, empty_mlstm_state, mlstm_cell
-from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size
+from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size, Taps
 
 PATTERN = "mlstm mlstm"  # what stands for "attention mlp": the default block has its MLP's parameters inside
 BLOCKS = ("v1", "v2")
@@ -62,13 +63,13 @@ class Config(Checked, where="model.mixers.mlstm"):
     expansion: Expansion = 2.0  # v1: E = expansion d_model, which is H K = H V
     width_multiple: Size = 64  # v1: E is rounded up to a multiple of this, which num_heads and projection_block divide
     projection_block: Size = 4  # v1: q, k and v mix so many neighbouring channels
-    conv_width: Size = 4  # v1: W, taps of the convolution, the current step among them
+    conv_width: Taps = 4  # v1: W, taps of the convolution, the current step among them
     key_expansion: Expansion = 0.5  # v2: H K = key_expansion d_model
     value_expansion: Expansion = 1.0  # v2: H V = value_expansion d_model
     gate_cap: Positive = 15.0  # v2: gates' logits stay within +-gate_cap
     input_bias: float = 0.0  # mean of the input gates' initial biases; the 7B model has -10
     norm_eps: Epsilon = 1e-5  # of the heads' LayerNorm
-    implementation: str | None = None  # of mlstm_cell; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of mlstm_cell; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 
@@ -107,13 +108,7 @@ class Mixer(nnx.Module):
             key_dim = value_dim = -(-int(config.expansion * d_model) // multiple) * multiple
         else:
             key_dim, value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)
-        self.key_head_dim, odd_keys = divmod(key_dim, config.num_heads)
-        self.value_head_dim, odd_values = divmod(value_dim, config.num_heads)
-        if odd_keys or odd_values or not key_dim or not value_dim:
-            raise UserError(
-                f"model.mixers.mlstm.num_heads={config.num_heads} must divide the widths of keys ({key_dim}) and "
-                f"values ({value_dim}), which come from model.d_model={d_model} and the expansions"
-            )
+        self.key_head_dim, self.value_head_dim = head_widths(config, d_model, keys=key_dim, values=value_dim)
         # Nguyen and Salazar 2019, as in the authors' code, for everything but the last projection.
         small = (2 / (5 * d_model)) ** 0.5
 

@@ -30,7 +30,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, rms_norm, xavier_uniform_init
+from seqmodels.layers import RMSNorm, dense, head_widths, rms_norm, xavier_uniform_init
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.rotary import document_positions, rotary
 from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size
@@ -49,7 +50,7 @@ class Config(Checked, where="model.mixers.retnet"):
     rope_base: Positive = 10000.0  # rotary wavelengths go from 2 pi to about 2 pi rope_base steps
     norm_scale: bool = False  # a learned scale on the heads' norm, shared by the heads
     norm_eps: Epsilon = 1e-6  # of the heads' norm
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 
@@ -79,13 +80,7 @@ class Mixer(nnx.Module):
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         key_dim, value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)
         self.config = config
-        self.key_head_dim, odd_keys = divmod(key_dim, config.num_heads)
-        self.value_head_dim, odd_values = divmod(value_dim, config.num_heads)
-        if odd_keys or odd_values or not key_dim or not value_dim:
-            raise UserError(
-                f"model.mixers.retnet.num_heads={config.num_heads} must divide the widths of keys ({key_dim}) and "
-                f"values ({value_dim}), which are model.d_model={d_model} times key_expansion and value_expansion"
-            )
+        self.key_head_dim, self.value_head_dim = head_widths(config, d_model, keys=key_dim, values=value_dim)
         if config.rope != "none" and self.key_head_dim % 2:
             raise UserError(
                 f"model.mixers.retnet.rope={config.rope!r} turns pairs of features, but a key has {self.key_head_dim}: "

@@ -39,6 +39,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
 from seqmodels.layers import dense, normal_init, rwkv_depth
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.token_shift import token_shift
 from seqmodels.ranges import Checked, Epsilon, Expansion, Size
@@ -55,7 +56,7 @@ class Config(Checked, where="model.mixers.rwkv6"):
     mix_rank: Size = 8  # width between A and B for each of the five blends; the paper has 32
     decay_rank: Size = 16  # width between A_w and B_w; the paper has 64
     norm_eps: Epsilon = 64e-5  # of the heads' LayerNorm
-    implementation: str | None = None  # of gated_linear_attention; None: the fastest for device and shape
+    implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
 

@@ -35,6 +35,7 @@ from seqmodels.errors import UserError
 from seqmodels.layers import dense, normal_init
 from seqmodels.ops import hippo
 from seqmodels.ops.diagonal_ssm import RULES, diagonal_ssm, discretise
+from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.dplr_ssm import dplr_ssm
 from seqmodels.ranges import AtLeast, Checked, MultipleOf, OneOf, Positive, Size, StateSize
 
@@ -50,7 +51,7 @@ class Config(Checked, where="model.mixers.s4d"):
     discretisation: Annotated[str, OneOf(RULES)] = "zoh"  # zoh, or bilinear (S4 knows bilinear alone)
     dt_min: Positive = 1e-3  # step sizes start log-uniform between dt_min
     dt_max: Annotated[Positive, AtLeast("dt_min")] = 1e-1  # and dt_max: a channel first sees about 1/dt steps
-    implementation: str | None = None  # of diagonal_ssm or dplr_ssm; None: the fastest for length and reset
+    implementation: Implementation | None = None  # of diagonal_ssm or dplr_ssm; None: the fastest for length and reset
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest
 
     def __post_init__(self):

@@ -1,10 +1,10 @@
 """Pure functions on arrays: one per recurrence, in all its forms. Layout [batch, time, heads, feature] throughout."""
 
 from seqmodels.ops.causal_conv import causal_conv
-from seqmodels.ops.choices import IMPLEMENTATIONS, record_choices
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
 from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.diagonal_ssm import diagonal_ssm
+from seqmodels.ops.dispatch import IMPLEMENTATIONS, record_choices
 from seqmodels.ops.dplr_ssm import dplr_ssm
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.linear_recurrence import linear_recurrence

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from seqmodels.ops import choices, kernels, target, tuning
+from seqmodels.ops import kernels, target
 from seqmodels.ops.chunk import Chunk, Inputs, advance, pad_steps, power_of_two
 
 Prepare = Callable[[Inputs], Chunk]
@@ -33,31 +33,16 @@ def schedule() -> Schedule:
 
 
 def run(
-    op: str,
-    implementation: str | None,
     prepare: Prepare,
-    chunk_size: int | None,
+    chunk_size: int,
     precision: lax.Precision,
     inputs: Inputs,
     state: Float[Array, "B *heads K V"],
+    *,
+    kernel: kernels.Kernel | None = None,
 ) -> tuple[Float[Array, "B T *heads V"], Float[Array, "B *heads K V"]]:
-    """``chunk_scan`` over any number of steps, with the kernel of this device where ``implementation`` means it.
-
-    Args:
-      op: who asks, for its chunk size, the record of choices and the message.
-      implementation: ``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has.
-      chunk_size: steps per chunk; None is the device's.
-
-    Raises:
-      NotImplementedError: ``"pallas"``, and the kernel cannot run; the message says why.
-    """
+    """``chunk_scan`` over any number of steps, in the kernel or, without one, by this device's schedule."""
     steps = jax.tree.leaves(inputs)[0].shape[1]
-    chunk_size = tuning.chunk_size(op, steps, chunk_size)
-    kernel = kernels.choose(
-        implementation, "chunk_scan", op,
-        precision=precision, channels=state.shape[-2], width=state.shape[-1], chunk_size=power_of_two(chunk_size),
-    )  # fmt: skip
-    choices.note(op, "chunked" if kernel is None else "pallas", chunk_size)
     padding = -steps % chunk_size
     if padding:
         inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)

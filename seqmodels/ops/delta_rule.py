@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, chunk_scan, documents
+from seqmodels.ops import chunk_scan, documents
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.chunk import (
     Chunk,
@@ -39,17 +39,7 @@ from seqmodels.ops.chunk import (
     product_precision,
     unit_lower_inverse,
 )
-
-_MISSING = {
-    "associative": (
-        "delta_rule has no associative form: a step multiplies the state by a K x K matrix, and a scan over products "
-        "of such matrices takes K times the work of the recurrence; use implementation='chunked'"
-    ),
-    "parallel": (
-        "delta_rule has no parallel form: every update depends on all before it, through the inverse of a T x T "
-        "matrix; use implementation='chunked', which inverts one of chunk_size steps"
-    ),
-}
+from seqmodels.ops.dispatch import KernelForm, dispatch
 
 
 class _Inputs(NamedTuple):
@@ -100,20 +90,14 @@ def delta_rule(
     """
     _check_shapes(q, k, v, beta, log_decay, state, reset)
     batch, steps, heads, width = v.shape
-    if implementation is None and steps == 1:
-        implementation = "recurrent"
-    choices.check(implementation, chunk_size)
-    if implementation in _MISSING:
-        raise NotImplementedError(_MISSING[implementation])
-
     if state is None:
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
-    arguments = (q, k, v, beta, log_decay, state.astype(jnp.float32), reset)
-    if implementation == "recurrent":
-        choices.note("delta_rule", implementation)
-        o, state = _recurrent(*arguments)
-    else:
-        o, state = _contained(functools.partial(_chunked, implementation, chunk_size), *arguments)
+    call = {"precision": product_precision(q, k), "channels": q.shape[3], "width": width}
+    form = dispatch(
+        "delta_rule", _FORMS, implementation, steps=steps, chunk_size=chunk_size,
+        kernel_forms={"chunk_scan": KernelForm(_FORMS["chunked"], call)},
+    )  # fmt: skip
+    o, state = form(q, k, v, beta, log_decay, state.astype(jnp.float32), reset)
     return o.astype(v.dtype), state
 
 
@@ -152,10 +136,10 @@ def _recurrent(q, k, v, beta, log_decay, state, reset):
     return jnp.moveaxis(o, 0, 1), state
 
 
-def _contained(form, q, k, v, beta, log_decay, state, reset):
+def _contained(form, q, k, v, beta, log_decay, state, reset, **options):
     """Runs a form made of matrix products, in which ``0 * nan`` would otherwise cross from document to document."""
     if reset is None:
-        return form(q, k, v, beta, log_decay, state, reset)
+        return form(q, k, v, beta, log_decay, state, reset, **options)
     repeats = v.shape[2] // q.shape[2]
     q, bad_q = documents.quarantine(q)
     k, bad_k = documents.quarantine(k)
@@ -168,14 +152,14 @@ def _contained(form, q, k, v, beta, log_decay, state, reset):
         log_decay, bad_decay = documents.quarantine(log_decay, allow_negative_infinity=True)
         bad |= bad_decay
 
-    o, final = form(q, k, v, beta[..., 0], log_decay, clean_state.reshape(state.shape), reset)
+    o, final = form(q, k, v, beta[..., 0], log_decay, clean_state.reshape(state.shape), reset, **options)
 
     tainted = documents.nan_reach(bad, reset, carried=bad_state)
     return documents.set_nan(o, tainted | bad_q), documents.set_nan(final, tainted[:, -1, :, None])
 
 
-def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset):
-    """``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has."""
+def _chunked(q, k, v, beta, log_decay, state, reset, *, chunk_size, kernel=None):
+    """Chunks prepared by XLA; the recurrence between them by XLA or in the kernel ``chunk_scan``."""
     batch, steps, groups, _ = q.shape
     repeats = v.shape[2] // groups
     if reset is not None:
@@ -190,7 +174,7 @@ def _chunked(implementation, chunk_size, q, k, v, beta, log_decay, state, reset)
     precision = product_precision(q, k)
     prepare = functools.partial(_prepare, precision=precision)
     grouped_state = state.reshape(batch, groups, repeats, *state.shape[2:])
-    o, final = chunk_scan.run("delta_rule", implementation, prepare, chunk_size, precision, inputs, grouped_state)
+    o, final = chunk_scan.run(prepare, chunk_size, precision, inputs, grouped_state, kernel=kernel)
     return o.reshape(v.shape), final.reshape(state.shape)
 
 
@@ -224,3 +208,17 @@ def _prepare(inputs: _Inputs, *, precision: lax.Precision) -> Chunk:
         keep=keep,
         erase=product("...ij,...jk->...ik", solve, beta * seen),
     )
+
+
+_FORMS = {
+    "recurrent": _recurrent,
+    "chunked": functools.partial(_contained, _chunked),
+    "associative": (
+        "delta_rule has no associative form: a step multiplies the state by a K x K matrix, and a scan over products "
+        "of such matrices takes K times the work of the recurrence; use implementation='chunked'"
+    ),
+    "parallel": (
+        "delta_rule has no parallel form: every update depends on all before it, through the inverse of a T x T "
+        "matrix; use implementation='chunked', which inverts one of chunk_size steps"
+    ),
+}

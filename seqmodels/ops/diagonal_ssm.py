@@ -123,7 +123,7 @@ def diagonal_ssm(
     # Measured on a CPU at B 16, T 256, D 128, N 64, forward and backward: parallel 9 ms, chunked 25 (with documents 120 and 43),
     # recurrent 350, associative 1600.
     return time_invariant.run(
-        "diagonal_ssm", _IMPLEMENTATIONS, u, system, state, reset, implementation=implementation, chunk_size=chunk_size
+        "diagonal_ssm", _FORMS, u, system, state, reset, implementation=implementation, chunk_size=chunk_size
     )
 
 
@@ -199,7 +199,7 @@ def _parallel(u, system, state, reset):
     return y, time_invariant.last_state(u, tables, state, reset)
 
 
-def _chunked(chunk_size, u, system, state, reset):
+def _chunked(u, system, state, reset, *, chunk_size):
     tables = _tables(system, chunk_size)
     return time_invariant.in_chunks(u, tables, _zeros(u, system) if state is None else state, reset)
 
@@ -230,17 +230,10 @@ def _powers_minus_1(dA_minus_1: Complex[Array, "D M"], count: int) -> Complex[Ar
     return powers[..., :count]
 
 
-# ---- what does not exist
-
-
-def _missing(message: str, *arguments):
-    raise NotImplementedError(message)
-
-
-_IMPLEMENTATIONS = {
+_FORMS = {
     "recurrent": _recurrent,
     "associative": _associative,
     "parallel": _parallel,
     "chunked": _chunked,
-    "pallas": functools.partial(_missing, "diagonal_ssm has no Pallas kernel yet: use chunked"),
+    "pallas": "diagonal_ssm has no Pallas kernel yet: use chunked",
 }

@@ -72,7 +72,7 @@ def dplr_ssm(
     # Measured on a CPU at B 16, T 256, D 128, N 64, forward and backward: parallel 45 ms, chunked 91 (with documents
     # 155 and 100), recurrent 890.
     return time_invariant.run(
-        "dplr_ssm", _IMPLEMENTATIONS, u, system, state, reset, implementation=implementation, chunk_size=chunk_size
+        "dplr_ssm", _FORMS, u, system, state, reset, implementation=implementation, chunk_size=chunk_size
     )
 
 
@@ -182,7 +182,7 @@ def _parallel(u, system, state, reset):
     return y, time_invariant.last_state(u, tables, state, reset)
 
 
-def _chunked(chunk_size, u, system, state, reset):
+def _chunked(u, system, state, reset, *, chunk_size):
     tables = _tables(system, chunk_size)
     return time_invariant.in_chunks(u, tables, _zeros(u, system) if state is None else state, reset)
 
@@ -228,21 +228,13 @@ def _power_minus_1(E: Float[Array, "D N N"], power: int) -> Float[Array, "D N N"
     return result
 
 
-# ---- what does not exist
-
-
-def _missing(message: str, *arguments):
-    raise NotImplementedError(message)
-
-
-_IMPLEMENTATIONS = {
+_FORMS = {
     "recurrent": _recurrent,
-    "associative": functools.partial(
-        _missing,
+    "associative": (
         "dplr_ssm has no associative form: products of diagonal-plus-low-rank transitions are dense, N x N numbers"
-        " per channel and step; use parallel or chunked",
+        " per channel and step; use parallel or chunked"
     ),
     "parallel": _parallel,
     "chunked": _chunked,
-    "pallas": functools.partial(_missing, "dplr_ssm has no Pallas kernel yet: use parallel or chunked"),
+    "pallas": "dplr_ssm has no Pallas kernel yet: use parallel or chunked",
 }

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, chunk_scan, documents, kernels, target
+from seqmodels.ops import chunk_scan, documents, kernels, target
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.chunk import (
     Chunk,
@@ -39,6 +39,7 @@ from seqmodels.ops.chunk import (
     product_precision,
     upper_half,
 )
+from seqmodels.ops.dispatch import KernelForm, dispatch
 
 
 class _Inputs(NamedTuple):
@@ -93,24 +94,37 @@ def gated_linear_attention(
     """
     _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset)
     batch, steps, heads, width = v.shape
-    if implementation is None and steps == 1:
-        implementation = "recurrent"
-    choices.check(implementation, chunk_size)
     if state is None:
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
-    state = state.astype(jnp.float32)
-    arguments = (q, k, v, log_decay, value_log_decay, bonus, state, reset)
-    if implementation in ("recurrent", "associative", "parallel"):
-        choices.note("gated_linear_attention", implementation)
-    if implementation == "recurrent":
-        o, state = _recurrent(*arguments)
-    elif implementation == "associative":
-        o, state = _associative(*arguments)
-    elif implementation == "parallel":
-        o, state = _contained(_parallel, *arguments)
-    else:
-        o, state = _contained(functools.partial(_chunked, implementation, chunk_size), *arguments)
+    form = dispatch(
+        "gated_linear_attention", _FORMS, implementation,
+        steps=steps, chunk_size=chunk_size, kernel_forms=_kernel_forms(q, k, v, log_decay, value_log_decay, bonus, reset),
+    )  # fmt: skip
+    o, state = form(q, k, v, log_decay, value_log_decay, bonus, state.astype(jnp.float32), reset)
     return o.astype(v.dtype), state
+
+
+def _kernel_forms(q, k, v, log_decay, value_log_decay, bonus, reset):
+    precision, repeats = product_precision(q, k), v.shape[2] // q.shape[2]
+    decays = _decays_of_a_head(log_decay, reset)
+    width = v.shape[3] * (repeats if _packs_heads(decays, value_log_decay, bonus) else 1)
+    call = {"precision": precision, "channels": q.shape[3], "width": width}
+    forms = {"chunk_scan": KernelForm(functools.partial(_contained, _chunked), call)}
+    if value_log_decay is None:
+        call = {"q": q, "k": k, "v": v, "decays": decays, "precision": precision}
+        forms = {"gated_linear_attention": KernelForm(functools.partial(_contained, _in_one_kernel), call)} | forms
+    return forms
+
+
+def _decays_of_a_head(log_decay, reset) -> int:
+    """0, 1 or K: a reset is a decay, too."""
+    if log_decay is None:
+        return 0 if reset is None else 1
+    return log_decay.shape[-1]
+
+
+def _packs_heads(decays: int, value_log_decay, bonus) -> bool:
+    return decays == 1 and value_log_decay is None and bonus is None
 
 
 def _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset):
@@ -188,10 +202,10 @@ def _associative(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     return o, states[:, -1]
 
 
-def _contained(form, q, k, v, log_decay, value_log_decay, bonus, state, reset):
+def _contained(form, q, k, v, log_decay, value_log_decay, bonus, state, reset, **options):
     """Runs a form made of matrix products, in which ``0 * nan`` would otherwise cross from document to document."""
     if reset is None:
-        return form(q, k, v, log_decay, value_log_decay, bonus, state, reset)
+        return form(q, k, v, log_decay, value_log_decay, bonus, state, reset, **options)
     repeats = v.shape[2] // q.shape[2]
     q, bad_q = documents.quarantine(q)
     k, bad_k = documents.quarantine(k)
@@ -206,7 +220,7 @@ def _contained(form, q, k, v, log_decay, value_log_decay, bonus, state, reset):
         value_log_decay, bad = documents.quarantine(value_log_decay, allow_negative_infinity=True)
         bad_decay |= bad
 
-    o, final = form(q, k, v, log_decay, value_log_decay, bonus, clean_state.reshape(state.shape), reset)
+    o, final = form(q, k, v, log_decay, value_log_decay, bonus, clean_state.reshape(state.shape), reset, **options)
 
     tainted = documents.nan_reach(bad_k | bad_v | bad_decay, reset, carried=bad_state)
     tainted_output = tainted | bad_q
@@ -226,26 +240,19 @@ def _parallel(q, k, v, log_decay, value_log_decay, bonus, state, reset):
     return o + _bonus_term(q, k, v, bonus), ungroup(final)
 
 
-def _chunked(implementation, chunk_size, q, k, v, log_decay, value_log_decay, bonus, state, reset):
-    """``"chunked"``, ``"pallas"``, or ``None`` for the better of the two that this device has."""
-    precision = product_precision(q, k)
-    if implementation != "chunked" and value_log_decay is None:
-        decayed, start_log_mask = _with_resets(log_decay, bonus, reset, heads=v.shape[2])
-        decays = 0 if decayed is None else decayed.shape[-1]
-        whole = kernels.find(
-            "gated_linear_attention", q=q, k=k, v=v, decays=decays, precision=precision, chunk_size=chunk_size
-        )
-        if whole is not None:
-            choices.note("gated_linear_attention", "pallas", chunk_size)
-            run = functools.partial(_whole, whole, chunk_size, precision, bonus is not None)
-            o, state = target.by_rows(run, q, k, v, decayed, start_log_mask, state)
-            return o + _bonus_term(q, k, v, bonus), state
-
+def _chunked(q, k, v, log_decay, value_log_decay, bonus, state, reset, *, chunk_size, kernel=None):
+    """Chunks prepared by XLA; the recurrence between them by XLA or in the kernel ``chunk_scan``."""
     prepare, inputs, state, ungroup = _grouped(q, k, v, log_decay, value_log_decay, bonus, state, reset)
-    o, final = chunk_scan.run(
-        "gated_linear_attention", implementation, prepare, chunk_size, precision, inputs, state
-    )
+    o, final = chunk_scan.run(prepare, chunk_size, product_precision(q, k), inputs, state, kernel=kernel)
     return o.reshape(v.shape) + _bonus_term(q, k, v, bonus), ungroup(final)
+
+
+def _in_one_kernel(q, k, v, log_decay, value_log_decay, bonus, state, reset, *, chunk_size, kernel):
+    """All of it in the kernel ``gated_linear_attention``, but for the bonus term."""
+    decayed, start_log_mask = _with_resets(log_decay, bonus, reset, heads=v.shape[2])
+    run = functools.partial(_whole, kernel, chunk_size, product_precision(q, k), bonus is not None)
+    o, state = target.by_rows(run, q, k, v, decayed, start_log_mask, state)
+    return o + _bonus_term(q, k, v, bonus), state
 
 
 def _with_resets(log_decay, bonus, reset, *, heads):
@@ -320,8 +327,7 @@ def _grouped(
     inputs = _Inputs(q[:, :, :, None], k[:, :, :, None], None, None, group(value_log_decay), start_log_mask)
     grouped_state = state.reshape(batch, groups, repeats, channels, width)
 
-    one_per_head = log_decay is not None and log_decay.shape[-1] == 1
-    if one_per_head and value_log_decay is None and bonus is None:
+    if _packs_heads(_decays_of_a_head(log_decay, reset), value_log_decay, bonus):
         prepare = functools.partial(_prepare_packed_heads, repeats=repeats, precision=precision)
         inputs = inputs._replace(v=group(v, side_by_side=True), log_decay=group(log_decay, side_by_side=True))
         side_by_side = jnp.moveaxis(grouped_state, 2, 3).reshape(batch, groups, 1, channels, repeats * width)
@@ -448,3 +454,11 @@ def _bonus_term(q, k, v, bonus):
     repeats = v.shape[2] // q.shape[2]
     weight = jnp.repeat(q * k, repeats, axis=2) * bonus
     return jnp.sum(weight, axis=-1, keepdims=True) * v
+
+
+_FORMS = {
+    "recurrent": _recurrent,
+    "associative": _associative,
+    "parallel": functools.partial(_contained, _parallel),
+    "chunked": functools.partial(_contained, _chunked),
+}

@@ -20,14 +20,16 @@ values and in gradients, so that a NaN or an infinity in one document of a row r
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from seqmodels.ops import choices, kernels, target, tuning
+from seqmodels.ops import kernels, target
 from seqmodels.ops.arguments import check_arguments, shapes_of
+from seqmodels.ops.dispatch import KernelForm, dispatch
 
 
 def linear_recurrence(
@@ -57,22 +59,14 @@ def linear_recurrence(
       NotImplementedError: the implementation does not exist, or not for this call; the message says what is missing.
     """
     _check(a, b, state, reset)
-    if implementation is None and a.shape[1] == 1:
-        implementation = "recurrent"
-    choices.check(implementation)
     operands = (a, b) if state is None else (a, b, state)
     is_complex = any(jnp.iscomplexobj(x) for x in operands)
     dtype = jnp.complex64 if is_complex else jnp.float32
     initial = jnp.zeros(a.shape[:1] + a.shape[2:], dtype) if state is None else state.astype(dtype)
-    kernel = kernels.choose(implementation, "linear_recurrence", "linear_recurrence", dtype=dtype)
-    if kernel is not None or implementation in ("chunked", None):
-        form = functools.partial(_scanned, kernel)
-        if kernel is not None:
-            form = functools.partial(target.by_rows, form)
-        implementation = "chunked" if kernel is None else "pallas"
-    else:
-        form = _IMPLEMENTATIONS[implementation]
-    choices.note("linear_recurrence", implementation)
+    form = dispatch(
+        "linear_recurrence", _FORMS, implementation, steps=a.shape[1],
+        kernel_forms={"linear_recurrence": KernelForm(_in_a_kernel, {"dtype": dtype})},
+    )  # fmt: skip
     h, final = form(a.astype(dtype), b.astype(dtype), initial, reset)
     return h.astype(dtype if is_complex else b.dtype), final
 
@@ -146,10 +140,20 @@ def _join_documents(earlier, later):
 def _backward_step(carry, a, dh, start):
     """One step of the gradient's recurrence, backwards: g_t = dh_t + a_{t+1} g_{t+1}; the carry is a_t g_t.
 
-    Here the product is selected away, not a factor: ``a`` belongs to the document that starts, the carry to its elder.
+    Here the product is selected away, not a factor: ``a`` belongs to the document that starts, the carry to the previous document.
     """
     g = dh + carry
     return _drop(a * g, start), g
+
+
+def _num_blocks(steps: int) -> int:
+    """How many blocks run side by side.
+
+    On a CPU one, which reads its inputs once: with 2 to 8, a gradient takes 1.05 to 1.4 times as long (B 1 and 4, E 512, T
+    1024 to 32768). Any other device wants the fewest steps one after the other, counting those within a block and those
+    between blocks.
+    """
+    return 1 if target.device() == "cpu" else math.isqrt(steps - 1) + 1
 
 
 def _blocked_scan(step, a, b, carry, reset, *, reverse: bool):
@@ -160,7 +164,7 @@ def _blocked_scan(step, a, b, carry, reset, *, reverse: bool):
     multiplies the carry by the decay. Steps are read where they lie: moving time to the front first doubled the time.
     """
     batch, steps = a.shape[:2]
-    length = -(-steps // tuning.num_blocks(steps))
+    length = -(-steps // _num_blocks(steps))
     num_blocks = -(-steps // length)
     padding = num_blocks * length - steps
 
@@ -232,19 +236,16 @@ def _scanned_backward(kernel, residuals, cotangents):
 _scanned.defvjp(_scanned_forward, _scanned_backward)
 
 
-# ---- what does not exist
+def _in_a_kernel(*arguments, kernel):
+    return target.by_rows(functools.partial(_scanned, kernel), *arguments)
 
 
-def _missing(message: str, *arguments):
-    raise NotImplementedError(message)
-
-
-_IMPLEMENTATIONS = {
+_FORMS = {
     "recurrent": _recurrent,
     "associative": _associative,
-    "parallel": functools.partial(
-        _missing,
+    "parallel": (
         "linear_recurrence has no parallel form: it would divide by cumulative products of a, which underflow;"
-        " use associative or chunked",
+        " use associative or chunked"
     ),
+    "chunked": functools.partial(_scanned, None),
 }

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices
+from seqmodels.ops.dispatch import IMPLEMENTATIONS, dispatch
 
 
 class LSTMState(NamedTuple):
@@ -60,13 +60,7 @@ def lstm(
         )
     if reset is not None and (reset.shape != z.shape[:2] or reset.dtype != jnp.bool_):
         raise ValueError(f"reset must be bool {list(z.shape[:2])}; got {reset.dtype} {list(reset.shape)}")
-    choices.check(implementation)
-    if implementation not in (None, "recurrent"):
-        raise NotImplementedError(
-            f"the LSTM has no {implementation} form: its recurrence is nonlinear, each step's gates read the output of the "
-            "step before; use implementation='recurrent'"
-        )
-    choices.note("lstm", "recurrent")
+    form = dispatch("lstm", _FORMS, implementation, steps=z.shape[1], default="recurrent")
     size = kernel.shape[0]
     if state is None:
         zeros = jnp.zeros((z.shape[0], size), jnp.float32)
@@ -74,7 +68,7 @@ def lstm(
     for name, array in zip(("h", "c"), state):
         if array.shape != (z.shape[0], size):
             raise ValueError(f"the state's {name} must be {[z.shape[0], size]}; got {list(array.shape)}")
-    h, state = _run(z, kernel.astype(z.dtype), LSTMState(*state), reset)
+    h, state = form(z, kernel.astype(z.dtype), LSTMState(*state), reset)
     return h.astype(z.dtype), state
 
 
@@ -155,3 +149,12 @@ def _before(initial, values, *, starts):
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+_FORMS = {
+    name: (
+        f"the LSTM has no {name} form: its recurrence is nonlinear, each step's gates read the output of the "
+        "step before; use implementation='recurrent'"
+    )
+    for name in IMPLEMENTATIONS
+} | {"recurrent": _run}

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices
+from seqmodels.ops import dispatch
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 
@@ -87,16 +87,14 @@ def mlstm_cell(
       NotImplementedError: ``implementation="pallas"`` where the kernel cannot run; the message says why.
     """
     _check(q, k, v, input_gate_logit, forget_gate_logit, state, reset)
-    if implementation is None and q.shape[1] == 1:
-        implementation = "recurrent"
-    choices.check(implementation, chunk_size)
+    implementation = dispatch.requested(implementation, q.shape[1] == 1, chunk_size)
     if state is None:
         state = empty_mlstm_state(q.shape[0], *q.shape[2:], v.shape[3])
     state = MLSTMState(*(x.astype(jnp.float32) for x in state))
     i = input_gate_logit.astype(jnp.float32)
     log_f = jax.nn.log_sigmoid(forget_gate_logit.astype(jnp.float32))
     if implementation == "recurrent":
-        choices.note("mlstm_cell", implementation)
+        dispatch.record("mlstm_cell", implementation)
         h, state = _recurrent(q, k, v, i, log_f, state, reset, eps)
     else:
         h, state = _by_linear_attention(q, k, v, i, log_f, state, reset, eps, implementation, chunk_size)

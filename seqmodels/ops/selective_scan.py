@@ -31,8 +31,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import choices, kernels, target, tuning
+from seqmodels.ops import kernels, target
 from seqmodels.ops.arguments import check_arguments, shapes_of
+from seqmodels.ops.dispatch import KernelForm, dispatch
 from seqmodels.ops.linear_recurrence import linear_recurrence
 
 
@@ -60,7 +61,8 @@ def selective_scan(
       reset: marks the steps at which a new document starts: h is zero before such a step.
       implementation: a row of the table above; None is recurrent for one step, else pallas where the device has the kernel,
         else chunked.
-      chunk_size: most steps per chunk of ``chunked``, any number >= 1; other forms have no use for it. None: ``tuning.py``.
+      chunk_size: most steps per chunk of ``chunked``, any number >= 1; the kernels have none to choose and are
+        refused with it, other forms have no use for it. None: the table in ``dispatch.py``.
 
     Returns:
       ``(y, state)``: outputs in the dtype of ``x``, and the float32 state after the last step.
@@ -70,22 +72,12 @@ def selective_scan(
       NotImplementedError: the implementation does not exist, or not for this call; the message says what is missing.
     """
     _check(x, dt, A, B, C, state, reset)
-    if implementation is None and x.shape[1] == 1:
-        implementation = "recurrent"
-    choices.check(implementation, chunk_size)
     if state is None:
         state = jnp.zeros((x.shape[0], *A.shape), jnp.float32)
-    kernel = kernels.choose(implementation, "selective_scan", "selective_scan", x=x, dt=dt, A=A, B=B, C=C)
-    if kernel is not None:
-        form = functools.partial(target.by_rows, functools.partial(_pallas, kernel), whole=(2,))  # A
-        choices.note("selective_scan", "pallas")
-    elif implementation in ("chunked", None):
-        chunk_size = tuning.chunk_size("selective_scan", x.shape[1], chunk_size)
-        form = functools.partial(_chunked, chunk_size)
-        choices.note("selective_scan", "chunked", chunk_size)
-    else:
-        form = _IMPLEMENTATIONS[implementation]
-        choices.note("selective_scan", implementation)
+    form = dispatch(
+        "selective_scan", _FORMS, implementation, steps=x.shape[1], chunk_size=chunk_size,
+        kernel_forms={"selective_scan": KernelForm(_in_a_kernel, {"x": x, "dt": dt, "A": A, "B": B, "C": C})},
+    )  # fmt: skip
     return form(x, dt, A, B, C, state.astype(jnp.float32), reset)
 
 
@@ -287,19 +279,20 @@ def _pallas_backward(kernel, residuals, cotangents):
 _pallas.defvjp(_pallas_forward, _pallas_backward)
 
 
-# ---- what does not exist
+def _in_a_kernel(x, dt, A, B, C, state, reset, *, kernel):
+    return target.by_rows(functools.partial(_pallas, kernel), x, dt, A, B, C, state, reset, whole=(2,))  # A
 
 
-def _missing(message: str, *arguments):
-    raise NotImplementedError(message)
+def _in_chunks(*arguments, chunk_size):
+    return _chunked(chunk_size, *arguments)
 
 
-_IMPLEMENTATIONS = {
+_FORMS = {
     "recurrent": _recurrent,
     "associative": _associative,
-    "parallel": functools.partial(
-        _missing,
+    "parallel": (
         "selective_scan has no parallel form: its decays have full rank in channels x states, so that no matrix of"
-        " scores between steps exists; use associative or chunked",
+        " scores between steps exists; use associative or chunked"
     ),
+    "chunked": _in_chunks,
 }

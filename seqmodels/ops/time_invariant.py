@@ -12,7 +12,6 @@ the system itself, to which all contribute. No product sums over rows, channels 
 Without ``reset`` nothing is selected, and a NaN reaches the whole of its chunk (of its sequence, through an FFT).
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels.ops import choices, tuning
+from seqmodels.ops.dispatch import dispatch
 from seqmodels.ops.long_conv import long_conv
 
 
@@ -40,7 +39,7 @@ class Tables(NamedTuple):
 
 def run(
     op: str,
-    forms: Mapping[str, Callable],
+    forms: Mapping[str, Callable | str],
     u: Float[Array, "B T D"],
     system: Any,
     state: Float[Array, "B D N"] | None,
@@ -53,21 +52,16 @@ def run(
 
     Args:
       op: its name.
-      forms: functions of (u, system, state, reset), that of ``chunked`` of the chunk size ahead of them.
+      forms: functions of (u, system, state, reset), that of ``chunked`` of ``chunk_size`` too, or why there is none.
 
     Raises:
       ValueError: an unknown implementation.
       NotImplementedError: the form's, where the op has none.
     """
-    if implementation is None:
-        long = "parallel" if reset is None else "chunked"
-        implementation = "recurrent" if u.shape[1] == 1 else long
-    choices.check(implementation, chunk_size)
-    form = forms[implementation]
-    chunk_size = tuning.chunk_size(op, u.shape[1], chunk_size) if implementation == "chunked" else None
-    choices.note(op, implementation, chunk_size)
-    if implementation == "chunked":
-        form = functools.partial(form, chunk_size)
+    form = dispatch(
+        op, forms, implementation,
+        steps=u.shape[1], chunk_size=chunk_size, default="parallel" if reset is None else "chunked",
+    )  # fmt: skip
     y, state = form(u.astype(jnp.float32), system, None if state is None else state.astype(jnp.float32), reset)
     return y.astype(u.dtype), state
 

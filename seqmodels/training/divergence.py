@@ -30,7 +30,8 @@ from seqmodels import config as config_lib
 from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
-from seqmodels.ops.choices import IMPLEMENTATIONS
+from seqmodels.ops import IMPLEMENTATIONS
+from seqmodels.pattern import parse_pattern
 from seqmodels.training import checkpoint, run_folder
 from seqmodels.training.first_nonfinite import ABSURD, Finding, first_finding
 from seqmodels.training.state import Trainer
@@ -226,7 +227,7 @@ def compare(
 
 def layer_of(finding: Finding, config: RunConfig) -> str:
     """The layer that an operation belongs to, in words."""
-    words = config.model.pattern.split()
+    words = parse_pattern(config.model.pattern)
     for scope in finding.scope.replace("(", "/").replace(")", "/").split("/"):
         position, _, word = scope.partition("_")
         if position.isdecimal() and int(position) < len(words) and word:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from seqmodels import model
 from seqmodels.errors import UserError
+from seqmodels.evaluation.perplexity import state_bytes
+from seqmodels.pattern import parse_pattern
 from seqmodels.training import sharding, step
 
 # Bytes kept per byte of the residual stream: beyond this many no layer has gone. A run that fits with so many is not traced.
@@ -71,13 +73,15 @@ def check(config, graphdef, shapes: dict, mesh) -> Memory:
     _refuse(known, there, config)
     rows = config.data.batch_size // config.optim.accumulation_steps
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    layers = config.model.repeats * len(config.model.pattern.split())
+    layers = config.model.repeats * len(parse_pattern(config.model.pattern))
     itemsize = jnp.dtype(model.COMPUTE_DTYPES[config.model.compute_dtype]).itemsize
     stream = rows * config.data.seq_len * config.model.d_model * itemsize // parts
     # One stream at least is kept for each repeat, with remat too.
     known = dataclasses.replace(known, activations=config.model.repeats * stream)
     _refuse(known, there, config)
-    if known.total + layers * stream * MOST_PER_BYTE_OF_STREAM < there:
+    # A recurrence may keep its state after every step.
+    states = rows * config.data.seq_len * state_bytes(graphdef, shapes["params"], config.data.seq_len) // parts
+    if known.total + layers * stream * MOST_PER_BYTE_OF_STREAM + states < there:
         return known
     known = dataclasses.replace(known, activations=kept_for_backward(config, graphdef, shapes["params"], rows) // parts)
     _refuse(known, there, config)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import train
-from seqmodels import command_line, data
+from seqmodels import command_line, data, ranges
 from seqmodels.training import checkpoint
+from tests import odd_values
 
 CONFIG = "--config=configs/tinystories.py:attention"
 TINY = (
@@ -37,6 +38,12 @@ def error_of(*argv):
         ([CONFIG], "--workdir is missing"),
         (["--workdir={}"], "--config is missing"),
         ([CONFIG, "--wrokdir={}"], 'wrokdir'),
+        ([CONFIG, "--workdri={}"], "did you mean --workdir?"),
+        ([CONFIG, "--workdir={}", "--lr=0.1"], "--lr is not a flag; did you mean --config.optim.learning_rate?"),
+        ([CONFIG, "--workdir={}", "--config.layers=3"], "did you mean --config.model.repeats?"),
+        ([CONFIG, "--workdir={}", "--config.data.bs=3"], "did you mean --config.data.batch_size?"),
+        ([CONFIG, "--workdir={}", "--config.model.width=64"], "did you mean --config.model.d_model?"),
+        ([CONFIG, "--workdir={}", "--config.train.learning_rate=1"], "did you mean --config.optim.learning_rate?"),
         ([CONFIG, "--workdir={}", "stray"], "'stray' is not a flag"),
         ([CONFIG, "--workdir={}", "--config.train.stpes=3"], "steps"),
         ([CONFIG, "--workdir={}", "--config.trian.steps=3"], "train"),
@@ -62,6 +69,42 @@ def test_mistakes(argv, expected, tmp_path):
     assert expected in message
     # A mistake leaves no run behind that would refuse the corrected command.
     assert not (workdir / "config.json").exists()
+
+
+def test_none_is_a_value_of_every_optional_field_and_of_those_alone():
+    optional = [field for field, hint in odd_values.fields().items() if ranges.is_optional(hint)]
+    assert "model.mixers.attention.window" in optional and "train.init_from" in optional
+    flags = [CONFIG, "--workdir=x", *(f"--config.{field}=None" for field in optional)]
+    config, _ = train.parse(["train.py", CONFIG, "--config.optim.decay_steps=5", *flags[1:], "--config.model.logit_cap=30."])
+    assert (config.model.vocab_size, config.optim.decay_steps, config.train.init_from) == (None, None, None)
+    assert config.model.logit_cap == 30.0, "the last one counts"
+    for field in ("train.steps", "data.source", "optim.learning_rate", "model.remat", "optim"):
+        assert f"config.{field}" in error_of(CONFIG, "--workdir=x", f"--config.{field}=None")
+    assert "no field 'stpes'" in error_of(CONFIG, "--workdir=x", "--config.train.stpes=None")
+
+
+def test_a_long_value_is_cut():
+    assert len(error_of(CONFIG, "--workdir=x", f"--config.optim.schedule={'x' * 10**5}")) < 300
+    assert len(error_of(CONFIG, "--workdir=x", f"--config.train.steps={'x' * 10**5}")) < 1100
+    assert "at most 2147483647" in error_of(CONFIG, "--workdir=x", f"--config.train.steps={'9' * 4000}")
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (MemoryError(), "error: out of memory"),
+        (OSError(errno.EMFILE, "Too many open files", "x"), "error: too many open files: raise the limit with ulimit -n (x)"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."), "error: out of memory: RESOURCE_EXHAUSTED"),
+        (NotImplementedError("no such\nform"), "error: no such form"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(error, message):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(fail)
+    assert stopped.value.code.startswith(message) and "\n" not in stopped.value.code
 
 
 def test_the_run_folder_is_a_file(tmp_path):

@@ -75,7 +75,7 @@ def test_batches_resume_in_another_process(config):
     here = data.prepare(config, seed=7).train_batch(step)
     program = (
         "import json, sys; from seqmodels import data\n"
-        "config = data.DataConfig(**json.loads(sys.argv[1]))\n"
+        "config = data.DataConfig(**json.loads(sys.argv[1]) | {'tasks': ()})\n"  # JSON has no tuples
         f"print(json.dumps(data.prepare(config, seed=7).train_batch({step})['inputs'].tolist()))"
     )
     run = subprocess.run(
@@ -161,11 +161,11 @@ def test_other_text_is_judged_with_the_tokenizer_of_the_run(config, cache, tmp_p
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"seq_len": 0}, r"data\.seq_len is 0"),
-        ({"batch_size": 0}, r"data\.batch_size is 0"),
-        ({"toy_documents": 0}, r"data\.toy_documents is 0"),
-        ({"max_train_documents": -1}, r"data\.max_train_documents is -1"),
-        ({"packing": "window"}, r"data\.packing is 'window'.*'windows' or 'documents'"),
+        ({"seq_len": 0}, r"data\.seq_len=0 must be at least 1"),
+        ({"batch_size": 0}, r"data\.batch_size=0 must"),
+        ({"toy_documents": 0}, r"data\.toy_documents=0 must"),
+        ({"max_train_documents": -1}, r"data\.max_train_documents=-1 must"),
+        ({"packing": "window"}, r"data\.packing='window' is not one of windows, documents"),
         ({"tokenizer": "bpe", "vocab_size": 100}, r"data\.vocab_size is 100"),
         ({"tokenizer": "no/such/tokenizer.json"}, r"no tokenizer at 'no/such"),
         ({"source": "no_such.parquet"}, r"data\.source 'no_such.parquet' does not exist"),

@@ -58,7 +58,7 @@ def test_small_temperatures_are_greedy_in_the_limit(temperature, scale):
         np.testing.assert_array_equal(draws(scale * LOGITS, 50, temperature=temperature, **options), [0, 1, 0])
 
 
-@pytest.mark.parametrize("temperature", [1e10, 3.5e38, 1e308])
+@pytest.mark.parametrize("temperature", [1e10, 3e38])
 def test_large_temperatures_are_uniform_in_the_limit(temperature):
     np.testing.assert_allclose(draws(LOGITS, temperature=temperature), np.full(3, 1 / 3), atol=0.03)
 
@@ -77,7 +77,7 @@ def test_only_ids_that_are_tokens_are_drawn(options):
     "mistake",
     [
         dict(temperature=-1), dict(temperature=float("nan")), dict(temperature=float("inf")), dict(top_k=0), dict(top_p=0.0),
-        dict(top_p=float("nan")), dict(min_p=1.5),
+        dict(top_p=float("nan")), dict(min_p=1.5), dict(temperature=1e308), dict(top_k=1.5), dict(temperature="1"),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_named(mistake):

@@ -277,6 +277,58 @@ def test_a_tied_head_may_be_there_if_it_is_the_embedding(tmp_path):
         checkpoint.read(folder)
 
 
+def tensors_of(kind: str) -> dict[str, np.ndarray]:
+    return {name: np.array(array) for name, array in safetensors.read_folder(load(GOLDENS[kind]).directory).items()}
+
+
+def in_shards(folder: Path, *shards: dict[str, np.ndarray], named: dict[str, int] | None = None) -> None:
+    """Write shards and their index; ``named``: names that the index puts into a shard beside those that are there."""
+    (folder / "model.safetensors").unlink()
+    files = [f"model-{number}-of-{len(shards)}.safetensors" for number in range(len(shards))]
+    places = {name: file for file, shard in zip(files, shards) for name in shard}
+    places |= {name: files[number] for name, number in (named or {}).items()}
+    for file, shard in zip(files, shards):
+        safetensors.write(folder / file, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+@pytest.mark.parametrize(("kind", "embedding"), [("llama", "model.embed_tokens.weight"), ("mamba", "backbone.embeddings.weight")])
+def test_of_a_tied_head_either_name_may_be_kept(kind, embedding, tmp_path):
+    """In one file, and in shards whose index names both."""
+    tensors, head = tensors_of(kind), "lm_head.weight"
+    table_of_tokens = tensors.pop(embedding)
+    body = {name: tensor for name, tensor in tensors.items() if name != head}
+    folder = copy_of(kind, tmp_path / kind, tie_word_embeddings=True)
+    for kept in (embedding, head):
+        safetensors.write(folder / "model.safetensors", {**body, kept: table_of_tokens})
+        found = checkpoint.read(folder)
+        assert found.config.tie_embeddings and "output_kernel" not in found.params
+        np.testing.assert_array_equal(found.params["embedding"], table_of_tokens)
+        in_shards(folder, body, {kept: table_of_tokens}, named={embedding: 1, head: 1})
+        again = checkpoint.read(folder)
+        jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
+    (folder / "config.json").write_text(json.dumps(config_of(kind) | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match="is missing"):
+        checkpoint.read(folder)
+
+
+def test_all_that_is_in_the_shards_is_looked_at(tmp_path):
+    tensors = tensors_of("llama")
+    names = sorted(tensors)
+    first, second = ({name: tensors[name] for name in part} for part in (names[::2], names[1::2]))
+    folder = copy_of("llama", tmp_path / "foreign")
+    in_shards(folder, first, second | {"foreign.weight": tensors["model.norm.weight"]})
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    del index["weight_map"]["foreign.weight"]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"foreign\.weight has no place"):
+        checkpoint.read(folder)
+    folder = copy_of("llama", tmp_path / "twice")
+    in_shards(folder, first, second | {names[0]: tensors[names[0]] + 1})
+    with pytest.raises(UserError, match=f"{names[0]}, which another shard has as well"):
+        checkpoint.read(folder)
+
+
 def damaged(content: bytes, cut: slice | None = None, header: bytes | None = None) -> bytes:
     if header is not None:
         return len(header).to_bytes(8, "little") + header + content

@@ -81,7 +81,8 @@ def judge(inputs, reset=None, cotangents=None):
 
 
 def call(form, inputs, reset=None, chunk_size=CHUNK_SIZE):
-    return selective_scan(**inputs, reset=reset, implementation=form, chunk_size=chunk_size)
+    options = {} if form == "pallas" else {"chunk_size": chunk_size}  # the kernels have none to choose
+    return selective_scan(**inputs, reset=reset, implementation=form, **options)
 
 
 @functools.cache

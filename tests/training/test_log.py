@@ -187,3 +187,34 @@ def test_peak_flops_of_known_devices():
     assert peak_flops_per_second([Device("tpu", "TPU v5 lite")]) == 197e12
     assert peak_flops_per_second([Device("gpu", "some other")]) is None
     assert peak_flops_per_second([Device("cpu", "cpu")]) > 1e8
+
+
+@pytest.mark.parametrize("damage", ["shortened", "changed", "deleted"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
+def test_a_damaged_file_is_noticed_and_kept(tmp_path, name, damage, capsys):
+    log = open_log(tmp_path, 0)
+    train_to(log, 1, 2)
+    log.sample(2, "Once upon a time")
+    written = log.written()
+    train_to(log, 3, 4)
+    log.sample(4, "There was a cat")
+    log.close()
+    path = tmp_path / name
+    data = path.read_bytes()
+    open_log(tmp_path, 2, written=written).close()
+    assert "is not what was written" not in capsys.readouterr().err, "rows after the checkpoint are no damage"
+    whole = path.read_bytes()
+    assert data.startswith(whole) and len(whole) == written[name]["bytes"]
+    damaged = {"shortened": whole[:-20], "changed": whole.replace(b"1", b"7", 1).replace(b"O", b"P", 1), "deleted": b""}[damage]
+    path.write_bytes(damaged)
+    if damage == "deleted":
+        path.unlink()
+    open_log(tmp_path, 2, written=written).close()
+    said = capsys.readouterr().err
+    assert f"{path} is not what was written up to step 2" in said
+    kept = list(tmp_path.glob(f"{name}.damaged*"))
+    assert [file.read_bytes() for file in kept] == ([] if damage == "deleted" else [damaged])
+    # What is there now is what the next checkpoint expects.
+    log = open_log(tmp_path, 2)
+    assert path.stat().st_size == log.written()[name]["bytes"] if path.exists() else True
+    log.close()

@@ -203,7 +203,7 @@ def test_kernels_compute_on_a_mesh_what_they_do_on_one_device():
     losses, gradient, choices = results.pop("xla")
     assert choices == ["selective_scan: chunked (chunk 16)", "linear_recurrence: chunked"]
     for name, (other_losses, other_gradient, choices) in results.items():
-        assert choices == ["selective_scan: pallas", "linear_recurrence: pallas"], name
+        assert choices == ["selective_scan: pallas tpu/selective_scan", "linear_recurrence: pallas tpu/linear_recurrence"], name
         np.testing.assert_allclose(other_losses, losses, rtol=2e-5, err_msg=name)
         np.testing.assert_allclose(other_gradient, gradient, rtol=0, atol=3e-5 * np.abs(gradient).max(), err_msg=name)
 

@@ -4,14 +4,15 @@ A task is a frozen dataclass of options (``config.data.tasks.<name>``) that draw
 makes batches of them.
 """
 
-import difflib
 from typing import Final
 
+from seqmodels import suggest
 from seqmodels.data.tasks.copying import Compression, Memorization, SelectiveCopying
 from seqmodels.data.tasks.recall import MQAR, FuzzyRecall, InContextRecall, Induction, NoisyRecall
 from seqmodels.data.tasks.state_tracking import GroupWord, ListOps, ModularArithmetic, Parity
 from seqmodels.data.tasks.task import Segment, Task
 from seqmodels.errors import UserError
+from seqmodels.ranges import shown
 
 TASKS: Final[dict[str, type[Task]]] = {
     task.name: task
@@ -28,7 +29,5 @@ __all__ = ["TASKS", "Segment", "Task", "load"]
 def load(name: str) -> type[Task]:
     """A task by its name. Raises UserError for an unknown one."""
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"there is no task {name!r}; {hint}known: {', '.join(TASKS)}")
+        raise UserError(f"there is no task {shown(name)}; {suggest.hint(name, TASKS)}known: {', '.join(TASKS)}")
     return TASKS[name]

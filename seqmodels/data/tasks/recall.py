@@ -56,7 +56,7 @@ class MQAR(Task):
         example.inputs[:, 0 : 2 * K : 2] = keys
         example.inputs[:, 1 : 2 * K : 2] = values
 
-        # Clocks that ring at these rates ring in the order of draws without replacement.
+        # Exponential clocks (Gumbel's trick): their order is that of draws without replacement at these rates.
         weights = np.arange(1, (L - 2 * K) // 2 + 1) ** (self.power - 1.0)
         slots = np.argsort(rng.standard_exponential((rows, len(weights))) / weights, axis=1)[:, :K]
         questions = 2 * K + 2 * slots

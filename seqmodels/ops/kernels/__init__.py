@@ -12,7 +12,7 @@ and the kernel's passes. Nothing else in the project imports Pallas.
 | (optional) | precision, chunk_size | read_before, precision, output_dtype, keep_starts, interpret)``, |
 | | | ``backward(q, k, v, log_decay, start_log_mask, starts, d_output, d_final, *, chunk_size, |
 | | | read_before, precision, interpret)`` |
-| selective_scan | x, dt, A, B, C | ``forward(x, dt, A, B, C, state, reset, *, keep_starts, interpret)``, |
+| selective_scan | x, dt, A, B, C, chunk_size | ``forward(x, dt, A, B, C, state, reset, *, keep_starts, interpret)``, |
 | | | ``backward(x, dt, A, B, C, reset, starts, dy, dfinal, *, interpret)`` |
 | linear_recurrence | dtype | ``scan(a, b, carry, reset, *, reverse, interpret)`` |
 | softmax_attention | q, k, v, cache, reset, window | ``attend(q, k, v, documents, window, *, interpret)`` |
@@ -36,51 +36,37 @@ NAMES = {"tpu": "a TPU", "gpu": "an NVIDIA GPU"}
 class Kernel:
     """A kernel's passes, and whether they run in the interpreter: fixed when a function is traced, for its gradient as well."""
 
+    name: str  # device/name
     passes: types.ModuleType
     interpret: bool
 
 
-def find(name: str, **call: Any) -> Kernel | None:
-    """The kernel of this name for the device that the caller is traced for, if there is one for this call."""
-    return Kernel(_module(name), target.interpreting()) if _lacking(name, call) is None else None
+@dataclasses.dataclass(frozen=True)
+class Unsupported:
+    """Why there is no kernel: ``message`` for who asked for one; ``reason`` where the device has it and the call is the cause."""
+
+    name: str  # device/name
+    message: str
+    reason: str | None
 
 
-def choose(implementation: str | None, name: str, op: str, **call: Any) -> Kernel | None:
-    """The kernel that an op's ``implementation`` means, for the device that the caller is traced for.
+def find(name: str, **call: Any) -> Kernel | Unsupported:
+    """The kernel of this name for the device that the caller is traced for, if there is one for this call.
 
     Args:
-      implementation: ``"pallas"`` wants the kernel, ``None`` wants it where there is one; no other name does.
-      name: the kernel.
-      op: who asks, for the message.
       call: what the kernel's ``unsupported_reason`` wants to know.
-
-    Raises:
-      NotImplementedError: ``"pallas"``, and there is no kernel for this call; the message says why.
     """
-    if implementation not in ("pallas", None):
-        return None
-    kernel = find(name, **call)
-    if kernel is None and implementation == "pallas":
-        raise NotImplementedError(f"{op} has no Pallas kernel for {_lacking(name, call)}")
-    return kernel
-
-
-def _lacking(name: str, call: dict[str, Any]) -> str | None:
     device = target.device()
+    place, path = f"{device}/{name}", f"seqmodels.ops.kernels.{device}.{name}"
     if device not in NAMES:
-        return (
+        return Unsupported(place, (
             f"this device ({device}): use implementation='chunked', or "
             "`with seqmodels.ops.interpret():` to run a TPU's or a GPU's kernel in its interpreter"
-        )
-    if importlib.util.find_spec(_path(name)) is None:
-        return f"{NAMES[device]} yet: use implementation='chunked'"
-    lacking = _module(name).unsupported_reason(**call)
-    return None if lacking is None else f"this call: {lacking}; use implementation='chunked'"
-
-
-def _path(name: str) -> str:
-    return f"seqmodels.ops.kernels.{target.device()}.{name}"
-
-
-def _module(name: str) -> types.ModuleType:
-    return importlib.import_module(_path(name))
+        ), None)  # fmt: skip
+    if importlib.util.find_spec(path) is None:
+        return Unsupported(place, f"{NAMES[device]} yet: use implementation='chunked'", None)
+    passes = importlib.import_module(path)
+    reason = passes.unsupported_reason(**call)
+    if reason is not None:
+        return Unsupported(place, f"this call: {reason}; use implementation='chunked'", reason)
+    return Kernel(place, passes, target.interpreting())

@@ -295,7 +295,7 @@ def test_distinct_numbers_in_every_order(count, below):
         (lambda: MQAR(pairs=8).segment(30, 0), "data.task=mqar has no examples of 30 tokens: it needs an even number, at"),
         (lambda: MQAR(vocab_size=64).segment(64, 0), "data.tasks.mqar.vocab_size=64 must be above the length, 64"),
         (lambda: MQAR(power=0.0), "data.tasks.mqar.power=0.0 must be positive"),
-        (lambda: MQAR(train_mix=((64, 4),)), "data.tasks.mqar.train_mix: (64, 4) is not a size"),
+        (lambda: MQAR(train_mix=((64, 4),)), "mqar.train_mix=((64, 4),) must hold values each of which must have 3 entries"),
         (lambda: MQAR(test_mix=((64, 4, 0),)), "data.tasks.mqar.test_mix"),
         (lambda: SelectiveCopying(copies=16).segment(32, 0), "at least 33 for copies=16"),
         (lambda: FuzzyRecall(longest_motif=8), "longest_motif=8 must lie in 1..7"),

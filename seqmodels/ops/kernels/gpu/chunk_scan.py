@@ -33,7 +33,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from seqmodels.ops.chunk import Chunk
+from seqmodels.ops.chunk import Chunk, power_of_two
 from seqmodels.ops.kernels.gpu import common
 
 STEPS = 64  # of a chunk: the least that wgmma multiplies
@@ -55,7 +55,7 @@ def unsupported_reason(*, precision: lax.Precision, channels: int, width: int, c
         return "float32 q and k ask for float32 products, which Hopper's tensor cores do not have"
     if channels > CHANNELS[-1]:
         return f"K = {channels} key channels are more than {CHANNELS[-1]}"
-    if chunk_size > STEPS:
+    if power_of_two(chunk_size) > STEPS:
         return f"chunks of {chunk_size} steps are longer than {STEPS}"
     return None
 

@@ -11,7 +11,7 @@ each, what is left:
 
     dq~ = do S^T,  dk~ = v dS'^T,  dgamma = sum(S * dS'),  dA = do v^T
 
-with their ways back through q~, k~, gamma and A to q, k and the log decay. Chunks have 64 steps, whatever ``chunk_size`` is: the
+with their ways back through q~, k~, gamma and A to q, k and the log decay. Chunks have 64 steps: the
 numbers are the same.
 
 *Local sums on tensor cores.* ``chunk.py`` says why A is made level by level of sums within blocks of 1, 2, 4, ... 32
@@ -50,13 +50,13 @@ CLOSED = -1e4
 OPERAND, matmul = chunk_scan.OPERAND, chunk_scan.matmul
 
 
-def unsupported_reason(*, q: Array, k: Array, v: Array, decays: int, precision: lax.Precision, chunk_size: int | None) -> str | None:
+def unsupported_reason(*, q: Array, k: Array, v: Array, decays: int, precision: lax.Precision, chunk_size: int) -> str | None:
     """What keeps a call from this kernel; ``decays``: how many a head has, 0, 1 or one per channel."""
     if v.shape[3] > WIDTH:
         return f"V = {v.shape[3]} value channels are more than {WIDTH}"
-    return chunk_scan.unsupported_reason(
-        precision=precision, channels=q.shape[3], width=v.shape[3], chunk_size=min(chunk_size or STEPS, STEPS)
-    )
+    if chunk_size < q.shape[1] and chunk_size != STEPS:
+        return f"its chunks have {STEPS} steps, not {chunk_size}"
+    return chunk_scan.unsupported_reason(precision=precision, channels=q.shape[3], width=v.shape[3], chunk_size=STEPS)
 
 
 def forward(
@@ -67,7 +67,7 @@ def forward(
     start_log_mask: Float[Array, "B T"] | None,
     state: Float[Array, "B H K V"],
     *,
-    chunk_size: int | None,
+    chunk_size: int,
     read_before: bool,
     precision: lax.Precision,
     output_dtype: jnp.dtype,
@@ -98,7 +98,7 @@ def backward(
     d_output: Float[Array, "B T H V"],
     d_final: Float[Array, "B H K V"],
     *,
-    chunk_size: int | None,
+    chunk_size: int,
     read_before: bool,
     precision: lax.Precision,
     interpret: bool,

@@ -35,8 +35,10 @@ _STAGES = 2  # tiles in shared memory: the one in work and the next
 _BLOCKS = 132  # enough to give every multiprocessor one
 
 
-def unsupported_reason(x: Array, dt: Array, A: Array, B: Array, C: Array) -> str | None:
+def unsupported_reason(x: Array, dt: Array, A: Array, B: Array, C: Array, chunk_size: int | None = None) -> str | None:
     """What keeps a call from the kernel."""
+    if chunk_size is not None:
+        return f"chunk_size={chunk_size}, and the kernel has no chunks to choose"
     if lacking := common.unsupported_reason():
         return lacking
     if A.shape[1] > _MOST_STATES:

@@ -17,7 +17,7 @@ def unsupported_reason(q, k, v, cache, reset, window) -> str | None:
     if {q.dtype, k.dtype, v.dtype} not in ({jnp.dtype(jnp.bfloat16)}, {jnp.dtype(jnp.float16)}):
         return f"cuDNN's attention takes bfloat16 or float16 alike, not {q.dtype}, {k.dtype}, {v.dtype}"
     if cache is not None:
-        return "cuDNN's attention reads no ring of keys and values (cache)"
+        return "cuDNN's attention reads no KV cache (cache)"
     if reset is not None:
         return "cuDNN's attention knows no documents (reset)"
     if q.shape[-1] != v.shape[-1] or q.shape[-1] % 8 or q.shape[-1] > 128:

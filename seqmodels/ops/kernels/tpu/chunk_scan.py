@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from seqmodels.ops.chunk import Chunk
+from seqmodels.ops.chunk import Chunk, power_of_two
 
 _VMEM_BYTES = 12 * 2**20  # of the 16 MiB that a kernel gets; the rest is for values between operations
 _WIDEST = 512  # value channels of a state in one step
@@ -31,7 +31,7 @@ _ALONG_VALUES = ("value", "inside", "value_read", "row_keep", "d_outputs")
 
 def unsupported_reason(*, precision: lax.Precision, channels: int, width: int, chunk_size: int) -> str | None:
     """What keeps a chunk of ``chunk_size`` steps and a state [channels, width] from this kernel."""
-    needed = _step_bytes(1, channels, _value_block(width), chunk_size, _operand_dtype(precision))
+    needed = _step_bytes(1, channels, _value_block(width), power_of_two(chunk_size), _operand_dtype(precision))
     if needed > _VMEM_BYTES:
         return f"a state of {channels} x {width} needs {needed / 2**20:.0f} MiB of VMEM, of {_VMEM_BYTES / 2**20:.0f}"
     return None

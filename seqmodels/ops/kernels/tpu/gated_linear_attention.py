@@ -17,15 +17,14 @@ from jaxtyping import Array, Float
 from seqmodels.ops.kernels.tpu import decay_per_channel, decay_per_head
 from seqmodels.ops.kernels.tpu.common import VMEM_BYTES, Walk, heads_at_once, operand_dtype
 
-# The fastest, if the caller does not say: (forwards, backwards).
-_CHUNK_SIZE = 128
 
-
-def unsupported_reason(*, q: Array, k: Array, v: Array, decays: int, precision: lax.Precision, chunk_size: int | None) -> str | None:
+def unsupported_reason(*, q: Array, k: Array, v: Array, decays: int, precision: lax.Precision, chunk_size: int) -> str | None:
     """What keeps a call from this kernel; ``decays``: how many a head has, 0, 1 or one per channel."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in (jnp.bfloat16, jnp.float32):
             return f"{name} is {x.dtype}, neither bfloat16 nor float32"
+    if chunk_size < q.shape[1] and chunk_size != _steps(chunk_size, q.shape[1], decays):
+        return f"its chunks have 16, 32, 64, ... steps (of one decay per head or none, any multiple of 16), not {chunk_size}"
     heads = heads_at_once(q.shape[2], v.shape[2] // q.shape[2], q.shape[3], v.shape[3])
     if heads is None:
         return f"heads of {q.shape[3]} and {v.shape[3]} channels do not fill whole registers"
@@ -43,7 +42,7 @@ def forward(
     start_log_mask: Float[Array, "B T"] | None,
     state: Float[Array, "B H K V"],
     *,
-    chunk_size: int | None,
+    chunk_size: int,
     read_before: bool,
     precision: lax.Precision,
     output_dtype: jnp.dtype,
@@ -80,7 +79,7 @@ def backward(
     d_output: Float[Array, "B T H V"],
     d_final: Float[Array, "B H K V"],
     *,
-    chunk_size: int | None,
+    chunk_size: int,
     read_before: bool,
     precision: lax.Precision,
     interpret,
@@ -141,9 +140,9 @@ def _inputs(walk, q, k, v, log_decay, start_log_mask):
     return inputs
 
 
-def _steps(chunk_size: int | None, steps: int, decays: int) -> int:
+def _steps(chunk_size: int, steps: int, decays: int) -> int:
     """The steps of a chunk: whole registers of bfloat16, which are 16 rows; with decays by channel, a power of two."""
-    size = -(-min(steps, _CHUNK_SIZE if chunk_size is None else chunk_size) // 16) * 16
+    size = -(-min(steps, chunk_size) // 16) * 16
     return size if decays <= 1 else 1 << (size - 1).bit_length()
 
 

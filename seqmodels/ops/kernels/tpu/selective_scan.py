@@ -28,8 +28,10 @@ _CHANNELS = 512
 _MOST_STATES = 64  # the states of a stretch take 4 * _STEPS * N * channels bytes of VMEM
 
 
-def unsupported_reason(*, x: Array, dt: Array, A: Array, B: Array, C: Array) -> str | None:
+def unsupported_reason(*, x: Array, dt: Array, A: Array, B: Array, C: Array, chunk_size: int | None = None) -> str | None:
     """What keeps a call of ``selective_scan`` from this kernel."""
+    if chunk_size is not None:
+        return f"chunk_size={chunk_size}, and the kernel has no chunks to choose"
     for name, array in (("x", x), ("dt", dt)):
         if array.dtype not in (jnp.bfloat16, jnp.float32):
             return f"{name} is {array.dtype}, neither bfloat16 nor float32"

@@ -19,7 +19,7 @@ def unsupported_reason(q, k, v, cache, reset, window) -> str | None:
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
         return f"splash attention multiplies in bfloat16, and inputs are {q.dtype}, {k.dtype}, {v.dtype}"
     if cache is not None:
-        return "splash attention reads no ring of keys and values (cache)"
+        return "splash attention reads no KV cache (cache)"
     return None
 
 

@@ -123,12 +123,13 @@ def test_lowers_for_a_gpu_with_documents_and_a_bonus():
 
 
 def test_what_the_kernel_lacks_is_said():
-    def ask(width=64, **changes):
-        q, v = jnp.zeros((1, 4, 1, 64), jnp.bfloat16), jnp.zeros((1, 4, 1, width), jnp.bfloat16)
-        arguments = {"q": q, "k": q, "v": v, "decays": 1, "precision": jax.lax.Precision.DEFAULT, "chunk_size": None}
+    def ask(width=64, steps=4, **changes):
+        q, v = jnp.zeros((1, steps, 1, 64), jnp.bfloat16), jnp.zeros((1, steps, 1, width), jnp.bfloat16)
+        arguments = {"q": q, "k": q, "v": v, "decays": 1, "precision": jax.lax.Precision.DEFAULT, "chunk_size": 64}
         return gated_linear_attention.unsupported_reason(**arguments | changes)
 
-    assert ask() is None and ask(chunk_size=16) is None
+    assert ask() is None and ask(chunk_size=16) is None  # one chunk, whatever its bound
+    assert "64 steps, not 16" in ask(steps=40, chunk_size=16)
     assert "V = 136" in ask(width=136)
     assert "float32" in ask(precision=jax.lax.Precision.HIGHEST)
     assert "K = 256" in ask(q=jnp.zeros((1, 4, 1, 256), jnp.bfloat16))

@@ -67,7 +67,7 @@ def test_the_op_in_bfloat16_keeps_a_nan_in_its_document(small_tiles):
     def run(q, k, v):
         with kernels_of("tpu"), ops.record_choices() as choices:
             o, pull = jax.vjp(lambda *x: softmax_attention(*x, reset=reset)[0], q, k, v)
-        assert list(choices) == ["softmax_attention: pallas"]
+        assert list(choices) == ["softmax_attention: pallas tpu/softmax_attention"]
         return o, pull(jnp.where(jnp.isfinite(o), 1, jnp.nan).astype(o.dtype))
 
     o, gradients = run(q, k, v)
@@ -116,11 +116,15 @@ def test_what_it_lacks():
     with ops.compile_for("tpu"):
         with pytest.raises(NotImplementedError, match="in bfloat16, and inputs are float32"):
             softmax_attention(q, k, v, implementation="pallas")
-        with pytest.raises(NotImplementedError, match="no ring of keys and values"):
+        with pytest.raises(NotImplementedError, match="no KV cache"):
             softmax_attention(*narrow, cache=cache, implementation="pallas")
         with ops.record_choices() as choices:
             jax.eval_shape(softmax_attention, q, k, v)
             jax.eval_shape(softmax_attention, *narrow)
-        assert list(choices) == ["softmax_attention: chunked", "softmax_attention: pallas"]
+        assert list(choices) == [
+            "softmax_attention: chunked, not tpu/softmax_attention: splash attention multiplies in bfloat16, "
+            "and inputs are float32, float32, float32",
+            "softmax_attention: pallas tpu/softmax_attention",
+        ]
     with ops.compile_for("gpu"), pytest.raises(NotImplementedError, match="needs an NVIDIA GPU at hand"):
         softmax_attention(*narrow, implementation="pallas")

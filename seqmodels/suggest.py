@@ -1,0 +1,37 @@
+"""The nearest of the names that there are: what every refusal of an unknown name offers."""
+
+import difflib
+from collections.abc import Iterable
+
+# What other programs call our fields.
+ALIASES = {
+    "lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_steps", "clip": "clip_norm", "grad_clip": "clip_norm",
+    "bs": "batch_size", "batch": "batch_size", "context": "seq_len", "context_length": "seq_len", "block_size": "seq_len",
+    "max_len": "seq_len", "width": "d_model", "dim": "d_model", "hidden_size": "d_model", "n_embd": "d_model",
+    "embed_dim": "d_model", "layers": "repeats", "num_layers": "repeats", "n_layer": "repeats", "depth": "repeats",
+    "heads": "num_heads", "n_head": "num_heads", "max_steps": "steps", "iterations": "steps", "dataset": "source",
+    "output_dir": "workdir", "out_dir": "workdir", "run_dir": "workdir", "grad_accum": "accumulation_steps",
+}  # fmt: skip
+
+LONGEST = 100  # characters that are looked at: difflib's time grows as the square of them
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``name`` probably means, or None. Both may be dotted: the last part counts most."""
+    name, known = name[:LONGEST], list(known)
+    last = name.rpartition(".")[2]
+    by_last = {}
+    for each in known:
+        by_last.setdefault(each.rpartition(".")[2], each)
+    if last in ALIASES and ALIASES[last] in by_last:
+        return by_last[ALIASES[last]]
+    found = difflib.get_close_matches(name, known, n=1)
+    if not found and (parts := difflib.get_close_matches(last, by_last, n=1)):
+        found = [by_last[parts[0]]]
+    return found[0] if found else None
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """``"did you mean 'x'? "``, or nothing: to go before a list of what there is."""
+    near = nearest(name, known)
+    return f"did you mean {near!r}? " if near else ""

@@ -1,0 +1,31 @@
+"""A Python without the packages: one line that says what to do, from every command."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqmodels import packages
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMMANDS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "train.py", ROOT / "eval.py", *(ROOT / "scripts").glob("*.py")))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_python_without_the_packages(command):
+    # -S leaves out site-packages: a bare Python.
+    done = subprocess.run([sys.executable, "-S", command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: \S+ has no jax, flax, .*yaml: (activate|install) .*\(.*\)\n", done.stderr), done.stderr
+
+
+def test_nothing_is_missing_here():
+    packages.check_packages()
+
+
+def test_the_modules_are_those_of_requirements():
+    required = re.findall(r"^([\w-]+)[<>=]", (ROOT / "requirements.txt").read_text(), re.M)
+    imported_as = {"PyYAML": "yaml", "orbax-checkpoint": "orbax"}
+    assert {imported_as[name] if name in imported_as else name for name in required} == set(packages.MODULES)

@@ -1,0 +1,57 @@
+"""What ends a run in good order: signals, whatever a library does with them."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from seqmodels.training import loop
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    monkeypatch.setattr(loop.Signals, "AGAIN_SECONDS", 0.05)
+    with loop.Signals() as signals:
+        yield signals
+
+
+def swallow_a_signal():
+    """What Python does with an exception in a callback of a library written in C, or in a finaliser: it is thrown away."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    except loop.Stopped:
+        pass
+
+
+def test_a_signal_that_was_swallowed_is_delivered_again(signals):
+    begun = time.monotonic()
+    with pytest.raises(loop.Stopped), signals.interrupting():
+        swallow_a_signal()
+        time.sleep(60)
+    assert time.monotonic() - begun < 30
+
+
+def test_a_signal_that_was_swallowed_at_the_end_counts(signals):
+    with pytest.raises(loop.Stopped), signals.interrupting():
+        swallow_a_signal()
+
+
+def test_a_signal_of_which_a_library_made_an_error_counts(signals):
+    with pytest.raises(loop.Stopped), signals.interrupting():
+        swallow_a_signal()
+        raise RuntimeError("the callback failed")
+
+
+def test_an_error_without_a_signal_stays_what_it_is(signals):
+    with pytest.raises(RuntimeError, match="a bug"), signals.interrupting():
+        raise RuntimeError("a bug")
+
+
+def test_outside_of_work_that_can_be_left_nothing_is_raised(signals):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.3)
+    with pytest.raises(loop.Stopped) as stopped:
+        signals.check()
+    assert stopped.value.exit_code == 143
