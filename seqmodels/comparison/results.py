@@ -12,6 +12,7 @@ from seqmodels.comparison.jobs import DIVERGED, FINISHED, ResultsCache
 from seqmodels.comparison.plan import MATCH_NONE, Candidate, Plan, RunPlan
 from seqmodels.comparison.scores import Scores
 from seqmodels.comparison.sizes import QUANTITIES
+from seqmodels.data import TEXT, few_documents
 from seqmodels.evaluation.perplexity import by_context_length, perplexity
 
 BOOTSTRAP_SEED = 0
@@ -27,6 +28,7 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
     known = ResultsCache(plan)
     rows = {candidate.label: _candidate(plan, known, candidate, vocab_size) for candidate in plan.candidates}
     control, starts = _add_gains(plan, rows), audit_of_starts(plan, rows)
+    validation = _validation(plan, known)
     matched = None
     if plan.compare.match != MATCH_NONE:
         matched = {
@@ -41,13 +43,13 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
         "comparison": dataclasses.asdict(plan.compare),
         "base": plan.base,
         "matched": matched,
-        "validation": _validation(plan, known),
+        "validation": validation,
         "mixers": rows,
         "control": control,
         "audit": starts,
         "rate_search": _rate_search(plan, known),
         "pairs": _pairs(plan, known),
-        "warnings": [*_warnings(plan, known), *_unlike(starts), *_busy(rows)],
+        "warnings": [*_warnings(plan, known), *_unlike(starts), *_few(plan, validation), *_busy(rows)],
     })  # fmt: skip
 
 
@@ -356,6 +358,14 @@ def _warnings(plan: Plan, known: ResultsCache) -> list[str]:
     if len(plan.rates()) == 1:
         found.append(f"one learning rate was tried, {plan.rates()[0]:g}; another may be better, for one mixer more than for another")
     return found
+
+
+def _few(plan: Plan, validation: dict | None) -> list[str]:
+    """Of text: documents too few for what the report says of them."""
+    if validation is None or plan.base["data"]["task"] != TEXT:
+        return []
+    halves = (("documents", "reported on"), ("choosing_documents", "learning rates chosen on"))
+    return [warning for name, what in halves if (warning := few_documents(validation[name], what)) is not None]
 
 
 def _unlike(starts: dict) -> list[str]:

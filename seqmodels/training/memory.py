@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from seqmodels import model
 from seqmodels.errors import UserError
+from seqmodels.evaluation.perplexity import state_bytes
 from seqmodels.pattern import parse_pattern
 from seqmodels.training import sharding, step
 
@@ -78,7 +79,9 @@ def check(config, graphdef, shapes: dict, mesh) -> Memory:
     # One stream at least is kept for each repeat, with remat too.
     known = dataclasses.replace(known, activations=config.model.repeats * stream)
     _refuse(known, there, config)
-    if known.total + layers * stream * MOST_PER_BYTE_OF_STREAM < there:
+    # A recurrence may keep its state after every step.
+    states = rows * config.data.seq_len * state_bytes(graphdef, shapes["params"], config.data.seq_len) // parts
+    if known.total + layers * stream * MOST_PER_BYTE_OF_STREAM + states < there:
         return known
     known = dataclasses.replace(known, activations=kept_for_backward(config, graphdef, shapes["params"], rows) // parts)
     _refuse(known, there, config)

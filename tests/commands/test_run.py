@@ -166,6 +166,8 @@ def test_eval_ends_with_one_json_line(trained, run, tmp_path):
     row = json.loads(done.stdout.splitlines()[-1])
     expected = run.evaluate()
     assert row["step"] == 6 and row["tokenizer"] == "bytes"
+    kept = json.loads((tmp_path / "moved" / "data.json").read_text())
+    assert kept["said"].startswith("data: training on ") and row["validation_documents"] == kept["validation"]["documents"]
     assert row["validation_loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert row["perplexity"] == pytest.approx(math.exp(row["validation_loss"]))
     assert row["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-6)

@@ -14,6 +14,7 @@ from configs.compare import base, probe, rate_length, tinystories_medium, tinyst
 from seqmodels import model
 from seqmodels.comparison import jobs, plan, results, sizes
 from seqmodels.comparison.report import figures, page
+from seqmodels.data.text import validation
 from seqmodels.errors import UserError
 from seqmodels.training import loop
 
@@ -79,6 +80,12 @@ def programs(tmp_path):
     for name, text in (("train", TRAIN), ("measure", MEASURE)):
         (tmp_path / f"{name}.py").write_text(text)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def few_are_enough(monkeypatch):
+    """The four documents that MEASURE pretends to score."""
+    monkeypatch.setattr(validation, "FEW_DOCUMENTS", 2)
 
 
 def planned(folder, **changes) -> plan.Plan:
@@ -273,6 +280,14 @@ def test_starts_that_go_with_the_result_are_said(programs):
     for text in (page.markdown(found, []), page.page(found, [], of.workdir)):
         assert "<script>alert" not in text and "\x1b" not in text and text.count("alert(1)") >= 4
     assert "![x](" not in page.markdown(found, [])
+
+
+def test_a_report_of_few_documents_warns(programs, monkeypatch):
+    monkeypatch.setattr(validation, "FEW_DOCUMENTS", 50)
+    found = execute(programs, planned(programs, mixers="attention", seeds=1))
+    expected = [f"{what}: only 2 documents, fewer than 50" for what in ("reported on", "learning rates chosen on")]
+    assert [warning[: len(start)] for warning, start in zip(found["warnings"], expected, strict=True)] == expected
+    assert all(f"- **Warning:** {start}" in page.markdown(found, []) for start in expected)
 
 
 def test_warnings(programs):

@@ -139,7 +139,7 @@ def test_a_lock_is_held_by_one_and_ends_with_it(tmp_path, capsys):
 def test_who_waits_for_a_lock_says_so_and_gets_it(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", f"import fcntl, time\nfile = open({str(tmp_path / 'a')!r}, 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
-         "print('held', flush=True)\ntime.sleep(600)"],
+         "print('held', flush=True)\ntime.sleep(20)"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert holder.stdout.readline() == "held\n"
@@ -150,7 +150,7 @@ def test_who_waits_for_a_lock_says_so_and_gets_it(tmp_path):
         holder.kill()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atomic, "print", kill, raising=False)
+        patch.setattr(atomic, "say", kill)
         with atomic.lock(tmp_path / "a", waiting="waiting for it") as is_held:
             assert is_held and said == ["waiting for it"]
     holder.communicate()

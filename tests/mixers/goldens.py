@@ -207,6 +207,8 @@ def _checkpoint(
         "d_model": theirs["hidden_size"],
         "repeats": theirs["num_hidden_layers"],
         "tie_embeddings": theirs["tie_word_embeddings"],
+        "embedding_norm": False,
+        "branch_rms": None,
     } | changes
     network = tiny(**{f"model.{field}": value for field, value in settings.items()}).model
     network = dataclasses.replace(network, mixers=((mixer, config),))

@@ -1,5 +1,7 @@
 """HGRN and HGRN2: flash-linear-attention's checkpoints, the gate of the paper, and the bounds that cross layers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
 from tests.configs import tiny
 from tests.goldens import golden_forms, load
 from tests.mixers.goldens import assert_close, assert_logits, assert_normal, checkpoint_model, initial
+from tests.programs import fast_jit
 
 KERNELS = {
     "hgrn": ("input", "gate_logit", "gate", "output"),
@@ -66,8 +69,8 @@ def test_bounds_grow_with_depth_from_zero():
 @pytest.mark.parametrize("mixer", ["hgrn", "hgrn2"])
 def test_every_layer_of_a_hybrid_has_its_own_bound(mixer):
     """Depth counts layers of the kind over positions and repeats, in training and in one-token steps."""
-    config = tiny(**{"model.pattern": f"{mixer} attention {mixer} mlp", "model.repeats": 2}).model
-    params = model.init_params(config, 50, jax.random.key(0))
+    config = tiny(**{"model.pattern": f"{mixer} attention {mixer} mlp", "model.repeats": 2, "model.branch_rms": None}).model
+    params = fast_jit(functools.partial(model.init_params, config, 50))(jax.random.key(0))
     random = np.random.default_rng(1)
     rows = random.standard_normal((4, 32)).astype(np.float32)
     for position in (0, 2):
@@ -76,24 +79,27 @@ def test_every_layer_of_a_hybrid_has_its_own_bound(mixer):
     expected = LowerBounds.of_layers(jnp.asarray(rows))
 
     tokens = jnp.asarray(random.integers(0, 50, (2, 6)), jnp.int32)
-    x = jnp.take(params["embedding"], tokens, axis=0)
+    x = network.embed(tokens)
+    apply = fast_jit(lambda layer, x, shared: layer(x, None, shared, reset=None, dropout_key=None))
     for repeat in range(2):
         for layer in network._layers():
             layer = jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], layer)
             shared = {mixer: expected} if layer.name == mixer else {}
-            x, _, after = layer(x, None, shared, reset=None, dropout_key=None)
+            x, _, after = apply(layer, x, shared)
             expected = after[mixer] if shared else expected
     assert int(expected.layer) == 4
     written_out = network.logits(network.final_norm(x))
-    logits, _ = network(tokens)
+    call = fast_jit(network)
+    logits, _ = call(tokens)
     np.testing.assert_allclose(logits, written_out, rtol=0, atol=1e-5)
 
     state = network.unstack_state(network.init_state(2, 6))
     for t in range(6):
-        step, state = network(tokens[:, t : t + 1], state)
+        step, state = call(tokens[:, t : t + 1], state)
         np.testing.assert_allclose(step[:, 0], written_out[:, t], rtol=0, atol=2e-5)
 
-    gradients = jax.grad(lambda params: model.merge(model.graphdef(config, 50), params)(tokens)[0].var())(params)
+    definition = model.graphdef(config, 50)
+    gradients = fast_jit(jax.grad(lambda params: model.merge(definition, params)(tokens)[0].var()))(params)
     for position in (0, 2):
         assert np.abs(gradients["layers"][f"{position}_{mixer}"]["layer"]["lower_bound_logit"]).max() > 0.0
 
