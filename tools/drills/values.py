@@ -98,7 +98,7 @@ def _chosen(place: Place, most: int) -> list[tuple[str, Any]]:
     flat = config_lib.flatten(base.get_config().to_dict())
     hints = _types()
     trials = [
-        (name, value) for name in flat for value in (*ODD.get(hints.get(name, type(flat[name])), ()), *OTHER_TYPES)
+        (name, value) for name in flat for value in (*_odd_of(hints[name] if name in hints else type(flat[name])), *OTHER_TYPES)
     ]
     place.draw.shuffle(trials)
     return trials[:most]
@@ -129,3 +129,7 @@ def _built(name: str, value: Any) -> tuple[str, Any]:
         values["data"]["task"] = name.split(".")[2]
     config_lib.from_config_dict(values)
     return name, value
+
+
+def _odd_of(kind: type) -> tuple[Any, ...]:
+    return ODD[kind] if kind in ODD else ()
