@@ -197,6 +197,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.tools
 def test_kernels_compute_on_a_mesh_what_they_do_on_one_device():
     """Each device runs a kernel for its rows; the gradient of what all share is summed over them."""
     results = run_on_eight_devices(KERNELS_ON_EIGHT_DEVICES)
