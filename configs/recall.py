@@ -18,7 +18,7 @@ def get_config(setting: str = "mqar_small"):
 
 
 def _mqar_small(config):
-    """4 pairs in 32 tokens, 64 words."""
+    """4 pairs in 32 tokens, 64 tokens in the vocabulary."""
     config.data.task = "mqar"
     config.data.seq_len, config.data.batch_size = 32, 128
     config.data.tasks.mqar.vocab_size = 64
@@ -41,7 +41,7 @@ def _mqar_sweep(config):
 
 
 def _mqar(config):
-    """A size between: 16 pairs in 256 tokens, 8,192 words."""
+    """A size between: 16 pairs in 256 tokens, 8,192 tokens in the vocabulary."""
     config.data.task = "mqar"
     config.data.seq_len, config.data.batch_size = 256, 64
     config.data.tasks.mqar.pairs = 16

@@ -287,7 +287,7 @@ def pytorch_parts(d_model, repeats, sizes) -> dict[str, Callable]:
 
 
 def measure_loss_memory() -> dict:
-    """MiB of temporaries of the loss and its gradients at 32,768 words, in chunks and with all logits at once."""
+    """MiB of temporaries of the loss and its gradients at 32,768 tokens in the vocabulary, in chunks and with all logits at once."""
     progress("memory of the loss")
     tokens, d_model, vocab_size = (16, 256), 128, 32_768
     shapes = (

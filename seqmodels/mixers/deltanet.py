@@ -19,7 +19,7 @@ float32; a chunk inverts a matrix of the overlaps of its keys, which no series d
 Parameters: 4 D^2 + (3 W + H) D + D / H with the default expansions.
 
 Deviations from the paper: heads of any width (the paper's have 128 channels: ``paper``). The projections start normal
-with deviation 1/sqrt(fan in) as everywhere in this house (flash-linear-attention: 0.02 at every width), the
+with deviation 1/sqrt(fan in) as everywhere in this project (flash-linear-attention: 0.02 at every width), the
 convolution like torch's.
 """
 

@@ -22,7 +22,7 @@ contracts the memory only while beta |k|^2 is within [0, 2], so that keys are no
 Parameters: 4 D^2 + 2 (W + H) D + 2 H + D / H with the default expansions.
 
 Deviations from the paper: keys half and values as wide as the model, where the paper has 3/4 and 3/2 (6 D^2:
-``paper``). The projections start normal with deviation 1/sqrt(fan in) as everywhere in this house
+``paper``). The projections start normal with deviation 1/sqrt(fan in) as everywhere in this project
 (flash-linear-attention: 0.02 at every width), the convolution like torch's.
 """
 

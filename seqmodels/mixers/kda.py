@@ -23,7 +23,7 @@ multiplies by decays only, so that no floor is needed. A step contracts the memo
 Parameters: 4 D^2 + (3 W + H + 2 decay_rank + 2 gate_rank + 2) D + H + D / H with the default expansions.
 
 Deviations from the paper: heads of any width and ranks of 16, where the paper has heads of 128 channels and ranks as
-large (``paper``). The projections start normal with deviation 1/sqrt(fan in) as everywhere in this house
+large (``paper``). The projections start normal with deviation 1/sqrt(fan in) as everywhere in this project
 (flash-linear-attention: 0.02 at every width), b_g at zero, the convolution like torch's.
 """
 

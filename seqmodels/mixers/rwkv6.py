@@ -24,7 +24,7 @@ Parameters: with the default key_expansion 4 D^2 + (10 mix_rank + 1.5 decay_rank
 5 D^2, and ranks of 32 and 64, which would add 3.5 D^2 at D = 128: hence the smaller defaults.
 
 Deviations from the paper: keys half as wide by default, as in flash-linear-attention. The projections start normal
-with deviation 1/sqrt(fan in) and W_o is scaled by depth, as everywhere in this house, where the authors have
+with deviation 1/sqrt(fan in) and W_o is scaled by depth, as everywhere in this project, where the authors have
 orthogonal matrices, zero for W_o, and a norm that starts at ((l + 1)/L)^0.7. The norm in front is the model's
 RMSNorm, not LayerNorm, and the embedding has none of its own (``model.norm=layer``, ``model.embedding_norm=True`` give both).
 """

@@ -310,7 +310,7 @@ _whole.defvjp(_whole_forward, _whole_backward)
 def _grouped(
     q, k, v, log_decay, value_log_decay, bonus, state, reset
 ) -> tuple[chunk_scan.Prepare, _Inputs, Array, Callable[[Array], Array]]:
-    """How to prepare a chunk, heads as groups of q and k, the state likewise, and the way back for the state."""
+    """How to prepare a chunk, heads as groups of q and k, the state likewise, and the backward pass for the state."""
     batch, steps, groups, channels = q.shape
     heads, width = v.shape[2:]
     repeats = heads // groups

@@ -18,8 +18,8 @@ from seqmodels.layers import matmul_precision, soft_cap
 
 # Bytes of one chunk's float32 logits, and the fewest tokens in it. On a CPU a chunk should stay in the last-level
 # cache, but each chunk also reads and writes the whole kernel gradient, which few tokens do not pay for. Measured
-# on 2 cores, forward and backward, B 16, T 256, D 128: at 4,096 words chunks of 128, 256, 1,024 tokens take 75, 69,
-# 78 ms (plain form 141); at 32,768 words chunks of 64, 256, 512 take 961, 711, 669 ms (plain form 2,045). An
+# on 2 cores, forward and backward, B 16, T 256, D 128: at 4,096 tokens in the vocabulary chunks of 128, 256, 1,024 tokens take 75, 69,
+# 78 ms (plain form 141); at 32,768 tokens in the vocabulary chunks of 64, 256, 512 take 961, 711, 669 ms (plain form 2,045). An
 # accelerator wants products large enough to fill it.
 CPU_CHUNK_BYTES = 4 * 2**20
 ACCELERATOR_CHUNK_BYTES = 256 * 2**20

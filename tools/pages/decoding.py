@@ -55,9 +55,9 @@ def page(results: dict, source: str) -> str:
         results["command"],
         "```",
         "",
-        f"Width {sizes['d_model']}, {sizes['repeats']} repeats of what stands for attention and an MLP in each mixer's paper, "
-        f"4,096 words, float32, random weights. A row is fed random tokens up to the context; then {sizes['tokens']} tokens "
-        "are decoded greedily by the loop that `scripts/generate.py` runs, and the fastest run counts. "
+        f"Width {sizes['d_model']}, {sizes['repeats']} repeats of each mixer's block (what replaces attention and an MLP in its "
+        "paper), 4,096 tokens in the vocabulary, float32, random weights. A row is fed random tokens up to the context; then "
+        f"{sizes['tokens']} tokens are decoded greedily by the loop that `scripts/generate.py` runs, and the fastest run counts. "
         "`attention_window` sees 256 tokens.",
         "",
         f"![time and state against context]({PAGE.with_suffix('.png').name})",

@@ -11,7 +11,7 @@ each, what is left:
 
     dq~ = do S^T,  dk~ = v dS'^T,  dgamma = sum(S * dS'),  dA = do v^T
 
-with their ways back through q~, k~, gamma and A to q, k and the log decay. Chunks have 64 steps: the
+with their backward passes through q~, k~, gamma and A to q, k and the log decay. Chunks have 64 steps: the
 numbers are the same.
 
 *Local sums on tensor cores.* ``chunk.py`` says why A is made level by level of sums within blocks of 1, 2, 4, ... 32
@@ -181,7 +181,7 @@ class _Sizes(NamedTuple):
         return jnp.moveaxis(x, 2, 1).reshape(-1, STEPS)
 
     def unflat(self, x, shape):
-        """The way back, without what was padded."""
+        """The backward pass, without what was padded."""
         return x.reshape(self.B, self.N * STEPS, shape[2], -1)[:, : shape[1], :, : shape[3]]
 
     def unflat_decay(self, x, shape):
@@ -336,7 +336,7 @@ def _gradients(sizes, inputs, dtype, read_before, interpret):
             weights = product(do, v.transpose((1, 0)))  # of what step i reads of step j
             dq, dk = product(do, S.transpose((1, 0))), product(v, dS.transpose((1, 0)))
             if sizes.per is not None:
-                # The ways back from gamma, q~ and k~.
+                # The backward passes from gamma, q~ and k~.
                 decays = _decays(tile, local, read_before)
                 vector[...] = jnp.sum(_load(S) * _load(dS), axis=1)
                 plgpu.commit_smem()

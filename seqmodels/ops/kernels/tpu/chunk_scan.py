@@ -7,7 +7,7 @@ each step reads one chunk of a few heads and advances their states, float32 in s
 channels never meet, so a wide state is cut along them. Products take bfloat16 operands where the inputs were narrow, else
 float32 in six passes; sums and states are float32.
 
-The way back is the same walk from the last chunk to the first, of the state's cotangent alone: it needs no state, so the
+The backward pass is the same walk from the last chunk to the first, of the state's cotangent alone: it needs no state, so the
 gradients of the chunks are left to XLA, which has all cotangents at once afterwards.
 """
 

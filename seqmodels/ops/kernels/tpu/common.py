@@ -93,7 +93,7 @@ class Walk:
         return self.padded(x.reshape(*x.shape[:2], -1))
 
     def of_lanes(self, x, shape):
-        """The way back."""
+        """The backward pass."""
         return x[:, : self.time].reshape(shape)
 
     def rows(self, x: Float[Array, "B T H 1"]):
@@ -103,7 +103,7 @@ class Walk:
         return jnp.moveaxis(x, 2, 4)
 
     def of_rows(self, x):
-        """The way back."""
+        """The backward pass."""
         return jnp.moveaxis(x, 4, 2).reshape(self.batch, -1, self.num_heads, 1)[:, : self.time]
 
     def call(

@@ -2,8 +2,8 @@
 
 The grid is (rows of the batch, groups, parts of a group's heads, chunks), the last in order: a step reads one chunk of a few
 heads, where they lie in [B, T, H, K], and advances their states, which stay in scratch memory from the first chunk to the
-last. q, k, v and the decays are read once and o is written once, in the dtypes they have. The way forward leaves the states
-at chunk starts; the way back walks from the last chunk with the cotangent of the state, and gives all gradients on the way.
+last. q, k, v and the decays are read once and o is written once, in the dtypes they have. The forward pass leaves the states
+at chunk starts; the backward pass walks from the last chunk with the cotangent of the state, and gives all gradients on the way.
 
 What a step computes is in ``tpu/decay_per_head.py`` (one decay per head, or none) and ``tpu/decay_per_channel.py``.
 """
@@ -147,7 +147,7 @@ def _steps(chunk_size: int, steps: int, decays: int) -> int:
 
 
 def _step_bytes(heads, steps: int, decays: int) -> int:
-    """VMEM of a step of the way back, the larger one; blocks are held twice, to load ahead."""
+    """VMEM of a step of the backward pass, the larger one; blocks are held twice, to load ahead."""
 
     def tile(rows, columns):
         return -(-rows // 16) * 16 * -(-columns // 128) * 128 * 4

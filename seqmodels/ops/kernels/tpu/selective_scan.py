@@ -8,7 +8,7 @@ batch and up to 512 channels, and walks through them one after the other; the st
 memory. Eight steps are written out, so that what does not wait for the state is done beside it; their columns are taken from a
 [N, 128] block that turns by eight lanes after them, so that the wanted ones are always at the same places.
 
-The way back keeps the states at the starts of stretches, N E numbers per 128 steps. It makes the states of one stretch again,
+The backward pass keeps the states at the starts of stretches, N E numbers per 128 steps. It makes the states of one stretch again,
 into scratch memory, and walks backwards through it. Gradients of B and C are sums over channels: those of each block of
 channels leave the kernel and are added by XLA. All exponents are of one step's dt * A; nothing is divided or clamped.
 """
