@@ -57,7 +57,7 @@ def reference(place: Place) -> tuple[dict, Ended]:
 
 def kill_tokenising(place: Place) -> Count:
     """SIGKILL while the token cache is written, then again: the tokens of an undisturbed run, and no folder is left over."""
-    config, _ = train.parse(place.flags(place.folder / "none", data__toy_documents=20_000, data__tokenizer="bpe"))
+    config, _ = train.parse(place.flags(place.folder / "none", data__toy_documents=4000))
 
     def prepare(cache: Path):
         return data.prepare(dataclasses.replace(config.data, cache_dir=str(cache)), seed=0)
