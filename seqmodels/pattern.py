@@ -82,7 +82,7 @@ def with_options(config: Any, name: str, options: tuple[tuple[str, Any], ...]) -
     if not options:
         return config
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return fields.build(type(config), values | dict(options), f"{name} in model.pattern")
+    return fields.build(type(config), values | dict(options), f"model.pattern: {name}")
 
 
 def layer_name(word: str) -> str:

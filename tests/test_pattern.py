@@ -82,7 +82,7 @@ def test_saved_and_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
-        ("attention(windw=4) mlp", "windw is not a field; did you mean attention in model.pattern.window"),
+        ("attention(windw=4) mlp", "model.pattern: attention.windw is not a field; did you mean model.pattern: attention.window"),
         ("attention(window=wide) mlp", "window='wide' must be int"),
         ("attention(window=0) mlp", "window=0"),
         ("attention(num_heads=3) mlp", "num_heads"),
