@@ -271,7 +271,8 @@ def test_a_state_of_another_step_is_refused(trained, run, tmp_path):
         ("- a\n- 5\n", "entry 2 is 5 (int)"),
         ("a: b\n", "must be a YAML list"),
         ("", "must be a YAML list"),
-        ("- [\n", "is not YAML"),
+        ("- [\n", "entry 1 is a sequence"),
+        ("- 'a\n", "is not YAML"),
     ],
 )
 def test_a_file_that_is_no_list_of_prompts(trained, tmp_path, monkeypatch, content, message):
