@@ -42,6 +42,7 @@ from seqmodels.layers import (
     sinusoids,
     soft_cap,
 )
+from seqmodels.ops import dispatch
 from seqmodels.pattern import MLP, layer_name, mixers_in_pattern, parse_pattern, parts_of, with_options
 from seqmodels.ranges import AtLeast, AtMost, Below, Checked, Count, Epsilon, NonNegative, OneOf, Positive, Size
 
@@ -232,7 +233,8 @@ class LanguageModel(nnx.Module):
                 x = x + scales[-1] * branch
             return (x, shared), tuple(scales)
 
-        return jax.lax.scan(repeat, (self._embed(tokens, jnp.float32), self._shared()), layers)[1]
+        with dispatch.unrecorded():
+            return jax.lax.scan(repeat, (self._embed(tokens, jnp.float32), self._shared()), layers)[1]
 
     def init_state(self, batch_size: int, max_len: int) -> tuple[State, ...]:
         """The state of "nothing read yet": one entry per pattern position, leaves stacked [R, B, ...].

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqmodels import model
+from seqmodels import model, ops
 from seqmodels.errors import UserError
 from tests.configs import tiny
 
@@ -137,3 +137,9 @@ def test_a_start_without_scaled_branches_is_the_layers_own():
 def test_a_start_out_of_range_is_one_line(field, value):
     with pytest.raises(UserError, match=field):
         build(**{field: value})
+
+
+def test_the_start_is_not_in_the_record_of_forms():
+    with ops.record_choices() as choices:
+        build()
+    assert not choices

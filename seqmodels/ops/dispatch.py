@@ -148,6 +148,16 @@ def record_choices() -> Iterator[dict[str, None]]:
         _recorded.reset(token)
 
 
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Inside this context choices are made and not noted: a model's start is measured on a few tokens before it is trained."""
+    token = _recorded.set(())
+    try:
+        yield
+    finally:
+        _recorded.reset(token)
+
+
 def record(op: str, form: str, chunk_size: int | None = None, left: list[kernels.Unsupported] | tuple = ()) -> None:
     """Notes what an op has resolved to, and which kernels of this device it left, and why."""
     if target.device() == "cpu":
