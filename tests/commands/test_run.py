@@ -14,6 +14,7 @@ import pytest
 
 import seqmodels
 from seqmodels.errors import UserError
+from seqmodels.escape import escape
 from seqmodels.evaluation.perplexity import by_context_length
 from seqmodels.training import loop
 from tests.configs import tiny
@@ -183,7 +184,8 @@ def test_generate_streams_and_writes_batches(trained, run, tmp_path):
     options = (f"--workdir={trained[0]}", "--max_tokens=12", "--seed=3")
     done = command("scripts/generate.py", *options, "--prompt=Once upon a time", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "Once upon a time" + run.generate("Once upon a time", max_tokens=12, seed=3) + "\n"
+    story = run.generate("Once upon a time", max_tokens=12, seed=3)
+    assert done.stdout == escape("Once upon a time" + story, "terminal") + "\n"
     assert "tokens/s" in done.stderr
 
 

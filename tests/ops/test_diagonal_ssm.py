@@ -288,8 +288,9 @@ def test_narrow_inputs_are_summed_in_float32(form):
         y, state = evaluate(form)(narrow, None)
         wide_y, wide_state = evaluate(form)(narrow | {"u": narrow["u"].astype(jnp.float32)}, None)
     assert y.dtype == jnp.bfloat16 and state.dtype == jnp.float32
-    np.testing.assert_array_equal(y, wide_y.astype(jnp.bfloat16))
-    np.testing.assert_array_equal(state, wide_state)
+    # Two programs, which the compiler may fuse unlike: equal but for float32 rounding, of which a bfloat16 sum is 2^16 times.
+    np.testing.assert_allclose(y.astype(jnp.float32), wide_y.astype(jnp.bfloat16).astype(jnp.float32), rtol=2**-7)
+    np.testing.assert_allclose(state, wide_state, rtol=1e-5)
 
 
 @pytest.mark.parametrize("documents", [False, True])
