@@ -74,7 +74,7 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     log = folder / "log"
     child = start(flags(folder), log)
-    end = time.monotonic() + 300
+    end = time.monotonic() + 1200
     second = folder / "compare" / "attention" / "lr1e+30" / "seed0" / "train.log"
     while not second.exists() and child.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
@@ -83,7 +83,7 @@ def compared(tmp_path_factory):
     child.communicate()
     done = {name: (folder / "compare" / name / jobs.OUTCOME).stat().st_mtime_ns for name in outcomes(folder)}
     child = start(flags(folder), log)
-    out, _ = child.communicate(timeout=300)
+    out, _ = child.communicate(timeout=1200)
     assert child.returncode == 0, log.read_text()
     return folder, done, json.loads(out.splitlines()[-1])
 

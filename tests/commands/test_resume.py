@@ -54,7 +54,7 @@ def start(argv, **environment):
 def finish(argv, **environment):
     """Run to the end: (the summary on stdout, stderr)."""
     child = start(argv, **environment)
-    out, err = child.communicate(timeout=300)
+    out, err = child.communicate(timeout=900)
     assert child.returncode == 0, err
     return json.loads(out.splitlines()[-1]), err
 
@@ -78,7 +78,7 @@ def last_row(workdir):
     return max(map(int, re.findall(r'"step": (\d+), ', path.read_text())), default=0) if path.exists() else 0
 
 
-def wait_for_row(child, workdir, step, *, seconds=300.0):
+def wait_for_row(child, workdir, step, *, seconds=900.0):
     """Wait until the run has written a row of this step, or has ended, or so many seconds are over."""
     end = time.monotonic() + seconds
     while child.poll() is None and last_row(workdir) < step and time.monotonic() < end:
@@ -116,7 +116,7 @@ def reference(tmp_path_factory):
     child = start(arguments(folder / "run", folder))
     wait_for_row(child, folder / "run", 1)
     seconds = time.monotonic() - begun
-    out, err = child.communicate(timeout=300)
+    out, err = child.communicate(timeout=900)
     assert child.returncode == 0, err
     return folder / "run", json.loads(out.splitlines()[-1]), err, seconds
 
@@ -176,7 +176,7 @@ def test_a_signal_saves_and_says_how_to_go_on(reference, tmp_path, number, code)
     child = start(argv)
     wait_for_row(child, workdir, 12)
     child.send_signal(number)
-    out, err = child.communicate(timeout=300)
+    out, err = child.communicate(timeout=900)
     assert child.returncode == code and out == "" and "Traceback" not in err
     stopped_at = max(step for step, split in rows_of(workdir))
     assert max(checkpoint.steps(workdir / "checkpoints")) == stopped_at < STEPS

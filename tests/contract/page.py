@@ -8,6 +8,7 @@ from tests.contract.laws import LAWS, Case
 
 PATH = pathlib.Path(__file__).resolve().parents[2] / "docs" / "equivalence.md"
 FACTOR, FLOOR = 10.0, 2e-6  # a figure is current within this factor, and within rounding of a few units in the last place
+UNOPTIMISED_FACTOR = 100.0  # of programs that the compiler did not optimise, which round elsewhere (rwkv6's strong decays: 44)
 Key = tuple[str, str]  # name of the case (mixer and variant), implementation ("default" for None)
 Row = tuple[float, ...] | str  # worst error in every law, or why there is no such implementation
 # One mixer for each kind of kernel (the selective scan's takes too long): `make test-tools` measures their rows of `pallas` again,
@@ -74,9 +75,9 @@ def read() -> dict[Key, Row]:
     return rows
 
 
-def is_current(figure: float, measured: float) -> bool:
-    """Whether a figure of the page is what was measured now, but for another machine's rounding."""
-    return figure <= FACTOR * measured + FLOOR and measured <= FACTOR * figure + FLOOR
+def is_current(figure: float, measured: float, factor: float = FACTOR) -> bool:
+    """Whether a figure of the page is what was measured now, but for the rounding of another machine or compilation."""
+    return figure <= factor * measured + FLOOR and measured <= factor * figure + FLOOR
 
 
 def _figure(error: float) -> str:

@@ -84,7 +84,8 @@ def check(case, law):
     figure = row[laws.LAWS.index(law)]
     everywhere = (case.lengths, case.gradient_lengths) == (laws.LENGTHS, laws.GRADIENT_LENGTHS)
     worst = worst if everywhere else max(worst, figure)
-    assert page.is_current(figure, worst), f"docs/equivalence.md says {figure:.1e}, measured {worst:.1e}: {AGAIN}"
+    factor = page.UNOPTIMISED_FACTOR if jax.config.values["jax_disable_most_optimizations"] else page.FACTOR
+    assert page.is_current(figure, worst, factor), f"docs/equivalence.md says {figure:.1e}, measured {worst:.1e}: {AGAIN}"
 
 
 @pytest.mark.parametrize(("case", "law"), list(parameters()))
