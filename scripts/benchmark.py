@@ -7,6 +7,7 @@
     python scripts/benchmark.py --suite=parity [--out=benchmarks/results/NAME.json] [--models=llama,mamba2]
     python scripts/benchmark.py --suite=kernels [--out=benchmarks/results/NAME.json] ["--ops=delta rule"] [--contenders=pallas,peer]
     python scripts/benchmark.py --suite=models [--out=benchmarks/results/NAME.json] [--mixers=gla] [--minutes=9]
+    python scripts/benchmark.py --suite=meshes [--out=benchmarks/results/NAME.json] [--mixers=gla] [--meshes=fsdp]
 
 train: the training step of every mixer (against a PyTorch Transformer of the same shape, in the same process, if
 PyTorch is installed): the host's time per step, compile time, tokens per second, the parts of the step one by one, and
@@ -23,6 +24,7 @@ batches: the largest difference of the loss (pip install torch transformers flas
 models: training and decoding of whole models of 15 and 130 million parameters, every mixer, for a GPU or a TPU.
 starts: the same models trained from different starts, every mixer and none: loss, loss after one token of context, and what
 the untrained model does to the residual stream.
+meshes: the training step of every mixer compiled for meshes of eight devices: what one device computes, holds and sends.
 
 The table goes to stdout, progress to stderr. Contenders take turns, and the fastest turn of each counts: other work on
 the machine only ever adds time. CPU time (of all threads) is reported beside wall time for the same reason.
@@ -45,14 +47,14 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.suites import decode, hf, kernels, models, ops, parity, starts, train
+from benchmarks.suites import decode, hf, kernels, meshes, models, ops, parity, starts, train
 from benchmarks.timing import about_this_run, write_results
 from seqmodels import command_line
 from seqmodels.errors import UserError
 
 SUITES = {
     "ops": ops, "train": train, "decode": decode, "hf": hf,
-    "kernels": kernels, "models": models, "parity": parity, "starts": starts,
+    "kernels": kernels, "models": models, "parity": parity, "starts": starts, "meshes": meshes,
 }  # fmt: skip
 
 

@@ -32,7 +32,6 @@ from seqmodels.layers import (
     GatedMLP,
     ParallelMixers,
     RWKVChannelMix,
-    Weight,
     call_mixer,
     default_mlp_hidden,
     default_rwkv_hidden,
@@ -42,9 +41,9 @@ from seqmodels.layers import (
     scale_output,
     sinusoids,
     soft_cap,
-    weight_decay_of,
 )
 from seqmodels.ops import dispatch
+from seqmodels.ops.placement import constrain_activations
 from seqmodels.pattern import MLP, layer_name, mixers_in_pattern, parse_pattern, parts_of, with_options
 from seqmodels.ranges import AtLeast, AtMost, Below, Checked, Count, Epsilon, NonNegative, OneOf, Positive, Size
 
@@ -138,7 +137,7 @@ class ResidualLayer(nnx.Module):
             y, state, shared = self.layer(self.norm(x), state, shared, reset=reset)
         else:
             y, state, shared = call_mixer(self.name, self.layer, self.norm(x), state, shared, reset=reset)
-        return x + dropout(y, self.dropout_rate, dropout_key), state, shared
+        return constrain_activations(x + dropout(y, self.dropout_rate, dropout_key)), state, shared
 
 
 def _layer(name, options, config, layer_index, num_layers, *, rngs):
@@ -183,7 +182,7 @@ class LanguageModel(nnx.Module):
         words = parse_pattern(config.pattern)
         self.config = config
         self.vocab_size = vocab_size
-        self.embedding = Weight(normal_init(rngs.params(), (vocab_size, config.d_model), stddev=EMBEDDING_STDDEV))
+        self.embedding = nnx.Param(normal_init(rngs.params(), (vocab_size, config.d_model), stddev=EMBEDDING_STDDEV))
         if config.embedding_norm:
             self.embedding_norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
         # Named, not listed: list entries become integer keys, which checkpoints and JSON do not keep.
@@ -207,10 +206,10 @@ class LanguageModel(nnx.Module):
         if config.embedding_norm and config.tie_embeddings:
             self.final_norm.scale[...] = self.final_norm.scale[...] * min(1.0, TIED_HEAD_WIDTH / config.d_model)
         if config.readout == "last":
-            self.readout_kernel = Weight(normal_init(rngs.params(), (config.d_model, config.d_model), stddev=config.d_model**-0.5))
+            self.readout_kernel = nnx.Param(normal_init(rngs.params(), (config.d_model, config.d_model), stddev=config.d_model**-0.5))
             self.readout_bias = nnx.Param(jnp.zeros(config.d_model))
         if not config.tie_embeddings:
-            self.output_kernel = Weight(normal_init(rngs.params(), (config.d_model, vocab_size), stddev=EMBEDDING_STDDEV))
+            self.output_kernel = nnx.Param(normal_init(rngs.params(), (config.d_model, vocab_size), stddev=EMBEDDING_STDDEV))
         if config.branch_rms is not None and scale_branches:
             tokens = jax.random.randint(rngs.params(), (START_BATCH, START_LENGTH), 0, vocab_size)
             for layer, scale in zip(self._layers(), self._branch_scales(tokens)):
@@ -290,7 +289,7 @@ class LanguageModel(nnx.Module):
 
     def _embed(self, tokens, dtype):
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
-        return self.embedding_norm(x) if self.config.embedding_norm else x
+        return constrain_activations(self.embedding_norm(x) if self.config.embedding_norm else x)
 
     def features(
         self,
@@ -467,15 +466,6 @@ def init_params(config: ModelConfig, vocab_size: int, key: Array) -> dict:
 def param_shapes(config: ModelConfig, vocab_size: int) -> dict:
     """The shapes and dtypes of ``init_params``, without a forward pass: a nested dict of jax.ShapeDtypeStruct."""
     return _pure_params(_shapes(config, vocab_size))
-
-
-def weight_decay_mask(config: ModelConfig, vocab_size: int) -> dict:
-    """True for the parameters that weight decay applies to: a nested dict like ``init_params``.
-
-    Raises:
-      ValueError: a matrix does not say whether it does (``layers/parameters.py``).
-    """
-    return weight_decay_of(_shapes(config, vocab_size), stacked="layers")
 
 
 def merge(definition: nnx.GraphDef, params: dict) -> LanguageModel:

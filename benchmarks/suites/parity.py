@@ -23,12 +23,11 @@ import numpy as np
 
 from benchmarks.timing import Progress, positive, some_of
 from configs import base
-from seqmodels import model
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.data.text import toy
 from seqmodels.errors import UserError
 from seqmodels.interop import checkpoint, table
-from seqmodels.training.optimizer import make_optimizer
+from seqmodels.training.optimizer import decay_mask, make_optimizer
 from seqmodels.training.state import Trainer
 
 VOCAB_SIZE: Final = 256  # a token is a byte
@@ -95,7 +94,7 @@ def compare(peer: Peer, steps: int, batch_size: int, seq_len: int, seed: int) ->
     config = run_config(foreign, steps, batch_size, seq_len)
     trainer = Trainer(config, foreign.config.vocab_size, jax.devices()[:1])
     params = jax.tree.map(jnp.array, foreign.params)
-    optimizer = make_optimizer(config.optim, steps, decayed(foreign))
+    optimizer = make_optimizer(config.optim, steps)
     state = {"params": params, "optimizer": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
     peer.start(config, decayed_tensors(foreign))
     ours, theirs = [], []
@@ -116,14 +115,11 @@ def run_config(foreign: checkpoint.Foreign, steps: int, batch_size: int, seq_len
     return dataclasses.replace(from_config_dict(config), model=foreign.config)
 
 
-def decayed(foreign: checkpoint.Foreign) -> dict:
-    """True for each of our parameters that weight decay applies to."""
-    return model.weight_decay_mask(foreign.config, foreign.config.vocab_size)
-
-
 def decayed_tensors(foreign: checkpoint.Foreign) -> dict[str, np.ndarray]:
     """Where our weight decay applies, bool, in the names and layouts of their tensors (which may hold several of ours)."""
-    ones = jax.tree.map(lambda leaf, applies: np.full(leaf.shape, applies, np.float32), foreign.params, decayed(foreign))
+    ones = jax.tree.map(
+        lambda leaf, decayed: np.full(leaf.shape, decayed, np.float32), foreign.params, decay_mask(foreign.params)
+    )
     with np.errstate(divide="ignore"):  # a layout may take a logarithm
         tensors = table.write_tensors(foreign.kind, foreign.config, ones)
     return {name: tensor > 0.5 for name, tensor in tensors.items()}

@@ -11,10 +11,11 @@ from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.long_conv import long_conv
 from seqmodels.ops.lstm import lstm
 from seqmodels.ops.mlstm_cell import mlstm_cell
+from seqmodels.ops.placement import on_mesh
 from seqmodels.ops.rotary import rotary
 from seqmodels.ops.selective_scan import selective_scan
 from seqmodels.ops.softmax_attention import softmax_attention
-from seqmodels.ops.target import compile_for, interpret, on_mesh
+from seqmodels.ops.target import compile_for, interpret
 from seqmodels.ops.token_shift import token_shift
 
 __all__ = [

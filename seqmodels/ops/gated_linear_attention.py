@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunk_scan, documents, kernels, target
+from seqmodels.ops import chunk_scan, documents, kernels, placement
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.chunk import (
     Chunk,
@@ -251,7 +251,7 @@ def _in_one_kernel(q, k, v, log_decay, value_log_decay, bonus, state, reset, *, 
     """All of it in the kernel ``gated_linear_attention``, but for the bonus term."""
     decayed, start_log_mask = _with_resets(log_decay, bonus, reset, heads=v.shape[2])
     run = functools.partial(_whole, kernel, chunk_size, product_precision(q, k), bonus is not None)
-    o, state = target.by_rows(run, q, k, v, decayed, start_log_mask, state)
+    o, state = placement.by_rows(run, q, k, v, decayed, start_log_mask, state)
     return o + _bonus_term(q, k, v, bonus), state
 
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from seqmodels.ops import kernels, target
+from seqmodels.ops import kernels, placement, target
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.dispatch import KernelForm, dispatch
 
@@ -237,7 +237,7 @@ _scanned.defvjp(_scanned_forward, _scanned_backward)
 
 
 def _in_a_kernel(*arguments, kernel):
-    return target.by_rows(functools.partial(_scanned, kernel), *arguments)
+    return placement.by_rows(functools.partial(_scanned, kernel), *arguments)
 
 
 _FORMS = {

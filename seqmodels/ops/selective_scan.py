@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import kernels, target
+from seqmodels.ops import kernels, placement
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.dispatch import KernelForm, dispatch
 from seqmodels.ops.linear_recurrence import linear_recurrence
@@ -280,7 +280,7 @@ _pallas.defvjp(_pallas_forward, _pallas_backward)
 
 
 def _in_a_kernel(x, dt, A, B, C, state, reset, *, kernel):
-    return target.by_rows(functools.partial(_pallas, kernel), x, dt, A, B, C, state, reset, whole=(2,))  # A
+    return placement.by_rows(functools.partial(_pallas, kernel), x, dt, A, B, C, state, reset, whole=(2,))  # A
 
 
 def _in_chunks(*arguments, chunk_size):

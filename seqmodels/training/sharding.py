@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seqmodels.config import MeshConfig
 from seqmodels.errors import UserError
+from seqmodels.ops.placement import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -24,7 +25,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"", ()),
 )
 
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(BATCH_AXES)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

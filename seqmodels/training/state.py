@@ -52,15 +52,14 @@ class Trainer:
         self._check_batch()
         self.graphdef = model.graphdef(config.model, self.vocab_size)
         self.schedule = optimizer.learning_rate_schedule(config.optim, config.train.steps)
-        decayed = model.weight_decay_mask(config.model, self.vocab_size)
-        self._optimizer = optimizer.make_optimizer(config.optim, config.train.steps, decayed)
+        self._optimizer = optimizer.make_optimizer(config.optim, config.train.steps)
         shapes = jax.eval_shape(self._init, jax.random.key(config.seed))
-        self._shardings = sharding.tree_shardings(shapes, self.mesh)
+        self.shardings = sharding.tree_shardings(shapes, self.mesh)
         self._shapes = shapes
-        self._whole = NamedSharding(self.mesh, PartitionSpec())
-        self._batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
+        self.whole = NamedSharding(self.mesh, PartitionSpec())
+        self.batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
         labelled = config.data.synthetic_task is not None
-        on_mesh = ops.on_mesh(self.mesh, *sharding.BATCH)
+        on_mesh = ops.on_mesh(self.mesh)
         self.untraced_train_step = on_mesh(functools.partial(
             step.train_step, self.graphdef, self._optimizer, self.schedule,
             accumulation_steps=config.optim.accumulation_steps,
@@ -69,14 +68,14 @@ class Trainer:
         ))  # fmt: skip
         self.train_step = jax.jit(
             self.untraced_train_step,
-            in_shardings=(self._shardings, self._batch_sharding),
-            out_shardings=(self._shardings, self._whole),
+            in_shardings=(self.shardings, self.batch_sharding),
+            out_shardings=(self.shardings, self.whole),
             donate_argnums=0,
         )
         self.eval_step = jax.jit(
             on_mesh(functools.partial(step.eval_step, self.graphdef, labelled=labelled)),
-            in_shardings=(self._shardings["params"], self._batch_sharding),
-            out_shardings=self._whole,
+            in_shardings=(self.shardings["params"], self.batch_sharding),
+            out_shardings=self.whole,
         )
 
     def check_memory(self) -> memory.Memory:
@@ -89,19 +88,19 @@ class Trainer:
 
     def init(self) -> dict:
         """A fresh train state from the config's seed, placed on the mesh."""
-        return jax.jit(self._init, out_shardings=self._shardings)(jax.random.key(self.config.seed))
+        return jax.jit(self._init, out_shardings=self.shardings)(jax.random.key(self.config.seed))
 
     def abstract_state(self) -> dict:
         """Shapes, dtypes and shardings of the train state: what a checkpoint is restored into."""
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            self._shapes, self._shardings,
+            self._shapes, self.shardings,
         )
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A numpy batch (the same on every process) as arrays split over data and fsdp."""
         return {
-            name: jax.make_array_from_callback(array.shape, self._batch_sharding, array.__getitem__)
+            name: jax.make_array_from_callback(array.shape, self.batch_sharding, array.__getitem__)
             for name, array in batch.items()
         }
 

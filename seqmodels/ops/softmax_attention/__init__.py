@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import documents, kernels, target
+from seqmodels.ops import documents, kernels, placement
 from seqmodels.ops.dispatch import KernelForm, dispatch
 from seqmodels.ops.softmax_attention.cache import Cache, fresh, init_cache, slot_ages, write
 from seqmodels.ops.softmax_attention.products import NOWHERE, Points, by_head, by_kv_head, by_time, product_dtype, sees
@@ -216,7 +216,7 @@ def _block_length(num_steps: int, window: int | None) -> int:
 def _pallas(q, k, v, cache, reset, window, *, kernel: kernels.Kernel):
     def attend(q, keys, values, query_points, key_points, window, num_old):
         attend = functools.partial(kernel.passes.attend, window=window, interpret=kernel.interpret)
-        return target.by_rows(attend, q, keys, values, query_points.documents)
+        return placement.by_rows(attend, q, keys, values, query_points.documents)
 
     return _parallel_over_queries(attend, q, k, v, cache, reset, window)
 
