@@ -22,11 +22,12 @@ CPU_LIMIT ?= 600
 MINUTES_SLOW ?= 600
 PYTEST := -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: help demo test test-tools test-slow test-all drills lint benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
+.PHONY: help demo test test-tools test-slow test-all drills lint wheel benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
 help:
 	@echo "make demo       train softmax and linear attention side by side on built-in stories (minutes)"
 	@echo "make test       the package's tests;  make test-tools: benchmarks, pages and kernels in their interpreter;  make lint"
 	@echo "make test-all   every test: also every form of every mixer with all its options under every law, and long sweeps"
+	@echo "make wheel      the package that pip installs, built and tried in a clean environment"
 	@echo "make drills     kills, damaged and hostile files, full disks, odd values (3 minutes; LONG=1: hours)"
 	@echo "make benchmark  speed of a training step, against PyTorch where it is installed"
 	@echo "make aot        compiles the kernels and three training steps for TPU v5e, v6e and Hopper, on any machine"
@@ -67,6 +68,10 @@ drills: $(VENV)/run.stamp
 
 lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff check .
+
+# What `pip install git+...` makes, built and tried in a clean environment (half a minute of CPU time).
+wheel: $(VENV)/run.stamp
+	@bash "$(ROOT).ci/wheel.sh" "$(VENV)/bin/python"
 
 benchmark: $(VENV)/run.stamp
 	@$(RUN) scripts/benchmark.py --suite=train

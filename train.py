@@ -19,12 +19,11 @@ if __name__ == "__main__":  # ahead of the other imports: it may start the proce
     restart_with_huge_pages()
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seqmodels import command_line, ranges
+from seqmodels import command_line, packages, ranges
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.escape import say
 from seqmodels.training import loop
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps({"step": diverged.step, "diverged": True}))
         raise
     except loop.Stopped as stopped:
-        say(f"{stopped}; to go on: {shlex.join(['python', *argv])}")
+        say(f"{stopped}; to go on: {packages.as_typed(argv)}")
         sys.exit(stopped.exit_code)
     print(json.dumps(summary))
 

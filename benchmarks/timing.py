@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import time
@@ -70,7 +69,7 @@ def circumstances() -> dict:
     installed = {name: importlib.metadata.version(found) for name, found in packages.items() if importlib.util.find_spec(name)}
     git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": packages.as_typed(sys.argv),
         "commit": git(["git", "describe", "--always", "--dirty", "--abbrev=12"]).stdout.strip(),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "versions": {"python": platform.python_version()} | installed,

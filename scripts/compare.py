@@ -14,7 +14,6 @@ model of MLPs alone. The last line of stdout is one JSON object.
 import dataclasses
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy as np
 import train
 from benchmarks.timing import circumstances
 from configs import base as training_base
-from seqmodels import command_line, data
+from seqmodels import command_line, data, packages
 from seqmodels import config as config_lib
 from seqmodels.comparison import audit, jobs, measure, plan, recall, results
 from seqmodels.comparison.report import figures, page
@@ -67,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             compare(plan.Plan(config, workdir, dataset.vocab_size), dataset, values["jobs"], about)
         except loop.Stopped as stopped:
-            say(f"{stopped}; to go on: {shlex.join(['python', *argv])}")
+            say(f"{stopped}; to go on: {packages.as_typed(argv)}")
             sys.exit(stopped.exit_code)
 
 
@@ -79,7 +78,8 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
         say(f"{candidate.label}: {candidate.matched.sizes}: {candidate.matched.counted:,.0f}{difference}")
     plan.check_folders(planned)
     executor = jobs.Executor(
-        planned, jobs=num_jobs, train=train_command, measure=script("seqmodels/comparison/worker.py"), vocab_size=vocab_size,
+        planned, jobs=num_jobs, train=train_command, measure=script(packages.PACKAGE / "comparison/worker.py"),
+        vocab_size=vocab_size,
         frequent_pairs=write_frequent_pairs(dataset, workdir), on_news=lambda: write_report(planned, vocab_size, about),
     )  # fmt: skip
     for line in (*executor.announcement(), f"report: {workdir / 'report.html'}"):
@@ -147,12 +147,12 @@ def write_report(planned: plan.Plan, vocab_size: int, about: dict) -> dict:
 
 
 def about_this_comparison(argv: Sequence[str]) -> dict:
-    return circumstances() | {"command": shlex.join(["python", *argv])}
+    return circumstances() | {"command": packages.as_typed(argv)}
 
 
-def script(path: str) -> str:
-    """How a program of this clone is called from the current folder."""
-    return path if Path.cwd() == ROOT else str(ROOT / path)
+def script(path: Path) -> str:
+    """How a program is called from the current folder."""
+    return str(path.relative_to(ROOT)) if Path.cwd() == ROOT == packages.CLONE else str(path)
 
 
 def train_command(run: plan.RunPlan) -> list[str]:
@@ -164,7 +164,7 @@ def train_command(run: plan.RunPlan) -> list[str]:
     defaults = config_lib.flatten(training_base.get_config().copy_and_resolve_references().to_dict())
     values = config_lib.flatten(config_lib.to_dict(run.config))
     flags = [f"--config.{name}={value}" for name, value in values.items() if value != defaults[name]]
-    command = [script("train.py"), f"--config={script('configs/base.py')}", *flags]
+    command = [script(ROOT / "train.py"), f"--config={script(ROOT / 'configs' / 'base.py')}", *flags]
     understood, _ = train.parse([*command, f"--workdir={run.folder}"])
     if understood != run.config:
         changed = ", ".join(config_lib.differences(run.config, understood))

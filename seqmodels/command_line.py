@@ -13,7 +13,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from seqmodels import failures, ranges, suggest
+from seqmodels import failures, packages, ranges, suggest
 from seqmodels.config import DEFAULT_COMPILATION_CACHE_DIR
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -57,7 +57,7 @@ def config_and_flags(
         UserError: an unknown flag or field, a value of the wrong type, a flag that is missing, a config file
             that cannot be read.
     """
-    argv, absent = _without_none(argv)
+    argv, absent = _without_none(_with_packaged_config(argv))
     values = flags.FlagValues()  # not the process-wide ones: absl allows to define those only once
     config_flags.DEFINE_config_file(
         "config", help_string="the config", lock_config=True, flag_values=values, sys_argv=list(argv)
@@ -97,6 +97,26 @@ def config_and_flags(
     if positional:
         raise UserError(f"{positional[0]!r} is not a flag; --help shows an example")
     return config, {name: values[name].value for name in defaults}
+
+
+def _with_packaged_config(argv: Sequence[str]) -> list[str]:
+    """The command line with the file that --config names; where there is none, with the one that comes with the package.
+
+    Raises:
+        UserError: there is neither.
+    """
+    argv = list(argv)
+    for index, text in enumerate(argv):
+        option, value = re.fullmatch(r"(--?config=)?(.*)", text, re.DOTALL).groups()
+        if option is None and (index == 0 or argv[index - 1] not in ("--config", "-config")):
+            continue
+        file, colon, argument = value.partition(":")
+        if file and not Path(file).exists():
+            if not (packages.ROOT / file).is_file():
+                known = [str(path.relative_to(packages.ROOT)) for path in sorted((packages.ROOT / "configs").rglob("*.py"))]
+                raise UserError(f"--config: there is no file {file}; {suggest.hint(file, known)}known: {', '.join(known)}")
+            argv[index] = f"{option or ''}{packages.ROOT / file}{colon}{argument}"
+    return argv
 
 
 def _without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,7 +1,10 @@
-"""Says in one line what to do where a command is run by a Python that lacks the packages."""
+"""Where the commands and the configs lie; and one line that says what to do where a Python lacks the packages."""
 
+import importlib.metadata
 import importlib.util
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # What requirements.txt installs, by the names that are imported.
@@ -9,7 +12,30 @@ MODULES = (
     "jax", "flax", "optax", "ml_collections", "orbax", "datasets", "tensorboardX", "tokenizers", "jaxtyping", "matplotlib",
     "rich", "scipy", "yaml",
 )  # fmt: skip
-CLONE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+CLONE = PACKAGE.parent
+# Where train.py, scripts/ and configs/ lie: at the top of a clone; in an installed package (pyproject.toml) in a folder of it.
+IS_INSTALLED = (PACKAGE / "installed").is_dir()
+ROOT = PACKAGE / "installed" if IS_INSTALLED else CLONE
+# The commands that ``seqmodels NAME`` has, and what ``python FILE`` is the same thing.
+COMMANDS = {
+    "train": "train.py", "eval": "eval.py", "generate": "scripts/generate.py", "compare": "scripts/compare.py",
+    "benchmark": "scripts/benchmark.py", "import": "scripts/import_hf.py", "export": "scripts/export_hf.py",
+    "replay": "scripts/replay.py",
+}  # fmt: skip
+
+
+def as_typed(argv: Sequence[str]) -> str:
+    """A command line as a person types it in a shell.
+
+    Args:
+        argv: the file of one of the commands, and its flags.
+    """
+    program = Path(argv[0])
+    names = {ROOT / file: name for name, file in COMMANDS.items()}
+    if IS_INSTALLED and program in names:
+        return shlex.join(["seqmodels", names[program], *argv[1:]])
+    return shlex.join(["python", *argv])
 
 
 def check_packages() -> None:
@@ -18,7 +44,10 @@ def check_packages() -> None:
     if not lacking:
         return
     activate = CLONE / ".venv" / "bin" / "activate"
-    if activate.exists():
+    if IS_INSTALLED:
+        required = (each for each in importlib.metadata.requires("seqmodels") if "extra ==" not in each)
+        cure = f"install them ({shlex.join([sys.executable, '-m', 'pip', 'install', *required])})"
+    elif activate.exists():
         cure = f"activate the environment that has them (. {activate})"
     else:
         cure = f"install them (pip install -r {CLONE / 'requirements.txt'})"

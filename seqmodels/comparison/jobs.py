@@ -13,7 +13,6 @@ import functools
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Final, TextIO
 
 import numpy as np
 
+from seqmodels import packages
 from seqmodels.comparison import scores
 from seqmodels.comparison.plan import EXTENSION, Candidate, Plan, RunPlan
 from seqmodels.data import atomic
@@ -258,7 +258,7 @@ class Executor:
                 env=os.environ if self.jobs == 1 else {**SHARED_DEVICE, **os.environ},
             )  # fmt: skip
         if job.run is not None:
-            self._display.line(f"{job.name}: {shlex.join(['python', *job.argv])}")
+            self._display.line(f"{job.name}: {packages.as_typed(job.argv)}")
         return _Child(job, process, time.monotonic(), _last_step(job.folder) if job.run is not None else 0)
 
     def _reap_finished(self) -> None:
@@ -282,7 +282,7 @@ class Executor:
             result = {"status": DIVERGED, "step": last["step"]}
         else:
             raise self._failed(child)
-        command = shlex.join(["python", *child.job.argv])
+        command = packages.as_typed(child.job.argv)
         write_json(run.folder / OUTCOME, result | {"seconds": seconds, "command": command})
         if result["step"] > child.first_step:
             self._step_seconds[run.label] = seconds / (result["step"] - child.first_step)
