@@ -1,14 +1,8 @@
 """What the suites of benchmark.py share: contenders in turns, the circumstances of a run, flags, progress."""
 
 import argparse
-import functools
-import importlib.metadata
-import importlib.util
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,9 +12,9 @@ import jax
 import numpy as np
 
 from seqmodels import suggest
+from seqmodels.circumstances import circumstances
 from seqmodels.data.atomic import write_whole
 
-ROOT = Path(__file__).resolve().parent.parent
 AT_LEAST_TURNS = 2
 
 
@@ -62,26 +56,6 @@ def take_turns(
 # ---- the circumstances of a run
 
 
-def circumstances() -> dict:
-    """What a figure means nothing without, but for the device: command, commit, date, versions, machine."""
-    packages = {name: name for name in ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "triton")}
-    packages["fla"] = "flash-linear-attention"
-    installed = {name: importlib.metadata.version(found) for name, found in packages.items() if importlib.util.find_spec(name)}
-    git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-    return {
-        "command": packages.as_typed(sys.argv),
-        "commit": git(["git", "describe", "--always", "--dirty", "--abbrev=12"]).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "versions": {"python": platform.python_version()} | installed,
-        "machine": {
-            "processor": processor_name(),
-            "cores": num_cores(),
-            "huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
-            "load_before": os.getloadavg()[0],
-        },
-    }
-
-
 def about_this_run() -> dict:
     """The circumstances with this process's devices; prints them."""
     about = circumstances()
@@ -93,19 +67,6 @@ def about_this_run() -> dict:
         f"load {machine['load_before']:.1f} at the start, huge pages {'on' if machine['huge_pages'] else 'off'}"
     )
     return about
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-
-
-def processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 # ---- a suite of many rows, which goes on where it was ended

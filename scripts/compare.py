@@ -30,10 +30,10 @@ import jax
 import numpy as np
 
 import train
-from benchmarks.timing import circumstances
 from configs import base as training_base
 from seqmodels import command_line, data, packages
 from seqmodels import config as config_lib
+from seqmodels.circumstances import circumstances
 from seqmodels.comparison import audit, jobs, measure, plan, recall, results
 from seqmodels.comparison.report import figures, page
 from seqmodels.config import from_config_dict

@@ -19,7 +19,10 @@ FLOORS = (
         "seqmodels.errors", "seqmodels.escape", "seqmodels.failures", "seqmodels.shapes", "seqmodels.huge_pages",
         "seqmodels.packages", "seqmodels.suggest", "seqmodels.xla_cpu",
     ),
-    ("seqmodels.ranges", "seqmodels.formats", "seqmodels.ops.target", "seqmodels.ops.arguments", "seqmodels.ops.placement"),
+    (
+        "seqmodels.circumstances", "seqmodels.ranges", "seqmodels.formats", "seqmodels.ops.target", "seqmodels.ops.arguments",
+        "seqmodels.ops.placement",
+    ),
     ("seqmodels.fields", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.tpu.common"),
     (

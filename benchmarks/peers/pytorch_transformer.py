@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.timing import num_cores
-
 
 class Attention(nn.Module):
     def __init__(self, d_model, num_heads, seq_len):

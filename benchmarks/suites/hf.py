@@ -15,8 +15,9 @@ import os
 import types
 
 from benchmarks.suites.train import VOCAB_SIZE, Training, random_batch
-from benchmarks.timing import Progress, num_cores, positive, some_of, take_turns
+from benchmarks.timing import Progress, positive, some_of, take_turns
 from seqmodels import mixers
+from seqmodels.circumstances import num_cores
 from seqmodels.errors import UserError
 
 OURS, THEIRS = "seqmodels", "transformers"

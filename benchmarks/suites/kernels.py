@@ -28,8 +28,6 @@ import jax.numpy as jnp
 
 from benchmarks.kernel_cases import CASES, PASSES, REHEARSAL, SHAPES, Case, Shape
 from benchmarks.timing import (
-    circumstances,
-    num_cores,
     positive,
     progress,
     rows_so_far,
@@ -38,6 +36,7 @@ from benchmarks.timing import (
     write_results,
 )  # fmt: skip
 from seqmodels import ops
+from seqmodels.circumstances import circumstances, num_cores
 from seqmodels.ops.kernels.gpu import common
 
 OURS = ("pallas", "chunked")

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import hlo
-from benchmarks.timing import Progress, circumstances, positive, some_of, write_results
+from benchmarks.timing import Progress, positive, some_of, write_results
 from configs import base
 from seqmodels import mixers
+from seqmodels.circumstances import circumstances
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.errors import UserError
 from seqmodels.training.sharding import AXES

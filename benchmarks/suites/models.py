@@ -11,7 +11,6 @@ import dataclasses
 import jax
 
 from benchmarks.timing import (
-    circumstances,
     lengths,
     positive,
     rows_so_far,
@@ -21,6 +20,7 @@ from benchmarks.timing import (
 )
 from configs import tinystories
 from seqmodels import mixers
+from seqmodels.circumstances import circumstances
 from seqmodels.comparison import cost
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.errors import UserError

@@ -19,7 +19,6 @@ import optax
 
 from benchmarks.timing import (
     Progress,
-    circumstances,
     lengths,
     numbers,
     positive,
@@ -28,6 +27,7 @@ from benchmarks.timing import (
 )
 from configs import tinystories
 from seqmodels import mixers, model
+from seqmodels.circumstances import circumstances
 from seqmodels.comparison import audit
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.data import dataset

@@ -17,9 +17,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.timing import num_cores, positive, progress, take_turns
+from benchmarks.timing import positive, progress, take_turns
 from configs import base
 from seqmodels import mixers
+from seqmodels.circumstances import num_cores
 from seqmodels.config import from_config_dict
 from seqmodels.errors import UserError
 from seqmodels.layers import GatedMLP, RMSNorm, default_mlp_hidden

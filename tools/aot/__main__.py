@@ -27,8 +27,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.timing import num_cores, some_of
+from benchmarks.timing import some_of
 from seqmodels import command_line
+from seqmodels.circumstances import num_cores
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from tools.aot.cases import CASES, CHIPS, STEPS

@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.timing import circumstances
 from seqmodels import command_line
+from seqmodels.circumstances import circumstances
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from tools.drills import disks, files, interruptions, long_runs, values
