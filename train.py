@@ -8,7 +8,9 @@ overrides a field (configs/base.py lists them all). The same command continues a
 Progress goes to stderr; the last line of stdout is one JSON object. Exit codes: 0 done, 1 a mistake (one line
 says which) or numbers that are not finite (then stdout has {"step": N, "diverged": true}), 143 and 130 stopped by
 SIGTERM or Ctrl-C after saving. --resume_learning_rate=RATE goes on from the newest checkpoint, of a run that diverged
-for example, with this lower peak; the run folder keeps it.
+for example, with this lower peak; the run folder keeps it. Several processes are one run: start the same command in each, under
+SLURM, Open MPI, a TPU slice or a Kubernetes job as it is, elsewhere with
+--coordinator=HOST:PORT --num_processes=N --process_id=I (docs/scaling.md).
 """
 
 if __name__ == "__main__":  # ahead of the other imports: it may start the process again, and they take seconds
@@ -22,8 +24,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from seqmodels import command_line, packages, ranges
+from seqmodels import command_line, packages, processes, ranges
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.escape import say
 from seqmodels.training import loop
@@ -33,17 +36,21 @@ def main(argv: Sequence[str]) -> None:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return
-    config, workdir, resume_learning_rate = _parse(argv)
+    config, workdir, flags = _parse(argv)
+    processes.start(coordinator=flags["coordinator"], num_processes=flags["num_processes"], process_id=flags["process_id"])
     command_line.use_compilation_cache(config.train.compilation_cache_dir)
+    is_first = processes.Group().is_first
     try:
-        summary = loop.train(config, workdir, resume_learning_rate=resume_learning_rate)
+        summary = loop.train(config, workdir, resume_learning_rate=flags["resume_learning_rate"])
     except loop.Diverged as diverged:
-        print(json.dumps({"step": diverged.step, "diverged": True}))
+        if is_first:
+            print(json.dumps({"step": diverged.step, "diverged": True}))
         raise
     except loop.Stopped as stopped:
         say(f"{stopped}; to go on: {packages.as_typed(argv)}")
         sys.exit(stopped.exit_code)
-    print(json.dumps(summary))
+    if is_first:
+        print(json.dumps(summary))
 
 
 def parse(argv: Sequence[str]) -> tuple[RunConfig, Path]:
@@ -57,11 +64,17 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, Path]:
     return config, workdir
 
 
-def _parse(argv: Sequence[str]) -> tuple[RunConfig, Path, float | None]:
-    config, values = command_line.config_and_flags(argv, {"workdir": None, "resume_learning_rate": ""})
-    rate = values["resume_learning_rate"]
-    rate = ranges.parser(ranges.Positive, "resume_learning_rate")(rate) if rate else None
-    return from_config_dict(config), Path(values["workdir"]).expanduser(), rate
+# What a flag may be that need not be given.
+OPTIONAL = {
+    "resume_learning_rate": ranges.Positive, "num_processes": ranges.Count, "process_id": ranges.CountOrZero,
+}  # fmt: skip
+
+
+def _parse(argv: Sequence[str]) -> tuple[RunConfig, Path, dict[str, Any]]:
+    config, values = command_line.config_and_flags(argv, {"workdir": None, "coordinator": "", **dict.fromkeys(OPTIONAL, "")})
+    for name, hint in OPTIONAL.items():
+        values[name] = ranges.parser(hint, name)(values[name]) if values[name] else None
+    return from_config_dict(config), Path(values["workdir"]).expanduser(), values
 
 
 if __name__ == "__main__":

@@ -67,6 +67,16 @@ def code_block(lines: Sequence[str]) -> list[str]:
     return [fence, *shown, fence]
 
 
+_is_mute = False
+
+
+def mute() -> None:
+    """From now on `say` says nothing on stderr: of the processes of one run, one speaks."""
+    global _is_mute
+    _is_mute = True
+
+
 def say(line: str, stream: TextIO | None = None) -> None:
     """Print one line, by default on stderr, whatever names are in it."""
-    print(escape(line, "line"), file=sys.stderr if stream is None else stream, flush=True)
+    if stream is not None or not _is_mute:
+        print(escape(line, "line"), file=sys.stderr if stream is None else stream, flush=True)

@@ -20,8 +20,8 @@ FLOORS = (
         "seqmodels.packages", "seqmodels.suggest", "seqmodels.xla_cpu",
     ),
     (
-        "seqmodels.circumstances", "seqmodels.ranges", "seqmodels.formats", "seqmodels.ops.target", "seqmodels.ops.arguments",
-        "seqmodels.ops.placement",
+        "seqmodels.circumstances", "seqmodels.ranges", "seqmodels.formats", "seqmodels.processes", "seqmodels.ops.target",
+        "seqmodels.ops.arguments", "seqmodels.ops.placement",
     ),
     ("seqmodels.fields", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.tpu.common"),

@@ -93,13 +93,13 @@ class Dataset:
         """Rows that an embedding needs."""
         return self.tokenizer.vocab_size
 
-    def train_batch(self, step: int) -> Batch:
-        """The batch of a training step, a pure function of (seed, step).
+    def train_batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """The batch of a training step, a pure function of (seed, step), or some rows of it: only these are read.
 
         ``inputs`` and ``targets`` [B, T] int32; with packed documents also ``reset`` [B, T] bool and
         ``weights`` [B, T] float32.
         """
-        return self.train_batches(step)
+        return self.train_batches(step, rows)
 
     @property
     def rows_per_epoch(self) -> int:

@@ -24,13 +24,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from seqmodels import failures
+from seqmodels import failures, processes
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 
@@ -74,6 +75,7 @@ def restore(
     step: int | None = None,
     report: Callable[[str], None] = lambda line: None,
     set_aside: bool = False,
+    group: processes.Group | None = None,
 ) -> Restored | None:
     """Read the newest whole checkpoint, or the one of `step`; None when no step was ever saved completely.
 
@@ -88,12 +90,18 @@ def restore(
         report: called with one line for each thing a person should know.
         set_aside: move damaged checkpoints newer than the one taken to `<directory>_broken`, so that
             training can write these steps again. Otherwise nothing on the disk is touched.
+        group: the processes that all call this; the first one lists the folder, and what one of them cannot read none takes.
 
     Raises:
         UserError: `step` does not exist; a checkpoint cannot be read now; or there are checkpoints, but all are damaged.
     """
     directory = Path(directory).absolute()
-    listed, damaged = steps(directory), []
+    group = processes.Group.alone() if group is None else group
+
+    def steps_now() -> list[int]:
+        return group.from_first(lambda: steps(directory))
+
+    listed, damaged = steps_now(), []
     if step is not None and step not in listed:
         raise UserError(f"no checkpoint of step {step} in {directory}; there are {listed or 'none'}")
     waiting = list(listed) if step is None else [step]
@@ -101,33 +109,30 @@ def restore(
         while waiting:
             candidate = waiting.pop()
             path = directory / str(candidate)
-            try:
-                restored = _restore_step(path, abstract_state)
-            except Exception as error:  # Orbax raises a bare Exception for a truncated file
-                reason = failures.obstacle(error)
-                if reason is not None:
+            restored, failure = _restore_step(path, abstract_state, group)
+            if restored is None:
+                if failure["obstacle"]:
                     raise UserError(
-                        f"checkpoint {path} cannot be read now: {reason}; nothing was changed, the same command goes on "
+                        f"checkpoint {path} cannot be read now: {failure['reason']}; nothing was changed, the same command goes on "
                         "once that is mended"
-                    ) from error
-                now = steps(directory)
+                    )
+                now = steps_now()
                 if candidate not in now or now[-1] > listed[-1]:
                     # A run that writes here has saved newer steps, and deletes this one or will.
                     if step is not None:
                         raise UserError(
                             f"the checkpoint of step {step} in {directory} was deleted by the run that writes there, which "
                             f"keeps its newest; there are {now}"
-                        ) from error
+                        )
                     listed = now
                     waiting = [each for each in now if each not in damaged]
                     continue
-                reason = " ".join(str(error).split()).partition(". See full TensorStore details")[0][:200]
-                report(f"checkpoint {path} cannot be restored: {reason}")
+                report(f"checkpoint {path} cannot be restored: {failure['reason']}")
                 damaged.append(candidate)
                 continue
             if damaged:
                 report(f"using the checkpoint of step {candidate} instead")
-            if set_aside:
+            if set_aside and group.is_first:
                 _set_aside(directory, damaged)
             return restored
     if damaged:
@@ -237,7 +242,40 @@ class Writer:
             raise UserError(f"a checkpoint cannot be written in {self._directory}: {reason}; mend that, then {saved}") from error
 
 
-def _restore_step(directory: Path, abstract_state: dict) -> Restored:
+def _restore_step(
+    directory: Path, abstract_state: dict, group: processes.Group
+) -> tuple[Restored | None, dict[str, Any]]:
+    """A step, or why it cannot be had: the ``reason``, and whether it is an ``obstacle`` outside the data.
+
+    All processes take the step or none does: each reads its part without waiting for another, then they compare.
+    """
+    found, failure = None, None
+    try:
+        found = _read_step(directory, abstract_state)
+    except Exception as error:  # Orbax raises a bare Exception for a truncated file
+        failure = _reason(error)
+    failure = next((each for each in group.gather(failure) if each is not None), None)
+    if failure is not None:
+        return None, failure
+    record = dict(found.record)
+    saved = record.pop("checksums")
+    checksums = {name: int(value) for name, value in jax.device_get(_checksums(found.state)).items()}
+    for name, value in checksums.items():
+        if saved[name] != value:
+            reason = f"the data of {name} is damaged: its checksum is not the one saved with it"
+            return None, {"obstacle": False, "reason": reason}
+    return Restored(record["step"], found.state, record, _digest(checksums)), {}
+
+
+def _reason(error: Exception) -> dict[str, Any]:
+    obstacle = failures.obstacle(error)
+    if obstacle is not None:
+        return {"obstacle": True, "reason": obstacle}
+    return {"obstacle": False, "reason": " ".join(str(error).split()).partition(". See full TensorStore details")[0][:200]}
+
+
+def _read_step(directory: Path, abstract_state: dict) -> ocp.args.Composite:
+    """What Orbax finds, its record checked and without its digest."""
     items = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(
             abstract_state,
@@ -246,17 +284,21 @@ def _restore_step(directory: Path, abstract_state: dict) -> Restored:
         ),
         record=ocp.args.JsonRestore(),
     )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), **_without_barriers()) as checkpointer:
         found = checkpointer.restore(directory, args=items)
-    record = dict(found.record)
-    if record.pop("digest") != _digest(record) or record["step"] != int(directory.name):
+    digest = found.record.pop("digest")
+    if digest != _digest(found.record) or found.record["step"] != int(directory.name):
         raise ValueError("its record is damaged")
-    saved = record.pop("checksums")
-    checksums = {name: int(value) for name, value in jax.device_get(_checksums(found.state)).items()}
-    for name, value in checksums.items():
-        if saved[name] != value:
-            raise ValueError(f"the data of {name} is damaged: its checksum is not the one saved with it")
-    return Restored(record["step"], found.state, record, _digest(checksums))
+    return found
+
+
+def _without_barriers() -> dict[str, Any]:
+    """For an Orbax that reads: where one of several processes fails, the others would wait for it."""
+    if jax.process_count() == 1:
+        return {}
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}")
+    return {"multiprocessing_options": options}
 
 
 @contextlib.contextmanager

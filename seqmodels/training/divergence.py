@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmodels import config as config_lib
+from seqmodels import processes
 from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -42,7 +43,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_c
 
 def record(
     workdir: Path, config: RunConfig, dataset, setup: Trainer, *, step: int, what: str, evaluating: bool,
-    report: Callable[[str], None], writer: checkpoint.Writer, signals,
+    report: Callable[[str], None], writer: checkpoint.Writer, signals, group: processes.Group,
 ) -> None:  # fmt: skip
     """Write `<workdir>/divergence` for a run that diverged after `step` steps; an older one is replaced.
 
@@ -51,20 +52,23 @@ def record(
     Args:
       evaluating: the validation loss it was.
       writer: of the run's checkpoints, which are waited for.
-      signals: a `loop.Signals`; a signal ends the replaying.
+      signals: a `Signals`; a signal ends the replaying.
+      group: the processes of the run: all make the steps again, the first writes.
     """
     folder = workdir / FOLDER
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
         writer.wait()
-        config_lib.save(config, folder / "config.json")
+        if group.is_first:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            config_lib.save(config, folder / "config.json")
         about = {"step": step, "what": what, "evaluating": evaluating, "versions": versions(), "state_step": None}
-        if not evaluating:
-            _save_batch(folder, dataset.train_batch(step - 1))
-        _save_about(folder, about)
+        if group.is_first:
+            if not evaluating:
+                _save_batch(folder, dataset.train_batch(step - 1))
+            _save_about(folder, about)
         with signals.interrupting():
-            found = _state_before(workdir, config, dataset, setup, step, evaluating, report)
+            found = _state_before(workdir, config, dataset, setup, step, evaluating, report, group)
             if found is None:
                 report(
                     f"the steps up to {step}, made again from the newest checkpoint, are finite: the run was not "
@@ -72,15 +76,20 @@ def record(
                 )
                 return
             state, state_step, batch = found
-            _save_batch(folder, batch)
+            if group.is_first:
+                _save_batch(folder, batch)
             saving = checkpoint.Writer(folder / "state", keep=1)
             saving.save(state_step, state, {}, validation_loss=None)
             saving.close()
+        if not group.is_first:
+            return
         _save_about(folder, about | {"state_step": state_step, "step": state_step if evaluating else state_step + 1})
         report(f"what happened is recorded in {folder}; python scripts/replay.py --workdir={workdir} finds the operation")
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         report(f"the divergence could not be recorded in {folder}: {type(error).__name__}: {reason}")
+    finally:
+        group.barrier()
 
 
 def versions() -> dict[str, str]:
@@ -91,9 +100,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _state_before(workdir, config, dataset, setup, step, evaluating, report) -> tuple[dict, int, Mapping] | None:
+def _state_before(workdir, config, dataset, setup, step, evaluating, report, group) -> tuple[dict, int, Mapping] | None:
     """The state before the step at which a number is not finite, how many steps it has done, and the step's batch."""
-    restored = checkpoint.restore(workdir / "checkpoints", setup.abstract_state(), report=report)
+    restored = checkpoint.restore(workdir / "checkpoints", setup.abstract_state(), report=report, group=group)
     done, state = (0, None) if restored is None else (restored.step, restored.state)
     if state is None:
         if config.train.init_from is not None:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from seqmodels.data import atomic
 from seqmodels.escape import escape
+from seqmodels.processes import Group
 
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
 # `device_kind` counts. A TPU v2 or v3 chip is two devices.
@@ -49,21 +50,31 @@ class Log:
         flops_per_token: of one training step.
         seconds: training time before this process.
         written: what `Log.written` said when the checkpoint of `step` was saved; None: it does not say.
+        group: the processes of the run, of which the first writes and prints; None: this one does.
     """
 
     def __init__(
         self, workdir: Path, *, step: int, total_steps: int, tokens_per_step: int, flops_per_token: float,
-        flops_per_second: float | None, seconds: float = 0.0, written: Mapping | None = None,
+        flops_per_second: float | None, seconds: float = 0.0, written: Mapping | None = None, group: Group | None = None,
     ):  # fmt: skip
-        self._terminal = Terminal(step, total_steps)
+        self._writes = group is None or group.is_first
+        self._terminal = Terminal(step, total_steps) if self._writes else Silence()
         expected = {} if written is None else written
-        self._metrics = MetricsFile(
-            workdir / "metrics.jsonl", last_step=step, expected=expected.get("metrics.jsonl"), report=self.line
-        )
-        self._samples = SamplesFile(
-            workdir / "samples.txt", last_step=step, expected=expected.get("samples.txt"), report=self.line
-        )
-        self._tensorboard = TensorBoard(workdir / "tensorboard", last_step=step)
+        if self._writes:
+            self._metrics = MetricsFile(
+                workdir / "metrics.jsonl", last_step=step, expected=expected.get("metrics.jsonl"), report=self.line
+            )
+            self._samples = SamplesFile(
+                workdir / "samples.txt", last_step=step, expected=expected.get("samples.txt"), report=self.line
+            )
+            self._tensorboard = TensorBoard(workdir / "tensorboard", last_step=step)
+        else:
+            self._metrics, self._samples, self._tensorboard = MetricsInMemory(), SamplesInMemory(), Silence()
+        if group is not None:  # what is due at this step and done, all processes know
+            rows, sampled = group.from_first(lambda: ([row for row in self.rows if row["step"] == step], self.has_sample(step)))
+            if not self._writes:
+                self._metrics.rows.extend(rows)
+                self._samples.steps.extend([step] * sampled)
         self.stopwatch = Stopwatch(seconds)
         self._tokens_per_step = tokens_per_step
         self._flops_per_token = flops_per_token
@@ -271,6 +282,46 @@ class SamplesFile:
         if self._path.exists():
             with open(self._path, "rb") as file:
                 os.fsync(file.fileno())
+
+
+class MetricsInMemory:
+    """`MetricsFile` in a process that writes none."""
+
+    def __init__(self):
+        self.rows: list[Mapping] = []
+        self.content = Content()
+
+    def append(self, row: Mapping) -> None:
+        """Keep a row."""
+        self.rows.append(row)
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class SamplesInMemory:
+    """`SamplesFile` in a process that writes none."""
+
+    def __init__(self):
+        self.steps: list[int] = []
+        self.content = Content()
+
+    def append(self, step: int, text: str) -> None:
+        """Note that the step has its sample."""
+        self.steps.append(step)
+
+    def sync(self) -> None:
+        """Nothing."""
+
+
+class Silence:
+    """`Terminal` and `TensorBoard` in a process that shows nothing: every method does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
 
 
 class TensorBoard:

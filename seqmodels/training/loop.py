@@ -9,19 +9,21 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import math
 import os
-import signal
 import statistics
-import threading
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import data, ops
+from seqmodels import data, ops, processes
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.decoding import generate
@@ -31,6 +33,7 @@ from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
 from seqmodels.training import checkpoint, divergence, optimizer, run_folder
 from seqmodels.training.log import Log, peak_flops_per_second
+from seqmodels.training.signals import Signals, Stopped
 from seqmodels.training.state import Trainer
 
 # A run may go on with other values of these. They change what is reported or where it runs, not the
@@ -68,14 +71,6 @@ class Diverged(UserError):
         self.step, self.what, self.evaluating = step, what, evaluating
 
 
-class Stopped(BaseException):
-    """A signal ended the run in good order. Not an Exception, so that no library swallows it."""
-
-    def __init__(self, signal_number: int):
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
-
-
 def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate: float | None = None) -> dict:
     """Train until `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
 
@@ -95,30 +90,31 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
     """
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(Signals())
+        group = stack.enter_context(processes.Group())
+        signals = stack.enter_context(Signals(group))
         stack.enter_context(atomic.disk_errors_as_user_errors("--workdir", workdir))
 
-        # The folder: ours alone, and of this config.
-        workdir.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(only_process_in(workdir))
-        config = _check_config(config, workdir)
+        # The folder: ours alone, and of this config. The first process decides for all.
+        stack.enter_context(_only_group_in(workdir, group))
+        config = _agreed_config(config, workdir, group)
 
-        # The data and the model.
-        with signals.interrupting():
+        # The data and the model. What the first process has put into data.cache_dir the others find there.
+        with signals.interrupting(), group.first_goes_ahead():
             dataset = data.prepare(config.data, seed=config.seed)
         setup = Trainer(config, dataset.vocab_size)
         setup.check_memory()
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
         restored = checkpoint.restore(
-            workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True
+            workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group
         )
         if restored is None:
             step, state, seconds = 0, setup.init(), 0.0
             if config.train.init_from is not None:
                 abstract_params = setup.abstract_state()["params"]
-                state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say)
-            dataset.save(workdir)
+                state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say, group=group)
+            if group.is_first:
+                dataset.save(workdir)
         else:
             step, state, seconds = restored.step, restored.state, restored.record["seconds"]
             if restored.record["data"] != dataset.fingerprint:
@@ -131,7 +127,8 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         if resume_learning_rate is not None:
             config = _with_lower_rate(config, resume_learning_rate, step)
             setup = Trainer(config, dataset.vocab_size)
-        config_lib.save(config, workdir / "config.json")
+        if group.is_first:
+            config_lib.save(config, workdir / "config.json")
 
         # The run.
         log = Log(
@@ -139,7 +136,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             tokens_per_step=config.data.batch_size * config.data.seq_len,
             flops_per_token=setup.flops_per_token,
             flops_per_second=peak_flops_per_second(setup.mesh.devices.flatten()), seconds=seconds,
-            written=None if restored is None else restored.record.get("log"),
+            written=None if restored is None else restored.record.get("log"), group=group,
         )  # fmt: skip
         stack.callback(log.close)
         writer = checkpoint.Writer(workdir / "checkpoints", keep=config.train.keep_checkpoints)
@@ -149,16 +146,22 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         run = _Run(config, dataset, setup, log, writer, signals, step, state)
         if restored is not None and "skipped" in restored.record:
             run.skipped, run.skipped_in_a_row = restored.record["skipped"]
+        signals.running()
         try:
             run.run()
         except Diverged as diverged:
             del run.state  # the device may not hold it twice
             divergence.record(
                 workdir, config, dataset, setup, step=diverged.step, what=diverged.what, evaluating=diverged.evaluating,
-                report=log.line, writer=writer, signals=signals,
+                report=log.line, writer=writer, signals=signals, group=group,
             )  # fmt: skip
             raise
+        writer.wait()
+        return group.from_first(lambda: _summary(config, dataset, setup, log, run.skipped))
 
+
+def _summary(config: RunConfig, dataset, setup: Trainer, log: Log, skipped: int) -> dict:
+    """What `train` returns of a run that has ended."""
     evaluation = log.evaluation(config.train.steps)
     speeds = [row["tokens_per_second"] for row in log.rows if row["split"] == "train"]
     return {
@@ -174,7 +177,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         **({"task": config.data.task} if dataset.tokenizer is None else {"tokenizer": dataset.tokenizer.name}),
         "train_tokens": evaluation["tokens"],
         "train_seconds": evaluation["seconds"],
-        **({"skipped_steps": run.skipped} if config.train.skip_nonfinite else {}),
+        **({"skipped_steps": skipped} if config.train.skip_nonfinite else {}),
     }
 
 
@@ -204,7 +207,7 @@ class _Run:
             raise
 
     def train_one_step(self) -> None:
-        batch = self.setup.put(self.dataset.train_batch(self.step))
+        batch = self.setup.put_rows(functools.partial(self.dataset.train_batch, self.step))
         with ops.record_choices() as choices:
             self.state, metrics = self.setup.train_step(self.state, batch)
         if choices:  # in the step that compiled
@@ -272,8 +275,9 @@ class _Run:
     def evaluate(self) -> None:
         with self.signals.interrupting():
             result = self.setup.evaluate(
-                self.state["params"], self.dataset.validation, max_tokens=self.config.train.eval_tokens
-            )
+                self.state["params"], self.dataset.validation, max_tokens=self.config.train.eval_tokens,
+                progress=lambda done: self.signals.check(),
+            )  # fmt: skip
         if not math.isfinite(result.loss):
             raise self.diverged(self.step, f"the validation loss is {result.loss:.4g}", evaluating=True)
         self.log.validation(
@@ -314,69 +318,6 @@ class _Run:
             what = f"not all numbers are finite in {', '.join(error.names[:3])}{more}"
             raise self.diverged(self.step, what) from None
         self.saved_step = self.step
-
-
-class Signals:
-    """SIGTERM and Ctrl-C: noted, raised as `Stopped` where a run can be left. A second one exits at once.
-
-    Python throws away what is raised while it runs a library's callback or a finaliser. So a signal that has come and is
-    still not obeyed is delivered again, every `AGAIN_SECONDS`.
-    """
-
-    AGAIN_SECONDS = 1.0
-
-    def __enter__(self) -> "Signals":
-        self._received = None
-        self._may_raise = False
-        self._is_again = False
-        self._handlers = {}
-        self._over = threading.Event()
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            self._handlers = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
-            threading.Thread(target=self._deliver_again, daemon=True).start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._over.set()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _deliver_again(self) -> None:
-        while not self._over.wait(self.AGAIN_SECONDS):
-            if self._received is not None and self._may_raise:
-                self._is_again = True
-                signal.pthread_kill(threading.main_thread().ident, self._received)
-
-    def check(self) -> None:
-        """Raise `Stopped` if a signal has come."""
-        if self._received is not None:
-            raise Stopped(self._received)
-
-    @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Inside, a signal raises `Stopped` at once: work that can be left half done."""
-        self._may_raise = True
-        try:
-            self.check()
-            yield
-        except Exception:
-            self.check()  # a library made another error of `Stopped`
-            raise
-        finally:
-            self._may_raise = False
-        self.check()  # or none
-
-    def _handle(self, number, frame) -> None:
-        if self._is_again:
-            self._is_again = False
-        elif self._received is not None:
-            os._exit(128 + number)
-        else:
-            self._received = number
-            # Not print: it is not reentrant.
-            os.write(2, b"\nstopping after this step; once more to stop without saving\n")
-        if self._may_raise:
-            raise Stopped(number)
 
 
 def _with_lower_rate(config: RunConfig, peak: float, step: int) -> RunConfig:
@@ -439,18 +380,75 @@ def _check_config(config: RunConfig, workdir: Path) -> RunConfig:
     return config
 
 
+def _agreed_config(config: RunConfig, workdir: Path, group: processes.Group) -> RunConfig:
+    """The config of all processes: that of the first, with what its folder has of it, and this process's own caches.
+
+    Raises:
+        UserError: the folder does not allow it, or a process was started with another config.
+    """
+    agreed, asked = group.from_first(lambda: [config_lib.to_dict(each) for each in (_check_config(config, workdir), config)])
+    caches = {"cache_dir": config.data.cache_dir, "compilation_cache_dir": config.train.compilation_cache_dir}
+    agreed, asked = (config_lib.with_caches(config_lib.from_config_dict(values), **caches) for values in (agreed, asked))
+    other = config_lib.differences(asked, config)
+    if other:
+        changes = ", ".join(f"{name} {theirs!r} there, {ours!r} here" for name, (theirs, ours) in list(other.items())[:5])
+        raise UserError(f"process {group.index} was started with another config than process 0: {changes}")
+    return agreed
+
+
+LOCK_NAME = ".lock"
+SHARED_SECONDS = 30.0  # that another machine may take to see a file
+
+
 @contextlib.contextmanager
-def only_process_in(workdir: Path) -> Iterator[None]:
-    """Hold the folder's lock. It ends with the process, however that ends, and no child inherits it.
+def _only_group_in(workdir: Path, group: processes.Group) -> Iterator[None]:
+    """`only_process_in` for several processes: the first holds the lock, and all see its folder.
+
+    Raises:
+        UserError: a process that is not of the group holds it, or one of the group does not see the first one's folder.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> str:
+            workdir.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(only_process_in(workdir))
+            token = uuid.uuid4().hex
+            file.write(token)
+            file.flush()
+            return token
+
+        token = group.from_first(lock)
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not group.is_first and not _holds(workdir / LOCK_NAME, token):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"process {group.index} does not see the --workdir {workdir} of process 0: all processes need one folder, on a "
+                    "file system that their machines share"
+                )
+            time.sleep(0.1)
+        yield
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def only_process_in(workdir: Path) -> Iterator[TextIO]:
+    """Hold the folder's lock, a file. It ends with the process, however that ends, and no child inherits it.
 
     Raises:
         UserError: another process holds it.
     """
-    with open(workdir / ".lock", "w") as file:
+    with open(workdir / LOCK_NAME, "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             # On a file system without locks nobody watches.
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise UserError(f"another process is training in {workdir}; use another --workdir") from error
-        yield
+        file.truncate(0)
+        yield file

@@ -103,10 +103,11 @@ def kept_for_backward(config, graphdef, params, rows: int) -> int:
 
 def available(mesh) -> int | None:
     """Bytes of one device; of CPU devices, their share of the host's memory. None where that is not known."""
-    device = mesh.devices.flatten()[0]
+    ours = [device for device in mesh.devices.flatten() if device.process_index == jax.process_index()]
+    device = ours[0]
     if device.platform == "cpu":
         host = host_memory()
-        return None if host is None else host // mesh.devices.size
+        return None if host is None else host // len(ours)
     statistics = device.memory_stats()
     return None if not statistics or "bytes_limit" not in statistics else statistics["bytes_limit"]
 

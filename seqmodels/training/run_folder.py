@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from seqmodels import config as config_lib
-from seqmodels import data, model
+from seqmodels import data, model, processes
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
 from seqmodels.training import checkpoint
@@ -58,7 +58,12 @@ def num_pieces(config: RunConfig, tokenizer: data.Tokenizer | None) -> int | Non
 
 
 def initial_params(
-    config: RunConfig, tokenizer: data.Tokenizer | None, abstract_params: dict, report: Callable[[str], None]
+    config: RunConfig,
+    tokenizer: data.Tokenizer | None,
+    abstract_params: dict,
+    report: Callable[[str], None],
+    *,
+    group: processes.Group | None = None,
 ) -> dict:
     """The newest parameters in `config.train.init_from`, for a run that begins with them.
 
@@ -67,6 +72,7 @@ def initial_params(
         tokenizer: of the new run.
         abstract_params: shapes, dtypes and shardings of the new run's parameters.
         report: called with one line for each thing a person should know.
+        group: the processes of the new run, which all call this.
 
     Raises:
         UserError: it is not a run folder, holds no checkpoint, has another tokenizer, or parameters of other shapes.
@@ -89,7 +95,7 @@ def initial_params(
             f"train.init_from={source} does not fit config.model: {name} is {next(shapes)} there and {next(shapes)} here; "
             f"--config=configs/from_run.py:{source} takes the model as it is"
         )
-    restored = checkpoint.restore(source / "checkpoints", {"params": abstract_params}, report=report)
+    restored = checkpoint.restore(source / "checkpoints", {"params": abstract_params}, report=report, group=group)
     if restored is None:
         raise UserError(f"train.init_from={source} holds no checkpoint yet")
     changes = [

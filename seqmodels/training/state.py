@@ -104,6 +104,28 @@ class Trainer:
             for name, array in batch.items()
         }
 
+    def put_rows(self, rows_of_batch: Callable[[slice], dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+        """A training batch as `put` makes it, of which every process reads only the rows of its own devices.
+
+        Args:
+          rows_of_batch: gives the rows of a slice of the batch.
+        """
+        size = self.config.data.batch_size
+        shards = self.batch_sharding.addressable_devices_indices_map((size,)).values()
+        bounds = [rows.indices(size) for (rows,) in shards]
+        first, end = min(begin for begin, _, _ in bounds), max(end for _, end, _ in bounds)
+
+        def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+            begin, stop, _ = index[0].indices(size)
+            return array[begin - first : stop - first, *index[1:]]
+
+        return {
+            name: jax.make_array_from_callback(
+                (size, *array.shape[1:]), self.batch_sharding, functools.partial(part, array)
+            )
+            for name, array in rows_of_batch(slice(first, end)).items()
+        }
+
     @functools.cached_property
     def num_parameters(self) -> int:
         """How many numbers are trained (a tied head counts once)."""

@@ -192,7 +192,7 @@ def test_what_is_in_the_way_stops_and_is_named(tmp_path, monkeypatch, error, cau
         except Exception as inner:
             raise ValueError("wrapped by a library") from inner
 
-    monkeypatch.setattr(checkpoint, "_restore_step", fails)
+    monkeypatch.setattr(checkpoint, "_read_step", fails)
     with pytest.raises(UserError, match=f"checkpoint .*/20 cannot be read now: .*{cause}"):
         checkpoint.restore(tmp_path, ABSTRACT, set_aside=True)
     assert checkpoint.steps(tmp_path) == [10, 20]
@@ -200,21 +200,21 @@ def test_what_is_in_the_way_stops_and_is_named(tmp_path, monkeypatch, error, cau
 
 def test_a_reader_beside_a_writer_takes_what_is_newest_now(tmp_path, monkeypatch):
     write(tmp_path, (10, None), (20, None))
-    restore_step = checkpoint._restore_step
+    read_step = checkpoint._read_step
 
     def meanwhile(path, abstract_state):
-        monkeypatch.setattr(checkpoint, "_restore_step", restore_step)
+        monkeypatch.setattr(checkpoint, "_read_step", read_step)
         write(tmp_path, (30, None), (40, None))
-        return restore_step(path, abstract_state)
+        return read_step(path, abstract_state)
 
-    monkeypatch.setattr(checkpoint, "_restore_step", meanwhile)
+    monkeypatch.setattr(checkpoint, "_read_step", meanwhile)
     lines = []
     assert checkpoint.restore(tmp_path, ABSTRACT, report=lines.append).step == 40 and not lines
-    monkeypatch.setattr(checkpoint, "_restore_step", meanwhile)
+    monkeypatch.setattr(checkpoint, "_read_step", meanwhile)
     shutil.rmtree(tmp_path / "30")
     with pytest.raises(UserError, match=r"step 40 .* was deleted by the run that writes there.* there are \[50, 60\]"):
         monkeypatch.setattr(
-            checkpoint, "_restore_step", lambda *a: (write(tmp_path, (50, None), (60, None)), restore_step(*a))
+            checkpoint, "_read_step", lambda *a: (write(tmp_path, (50, None), (60, None)), read_step(*a))
         )
         checkpoint.restore(tmp_path, ABSTRACT, step=40)
 

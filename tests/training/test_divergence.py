@@ -129,8 +129,8 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, small, monk
     batch = Dataset.train_batch
     bad = {2, 5}
 
-    def train_batch(self, step):
-        made = dict(batch(self, step))
+    def train_batch(self, step, rows=slice(None)):
+        made = dict(batch(self, step, rows))
         made["weights"] = np.full(made["inputs"].shape, np.nan if step in bad else 1.0, np.float32)
         return made
 
@@ -156,7 +156,7 @@ def _abstract(workdir, config):
 
 def test_the_flag_is_a_number(tmp_path):
     argv = ["train.py", "--config=configs/tinystories.py:attention", f"--workdir={tmp_path}"]
-    assert train._parse([*argv, "--resume_learning_rate=1e-3"])[2] == 1e-3
+    assert train._parse([*argv, "--resume_learning_rate=1e-3"])[2]["resume_learning_rate"] == 1e-3
     for text in ("nan", "0", "fast"):
         with pytest.raises(UserError, match="--resume_learning_rate="):
             train._parse([*argv, f"--resume_learning_rate={text}"])

@@ -76,12 +76,13 @@ class TaskDataset:
         self._shape = batch_size, seq_len
         self._batches = np.array([segment.examples // batch_size for segment in self._segments])
 
-    def train_batch(self, step: int) -> Batch:
-        """``inputs``, ``targets`` and ``weights`` of a training step, [batch_size, seq_len]."""
+    def train_batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """``inputs``, ``targets`` and ``weights`` of a training step, [batch_size, seq_len], or some rows of it."""
         segment, number = self._place(step)
-        batch_size, _ = self._shape
-        rows = self._task.rows(segment, number * batch_size, batch_size, training=True, seed=self._seed)
-        return _batch(rows, self._shape, self._task.pad_id)
+        batch_size, seq_len = self._shape
+        first, end, _ = rows.indices(batch_size)
+        drawn = self._task.rows(segment, number * batch_size + first, end - first, training=True, seed=self._seed)
+        return _batch(drawn, (end - first, seq_len), self._task.pad_id)
 
     def _place(self, step: int) -> tuple[Segment, int]:
         """The segment of a step, and which of its batches it is."""

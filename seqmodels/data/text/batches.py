@@ -2,7 +2,7 @@
 
 Plain numpy over the memory map. Grain's ``ds[step]`` would do the same for windows at a tenth of the
 speed (STACK: 11 against 150 million tokens/s), and its packing iterators must be checkpointed where
-ours is a plan one can jump into; on many hosts each slices its rows out of the same batch.
+ours is a plan one can jump into; of many processes each reads its own rows of the same batch.
 
 A batch is a dict of arrays, ``B`` rows of ``T`` = seq_len positions: ``inputs`` and ``targets``, the
 token that follows each input; with packed documents also ``reset``, True where a document or a piece of
@@ -29,8 +29,8 @@ class Batches(Protocol):
 
     rows_per_epoch: int
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of a step; any step, at the same cost."""
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+        """The batch of a step, or some rows of it; any step, at the same cost."""
         ...
 
 
@@ -62,10 +62,10 @@ class Windows:
         self._tokens, self._seq_len = tokens, seq_len
         self._rows = ShuffledRows(self.rows_per_epoch, batch_size, seed)
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
         length = self._seq_len
         windows = np.stack(
-            [self._tokens[row * length : row * length + length + 1] for row in self._rows(step)]
+            [self._tokens[row * length : row * length + length + 1] for row in self._rows(step)[rows]]
         )
         windows = windows.astype(np.int32)
         return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
@@ -90,16 +90,16 @@ class PackedDocuments:
         _check_one_batch(self.rows_per_epoch, batch_size, seq_len, len(stream))
         self._rows = ShuffledRows(self.rows_per_epoch, batch_size, seed)
 
-    def __call__(self, step: int) -> Batch:
-        rows = self._rows(step)
-        shape = (len(rows), self._seq_len)
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+        chosen = self._rows(step)[rows]
+        shape = (len(chosen), self._seq_len)
         batch = {
             "inputs": np.full(shape, self._end_of_text, np.int32),
             "targets": np.full(shape, self._end_of_text, np.int32),
             "reset": np.zeros(shape, np.bool_),
             "weights": np.zeros(shape, np.float32),
         }
-        for b, row in enumerate(rows.tolist()):
+        for b, row in enumerate(chosen.tolist()):
             self._fill(batch, b, row)
         return batch
 
