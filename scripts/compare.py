@@ -6,9 +6,10 @@
 --config is a comparison: a complete training config (`config.base`) and what to vary; configs/compare/base.py lists its fields,
 --config.FIELD=VALUE overrides one (--config.base.train.steps=30 --config.seeds=2). --mixers=... is short for
 --config.mixers=...; --jobs=N trains N at a time. Every run is one of train.py, in a folder of its own below --workdir; the
-same command goes on after a kill, and does nothing twice. The report is report.html, report.md, results.json and PNGs there, written
-anew whenever a mixer's quality or cost has become known. A comparison of text has a control, the same
-model of MLPs alone. The last line of stdout is one JSON object.
+same command goes on after a kill, and does nothing twice. The report is report.html, report.md and results.json there, written anew
+whenever a mixer's quality or cost has become known, and beside them what a paper takes: table.tex, table.csv, methods.tex,
+references.bib, figures/*.pdf. A comparison of text has a control, the same model of MLPs alone. The last line of stdout is one JSON
+object.
 """
 
 import dataclasses
@@ -34,8 +35,8 @@ from configs import base as training_base
 from seqmodels import command_line, data, packages
 from seqmodels import config as config_lib
 from seqmodels.circumstances import circumstances
-from seqmodels.comparison import audit, jobs, measure, plan, recall, results
-from seqmodels.comparison.report import figures, page
+from seqmodels.comparison import audit, jobs, measure, plan, recall, report, results
+from seqmodels.comparison.report import content
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -79,8 +80,8 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
     plan.check_folders(planned)
     executor = jobs.Executor(
         planned, jobs=num_jobs, train=train_command, measure=script(packages.PACKAGE / "comparison/worker.py"),
-        vocab_size=vocab_size,
-        frequent_pairs=write_frequent_pairs(dataset, workdir), on_news=lambda: write_report(planned, vocab_size, about),
+        vocab_size=vocab_size, frequent_pairs=write_frequent_pairs(dataset, workdir),
+        on_news=lambda: write_report(planned, vocab_size, about, is_final=False),
     )  # fmt: skip
     for line in (*executor.announcement(), f"report: {workdir / 'report.html'}"):
         say(line)
@@ -89,8 +90,8 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
     found = write_report(planned, vocab_size, about)
     for warning in found["warnings"]:
         say(f"warning: {warning}")
-    print(escape(page.terminal(found), "terminal"), file=sys.stderr)
-    say(page.headline(found))
+    print(escape(content.terminal(found), "terminal"), file=sys.stderr)
+    say(content.headline(found))
     say(f"report: {workdir / 'report.html'}")
     print(json.dumps({
         "report": str(planned.workdir / "report.html"),
@@ -135,14 +136,11 @@ def write_frequent_pairs(dataset: data.Dataset | data.TaskDataset, workdir: Path
     return path
 
 
-def write_report(planned: plan.Plan, vocab_size: int, about: dict) -> dict:
+def write_report(planned: plan.Plan, vocab_size: int, about: dict, *, is_final: bool = True) -> dict:
     """results.json and what is made of it; returns the results."""
     found = results.gather(planned, vocab_size, about)
     jobs.write_json(planned.workdir / "results.json", found)
-    pictures = figures.draw(found, planned.workdir)
-    texts = {"report.md": page.markdown(found, pictures), "report.html": page.page(found, pictures, planned.workdir)}
-    for name, text in texts.items():
-        atomic.write_whole(planned.workdir / name, lambda file, text=text: file.write(text.encode()))
+    report.write(found, planned.workdir, is_final=is_final)
     return found
 
 

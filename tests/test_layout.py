@@ -39,7 +39,7 @@ FLOORS = (
     ("seqmodels.ops", "seqmodels.data"),
     ("seqmodels.layers",),
     ("seqmodels.mixers",),
-    ("seqmodels.pattern",),
+    ("seqmodels.pattern", "seqmodels.references"),
     ("seqmodels.model",),
     ("seqmodels.config",),
     ("seqmodels.decoding", "seqmodels.command_line"),

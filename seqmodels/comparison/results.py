@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from seqmodels.comparison.scores import Scores
 from seqmodels.comparison.sizes import QUANTITIES
 from seqmodels.data import TEXT, few_documents
 from seqmodels.evaluation.perplexity import by_context_length, perplexity
+from seqmodels.formats import json_text
 
 BOOTSTRAP_SEED = 0
 BUSY = 2.0  # processes a core; the comparison's own training, just ended, is one or a little more
@@ -51,6 +53,25 @@ def gather(plan: Plan, vocab_size: int, about: dict) -> dict:
         "pairs": _pairs(plan, known),
         "warnings": [*_warnings(plan, known), *_unlike(starts), *_few(plan, validation), *_busy(rows)],
     })  # fmt: skip
+
+
+def read(path: Path) -> dict:
+    """A results.json, of today or of an earlier version: what that one did not measure is null or empty in it.
+
+    Raises:
+        OSError: it cannot be read.
+        json_text.Malformed: it is no JSON object.
+    """
+    found = {"control": None, "audit": {"differences": [], "spearman": {}}, "rate_search": None} | json_text.read(path)
+    found["comparison"] = {"rate_extensions": 0} | found["comparison"]
+    found["about"] = {"training_data": "not noted"} | found["about"]
+    row = {"is_control": False, "gain": None, "start": None, "rates_at_length": None}
+    found["mixers"] = {label: row | each for label, each in found["mixers"].items()}
+    pair = {"over_seeds_pooled": None, "significant_pooled": False}
+    found["pairs"] = [pair | each for each in found["pairs"]]
+    if found["validation"] is not None:
+        found["validation"] = {"frequent_pairs": 0} | found["validation"]
+    return found
 
 
 def _add_gains(plan: Plan, rows: dict) -> str | None:

@@ -11,14 +11,15 @@ import pytest
 
 from configs import demo, recall
 from configs.compare import base, probe, rate_length, tinystories_medium, tinystories_small, toy
-from seqmodels import model
+from seqmodels import mixers, model
 from seqmodels.comparison import jobs, plan, results, sizes
-from seqmodels.comparison.report import figures, page
+from seqmodels.comparison.report import content, figures, html, markdown
 from seqmodels.data.text import validation
 from seqmodels.errors import UserError
 from seqmodels.training import loop
 
 VOCAB_SIZE = 64
+LINKS = dict.fromkeys(mixers.names(), "mixer.py")
 
 # Pretends to train: notes its start, and is best at a rate of 1e-2 (or has diverged, above 1).
 TRAIN = """
@@ -193,7 +194,7 @@ def test_the_grid_extends_until_the_best_is_inside(programs):
     row = found["mixers"]["attention"]
     assert row["best_rate"] == 1e-2 and [each["rate"] for each in row["rates"]] == [5e-3, 1e-2, 2e-2, 4e-2, 8e-2]
     assert found["warnings"] == [] and found["rate_search"]["runs"] == 10
-    assert "Rates beyond the grid were tried for attention (0.005, 0.01, 0.02)" in page.markdown(found, [])
+    assert "Rates beyond the grid were tried for attention (0.005, 0.01, 0.02)" in markdown.page(found, [], LINKS)
     number = len(started(of))
     assert execute(programs, of) == found and len(started(of)) == number
     of = planned(programs, learning_rates=(1e-5, 2e-5), rate_extensions=2, seeds=1, mixers="attention")
@@ -211,7 +212,7 @@ def test_whether_the_rate_chosen_short_wins_at_full_length(programs):
     assert at_length["best"] == 1e-2 and at_length["regret"] == 0.0
     # the even documents: 2 + 0.01 seed nats for each of 10 + 9 of 10 + 10 tokens
     assert at_length["spread"] == pytest.approx(0.01 * 0.95 / 2**0.5, rel=1e-3)
-    assert "| attention | 0.01 | 0.01 | 0.0000 | 0.0067 |" in page.markdown(found, [])
+    assert "| attention | 0.01 | 0.01 | 0.0000 | 0.0067 |" in markdown.page(found, [], LINKS)
 
 
 def test_the_control(programs):
@@ -227,9 +228,9 @@ def test_the_control(programs):
     assert rows[plan.CONTROL]["gain"] is None and len(found["pairs"]) == 3
     pooled = [pair["over_seeds_pooled"] for pair in found["pairs"]]
     assert [each["p_value"] for each in pooled] == [1.0] * 3 and not any(pair["significant_pooled"] for pair in found["pairs"])
-    text = page.markdown(found, [])
+    text = markdown.page(found, [], LINKS)
     assert "no better than none: attention, gla" in text and "of 2: attention" in text
-    assert page.terminal(found).splitlines()[-1].startswith(plan.CONTROL)
+    assert content.terminal(found).splitlines()[-1].startswith(plan.CONTROL)
     with pytest.raises(UserError, match="'no_mixer', which is the control's label"):
         planned(programs, mixers="attention, no_mixer=gla mlp", control=True)
     task = recall.get_config("mqar_small").copy_and_resolve_references()
@@ -270,16 +271,16 @@ def test_starts_that_go_with_the_result_are_said(programs):
     share, position = found["audit"]["differences"]
     assert "first layer goes from 0.3 (lstm) to 0.9 (attention)" in share and "one token of context" in position
     assert any(warning.startswith("the mixers start unlike: the token's share") for warning in found["warnings"])
-    text = page.markdown(found, [])
+    text = markdown.page(found, [], LINKS)
     assert "| token's share of the stream after the first layer | -1.00 |" in text and "The mixers start unlike" in text
     # What others wrote is text in both.
     hostile = "<script>alert(1)</script> ![x](http://a/b.png) \x1b[2J"
     base = {**found["base"], "data": {**found["base"]["data"], "source": hostile}}
     rows = {hostile if label == "mamba" else label: row for label, row in found["mixers"].items()}
     found |= {"warnings": [hostile], "base": base, "mixers": rows, "about": {**found["about"], "command": hostile}}
-    for text in (page.markdown(found, []), page.page(found, [], of.workdir)):
+    for text in (markdown.page(found, [], LINKS), html.page(found, [], LINKS)):
         assert "<script>alert" not in text and "\x1b" not in text and text.count("alert(1)") >= 4
-    assert "![x](" not in page.markdown(found, [])
+    assert "![x](" not in markdown.page(found, [], LINKS)
 
 
 def test_a_report_of_few_documents_warns(programs, monkeypatch):
@@ -287,7 +288,7 @@ def test_a_report_of_few_documents_warns(programs, monkeypatch):
     found = execute(programs, planned(programs, mixers="attention", seeds=1))
     expected = [f"{what}: only 2 documents, fewer than 50" for what in ("reported on", "learning rates chosen on")]
     assert [warning[: len(start)] for warning, start in zip(found["warnings"], expected, strict=True)] == expected
-    assert all(f"- **Warning:** {start}" in page.markdown(found, []) for start in expected)
+    assert all(f"- **Warning:** {start}" in markdown.page(found, [], LINKS) for start in expected)
 
 
 def test_warnings(programs):
@@ -304,8 +305,8 @@ def test_warnings(programs):
     found = execute(programs, of)
     assert [row["quality"] for row in found["mixers"].values()] == [None, None] and found["pairs"] == []
     assert "diverged at every learning rate: attention (2, 3), mlp mlp (2, 3)" in found["warnings"][0]
-    drawn = figures.draw(found, of.workdir)
-    assert "| attention |" in page.markdown(found, drawn) and "</html>" in page.page(found, drawn, of.workdir)
+    drawn = figures.draw(found, of.workdir, ["png"])
+    assert "| attention |" in markdown.page(found, drawn, LINKS) and "</html>" in html.page(found, drawn, LINKS)
 
 
 def test_a_task_is_judged_by_its_accuracy(programs):
@@ -324,13 +325,13 @@ def test_a_task_is_judged_by_its_accuracy(programs):
     assert row["quality"]["by_segment"] == [["length 4", 4, pytest.approx(0.9)], ["length 8", 8, 1.0]]
     assert row["curves"][0]["accuracy"] == [0.5] and "perplexity" not in row["quality"]
     assert found["pairs"][0]["difference"] == 0.0 and not found["pairs"][0]["significant"]
-    drawn = figures.draw(found, of.workdir)
-    assert {picture.file for picture in drawn} >= {"pareto.png", "by_segment.png", "curves.png", "rates.png"}
-    assert not {picture.file for picture in drawn} & {"by_position.png", "recall.png"}
-    text = page.markdown(found, drawn)
+    drawn = figures.draw(found, of.workdir, ["png"])
+    assert {picture.name for picture in drawn} >= {"pareto", "by_segment", "curves", "rates"}
+    assert not {picture.name for picture in drawn} & {"by_position", "recall"}
+    text = markdown.page(found, drawn, LINKS)
     assert "accuracy 0.9500" in text and "perplexity" not in text and "the task mqar" in text
     assert "3 seeds do not show a difference between any two" in text
-    assert "</html>" in page.page(found, drawn, of.workdir)
+    assert "</html>" in html.page(found, drawn, LINKS)
 
 
 def test_speeds_measured_beside_other_work(programs):

@@ -1,0 +1,485 @@
+"""What a report says, from results.json alone, for whatever it is written in: sentences, tables, circumstances, methods."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from seqmodels import references
+from seqmodels.comparison import audit, statistics
+from seqmodels.comparison import measure as measures
+
+EMPTY = ""
+
+
+QUALITY, COST = "quality", "cost"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the main table, which is shown in two parts: QUALITY and COST."""
+
+    part: str
+    name: str  # in table.csv
+    title: str
+    meaning: str
+    text: Callable[[Mapping], str]
+    key: Callable[[Mapping], float | str | None]  # the value; to sort by: None sorts last
+    interval: Callable[[Mapping], tuple[float, float] | None] | None = None  # its 95 % interval, where there is one
+
+
+def headline(results: Mapping) -> str:
+    """What the evidence allows to say, first; then who has the best mean, and what that is worth over no mixer."""
+    measure = measures.of(results)
+    scored = [(label, row) for label, row in ranked(results) if row["quality"] and not row["is_control"]]
+    missing = [label for label, row in results["mixers"].items() if row["quality"] is None]
+    if not scored:
+        everything = all(row["cost"] for row in results["mixers"].values())  # the last thing to be measured
+        return "Every mixer diverged at every learning rate." if everything else "No mixer is complete yet."
+    best, row = scored[0]
+    value = number(row["quality"][measure.name]["mean"], measure.digits)
+    mean = f"{value} {measure.title}" if measure.is_text else f"{measure.title} {value}"
+    parts = []
+    if len(scored) > 1:
+        parts.append(_evidence(results, [label for label, _ in scored]))
+        parts.append(f"{'Lowest' if measure.is_text else 'Highest'} mean of {len(scored)}: {best}, {mean}.")
+        against = [pair for pair in results["pairs"] if pair["better"] == best and pair["worse"] != results["control"]]
+        worse, open_ = ([pair["worse"] for pair in against if pair["significant"] is real] for real in (True, False))
+        if worse:
+            parts.append(f"Worse than it by both tests below: {', '.join(worse)}.")
+            parts += [f"Not shown to be worse: {', '.join(open_)}."] if open_ else []
+    else:
+        parts.append(f"{best} has {mean}.")
+    parts.append(_over_no_mixer(results, [label for label, _ in scored]))
+    if missing:
+        parts.append(f"Without figures: {', '.join(missing)}.")
+    return " ".join(filter(None, parts))
+
+
+def _evidence(results: Mapping, labels: Sequence[str]) -> str:
+    """Whether the tests show that any two mixers differ."""
+    pairs = [pair for pair in results["pairs"] if {pair["better"], pair["worse"]} <= set(labels)]
+    sure = sum(pair["significant"] for pair in pairs)
+    seeds = results["comparison"]["seeds"]
+    if seeds == 1:
+        return "One seed cannot show a difference between mixers."
+    pooled = sum(pair["significant_pooled"] for pair in pairs)
+    if_alike = f"If the noise between seeds is alike for all mixers, {pooled} of {len(pairs)} pairs differ."
+    if not sure:
+        return f"{seeds} seeds do not show a difference between any two of these mixers. {if_alike}"
+    return f"The tests show {sure} of {len(pairs)} pairs of mixers to differ. {if_alike}"
+
+
+def _over_no_mixer(results: Mapping, labels: Sequence[str]) -> str:
+    """What mixing tokens is worth: against the same model without a mixer."""
+    control = results["control"]
+    gains = {label: results["mixers"][label]["gain"] for label in labels}
+    gains = {label: gain["bits_per_byte"] for label, gain in gains.items() if gain is not None}
+    if control is None or not gains:
+        return ""
+    shown = {pair["better"] for pair in results["pairs"] if pair["worse"] == control and pair["significant"]}
+    low, high = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
+    worse = [label for label, gain in gains.items() if gain <= 0]
+    said = (
+        f"Over {control} (the same model of MLPs alone) mixers gain {gains[low]:.4f} ({low}) to {gains[high]:.4f} ({high}) bits "
+        "per byte"
+    )
+    said += f"; no better than none: {', '.join(worse)}." if worse else "."
+    return f"{said} The tests show that gain for {len(shown & set(gains))} of {len(gains)}."
+
+
+def terminal(results: Mapping) -> str:
+    """The main figures as an aligned table of plain text, the best first, the control last."""
+    measure = measures.of(results)
+    titles = {measure.title, "gain over no mixer", "loss at position 1", "learning rate", "diverged"}
+    shown = [column for column in columns(results) if column.title in titles]
+    heads = ["mixer", *(column.title for column in shown)]
+    rows = [[label, *(column.text(row) for column in shown)] for label, row in ranked(results)]
+    widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in [heads, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def circumstances(results: Mapping) -> list[tuple[str, str]]:
+    about, compare, base = results["about"], results["comparison"], results["base"]
+    matched, validation = results["matched"], results["validation"]
+    tokens = base["train"]["steps"] * base["data"]["batch_size"] * base["data"]["seq_len"]
+    is_text = measures.of(results).is_text
+    source = base["data"]["source"] if is_text else f"the task {base['data']['task']}"
+    facts = []
+    if matched is None:
+        facts.append(("Matched", "nothing: every mixer has the sizes of the base"))
+    else:
+        facts.append((
+            "Matched",
+            f"{matched['in_words']}, within {matched['tolerance']:.1%} of {matched['reference']}'s {matched['value']:,.0f}",
+        ))  # fmt: skip
+    facts.append((
+        "Training",
+        f"{source}, {tokens:,} tokens ({base['train']['steps']:,} steps of {base['data']['batch_size']} x "
+        f"{base['data']['seq_len']}), {compare['seeds']} seed(s) from {base['seed']} on",
+    ))  # fmt: skip
+    facts.append(("Training data", f"{about['training_data']}: a digest, equal for equal text, split and tokenizer"))
+    grid = _listed(sorted(compare["learning_rates"]))
+    several = len(compare["learning_rates"]) > 1
+    facts.append(("Learning rates", f"{grid} and beyond, each mixer its own (see below)" if several else f"{grid}, for every mixer"))
+    if validation is not None:
+        facts.append((
+            "Reported on",
+            f"the odd-numbered validation documents: {validation['documents']:,} documents, {validation['tokens']:,} tokens, "
+            f"{validation['bytes']:,.0f} bytes; {validation['hit_tokens']:,} of the tokens are recall hits, "
+            f"{validation['frequent_pairs']:,} pairs of tokens being left out as frequent in training"
+            if is_text else
+            f"the odd-numbered test examples: {validation['documents']:,} examples, {validation['tokens']:,} labels; the mean over "
+            "the test's lengths, each counting once",
+        ))  # fmt: skip
+    device = next((row["cost"]["device"] for row in results["mixers"].values() if row["cost"]), None)
+    machine = about["machine"]
+    facts.append(("Device", f"{device or 'not measured yet'}; {machine['processor']}, {machine['cores']} cores"))
+    peak = next((row["cost"]["peak_flops_per_second"] for row in results["mixers"].values() if row["cost"]), None)
+    facts.append((
+        "Utilisation",
+        f"of {peak / 1e12:,.0f} TFLOP/s, the data sheet's dense bfloat16 peak" if peak else "empty: no data sheet gives this "
+        "device's peak",
+    ))  # fmt: skip
+    facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())))
+    facts.append(("Commit", f"{about['commit']}, {about['date']}"))
+    facts.append(("Command", about["command"]))
+    return facts
+
+
+def columns(results: Mapping) -> list[Column]:
+    """Of the main table, in order."""
+    seq_len = str(results["base"]["data"]["seq_len"])
+    contexts = [str(context) for context in results["comparison"]["contexts"]]
+    over_seeds = "mean over the seeds and Student's 95 % interval"
+
+    def quality(name, title, meaning, digits):
+        def estimate(row):
+            found = row["quality"] and row["quality"].get(name)
+            return found if found and found["mean"] is not None else None
+
+        def interval(row):
+            found = estimate(row)
+            return None if found is None or None in (found["low"], found["high"]) else (found["low"], found["high"])
+
+        def text(row):
+            found, ends = estimate(row), interval(row)
+            if found is None:
+                return EMPTY
+            mean = number(found["mean"], digits)
+            return mean if ends is None else f"{mean} [{number(ends[0], digits)}, {number(ends[1], digits)}]"
+
+        return Column(
+            QUALITY, name, title, f"{meaning}: {over_seeds}", text, lambda row: (estimate(row) or {"mean": None})["mean"], interval
+        )
+
+    def cost(name, title, meaning, *path, scale=1.0, digits=0):
+        def value(row):
+            found = row["cost"]
+            for key in path:
+                found = None if found is None else found[key]
+            return None if found is None else scale * found
+
+        return Column(COST, name, title, meaning, lambda row: EMPTY if value(row) is None else number(value(row), digits), value)
+
+    qualities = [
+        quality("bits_per_byte", "bits per byte", "of the reported documents", 4),
+        Column(QUALITY, "gain_bits_per_byte", "gain over no mixer", "bits per byte less than the same model of MLPs alone", _gain,
+               lambda row: row["gain"] and row["gain"]["bits_per_byte"]),
+        quality("perplexity", "perplexity", "per token, of the same text", 3),
+        quality("position_1_loss", "loss at position 1", "nats after one token of context, where there is nothing to mix: what "
+                "mixers differ by there is not their mixing", 3),
+        quality("hit_loss", "loss, hits", "nats per token where the same pair of tokens stood earlier in the same story and window "
+                "and is rare in training", 3),
+        quality("rest_loss", "loss, rest", "nats on all other tokens", 3),
+    ] if measures.of(results).is_text else [
+        quality("accuracy", "accuracy", "share of the labels that the model puts above all else, reported examples", 4),
+        quality("loss", "loss", "nats per label", 4),
+    ]  # fmt: skip
+    return [
+        *qualities,
+        Column(QUALITY, "learning_rate", "learning rate", "the best of those tried",
+               lambda row: EMPTY if row["best_rate"] is None else f"{row['best_rate']:g}", lambda row: row["best_rate"]),
+        Column(QUALITY, "diverged", "diverged", "seeds at the best rate whose loss was not finite; all: at every rate", _diverged,
+               lambda row: len(row["diverged"])),
+        cost("parameters", "parameters", "trained, a tied head counted once", "parameters"),
+        cost("mflops_per_token", "MFLOPs/token", "of the matrix products of a training step, counted", "flops_per_token",
+             scale=1e-6, digits=2),
+        cost("state_bytes", "state bytes", f"of one sequence at {seq_len} tokens, counted", "state_bytes", seq_len),
+        cost("train_tokens_per_second", "train tokens/s", "of the median training step, measured alone after the runs",
+             "train_tokens_per_second"),
+        cost("utilisation_percent", "utilisation %", "of the device's peak FLOP/s; empty where that is unknown",
+             "flop_utilisation", scale=100.0, digits=1),
+        cost("step_mib", "step MiB", "memory the compiler allots to a training step: arguments, outputs, temporaries",
+             "train_step_bytes", scale=1 / 2**20),
+        *(
+            cost(f"ms_per_token_at_{context}", f"ms/token at {int(context):,}",
+                 f"one decoded token of one sequence after {int(context):,} tokens", "decode_seconds", context, scale=1e3, digits=3)
+            for context in contexts
+        ),
+    ]  # fmt: skip
+
+
+def _gain(row: Mapping) -> str:
+    return EMPTY if row["gain"] is None else f"{row['gain']['bits_per_byte']:+.4f}"
+
+
+def _diverged(row: Mapping) -> str:
+    if row["best_rate"] is None:
+        return "all" if any(each["diverged_at"] for each in row["rates"]) else EMPTY
+    return str(len(row["diverged"])) if row["quality"] or row["diverged"] else EMPTY
+
+
+def main_table(results: Mapping, part: str) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of a part, the best first; a mixer without figures is last, its cells empty."""
+    shown = [column for column in columns(results) if column.part == part]
+    rows = [[label, *(column.text(row) for column in shown)] for label, row in ranked(results)]
+    return ["mixer", *(column.title for column in shown)], rows
+
+
+def papers(results: Mapping, label: str) -> list[references.Reference]:
+    """Of the mixers in a row's pattern."""
+    found = map(references.of_mixer, mixers_of(results, label))
+    return [reference for reference in found if reference is not None]
+
+
+def mixers_of(results: Mapping, label: str) -> list[str]:
+    """Those in a row's pattern that this repository has."""
+    return references.mixers_in(results["mixers"][label]["sizes"]["pattern"])
+
+
+def ranked(results: Mapping) -> list[tuple[str, Mapping]]:
+    """The mixers, the best first; after them the control, which is not ranked."""
+    measure = measures.of(results)
+
+    def key(item):
+        """Of two that are alike in the measure, the smaller loss is first."""
+        quality, last = item[1]["quality"], item[1]["is_control"]
+        if quality is None or quality[measure.name]["mean"] is None:
+            return last, math.inf, math.inf
+        return last, quality[measure.name]["mean"] * (1 if measure.is_text else -1), quality["loss"]["mean"]
+
+    return sorted(results["mixers"].items(), key=key)
+
+
+def paragraph_on_pairs(results: Mapping) -> list[str]:
+    seeds, measure = results["comparison"]["seeds"], measures.of(results)
+    lines = [
+        f"By how much the mixer of a row is better than that of a column: the difference of the {measure.compared}. Two paired tests "
+        f"are made of it. Over {measure.documents}: a bootstrap that draws the same reported {measure.documents} for both, of the "
+        f"means over the seeds; it says what other {measure.documents} of the kind might give. Over seeds: Student's paired test, a "
+        "seed being the same order of the data for both; it says what training again might give. p-values are Holm's, corrected for "
+        f"the number of pairs. A star: both are below {statistics.SIGNIFICANT}. A plus: so they are if the second takes its noise "
+        "from all mixers, as if it were alike for all of them (the residuals of an additive model of mixer and seed). results.json "
+        "has all of them."
+    ]
+    tests = len(results["pairs"])
+    ratio = statistics.least_ratio(seeds, tests)
+    if ratio is None:
+        lines += ["", "There is one seed, so nothing is known of training again, and no difference is shown."]
+    elif tests:
+        lines += [
+            "",
+            f"With {seeds} seeds and {tests} pairs, the first difference to be shown over seeds must be {ratio:,.1f} times its own "
+            "standard deviation between seeds. Without a star a difference is not shown; that is no sign of equality.",
+        ]  # fmt: skip
+    return lines
+
+
+def pair_matrix(results: Mapping) -> tuple[list[str], list[list[str]]]:
+    """The upper triangle, best to worst: how much better the row is, and whether the tests show it."""
+    by_pair = {(pair["better"], pair["worse"]): pair for pair in results["pairs"]}
+    order = order_of_pairs(results)
+    rows = []
+    for better in order[:-1]:
+        cells = [by_pair[better, worse] if (better, worse) in by_pair else None for worse in order[1:]]
+        rows.append([better, *(
+            EMPTY if pair is None else number(abs(pair["difference"]), 3) + mark(pair) for pair in cells
+        )])  # fmt: skip
+    return ["better by", *order[1:]], rows
+
+
+def mark(pair: Mapping) -> str:
+    return "*" if pair["significant"] else "+" if pair["significant_pooled"] else ""
+
+
+def order_of_pairs(results: Mapping) -> list[str]:
+    """Best first, the control among the others: the order in which `pairs` lists the better ones."""
+    wins: dict[str, int] = {}
+    for pair in results["pairs"]:
+        wins[pair["better"]] = wins[pair["better"]] + 1 if pair["better"] in wins else 1
+        wins[pair["worse"]] = wins[pair["worse"]] if pair["worse"] in wins else 0
+    return sorted(wins, key=lambda label: -wins[label])
+
+
+def in_words(pair: Mapping) -> str:
+    """A difference with everything the tests say of it."""
+    documents, seeds = pair["over_documents"], pair["over_seeds"]
+    said = (
+        f"{pair['better']} less {pair['worse']}: {number(pair['difference'], 4)} [{number(documents['low'], 4)}, "
+        f"{number(documents['high'], 4)}], p {probability(documents['corrected_p_value'])}"
+    )
+    if seeds is None:
+        return said
+    said += f"; over seeds p {probability(seeds['corrected_p_value'])}"
+    pooled = pair["over_seeds_pooled"]
+    return said if pooled is None else f"{said}, of pooled noise p {probability(pooled['corrected_p_value'])}"
+
+
+def paragraph_on_starts(results: Mapping) -> list[str]:
+    found = results["audit"]
+    lines = [
+        "Of the untrained models, on tokens of the training data: the token's share is the part of the residual stream's variance "
+        "that a multiple of the token's own embedding explains (squared correlation over positions and features), after the first and "
+        "the last layer; rms of the stream after the last layer and of what the mixers add to it; norms of the loss's gradient. "
+        "Where mixers start unlike, their order may be that of their starts."
+    ]
+    if found["differences"]:
+        lines += ["", "The mixers start unlike: " + "; ".join(found["differences"]) + "."]
+    elif any(row["start"] for row in results["mixers"].values()):
+        lines += ["", "The mixers start alike, within the bounds of seqmodels/comparison/audit.py."]
+    return lines
+
+
+def start_tables(results: Mapping) -> list[tuple[list[str], list[list[str]]]]:
+    """Each mixer's start beside its result; then what goes with the result over the mixers."""
+    names = [name for name in audit.MEANINGS if name != "position_1_loss"]
+    rows = [(label, row["start"]["summary"]) for label, row in ranked(results) if row["start"] is not None]
+    names = [name for name in names if any(name in summary for _, summary in rows)]
+    tables = []
+    if rows:
+        cells = [[EMPTY if summary.get(name) is None else f"{summary[name]:.3g}" for name in names] for _, summary in rows]
+        heads = ["mixer", *(audit.MEANINGS[name] for name in names)]
+        tables.append((heads, [[label, *row] for (label, _), row in zip(rows, cells)]))
+    spearman = results["audit"]["spearman"]
+    if spearman:
+        tables.append((
+            ["figure", "Spearman with the loss over the mixers", "p", "mixers"],
+            [
+                [each["in_words"], f"{each['rho']:+.2f}", probability(each["p_value"]), str(each["values"])]
+                for each in spearman.values()
+            ],
+        ))
+    return tables
+
+
+def paragraph_on_rates(results: Mapping) -> list[str]:
+    compare, search = results["comparison"], results["rate_search"]
+    length = (
+        f"runs of {compare['rate_steps']:,} of {results['base']['train']['steps']:,} steps, in which warm-up and decay take the same "
+        "part of the run" if compare["rate_steps"] else "runs of full length"
+    )  # fmt: skip
+    rates = _listed(sorted(compare["learning_rates"]))
+    if len(compare["learning_rates"]) == 1:
+        return [f"There was none: every mixer has {rates}."]
+    whom = "validation documents" if measures.of(results).is_text else "test examples"
+    beyond = (
+        f", and where the best lies at an end twice or half that rate, up to {compare['rate_extensions']} times"
+        if compare["rate_extensions"] else ""
+    )  # fmt: skip
+    lines = [f"{rates}{beyond}; by {length}, {compare['rate_seeds']} seed(s) each, on the even-numbered {whom}."]
+    if search is not None:
+        lines[0] += (
+            f" The search is {search['runs']} runs and {search['tokens']:,} tokens, {search['share_of_tokens']:.0%} of all that is "
+            f"trained here; it took {search['seconds'] / 3600:.2f} hours so far."
+        )
+    grid = set(compare["learning_rates"])
+    added = {
+        label: [each["rate"] for each in row["rates"] if each["rate"] not in grid] for label, row in results["mixers"].items()
+    }
+    added = [f"{label} ({_listed(rates)})" for label, rates in added.items() if rates]
+    return [*lines, "", f"Rates beyond the grid were tried for {', '.join(added)}."] if added else lines
+
+
+def rate_tables(results: Mapping) -> list[tuple[list[str], list[list[str]]]]:
+    """Where every rate was trained at full length: whether the one that short runs chose wins there."""
+    rows = []
+    for label, row in results["mixers"].items():
+        found = row["rates_at_length"]
+        if found is not None:
+            spread = EMPTY if found["spread"] is None else number(found["spread"], 4)
+            rows.append([label, f"{row['best_rate']:g}", f"{found['best']:g}", number(found["regret"], 4), spread])
+    if not rows:
+        return []
+    heads = ["mixer", "chosen by short runs", "best at full length", "lost by the choice", "standard deviation between seeds"]
+    return [(heads, rows)]
+
+
+def size_table(results: Mapping) -> tuple[list[str], list[list[str]]]:
+    quantity = "parameters" if results["matched"] is None else results["matched"]["in_words"]
+    rows = [
+        [label, row["sizes"]["in_words"], f"{row['counted']:,.0f}", f"{row['of_reference']:+.2%}"]
+        for label, row in results["mixers"].items()
+    ]
+    return ["mixer", "sizes", quantity, "of the first"], rows
+
+
+def commands(results: Mapping) -> list[tuple[str, str]]:
+    return [(label, run["command"]) for label, row in results["mixers"].items() for run in row["runs"]]
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
+def number(value: float | None, digits: int) -> str:
+    return EMPTY if value is None else f"{value:,.{digits}f}"
+
+
+def probability(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+# -- for a paper
+
+
+def methods(results: Mapping) -> list[str | tuple[str, ...]]:
+    """A paragraph for the methods section of a paper: texts, and between them the keys of what is cited there."""
+    base, compare, matched = results["base"], results["comparison"], results["matched"]
+    measure, data, optim = measures.of(results), base["data"], base["optim"]
+    labels = [label for label in results["mixers"] if label != results["control"]]
+    cited = tuple(dict.fromkeys(reference.key for label in labels for reference in papers(results, label)))
+    tokens = base["train"]["steps"] * data["batch_size"] * data["seq_len"]
+    several = len(compare["learning_rates"]) > 1
+    parts: list[str | tuple[str, ...]] = [f"We compare {len(labels)} sequence mixers"]
+    parts += [cited] if cited else []
+    parts.append(" in language models that share everything else" if measure.is_text else " in models that share everything else")
+    if matched is not None:
+        parts.append(f" and have the same {matched['in_words']} within {matched['tolerance']:.1%} ({matched['value']:,.0f})")
+    parts.append(f". Each is trained on {tokens:,} tokens ")
+    if not measure.is_text:
+        parts.append(f"of the synthetic task {data['task']} ")
+    elif "tinystories" in str(data["source"]).lower():
+        parts += ["of TinyStories", ("eldan2023tinystories",), " "]
+    parts.append(f"({base['train']['steps']:,} steps of {data['batch_size']} sequences of {data['seq_len']} tokens) with ")
+    parts += ["AdamW", ("loshchilov2017adamw",)] if optim.get("name", "adamw") == "adamw" else [optim["name"]]
+    parts.append(f", weight decay {optim['weight_decay']:g}, {optim['warmup_steps']} warm-up steps and a {optim['schedule']} schedule")
+    if several:
+        of_length = f"runs of {compare['rate_steps']:,} steps" if compare["rate_steps"] else "runs of full length"
+        parts.append(
+            f". Each mixer has its own peak learning rate, the best of {_listed(sorted(compare['learning_rates']))}"
+            f"{' and of rates beyond the ends of this grid' if compare['rate_extensions'] else ''} by {of_length} on "
+            f"{measure.documents} that are not reported"
+        )
+    else:
+        parts.append(f". Every mixer has the peak learning rate {_listed(compare['learning_rates'])}")
+    parts.append(f". We report means over {compare['seeds']} seed{'s' if compare['seeds'] > 1 else ''}")
+    if results["pairs"]:
+        parts += [
+            f", and call two mixers different where a paired bootstrap over {measure.documents}", ("koehn2004",),
+            " and Student's paired test over seeds both have p-values below "
+            f"{statistics.SIGNIFICANT} after Holm's correction for the number of pairs", ("holm1979",),
+        ]  # fmt: skip
+    return [*parts, "."]
+
+
+def cited(results: Mapping) -> dict[str, references.Reference]:
+    """What the methods paragraph cites, by its key, in order."""
+    keys = dict.fromkeys(key for part in methods(results) if isinstance(part, tuple) for key in part)
+    known = references.references() | {
+        reference.key: reference for label in results["mixers"] for reference in papers(results, label)
+    }
+    return {key: known[key] for key in keys}
