@@ -10,7 +10,7 @@ in the same proportions: 6, 1 and 7. Neither has positions (the Mamba layers tel
 MLP is not gated and 4 d_model wide; ours is gated with as many parameters.
 
 ``swa`` alternates sliding windows with full attention (Gemma 2, arXiv 2408.00118, section 2); ``parallel`` reads each input by both
-mixers and takes the mean of their normed outputs (Hymba, arXiv 2411.13676, section 2.1).
+mixers and takes the mean of their normed outputs (after Hymba, arXiv 2411.13676).
 """
 
 from configs import base

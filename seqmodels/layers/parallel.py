@@ -18,7 +18,9 @@ def call_mixer(name: str, mixer: nnx.Module, x, state, shared: dict[str, Any], *
 
 
 class ParallelMixers(nnx.Module):
-    """y = 1/n sum_i RMSNorm_i(mixer_i(x)): Hymba's fusion of heads (arXiv 2411.13676, eq. 3), each norm with a scale of its own.
+    """y = 1/n sum_i RMSNorm_i(mixer_i(x)), each norm with a scale of its own: after Hymba's fusion of heads (arXiv 2411.13676).
+
+    Hymba adds the scaled norms of what its heads read and projects the sum; here each mixer projects first, by its own kernel.
 
     The norms bring what the mixers write to one magnitude, so that none is drowned. The state is a tuple, one entry a mixer.
 

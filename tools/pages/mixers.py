@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from configs import tinystories
-from seqmodels import command_line, mixers, model
+from seqmodels import command_line, mixers, model, references
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 
@@ -49,7 +49,7 @@ def with_table(path: Path, begin: str, table: str) -> str:
 
 def mixers_list() -> str:
     """The mixers, each a link to its paper."""
-    return ", ".join(f"[{name}]({paper(name)})" for name in mixers.names()) + "."
+    return ", ".join(f"[{name}]({references.of_mixer(name).url})" for name in mixers.names()) + "."
 
 
 def comparison_table(results: dict) -> str:
@@ -96,7 +96,8 @@ def mixers_page() -> str:
     lines = [
         "# The mixers",
         "",
-        "Made by `python -m tools.pages.mixers` from the header of each file in `seqmodels/mixers/`.",
+        "Made by `python -m tools.pages.mixers` from the header of each file in `seqmodels/mixers/`. The BibTeX entries are those of",
+        "[`seqmodels/references.bib`](../seqmodels/references.bib); [`CITATION.cff`](../CITATION.cff) cites this project.",
         "",
         "## What multiplies the state",
         "",
@@ -123,8 +124,12 @@ def mixers_page() -> str:
         lines += [f"## {name}", "", title, "", "```", *equations, "```", ""]
         lines += [f"- {fact}" for fact in facts]
         lines += [
-            f"- Paper: <{paper(name)}>. File: {link(name)}. Layers of its config: `{mixers.pattern(name)}`; "
+            f"- Paper: <{references.of_mixer(name).url}>. File: {link(name)}. Layers of its config: `{mixers.pattern(name)}`; "
             f"state bytes: {state_bytes(name):,}.",
+            "",
+            "```bibtex",
+            references.of_mixer(name).bibtex,
+            "```",
             "",
         ]
     return "\n".join(lines).rstrip() + "\n"
@@ -133,12 +138,6 @@ def mixers_page() -> str:
 def link(name: str) -> str:
     """To the mixer's file."""
     return f"[`seqmodels/mixers/{name}.py`](../seqmodels/mixers/{name}.py)"
-
-
-def paper(name: str) -> str:
-    """The address of the paper that the mixer's header names first."""
-    found = re.search(r"arXiv\s+(\d{4}\.\d{5})", mixers.load(name).__doc__)
-    return f"https://arxiv.org/abs/{found[1]}"
 
 
 def state_bytes(name: str) -> int:
