@@ -455,7 +455,7 @@ def methods(results: Mapping) -> list[str | tuple[str, ...]]:
     elif "tinystories" in str(data["source"]).lower():
         parts += ["of TinyStories", ("eldan2023tinystories",), " "]
     parts.append(f"({base['train']['steps']:,} steps of {data['batch_size']} sequences of {data['seq_len']} tokens) with ")
-    parts += ["AdamW", ("loshchilov2017adamw",)] if optim.get("name", "adamw") == "adamw" else [optim["name"]]
+    parts += ["AdamW", ("loshchilov2017adamw",)] if _optimizer(optim) == "adamw" else [_optimizer(optim)]
     parts.append(f", weight decay {optim['weight_decay']:g}, {optim['warmup_steps']} warm-up steps and a {optim['schedule']} schedule")
     if several:
         of_length = f"runs of {compare['rate_steps']:,} steps" if compare["rate_steps"] else "runs of full length"
@@ -474,6 +474,11 @@ def methods(results: Mapping) -> list[str | tuple[str, ...]]:
             f"{statistics.SIGNIFICANT} after Holm's correction for the number of pairs", ("holm1979",),
         ]  # fmt: skip
     return [*parts, "."]
+
+
+def _optimizer(optim: Mapping) -> str:
+    """Results of runs made before there was a choice do not name it."""
+    return optim["name"] if "name" in optim else "adamw"
 
 
 def cited(results: Mapping) -> dict[str, references.Reference]:
