@@ -86,9 +86,17 @@ def test_one_model_trained_twice():
     row = parity.compare(peer, **SIZES)
     assert len(row["ours"]) == len(row["theirs"]) == SIZES["steps"]
     assert row["largest_difference"] < 1e-5
+    assert row["control"]["largest_difference"] < 1e-5
+    assert [len(losses) for losses in row["control"]["losses"]] == parity.CONTROLS * [SIZES["steps"]]
     assert row["ours"][-1] < row["ours"][0] - 0.05, "it learns, so that a difference in a step can show"
     wrong = parity.largest_difference(row["ours"], peer.losses)
     assert wrong["largest_difference"] > 1e-4 and wrong["at_step"] > 0, "another optimizer shows"
+
+
+def test_the_control_starts_a_rounding_away():
+    params = {"kernel": np.random.default_rng(0).normal(size=10_000).astype(np.float32)}
+    apart = parity.rounded_elsewhere(params, seed=1)["kernel"] / np.float64(params["kernel"]) - 1
+    assert 2.0**-25 < np.sqrt(np.mean(apart**2)) < 2.0**-23 and np.abs(apart).max() < 2.0**-20
 
 
 def test_decay_in_their_layout():

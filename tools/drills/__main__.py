@@ -34,7 +34,8 @@ DRILLS = {
     drill.__name__: drill
     for drill in (
         files.hostile_files, files.damaged_token_caches, files.damaged_runs,
-        interruptions.kill_training, interruptions.stop_training, interruptions.kill_tokenising, interruptions.kill_evaluating,
+        interruptions.kill_training, interruptions.stop_training, interruptions.kill_on_mesh, interruptions.kill_tokenising,
+        interruptions.kill_evaluating, interruptions.kill_comparing,
         disks.full_disk, disks.small_files, disks.read_only_disk, disks.no_home,
         values.odd_values_built, values.odd_values_trained, long_runs.many_steps, long_runs.many_tokens,
     )

@@ -1,6 +1,8 @@
-"""Kills and signals at uniform moments, of training, tokenising and evaluating: what is begun again ends as if it had not been."""
+"""Kills and signals at uniform moments, of training, tokenising, evaluating, comparing: what is begun again ends as if left alone."""
 
 import dataclasses
+import json
+import os
 import shutil
 import signal
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import eval as eval_program
 import train
+from scripts import compare
 from seqmodels import data
 from tools.drills.trials import Count, Ended, Place, files_of, in_child, outcome, train_in_child
 
@@ -22,14 +25,21 @@ def stop_training(place: Place) -> Count:
     return _interrupted_training(place, place.some(2, 28), signal.SIGTERM, signal.SIGINT)
 
 
-def _interrupted_training(place: Place, trials: int, *numbers: int) -> Count:
+def kill_on_mesh(place: Place) -> Count:
+    """SIGKILL at a uniform moment of a run on four virtual devices (data=2, fsdp=2), then the same command: the same end."""
+    return _interrupted_training(place, place.some(1, 20), signal.SIGKILL, devices=4, mesh__data=2, mesh__fsdp=2, data__batch_size=4)
+
+
+def _interrupted_training(place: Place, trials: int, *numbers: int, devices: int = 1, **changes: object) -> Count:
     count = Count()
-    expected, whole = reference(place)
+    environment = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"}
+    expected, whole = reference(place, environment, **changes)
     for trial in range(trials):
         workdir, number = place.new("killed") / "run", numbers[trial % len(numbers)]
         after = place.draw.uniform(0.0, 1.1 * whole.seconds)
-        first = train_in_child(place.flags(workdir), after=after, number=number)
-        again = train_in_child(place.flags(workdir))
+        flags = place.flags(workdir, **changes)
+        first = train_in_child(flags, after=after, number=number, environment=environment)
+        again = train_in_child(flags, environment=environment)
         where = f"signal {number} after {after:.2f} s"
         # Before the program has its handlers, a signal ends it as it ends any program.
         allowed = {0, -number} | ({128 + number} if number != signal.SIGKILL else set())
@@ -43,14 +53,14 @@ def _interrupted_training(place: Place, trials: int, *numbers: int) -> Count:
     return count
 
 
-def reference(place: Place) -> tuple[dict, Ended]:
-    """A run that was left alone, made once; and how long such a run takes when its programs are compiled."""
-    workdir = place.folder / "reference"
+def reference(place: Place, environment: dict[str, str | None] | None = None, **changes: object) -> tuple[dict, Ended]:
+    """A run that was left alone, made once for such flags; and how long it takes when its programs are compiled."""
+    workdir = place.folder / "_".join(["reference", *(f"{name}{value}" for name, value in changes.items())])
     if not workdir.exists():
-        first = train_in_child(place.flags(workdir))
+        first = train_in_child(place.flags(workdir, **changes), environment=environment)
         assert first.code == 0, first.err
     timed = place.new("timed") / "run"
-    again = train_in_child(place.flags(timed))
+    again = train_in_child(place.flags(timed, **changes), environment=environment)
     shutil.rmtree(timed.parent)
     return outcome(workdir), again
 
@@ -95,6 +105,39 @@ def kill_evaluating(place: Place) -> Count:
         count.judge(found == before and b"IEND" in picture[-16:], f"killed after {after:.2f} s: the folder has changed")
         (run / "loss_by_position.png").unlink(missing_ok=True)
     return count
+
+
+def kill_comparing(place: Place) -> Count:
+    """SIGKILL at a uniform moment of compare.py, then the same command: the figures of a comparison that was left alone."""
+    count, whole = Count(), _compared(place, place.folder / "comparison")
+    assert whole.code == 0, whole.err
+    expected = _figures(place.folder / "comparison")
+    for _ in range(place.some(1, 12)):
+        workdir = place.new("compared") / "comparison"
+        after = place.draw.uniform(0.0, whole.seconds)
+        _compared(place, workdir, after=after)
+        again = _compared(place, workdir)
+        same = again.code == 0 and _figures(workdir) == expected
+        count.judge(same, f"killed after {after:.2f} s: {again.err[-200:] if again.code else 'other figures'}")
+        shutil.rmtree(workdir.parent)
+    return count
+
+
+def _compared(place: Place, workdir: Path, **options) -> Ended:
+    base = place.flags(workdir, train__steps=6, train__eval_every_steps=3, train__checkpoint_every_steps=3)[3:]
+    values = {"learning_rates": "1e-3,", "seeds": 1, "control": False, "validation_tokens": 256, "contexts": "8,", "decode_tokens": 2}
+    argv = [
+        "compare.py", "--config=configs/compare/toy.py", f"--workdir={workdir}", "--mixers=linear_attention,hgrn", "--jobs=2",
+        *(flag.replace("--config.", "--config.base.") for flag in base if "model.pattern" not in flag),
+        *(f"--config.{name}={value}" for name, value in values.items()),
+    ]  # fmt: skip
+    return in_child(lambda: compare.main(argv), seconds=600.0, **options)
+
+
+def _figures(workdir: Path) -> dict:
+    """Of every mixer, what does not depend on the clock."""
+    found = json.loads((workdir / "results.json").read_text())["mixers"]
+    return {label: [row["best_rate"], row["quality"], row["counted"]] for label, row in found.items()}
 
 
 def _with_argv(argv, main) -> None:
