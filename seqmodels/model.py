@@ -32,6 +32,7 @@ from seqmodels.layers import (
     GatedMLP,
     ParallelMixers,
     RWKVChannelMix,
+    Weight,
     call_mixer,
     default_mlp_hidden,
     default_rwkv_hidden,
@@ -41,6 +42,7 @@ from seqmodels.layers import (
     scale_output,
     sinusoids,
     soft_cap,
+    weight_decay_of,
 )
 from seqmodels.ops import dispatch
 from seqmodels.ops.placement import constrain_activations
@@ -182,7 +184,7 @@ class LanguageModel(nnx.Module):
         words = parse_pattern(config.pattern)
         self.config = config
         self.vocab_size = vocab_size
-        self.embedding = nnx.Param(normal_init(rngs.params(), (vocab_size, config.d_model), stddev=EMBEDDING_STDDEV))
+        self.embedding = Weight(normal_init(rngs.params(), (vocab_size, config.d_model), stddev=EMBEDDING_STDDEV))
         if config.embedding_norm:
             self.embedding_norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
         # Named, not listed: list entries become integer keys, which checkpoints and JSON do not keep.
@@ -206,10 +208,10 @@ class LanguageModel(nnx.Module):
         if config.embedding_norm and config.tie_embeddings:
             self.final_norm.scale[...] = self.final_norm.scale[...] * min(1.0, TIED_HEAD_WIDTH / config.d_model)
         if config.readout == "last":
-            self.readout_kernel = nnx.Param(normal_init(rngs.params(), (config.d_model, config.d_model), stddev=config.d_model**-0.5))
+            self.readout_kernel = Weight(normal_init(rngs.params(), (config.d_model, config.d_model), stddev=config.d_model**-0.5))
             self.readout_bias = nnx.Param(jnp.zeros(config.d_model))
         if not config.tie_embeddings:
-            self.output_kernel = nnx.Param(normal_init(rngs.params(), (config.d_model, vocab_size), stddev=EMBEDDING_STDDEV))
+            self.output_kernel = Weight(normal_init(rngs.params(), (config.d_model, vocab_size), stddev=EMBEDDING_STDDEV))
         if config.branch_rms is not None and scale_branches:
             tokens = jax.random.randint(rngs.params(), (START_BATCH, START_LENGTH), 0, vocab_size)
             for layer, scale in zip(self._layers(), self._branch_scales(tokens)):
@@ -466,6 +468,15 @@ def init_params(config: ModelConfig, vocab_size: int, key: Array) -> dict:
 def param_shapes(config: ModelConfig, vocab_size: int) -> dict:
     """The shapes and dtypes of ``init_params``, without a forward pass: a nested dict of jax.ShapeDtypeStruct."""
     return _pure_params(_shapes(config, vocab_size))
+
+
+def weight_decay_mask(config: ModelConfig, vocab_size: int) -> dict:
+    """True for the parameters that weight decay applies to: a nested dict like ``init_params``.
+
+    Raises:
+      ValueError: a matrix does not say whether it does (``layers/parameters.py``).
+    """
+    return weight_decay_of(_shapes(config, vocab_size), stacked="layers")
 
 
 def merge(definition: nnx.GraphDef, params: dict) -> LanguageModel:

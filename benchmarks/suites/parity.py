@@ -24,14 +24,16 @@ from typing import Final, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks.timing import Progress, positive, some_of
 from configs import base
+from seqmodels import model
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.data.text import toy
 from seqmodels.errors import UserError
 from seqmodels.interop import checkpoint, table
-from seqmodels.training.optimizer import decay_mask, make_optimizer
+from seqmodels.training.optimizer import make_optimizer
 from seqmodels.training.state import Trainer
 
 VOCAB_SIZE: Final = 256  # a token is a byte
@@ -101,19 +103,19 @@ def compare(peer: Peer, steps: int, batch_size: int, seq_len: int, seed: int) ->
         foreign = checkpoint.read(folder)
     config = run_config(foreign, steps, batch_size, seq_len)
     trainer = Trainer(config, foreign.config.vocab_size, jax.devices()[:1])
+    optimizer = make_optimizer(config.optim, steps, decayed(foreign))
     trained_on = list(itertools.islice(batches(batch_size, seq_len, foreign.config.vocab_size, seed), steps))
     peer.start(config, decayed_tensors(foreign))
-    ours = losses(trainer, config, foreign.params, trained_on)
+    ours = losses(trainer, optimizer, foreign.params, trained_on)
     theirs = [peer.step(batch, float(trainer.schedule(step))) for step, batch in enumerate(trained_on)]
-    control = [losses(trainer, config, rounded_elsewhere(foreign.params, each), trained_on) for each in range(CONTROLS)]
+    control = [losses(trainer, optimizer, rounded_elsewhere(foreign.params, each), trained_on) for each in range(CONTROLS)]
     furthest = max((largest_difference(ours, each) for each in control), key=lambda found: found["largest_difference"])
     return {"ours": ours, "theirs": theirs, "control": {"losses": control} | furthest} | largest_difference(ours, theirs)
 
 
-def losses(trainer: Trainer, config: RunConfig, params, trained_on: list[dict[str, np.ndarray]]) -> list[float]:
+def losses(trainer: Trainer, optimizer: optax.GradientTransformation, params, trained_on: list[dict[str, np.ndarray]]) -> list[float]:
     """Of every step from ``params``, before the step, nats per token."""
     params = jax.tree.map(jnp.array, params)
-    optimizer = make_optimizer(config.optim, config.train.steps)
     state = {"params": params, "optimizer": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
     found = []
     for batch in trained_on:
@@ -139,11 +141,14 @@ def run_config(foreign: checkpoint.Foreign, steps: int, batch_size: int, seq_len
     return dataclasses.replace(from_config_dict(config), model=foreign.config)
 
 
+def decayed(foreign: checkpoint.Foreign) -> dict:
+    """True for each of our parameters that weight decay applies to."""
+    return model.weight_decay_mask(foreign.config, foreign.config.vocab_size)
+
+
 def decayed_tensors(foreign: checkpoint.Foreign) -> dict[str, np.ndarray]:
     """Where our weight decay applies, bool, in the names and layouts of their tensors (which may hold several of ours)."""
-    ones = jax.tree.map(
-        lambda leaf, decayed: np.full(leaf.shape, decayed, np.float32), foreign.params, decay_mask(foreign.params)
-    )
+    ones = jax.tree.map(lambda leaf, applies: np.full(leaf.shape, applies, np.float32), foreign.params, decayed(foreign))
     with np.errstate(divide="ignore"):  # a layout may take a logarithm
         tensors = table.write_tensors(foreign.kind, foreign.config, ones)
     return {name: tensor > 0.5 for name, tensor in tensors.items()}

@@ -142,7 +142,8 @@ class Programs:
     def __init__(self, structure: model.ModelConfig, vocab_size: int, config: RunConfig):
         graphdef = model.graphdef(structure, vocab_size)
         schedule = optimizer.learning_rate_schedule(dataclasses.replace(config.optim, learning_rate=1.0), config.train.steps)
-        unit = optimizer.make_optimizer(dataclasses.replace(config.optim, learning_rate=1.0), config.train.steps)
+        decayed = model.weight_decay_mask(structure, vocab_size)
+        unit = optimizer.make_optimizer(dataclasses.replace(config.optim, learning_rate=1.0), config.train.steps, decayed)
 
         def train(state, batch, rate):
             # AdamW's update, weight decay included, is proportional to the rate.

@@ -24,6 +24,7 @@ from seqmodels.circumstances import num_cores
 from seqmodels.config import from_config_dict
 from seqmodels.errors import UserError
 from seqmodels.layers import GatedMLP, RMSNorm, default_mlp_hidden
+from seqmodels.model import weight_decay_mask
 from seqmodels.training import loss
 from seqmodels.training.optimizer import make_optimizer
 from seqmodels.training.state import Trainer
@@ -251,7 +252,7 @@ def our_parts(names, d_model, repeats, sizes) -> dict[str, Callable]:
     parts["loss"] = forward_and_backward(
         lambda x, embedding: loss.cross_entropy(x, embedding.T, batch["targets"])[0], jnp.float32(1), x, embedding
     )
-    optimizer = make_optimizer(config.optim, config.train.steps)
+    optimizer = make_optimizer(config.optim, config.train.steps, weight_decay_mask(config.model, VOCAB_SIZE))
 
     def update(gradients, state, params):
         updates, state = optimizer.update(gradients, state, params)

@@ -7,6 +7,7 @@ from seqmodels.layers.init import fan_in_uniform_init, normal_init, step_size_bi
 from seqmodels.layers.mlp import ACTIVATIONS, GatedMLP, default_mlp_hidden
 from seqmodels.layers.norm import NORMS, LayerNorm, RMSNorm, gated_rms_norm, l2_norm, rms_norm
 from seqmodels.layers.parallel import ParallelMixers, call_mixer, scale_output
+from seqmodels.layers.parameters import NoWeightDecay, Weight, weight_decay_of
 from seqmodels.layers.positions import sinusoids
 from seqmodels.layers.rwkv_channel_mix import RWKVChannelMix, RWKVDepth, default_rwkv_hidden, rwkv_depth
 
@@ -15,10 +16,12 @@ __all__ = [
     "GatedMLP",
     "LayerNorm",
     "NORMS",
+    "NoWeightDecay",
     "ParallelMixers",
     "RMSNorm",
     "RWKVChannelMix",
     "RWKVDepth",
+    "Weight",
     "call_mixer",
     "default_mlp_hidden",
     "default_rwkv_hidden",
@@ -36,5 +39,6 @@ __all__ = [
     "sinusoids",
     "soft_cap",
     "step_size_bias_init",
+    "weight_decay_of",
     "xavier_uniform_init",
 ]

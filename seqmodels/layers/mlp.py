@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from seqmodels.errors import UserError
 from seqmodels.layers.dense import dense
 from seqmodels.layers.init import normal_init
+from seqmodels.layers.parameters import Weight
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -31,9 +32,9 @@ class GatedMLP(nnx.Module):
     def __init__(self, d_model: int, hidden: int, activation: str, *, rngs: nnx.Rngs):
         if activation not in ACTIVATIONS:
             raise UserError(f"model.mlp_activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
-        self.gate_kernel = nnx.Param(normal_init(rngs.params(), (d_model, hidden)))
-        self.up_kernel = nnx.Param(normal_init(rngs.params(), (d_model, hidden)))
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (hidden, d_model)))
+        self.gate_kernel = Weight(normal_init(rngs.params(), (d_model, hidden)))
+        self.up_kernel = Weight(normal_init(rngs.params(), (d_model, hidden)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (hidden, d_model)))
         self.activation = activation
 
     def init_state(self, batch_size: int, max_len: int) -> tuple[()]:

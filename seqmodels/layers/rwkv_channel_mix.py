@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from seqmodels.layers.dense import dense
 from seqmodels.layers.init import normal_init
 from seqmodels.layers.mlp import default_mlp_hidden
+from seqmodels.layers.parameters import Weight
 from seqmodels.ops.token_shift import token_shift
 
 
@@ -64,9 +65,9 @@ class RWKVChannelMix(nnx.Module):
         self.d_model = d_model
         self.key_mix = nnx.Param(mix)
         self.receptance_mix = nnx.Param(jnp.copy(mix))
-        self.key_kernel = nnx.Param(normal_init(rngs.params(), (d_model, hidden)))
-        self.receptance_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (hidden, d_model)))
+        self.key_kernel = Weight(normal_init(rngs.params(), (d_model, hidden)))
+        self.receptance_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (hidden, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> Float[Array, "B D"]:
         return jnp.zeros((batch_size, self.d_model), jnp.float32)

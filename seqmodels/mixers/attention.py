@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, matmul_precision, normal_init
+from seqmodels.layers import RMSNorm, Weight, dense, matmul_precision, normal_init
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.rotary import document_positions, rotary
 from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
@@ -78,10 +78,10 @@ class Mixer(nnx.Module):
                 f"model.mixers.attention.head_dim={self.head_dim} must be even for rope; change num_heads or head_dim"
             )
         query_dim, kv_dim = config.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        self.query_kernel = nnx.Param(normal_init(rngs.params(), (d_model, query_dim)))
-        self.key_kernel = nnx.Param(normal_init(rngs.params(), (d_model, kv_dim)))
-        self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, kv_dim)))
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (query_dim, d_model)))
+        self.query_kernel = Weight(normal_init(rngs.params(), (d_model, query_dim)))
+        self.key_kernel = Weight(normal_init(rngs.params(), (d_model, kv_dim)))
+        self.value_kernel = Weight(normal_init(rngs.params(), (d_model, kv_dim)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (query_dim, d_model)))
         if config.qk_norm:
             self.query_norm = RMSNorm(self.head_dim, rngs=rngs)
             self.key_norm = RMSNorm(self.head_dim, rngs=rngs)

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.layers import RMSNorm, dense, head_widths, normal_init, xavier_uniform_init
+from seqmodels.layers import NoWeightDecay, RMSNorm, Weight, dense, head_widths, normal_init, xavier_uniform_init
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ranges import Checked, Epsilon, Expansion, Size
@@ -82,14 +82,14 @@ class Mixer(nnx.Module):
         def biases(width):
             return nnx.Param(jnp.tile(jnp.linspace(*DECAY_BIASES, width, dtype=jnp.float32), config.num_heads))
 
-        self.query_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
-        self.key_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
-        self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, value_dim)))
-        self.key_decay_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
+        self.query_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
+        self.key_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
+        self.value_kernel = Weight(normal_init(rngs.params(), (d_model, value_dim)))
+        self.key_decay_kernel = NoWeightDecay(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
         self.key_decay_bias = biases(self.key_head_dim)
-        self.value_decay_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, value_dim), gain=GAIN))
+        self.value_decay_kernel = NoWeightDecay(xavier_uniform_init(rngs.params(), (d_model, value_dim), gain=GAIN))
         self.value_decay_bias = biases(self.value_head_dim)
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (value_dim, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (value_dim, d_model)))
         if config.head_norm:
             self.head_norm = RMSNorm(self.value_head_dim, eps=config.norm_eps, rngs=rngs)
 

@@ -35,7 +35,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, l2_norm, normal_init, step_size_bias_init
+from seqmodels.layers import (
+    NoWeightDecay,
+    RMSNorm,
+    Weight,
+    dense,
+    fan_in_uniform_init,
+    l2_norm,
+    normal_init,
+    step_size_bias_init,
+)
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.dispatch import Implementation
@@ -97,16 +106,16 @@ class Mixer(nnx.Module):
             )
         heads = self.num_value_heads
         self.mixed = 2 * self.key_dim + self.value_dim
-        self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, self.mixed)))
-        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
-        self.gate_kernel = nnx.Param(normal_init(rngs.params(), (d_model, self.value_dim)))
-        self.beta_kernel = nnx.Param(normal_init(rngs.params(), (d_model, heads)))
-        self.dt_kernel = nnx.Param(normal_init(rngs.params(), (d_model, heads)))
+        self.input_kernel = Weight(normal_init(rngs.params(), (d_model, self.mixed)))
+        self.conv_kernel = Weight(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
+        self.gate_kernel = Weight(normal_init(rngs.params(), (d_model, self.value_dim)))
+        self.beta_kernel = Weight(normal_init(rngs.params(), (d_model, heads)))
+        self.dt_kernel = NoWeightDecay(normal_init(rngs.params(), (d_model, heads)))
         self.dt_bias = nnx.Param(step_size_bias_init(rngs.params(), (heads,)))
         # A uniform in (0, 16]: zero has no logarithm.
         self.A_log = nnx.Param(jnp.log(16.0 * (1.0 - jax.random.uniform(rngs.params(), (heads,), jnp.float32))))
         self.head_norm = RMSNorm(self.value_head_dim, eps=config.norm_eps, rngs=rngs)
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (self.value_dim, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (self.value_dim, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

@@ -31,7 +31,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
-from seqmodels.layers import dense, rms_norm, xavier_uniform_init
+from seqmodels.layers import NoWeightDecay, Weight, dense, rms_norm, xavier_uniform_init
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.rotary import document_positions, rotary
@@ -84,14 +84,14 @@ class Mixer(nnx.Module):
                 f"model.mixers.gated_retention.num_heads={config.num_heads} must divide model.d_model={d_model}, "
                 f"and divide the width of the keys ({key_dim}, key_expansion times d_model) into even numbers"
             )
-        self.query_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=INPUT_GAIN))
-        self.key_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=INPUT_GAIN))
-        self.value_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, d_model), gain=INPUT_GAIN))
-        self.gate_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, d_model), gain=INPUT_GAIN))
-        self.decay_kernel = nnx.Param(
+        self.query_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=INPUT_GAIN))
+        self.key_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=INPUT_GAIN))
+        self.value_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, d_model), gain=INPUT_GAIN))
+        self.gate_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, d_model), gain=INPUT_GAIN))
+        self.decay_kernel = NoWeightDecay(
             xavier_uniform_init(rngs.params(), (d_model, config.num_heads), gain=INPUT_GAIN)
         )
-        self.output_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, d_model), gain=OUTPUT_GAIN))
+        self.output_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, d_model), gain=OUTPUT_GAIN))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros, at position 0; the size does not depend on ``max_len``."""

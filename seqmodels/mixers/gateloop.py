@@ -41,7 +41,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.layers import RMSNorm, dense, head_widths, normal_init, xavier_uniform_init
+from seqmodels.layers import NoWeightDecay, RMSNorm, Weight, dense, head_widths, normal_init, xavier_uniform_init
 from seqmodels.ops.complex_decay import complex_gated_linear_attention
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.linear_recurrence import linear_recurrence
@@ -111,25 +111,25 @@ class Mixer(nnx.Module):
         H = config.num_heads
         self.config = config
         self.key_head_dim, self.value_head_dim = head_widths(config, d_model, keys=key_dim, values=value_dim)
-        self.query_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
-        self.key_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
-        self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, value_dim)))
-        self.gate_kernel = nnx.Param(normal_init(rngs.params(), (d_model, value_dim)))
+        self.query_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
+        self.key_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
+        self.value_kernel = Weight(normal_init(rngs.params(), (d_model, value_dim)))
+        self.gate_kernel = Weight(normal_init(rngs.params(), (d_model, value_dim)))
         if config.gate == "polar":
             # Every head gets the whole range of memories; with one channel per head, the heads share it out.
             moduli = jnp.linspace(*DECAY_BIASES, key_dim, dtype=jnp.float32).reshape(self.key_head_dim, H)
-            self.decay_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
+            self.decay_kernel = NoWeightDecay(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
             self.decay_bias = nnx.Param(moduli.T.reshape(key_dim))
-            self.decay_angle_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
+            self.decay_angle_kernel = NoWeightDecay(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
             self.decay_angle_bias = nnx.Param(jnp.zeros((key_dim,), jnp.float32))
         else:
             bound = d_model**-0.5  # torch's default, which lucidrains' layer has
 
             def uniform(*shape):
-                return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+                return NoWeightDecay(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
 
             self.decay_kernel, self.decay_bias = uniform(d_model, 2 * H), uniform(2 * H)
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (value_dim, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (value_dim, d_model)))
         if config.output_norm:
             self.output_norm = RMSNorm(value_dim, eps=config.norm_eps, rngs=rngs)
 

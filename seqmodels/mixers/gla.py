@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.layers import RMSNorm, dense, head_widths, normal_init, xavier_uniform_init
+from seqmodels.layers import NoWeightDecay, RMSNorm, Weight, dense, head_widths, normal_init, xavier_uniform_init
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ranges import Checked, Epsilon, Expansion, Positive, Size
@@ -77,17 +77,17 @@ class Mixer(nnx.Module):
         self.config = config
         self.key_head_dim, self.value_head_dim = head_widths(config, d_model, keys=key_dim, values=value_dim)
         rank = config.decay_rank
-        self.query_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
-        self.key_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
-        self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, value_dim)))
-        self.gate_kernel = nnx.Param(normal_init(rngs.params(), (d_model, value_dim)))
-        self.decay_in_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, rank), gain=GAIN))
-        self.decay_out_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (rank, key_dim), gain=GAIN))
+        self.query_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
+        self.key_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=GAIN))
+        self.value_kernel = Weight(normal_init(rngs.params(), (d_model, value_dim)))
+        self.gate_kernel = Weight(normal_init(rngs.params(), (d_model, value_dim)))
+        self.decay_in_kernel = NoWeightDecay(xavier_uniform_init(rngs.params(), (d_model, rank), gain=GAIN))
+        self.decay_out_kernel = NoWeightDecay(xavier_uniform_init(rngs.params(), (rank, key_dim), gain=GAIN))
         self.decay_bias = nnx.Param(
             jax.random.uniform(rngs.params(), (key_dim,), jnp.float32, -(rank**-0.5), rank**-0.5)
         )
         self.head_norm = RMSNorm(self.value_head_dim, eps=config.norm_eps, rngs=rngs)
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (value_dim, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (value_dim, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
-from seqmodels.layers import dense, normal_init
+from seqmodels.layers import NoWeightDecay, Weight, dense, normal_init
 from seqmodels.ops import hippo
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.diagonal_ssm import RULES, diagonal_ssm, discretise
@@ -82,25 +82,25 @@ class Mixer(nnx.Module):
         if odd:
             raise UserError(f"model.mixers.h3.head_dim={config.head_dim} must divide model.d_model={d_model}")
         for name in ("query", "key", "value", "output"):
-            setattr(self, f"{name}_kernel", nnx.Param(normal_init(rngs.params(), (d_model, d_model))))
+            setattr(self, f"{name}_kernel", Weight(normal_init(rngs.params(), (d_model, d_model))))
             setattr(self, f"{name}_bias", nnx.Param(jnp.zeros((d_model,), jnp.float32)))
         W, modes = config.shift_size, config.state_size // 2
         # The shift SSM starts with B = e_1, so that C is its kernel; C is torch's Kaiming over all of it.
-        self.shift_B = nnx.Param(jnp.zeros((d_model, W), jnp.float32).at[:, 0].set(1.0))
+        self.shift_B = NoWeightDecay(jnp.zeros((d_model, W), jnp.float32).at[:, 0].set(1.0))
         bound = (d_model * W) ** -0.5
-        self.shift_C = nnx.Param(jax.random.uniform(rngs.params(), (d_model, W), jnp.float32, -bound, bound))
+        self.shift_C = NoWeightDecay(jax.random.uniform(rngs.params(), (d_model, W), jnp.float32, -bound, bound))
         self.shift_D = nnx.Param(jax.random.normal(rngs.params(), (d_model,), jnp.float32))
         bounds = math.log(config.dt_min), math.log(config.dt_max)
         self.log_dt = nnx.Param(jax.random.uniform(rngs.params(), (self.num_heads,), jnp.float32, *bounds))
         A = hippo.diagonal_modes(config.init, modes)
         self.A_log, self.A_imag = self._per_head(np.log(-A.real)), self._per_head(A.imag)
         self.B_real, self.B_imag = self._per_head(np.ones(modes)), self._per_head(np.zeros(modes))
-        self.C_real = nnx.Param(normal_init(rngs.params(), (self.num_heads, modes), 0.5**0.5))
-        self.C_imag = nnx.Param(normal_init(rngs.params(), (self.num_heads, modes), 0.5**0.5))
+        self.C_real = NoWeightDecay(normal_init(rngs.params(), (self.num_heads, modes), 0.5**0.5))
+        self.C_imag = NoWeightDecay(normal_init(rngs.params(), (self.num_heads, modes), 0.5**0.5))
         self.D = nnx.Param(jax.random.normal(rngs.params(), (self.num_heads,), jnp.float32))
 
     def _per_head(self, values: Float[np.ndarray, "M"]) -> nnx.Param:
-        return nnx.Param(jnp.asarray(np.tile(values, (self.num_heads, 1)), jnp.float32))
+        return NoWeightDecay(jnp.asarray(np.tile(values, (self.num_heads, 1)), jnp.float32))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

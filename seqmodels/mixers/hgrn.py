@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.layers import RMSNorm, dense, normal_init
+from seqmodels.layers import NoWeightDecay, RMSNorm, Weight, dense, normal_init
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
@@ -63,7 +63,8 @@ class Mixer(nnx.Module):
         self.config = config
         self.d_model = d_model
         for name in ("input", "gate_logit", "gate", "output"):
-            setattr(self, f"{name}_kernel", nnx.Param(normal_init(rngs.params(), (d_model, d_model))))
+            kind = NoWeightDecay if name == "gate_logit" else Weight
+            setattr(self, f"{name}_kernel", kind(normal_init(rngs.params(), (d_model, d_model))))
         self.norm = RMSNorm(d_model, eps=config.norm_eps, rngs=rngs)
         self.lower_bound_logit = nnx.Param(jnp.zeros((d_model,), jnp.float32))
 

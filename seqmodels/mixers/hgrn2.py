@@ -33,7 +33,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, normal_init
+from seqmodels.layers import NoWeightDecay, RMSNorm, Weight, dense, normal_init
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.lower_bounds import LowerBounds, bounded_gate
@@ -76,7 +76,8 @@ class Mixer(nnx.Module):
         if odd:
             raise UserError(f"model.mixers.hgrn2.num_heads={config.num_heads} must divide model.d_model={d_model}")
         for name in ("query", "gate_logit", "value", "output"):
-            setattr(self, f"{name}_kernel", nnx.Param(normal_init(rngs.params(), (d_model, d_model))))
+            kind = NoWeightDecay if name == "gate_logit" else Weight
+            setattr(self, f"{name}_kernel", kind(normal_init(rngs.params(), (d_model, d_model))))
         self.norm = RMSNorm(d_model, eps=config.norm_eps, rngs=rngs)
         self.lower_bound_logit = nnx.Param(jnp.zeros((d_model,), jnp.float32))
 

@@ -35,7 +35,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, head_widths, l2_norm, normal_init, step_size_bias_init
+from seqmodels.layers import (
+    NoWeightDecay,
+    RMSNorm,
+    Weight,
+    dense,
+    fan_in_uniform_init,
+    head_widths,
+    l2_norm,
+    normal_init,
+    step_size_bias_init,
+)
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.dispatch import Implementation
@@ -85,19 +95,19 @@ class Mixer(nnx.Module):
         self.key_dim, self.value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)
         self.key_head_dim, self.value_head_dim = head_widths(config, d_model, keys=self.key_dim, values=self.value_dim)
         self.mixed = 2 * self.key_dim + self.value_dim
-        self.input_kernel = nnx.Param(normal_init(rngs.params(), (d_model, self.mixed)))
-        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
-        self.beta_kernel = nnx.Param(normal_init(rngs.params(), (d_model, config.num_heads)))
-        self.dt_in_kernel = nnx.Param(normal_init(rngs.params(), (d_model, config.decay_rank)))
-        self.dt_out_kernel = nnx.Param(normal_init(rngs.params(), (config.decay_rank, self.key_dim)))
+        self.input_kernel = Weight(normal_init(rngs.params(), (d_model, self.mixed)))
+        self.conv_kernel = Weight(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
+        self.beta_kernel = Weight(normal_init(rngs.params(), (d_model, config.num_heads)))
+        self.dt_in_kernel = NoWeightDecay(normal_init(rngs.params(), (d_model, config.decay_rank)))
+        self.dt_out_kernel = NoWeightDecay(normal_init(rngs.params(), (config.decay_rank, self.key_dim)))
         self.dt_bias = nnx.Param(step_size_bias_init(rngs.params(), (self.key_dim,)))
         A = jax.random.uniform(rngs.params(), (config.num_heads,), jnp.float32, 1.0, 16.0)
         self.A_log = nnx.Param(jnp.log(A))
-        self.gate_in_kernel = nnx.Param(normal_init(rngs.params(), (d_model, config.gate_rank)))
-        self.gate_out_kernel = nnx.Param(normal_init(rngs.params(), (config.gate_rank, self.value_dim)))
+        self.gate_in_kernel = Weight(normal_init(rngs.params(), (d_model, config.gate_rank)))
+        self.gate_out_kernel = Weight(normal_init(rngs.params(), (config.gate_rank, self.value_dim)))
         self.gate_bias = nnx.Param(jnp.zeros((self.value_dim,), jnp.float32))
         self.head_norm = RMSNorm(self.value_head_dim, eps=config.norm_eps, rngs=rngs)
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (self.value_dim, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (self.value_dim, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

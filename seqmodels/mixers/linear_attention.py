@@ -30,7 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, fan_in_uniform_init, normal_init
+from seqmodels.layers import RMSNorm, Weight, dense, fan_in_uniform_init, normal_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
@@ -100,12 +100,12 @@ class Mixer(nnx.Module):
             )
         self.config = config
         self.head_dim = d_model // config.num_heads
-        self.query_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
-        self.key_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
-        self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
+        self.query_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
+        self.key_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
+        self.value_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
         if config.conv_width:
-            self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, 3 * d_model)))
+            self.conv_kernel = Weight(fan_in_uniform_init(rngs.params(), (config.conv_width, 3 * d_model)))
         if not config.normalize or config.norm_eps is not None:
             self.output_norm = RMSNorm(self.head_dim, eps=config.norm_eps or config.eps, rngs=rngs)
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.layers import dense, normal_init, xavier_uniform_init
+from seqmodels.layers import Weight, dense, normal_init, xavier_uniform_init
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.lstm import LSTMState, lstm
 from seqmodels.ranges import Checked, Size
@@ -64,10 +64,10 @@ class Mixer(nnx.Module):
         self.config = config
         self.hidden_size = size = config.hidden_size or default_hidden_size(d_model)
         orthogonal = jax.nn.initializers.orthogonal()
-        self.input_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, 4 * size)))
-        self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (size, 4 * size), jnp.float32))
+        self.input_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, 4 * size)))
+        self.recurrent_kernel = Weight(orthogonal(rngs.params(), (size, 4 * size), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((4 * size,), jnp.float32).at[size : 2 * size].set(config.forget_bias))
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (size, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (size, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

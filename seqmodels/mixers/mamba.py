@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.layers import dense, fan_in_uniform_init, rms_norm, step_size_bias_init
+from seqmodels.layers import NoWeightDecay, Weight, dense, fan_in_uniform_init, rms_norm, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.selective_scan import selective_scan
@@ -76,18 +76,18 @@ class Mixer(nnx.Module):
         inner, N = config.expand * d_model, config.d_state
         rank = -(-d_model // 16) if config.dt_rank is None else config.dt_rank
         self.config, self.inner, self.rank = config, inner, rank
-        self.input_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (d_model, inner)))
-        self.gate_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (d_model, inner)))
-        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, inner)))
+        self.input_kernel = Weight(fan_in_uniform_init(rngs.params(), (d_model, inner)))
+        self.gate_kernel = Weight(fan_in_uniform_init(rngs.params(), (d_model, inner)))
+        self.conv_kernel = Weight(fan_in_uniform_init(rngs.params(), (config.conv_width, inner)))
         conv_bias = fan_in_uniform_init(rngs.params(), (config.conv_width, inner))[0]
         self.conv_bias = nnx.Param(conv_bias)
-        self.selection_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (inner, rank + 2 * N)))
-        self.dt_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (rank, inner)))
+        self.selection_kernel = Weight(fan_in_uniform_init(rngs.params(), (inner, rank + 2 * N)))
+        self.dt_kernel = NoWeightDecay(fan_in_uniform_init(rngs.params(), (rank, inner)))
         self.dt_bias = nnx.Param(step_size_bias_init(rngs.params(), (inner,)))
         states = jnp.arange(1, N + 1, dtype=jnp.float32)
-        self.A_log = nnx.Param(jnp.broadcast_to(jnp.log(states), (inner, N)))
+        self.A_log = NoWeightDecay(jnp.broadcast_to(jnp.log(states), (inner, N)))
         self.D = nnx.Param(jnp.ones((inner,), jnp.float32))
-        self.output_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (inner, d_model)))
+        self.output_kernel = Weight(fan_in_uniform_init(rngs.params(), (inner, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

@@ -33,7 +33,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
-from seqmodels.layers import dense, fan_in_uniform_init, gated_rms_norm, step_size_bias_init
+from seqmodels.layers import NoWeightDecay, Weight, dense, fan_in_uniform_init, gated_rms_norm, step_size_bias_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
@@ -96,16 +96,16 @@ class Mixer(nnx.Module):
                 f"(inner width {inner} by head_dim={config.head_dim})"
             )
         self.mixed = inner + 2 * config.num_groups * config.d_state
-        self.input_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (d_model, self.mixed)))
-        self.gate_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (d_model, inner)))
-        self.dt_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (d_model, self.num_heads)))
-        self.conv_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
+        self.input_kernel = Weight(fan_in_uniform_init(rngs.params(), (d_model, self.mixed)))
+        self.gate_kernel = Weight(fan_in_uniform_init(rngs.params(), (d_model, inner)))
+        self.dt_kernel = NoWeightDecay(fan_in_uniform_init(rngs.params(), (d_model, self.num_heads)))
+        self.conv_kernel = Weight(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed)))
         self.conv_bias = nnx.Param(fan_in_uniform_init(rngs.params(), (config.conv_width, self.mixed))[0])
         self.dt_bias = nnx.Param(step_size_bias_init(rngs.params(), (self.num_heads,)))
         self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (self.num_heads,), jnp.float32, 1.0, 16.0)))
         self.D = nnx.Param(jnp.ones((self.num_heads,), jnp.float32))
         self.norm_scale = nnx.Param(jnp.ones((inner,), jnp.float32))
-        self.output_kernel = nnx.Param(fan_in_uniform_init(rngs.params(), (inner, d_model)))
+        self.output_kernel = Weight(fan_in_uniform_init(rngs.params(), (inner, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

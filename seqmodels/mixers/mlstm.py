@@ -43,7 +43,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.errors import UserError
-from seqmodels.layers import dense, head_widths, matmul_precision, normal_init
+from seqmodels.layers import NoWeightDecay, Weight, dense, head_widths, matmul_precision, normal_init
 from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.mlstm_cell import MLSTMState, empty_mlstm_state, mlstm_cell
@@ -113,7 +113,7 @@ class Mixer(nnx.Module):
         small = (2 / (5 * d_model)) ** 0.5
 
         def projection(*shape):
-            return nnx.Param(normal_init(rngs.params(), shape, small))
+            return Weight(normal_init(rngs.params(), shape, small))
 
         if config.block == "v1":
             blocks, odd = divmod(value_dim, config.projection_block)
@@ -125,7 +125,7 @@ class Mixer(nnx.Module):
             self.up_kernel = projection(d_model, value_dim)
             bound = config.conv_width**-0.5
             conv = (config.conv_width, value_dim)
-            self.conv_kernel = nnx.Param(jax.random.uniform(rngs.params(), conv, jnp.float32, -bound, bound))
+            self.conv_kernel = Weight(jax.random.uniform(rngs.params(), conv, jnp.float32, -bound, bound))
             self.conv_bias = nnx.Param(jax.random.uniform(rngs.params(), conv[1:], jnp.float32, -bound, bound))
             square = (blocks, config.projection_block, config.projection_block)
             self.query_kernel, self.key_kernel, self.value_kernel = (projection(*square) for _ in range(3))
@@ -137,15 +137,15 @@ class Mixer(nnx.Module):
             self.value_kernel = projection(d_model, value_dim)
             gate_inputs = d_model
         H = config.num_heads
-        self.input_gate_logit_kernel = nnx.Param(jnp.zeros((gate_inputs, H), jnp.float32))
+        self.input_gate_logit_kernel = NoWeightDecay(jnp.zeros((gate_inputs, H), jnp.float32))
         self.input_gate_logit_bias = nnx.Param(
             config.input_bias + normal_init(rngs.params(), (H,), INPUT_BIAS_DEVIATION)
         )
-        self.forget_gate_logit_kernel = nnx.Param(jnp.zeros((gate_inputs, H), jnp.float32))
+        self.forget_gate_logit_kernel = NoWeightDecay(jnp.zeros((gate_inputs, H), jnp.float32))
         self.forget_gate_logit_bias = nnx.Param(jnp.linspace(*FORGET_BIAS, H, dtype=jnp.float32))
         self.head_norm_scale = nnx.Param(jnp.ones((value_dim,), jnp.float32))
         self.gate_kernel = projection(d_model, value_dim)
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (value_dim, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (value_dim, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

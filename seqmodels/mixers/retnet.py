@@ -30,7 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
-from seqmodels.layers import RMSNorm, dense, head_widths, rms_norm, xavier_uniform_init
+from seqmodels.layers import RMSNorm, Weight, dense, head_widths, rms_norm, xavier_uniform_init
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.rotary import document_positions, rotary
@@ -86,11 +86,11 @@ class Mixer(nnx.Module):
                 f"model.mixers.retnet.rope={config.rope!r} turns pairs of features, but a key has {self.key_head_dim}: "
                 "change num_heads or key_expansion, or set rope=none"
             )
-        self.query_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=INPUT_GAIN))
-        self.key_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=INPUT_GAIN))
-        self.value_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, value_dim), gain=INPUT_GAIN))
-        self.gate_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (d_model, value_dim), gain=INPUT_GAIN))
-        self.output_kernel = nnx.Param(xavier_uniform_init(rngs.params(), (value_dim, d_model), gain=OUTPUT_GAIN))
+        self.query_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=INPUT_GAIN))
+        self.key_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=INPUT_GAIN))
+        self.value_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, value_dim), gain=INPUT_GAIN))
+        self.gate_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, value_dim), gain=INPUT_GAIN))
+        self.output_kernel = Weight(xavier_uniform_init(rngs.params(), (value_dim, d_model), gain=OUTPUT_GAIN))
         if config.norm_scale:
             self.head_norm = RMSNorm(self.value_head_dim, eps=config.norm_eps, rngs=rngs)
 

@@ -38,7 +38,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.errors import UserError
-from seqmodels.layers import dense, normal_init, rwkv_depth
+from seqmodels.layers import NoWeightDecay, Weight, dense, normal_init, rwkv_depth
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.token_shift import token_shift
@@ -109,26 +109,26 @@ class Mixer(nnx.Module):
         growing = (jnp.arange(d_model, dtype=jnp.float32) / d_model) ** depth.remaining
         slowly = (jnp.arange(d_model, dtype=jnp.float32) / d_model) ** (0.5 * depth.remaining)
         self.shift_mix = nnx.Param(1.0 - growing)
-        self.mix = nnx.Param(
+        self.mix = NoWeightDecay(
             1.0 - jnp.stack([growing, growing, growing + 0.3 * depth.reached, slowly, slowly])
         )
         # Named so that weight decay leaves them alone: pulled to zero, the blends would lose touch with the token.
-        self.mix_in = nnx.Param(jnp.zeros((d_model, 5 * config.mix_rank), jnp.float32))
-        self.mix_out = nnx.Param(_low_rank_init(rngs.params(), (5, config.mix_rank, d_model)))
+        self.mix_in = NoWeightDecay(jnp.zeros((d_model, 5 * config.mix_rank), jnp.float32))
+        self.mix_out = NoWeightDecay(_low_rank_init(rngs.params(), (5, config.mix_rank, d_model)))
         along = jnp.arange(key_dim, dtype=jnp.float32) / max(key_dim - 1, 1)
         self.decay_bias = nnx.Param(-6.0 + 5.0 * along ** (0.7 + 1.3 * depth.reached))
-        self.decay_in_kernel = nnx.Param(jnp.zeros((d_model, config.decay_rank), jnp.float32))
-        self.decay_out_kernel = nnx.Param(_low_rank_init(rngs.params(), (config.decay_rank, key_dim)))
+        self.decay_in_kernel = NoWeightDecay(jnp.zeros((d_model, config.decay_rank), jnp.float32))
+        self.decay_out_kernel = NoWeightDecay(_low_rank_init(rngs.params(), (config.decay_rank, key_dim)))
         zigzag = 0.1 * (jnp.arange(1, key_dim + 1) % 3 - 1).astype(jnp.float32)
         bonus = depth.reached * (1.0 - along) + zigzag
-        self.bonus = nnx.Param(bonus.reshape(config.num_heads, self.key_head_dim))
-        self.receptance_kernel = nnx.Param(normal_init(rngs.params(), (d_model, key_dim)))
-        self.key_kernel = nnx.Param(normal_init(rngs.params(), (d_model, key_dim)))
-        self.value_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
-        self.gate_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
-        self.head_scale = nnx.Param(jnp.ones((config.num_heads, self.value_head_dim), jnp.float32))
-        self.head_bias = nnx.Param(jnp.zeros((config.num_heads, self.value_head_dim), jnp.float32))
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
+        self.bonus = NoWeightDecay(bonus.reshape(config.num_heads, self.key_head_dim))
+        self.receptance_kernel = Weight(normal_init(rngs.params(), (d_model, key_dim)))
+        self.key_kernel = Weight(normal_init(rngs.params(), (d_model, key_dim)))
+        self.value_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
+        self.gate_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
+        self.head_scale = NoWeightDecay(jnp.ones((config.num_heads, self.value_head_dim), jnp.float32))
+        self.head_bias = NoWeightDecay(jnp.zeros((config.num_heads, self.value_head_dim), jnp.float32))
+        self.output_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

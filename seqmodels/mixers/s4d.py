@@ -32,7 +32,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Complex, Float
 
 from seqmodels.errors import UserError
-from seqmodels.layers import dense, normal_init
+from seqmodels.layers import NoWeightDecay, Weight, dense, normal_init
 from seqmodels.ops import hippo
 from seqmodels.ops.diagonal_ssm import RULES, diagonal_ssm, discretise
 from seqmodels.ops.dispatch import Implementation
@@ -100,16 +100,16 @@ class Mixer(nnx.Module):
         else:
             A = hippo.diagonal_modes(config.init, modes)
         self.A_log, self.A_imag = self._per_channel(np.log(-A.real)), self._per_channel(A.imag)
-        self.C_real = nnx.Param(normal_init(rngs.params(), (d_model, modes), 0.5**0.5))
-        self.C_imag = nnx.Param(normal_init(rngs.params(), (d_model, modes), 0.5**0.5))
+        self.C_real = NoWeightDecay(normal_init(rngs.params(), (d_model, modes), 0.5**0.5))
+        self.C_imag = NoWeightDecay(normal_init(rngs.params(), (d_model, modes), 0.5**0.5))
         self.D = nnx.Param(jax.random.normal(rngs.params(), (d_model,), jnp.float32))
-        self.output_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
+        self.output_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
         self.output_bias = nnx.Param(jnp.zeros((d_model,), jnp.float32))
-        self.gate_kernel = nnx.Param(normal_init(rngs.params(), (d_model, d_model)))
+        self.gate_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
         self.gate_bias = nnx.Param(jnp.zeros((d_model,), jnp.float32))
 
     def _per_channel(self, values: Float[np.ndarray, "M"]) -> nnx.Param:
-        return nnx.Param(jnp.asarray(np.tile(values, (self.d_model, 1)), jnp.float32))
+        return NoWeightDecay(jnp.asarray(np.tile(values, (self.d_model, 1)), jnp.float32))
 
     def init_state(self, batch_size: int, max_len: int) -> State:
         """Zeros; the size does not depend on ``max_len``."""

@@ -1,18 +1,12 @@
-"""AdamW with warm-up, a schedule, clipping, and a decay mask by parameter name."""
+"""AdamW with warm-up, a schedule, clipping, and a mask of what weight decay applies to."""
 
 import math
-import re
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from seqmodels.config import OptimConfig
-from seqmodels.training.sharding import path_name
-
-# Weight decay pulls matrices towards zero. It never touches norms, biases, gates' parameters (names with
-# decay, gate_logit or dt) and SSM parameters (A, D, ...): for those zero is a choice of memory, not "small".
-DECAYED = re.compile(r"(^|/)(?!\w*(decay|gate_logit|dt_))\w*(kernel|embedding)$")
 
 
 def depends_on_total_steps(config: OptimConfig) -> bool:
@@ -50,13 +44,12 @@ def rate_factor(config: OptimConfig, step: int) -> float:
     return math.prod(factor for first, factor in config.rate_changes if step >= first)
 
 
-def decay_mask(params):
-    """True for the leaves that weight decay applies to."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: bool(DECAYED.search(path_name(path))), params)
+def make_optimizer(config: OptimConfig, train_steps: int, decayed: Any) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (arXiv 1711.05101).
 
-
-def make_optimizer(config: OptimConfig, train_steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (arXiv 1711.05101)."""
+    Args:
+      decayed: True for each parameter that weight decay applies to, a tree like theirs (``model.weight_decay_mask``).
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -65,6 +58,6 @@ def make_optimizer(config: OptimConfig, train_steps: int) -> optax.GradientTrans
             b2=config.beta2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            mask=decay_mask,
+            mask=decayed,
         ),
     )

@@ -52,7 +52,8 @@ class Trainer:
         self._check_batch()
         self.graphdef = model.graphdef(config.model, self.vocab_size)
         self.schedule = optimizer.learning_rate_schedule(config.optim, config.train.steps)
-        self._optimizer = optimizer.make_optimizer(config.optim, config.train.steps)
+        decayed = model.weight_decay_mask(config.model, self.vocab_size)
+        self._optimizer = optimizer.make_optimizer(config.optim, config.train.steps, decayed)
         shapes = jax.eval_shape(self._init, jax.random.key(config.seed))
         self.shardings = sharding.tree_shardings(shapes, self.mesh)
         self._shapes = shapes

@@ -18,6 +18,7 @@ from flax import nnx
 from seqmodels import mixers, model
 from seqmodels.interop import checkpoint, kinds
 from seqmodels.interop.safetensors import read as read_safetensors
+from seqmodels.layers import weight_decay_of
 from tests import programs
 from tests.configs import tiny
 from tests.goldens import Golden, load
@@ -251,6 +252,12 @@ def assert_logits(network: model.LanguageModel, arrays: dict[str, np.ndarray], b
 def initial(mixer: str, config, d_model: int, seed: int = 0, **options) -> dict[str, np.ndarray]:
     """A mixer's initial parameters as numpy arrays."""
     return jax.tree.map(np.asarray, _initialiser(mixer, config, d_model, tuple(options.items()))(seed))
+
+
+def weight_decay(mixer: str, config, d_model: int) -> dict:
+    """True for those of a mixer's parameters that weight decay applies to."""
+    make = mixers.load(mixer).Mixer
+    return weight_decay_of(nnx.eval_shape(lambda: make(config, d_model, rngs=nnx.Rngs(params=0))))
 
 
 @functools.cache

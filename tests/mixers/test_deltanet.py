@@ -7,9 +7,16 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import deltanet
-from seqmodels.training.optimizer import decay_mask
 from tests.goldens import golden_forms
-from tests.mixers.goldens import assert_close, assert_logits, assert_normal, assert_uniform, fla_model, initial
+from tests.mixers.goldens import (
+    assert_close,
+    assert_logits,
+    assert_normal,
+    assert_uniform,
+    fla_model,
+    initial,
+    weight_decay,
+)
 
 
 @pytest.mark.parametrize("implementation", golden_forms("recurrent", "chunked"))
@@ -54,7 +61,7 @@ def test_initialisation():
 
 
 def test_what_weight_decay_leaves_alone():
-    mask = decay_mask(initial("deltanet", deltanet.Config(), 32))
+    mask = weight_decay("deltanet", deltanet.Config(), 32)
     kept = {name for name, decays in mask.items() if name != "head_norm" and not decays}
     assert kept == set() and not mask["head_norm"]["scale"]
 

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from seqmodels import mixers
+from seqmodels.layers import weight_decay_of
 from tests import programs
 
 
@@ -67,3 +68,8 @@ def test_initialisation_follows_the_key(mixer):
     same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again))]
     changed = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other))]
     assert all(same) and any(changed)
+
+
+def test_every_matrix_says_whether_it_is_decayed(mixer):
+    mask = weight_decay_of(nnx.eval_shape(lambda: mixer.Mixer(mixer.Config(), 32, rngs=nnx.Rngs(params=0))))
+    assert mask["output_kernel"]

@@ -8,9 +8,16 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import gated_deltanet
-from seqmodels.training.optimizer import decay_mask
 from tests.goldens import golden_forms
-from tests.mixers.goldens import assert_close, assert_logits, assert_normal, assert_uniform, fla_model, initial
+from tests.mixers.goldens import (
+    assert_close,
+    assert_logits,
+    assert_normal,
+    assert_uniform,
+    fla_model,
+    initial,
+    weight_decay,
+)
 
 
 @pytest.mark.parametrize("implementation", golden_forms("recurrent", "chunked"))
@@ -92,7 +99,7 @@ def test_initialisation():
 
 
 def test_what_weight_decay_leaves_alone():
-    mask = decay_mask(initial("gated_deltanet", gated_deltanet.Config(), 32))
+    mask = weight_decay("gated_deltanet", gated_deltanet.Config(), 32)
     kept = {name for name, decays in mask.items() if name != "head_norm" and not decays}
     assert kept == {"dt_kernel", "dt_bias", "A_log"} and not mask["head_norm"]["scale"]
 

@@ -8,7 +8,6 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import mamba2
-from seqmodels.training.optimizer import decay_mask
 from tests.goldens import golden_forms, load
 from tests.mixers.goldens import (
     assert_close,
@@ -19,6 +18,7 @@ from tests.mixers.goldens import (
     initial,
     places,
     shapes,
+    weight_decay,
 )
 
 IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
@@ -106,7 +106,7 @@ def test_initialisation():
 
 
 def test_what_weight_decay_leaves_alone():
-    mask = decay_mask(initial("mamba2", mamba2.Config(), 32))
+    mask = weight_decay("mamba2", mamba2.Config(), 32)
     assert {name for name, decays in mask.items() if decays} == {
         "input_kernel",
         "gate_kernel",

@@ -10,7 +10,6 @@ from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers import mlstm
-from seqmodels.training.optimizer import decay_mask
 from tests.goldens import Golden, golden_forms, load
 from tests.mixers.goldens import (
     assert_layer,
@@ -19,6 +18,7 @@ from tests.mixers.goldens import (
     assert_uniform,
     checkpoint_model,
     initial,
+    weight_decay,
 )
 
 IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
@@ -104,8 +104,7 @@ def test_initial_input_gates(options, mean):
 
 
 def test_gates_are_not_decayed():
-    params = initial("mlstm", mlstm.Config(), 32)
-    decayed = {name for name, is_decayed in decay_mask(params).items() if is_decayed}
+    decayed = {name for name, is_decayed in weight_decay("mlstm", mlstm.Config(), 32).items() if is_decayed}
     assert decayed == {f"{name}_kernel" for name in ("up", "gate", "conv", "query", "key", "value", "output")}
 
 

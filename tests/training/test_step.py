@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 
-from seqmodels import config, ops
+from seqmodels import config, model, ops
 from seqmodels.errors import UserError
+from seqmodels.layers import weight_decay_of
 from seqmodels.training import flops, optimizer, sharding
 from seqmodels.training.state import Trainer
 from tests.configs import tiny
@@ -82,18 +84,29 @@ def test_eval_step_sums_by_position():
     assert np.all(sums["loss"][20:] < whole["loss"][20:])
 
 
-def test_weight_decay_only_on_kernels_and_embeddings():
-    params = {
-        "embedding": 0,
-        "layers": {"0_x": {"layer": {"query_kernel": 0, "query_bias": 0, "decay_kernel": 0, "gate_logit_kernel": 0,
-                                     "dt_kernel": 0, "A_log": 0, "D": 0, "output_kernel": 0},
-                           "norm": {"scale": 0}}},
-    }
-    decayed = {
-        sharding.path_name(path).split("/")[-1]
-        for path, on in jax.tree_util.tree_leaves_with_path(optimizer.decay_mask(params)) if on
-    }
-    assert decayed == {"embedding", "query_kernel", "output_kernel"}
+def test_weight_decay_only_on_what_says_so():
+    """Zero gradients: what moves is decayed, and shrinks by the learning rate times the weight decay."""
+    config = tiny(**{"model.pattern": "mamba2 attention+gla", "optim.weight_decay": 0.5, "optim.schedule": "constant"})
+    setup = Trainer(config, 257)
+    params = jax.tree.map(jnp.ones_like, setup.init()["params"])
+    decayed = model.weight_decay_mask(config.model, 257)
+    update = optimizer.make_optimizer(config.optim, 10, decayed)
+    updates, _ = update.update(jax.tree.map(jnp.zeros_like, params), update.init(params), params)
+    rate = optimizer.learning_rate_schedule(config.optim, 10)(0)
+    for (path, change), applies in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(decayed), strict=True):
+        np.testing.assert_allclose(change, -0.5 * rate if applies else 0.0, rtol=1e-6, err_msg=str(path))
+    layer = decayed["layers"]["1_attention+gla"]["layer"]
+    assert layer["mixers"]["1_gla"]["query_kernel"] and not layer["mixers"]["1_gla"]["decay_in_kernel"]
+    assert decayed["embedding"] and not decayed["final_norm"]["scale"] and not decayed["layers"]["0_mamba2"]["layer"]["dt_kernel"]
+
+
+def test_a_matrix_says_whether_it_is_decayed():
+    class Silent(nnx.Module):
+        def __init__(self):
+            self.forget_kernel = nnx.Param(jnp.zeros((2, 3)))
+
+    with pytest.raises(ValueError, match="forget_kernel is a matrix"):
+        weight_decay_of(Silent())
 
 
 @pytest.mark.parametrize("schedule", config.SCHEDULES)
