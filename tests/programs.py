@@ -1,35 +1,17 @@
 """Programs for tests: small, run a few times, so that compiling them is nearly all the time that the tests take."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
+from seqmodels import xla_cpu
 
-@functools.cache
+
 def compiler_options() -> dict[str, Any]:
-    """XLA options that compile fastest on a CPU: unoptimised code computes the same mathematics.
-
-    Without its new fusion emitters XLA compiles such programs up to four times faster. Options that this version does not know
-    are left out.
-    """
-    accepted = {}
-    if jax.default_backend() != "cpu":
-        return accepted
-    for option in (
-        {"xla_backend_optimization_level": 0},
-        {"xla_cpu_use_fusion_emitters": False},
-        {"xla_cpu_parallel_codegen_split_count": 1},
-    ):
-        try:
-            jax.jit(lambda: jnp.zeros(()), compiler_options=option)()
-        except jax.errors.JaxRuntimeError:
-            continue
-        accepted |= option
-    return accepted
+    """XLA options that compile fastest on a CPU."""
+    return xla_cpu.quick_compiler_options() if jax.default_backend() == "cpu" else {}
 
 
 def fast_jit(function: Callable, **options) -> Callable:

@@ -335,28 +335,35 @@ def _digest(record: Mapping) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-@jax.jit
 def _checksums(state: dict) -> dict[str, jax.Array]:
-    """One uint32 per array, by path.
-
-    The sum, modulo 2^32, of a bijective mix of each element's bits with its position. Any single changed
-    element changes it for certain; the order of summation does not matter, so any number of devices agrees.
-    """
+    """The `_checksum` of each array, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): _checksum(leaf) for path, leaf in leaves}
 
 
-@jax.jit
 def _finite(state: dict) -> dict[str, jax.Array]:
     """Whether every number of an array is finite, by path, of the arrays of floating point numbers."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.isfinite(leaf).all()
+        jax.tree_util.keystr(path, simple=True, separator="/"): _all_finite(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
 
 
+# One program for each shape and not one for the whole state: the arrays are many and their shapes few, so this compiles faster.
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
+
+
+@jax.jit
 def _checksum(array: jax.Array) -> jax.Array:
+    """A uint32: the sum, modulo 2^32, of a bijective mix of each element's bits with its position.
+
+    Any single changed element changes it for certain; the order of summation does not matter, so any number of devices agrees.
+    """
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     # An element of 8 bytes becomes two words, along a new last axis.

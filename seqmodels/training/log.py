@@ -16,14 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import jax
-import jax.numpy as jnp
 
 from seqmodels.data import atomic
-from seqmodels.escape import escape
 from seqmodels.processes import Group
+from seqmodels.training.terminal import Terminal
 
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
 # `device_kind` counts. A TPU v2 or v3 chip is two devices.
@@ -32,10 +30,6 @@ PEAK_FLOPS = {
     "TPU v5": 459e12, "TPU v6": 918e12, "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12,
     "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12,
 }  # fmt: skip
-
-
-# What the terminal shows of a row, and how.
-SHOWN = {"loss": ".4f", "perplexity": ".2f", "accuracy": ".4f", "bits_per_byte": ".4f"}
 
 
 class Log:
@@ -47,14 +41,14 @@ class Log:
         total_steps: where the run ends.
         tokens_per_step: B * T.
         flops_per_second: the rate that counts as a utilisation of 1 (`peak_flops_per_second`), or None.
-        flops_per_token: of one training step.
+        flops_per_token: of one training step; None where flops_per_second is.
         seconds: training time before this process.
         written: what `Log.written` said when the checkpoint of `step` was saved; None: it does not say.
         group: the processes of the run, of which the first writes and prints; None: this one does.
     """
 
     def __init__(
-        self, workdir: Path, *, step: int, total_steps: int, tokens_per_step: int, flops_per_token: float,
+        self, workdir: Path, *, step: int, total_steps: int, tokens_per_step: int, flops_per_token: float | None,
         flops_per_second: float | None, seconds: float = 0.0, written: Mapping | None = None, group: Group | None = None,
     ):  # fmt: skip
         self._writes = group is None or group.is_first
@@ -393,82 +387,15 @@ class Stopwatch:
         return rate
 
 
-class Terminal:
-    """Progress on stderr: a bar on a terminal, plain lines (at most one a second) anywhere else."""
-
-    def __init__(self, step: int, total_steps: int, stream: TextIO | None = None):
-        self._stream = sys.stderr if stream is None else stream
-        self._first_step = self._step = step
-        self._total_steps = total_steps
-        self._started = None  # when the first step was done: compilation is no measure of the time left
-        self._next_line = 0.0
-        self._bar = _bar(self._stream, step, total_steps) if self._stream.isatty() else None
-
-    def progress(self, step: int) -> None:
-        """Steps done so far."""
-        if self._started is None:
-            self._started, self._first_step = time.perf_counter(), step
-        self._step = step
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, left=self._left())
-
-    def row(self, row: Mapping) -> None:
-        """Show a row of metrics.jsonl."""
-        shown = [f"{name.replace('_', ' ')} {row[name]:{form}}" for name, form in SHOWN.items() if name in row]
-        numbers = "  ".join(shown[:2])  # a line of training has the loss and one score
-        if row["split"] == "validation":
-            self.line(f"step {row['step']}: validation {'  '.join(shown)}")
-        elif self._bar is not None:
-            speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-            self._bar.update(self._bar.task_ids[0], numbers=f"{numbers}  {speed}")
-        elif time.perf_counter() >= self._next_line or row["step"] == self._total_steps:
-            self._next_line = time.perf_counter() + 1.0
-            speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-            self.line(f"step {row['step']}/{self._total_steps}: {numbers}  {speed}  {self._left()}")
-
-    def line(self, text: str) -> None:
-        """One line (or several) of its own."""
-        if self._bar is not None:
-            self._bar.console.print(escape(text, "terminal"), markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(escape(text, "terminal"), file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _left(self) -> str:
-        done = self._step - self._first_step
-        if not done:
-            return ""
-        seconds = round((time.perf_counter() - self._started) / done * (self._total_steps - self._step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
-
-
 def peak_flops_per_second(devices: Sequence[jax.Device]) -> float | None:
     """The FLOP/s that model FLOP utilisation is measured against, over all devices; None where unknown.
 
     For accelerators the dense bfloat16 peak of the data sheet, whatever the run computes in (as in Chowdhery
-    et al. 2022, appendix B). A CPU has no such figure worth having: there it is what a float32 product of
-    1,024 x 1,024 matrices reaches here and now, about 0.1 s of measuring.
+    et al. 2022, appendix B). A CPU has no such figure worth having.
     """
-    if devices[0].platform == "cpu":
-        return _measured_matmul_flops()  # virtual CPU devices share one machine
     kind = devices[0].device_kind
     peak = next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in kind.lower()), None)
     return None if peak is None else peak * len(devices)
-
-
-def _measured_matmul_flops(size: int = 1024) -> float:
-    matrix = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(lambda a: a @ a).lower(matrix).compile()
-    best = math.inf
-    for _ in range(4):
-        start = time.perf_counter()
-        product(matrix).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best
 
 
 def _parsed(line: str) -> dict | None:
@@ -493,16 +420,3 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _bar(stream: TextIO, step: int, total_steps: int):
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    bar = Progress(
-        BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
-        TextColumn("{task.fields[left]}"), console=Console(file=stream),
-    )  # fmt: skip
-    bar.add_task("", total=total_steps, completed=step, numbers="compiling", left="")
-    bar.start()
-    return bar

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import data, ops, processes
+from seqmodels import data, processes
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.decoding import generate
@@ -31,10 +31,11 @@ from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
-from seqmodels.training import checkpoint, divergence, optimizer, run_folder
+from seqmodels.training import checkpoint, divergence, opening, optimizer, run_folder
 from seqmodels.training.log import Log, peak_flops_per_second
 from seqmodels.training.signals import Signals, Stopped
 from seqmodels.training.state import Trainer
+from seqmodels.training.terminal import phase
 
 # A run may go on with other values of these. They change what is reported or where it runs, not the
 # parameters (a mesh of another size sums in another order, and changes them by rounding).
@@ -101,15 +102,17 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         # The data and the model. What the first process has put into data.cache_dir the others find there.
         with signals.interrupting(), group.first_goes_ahead():
             dataset = data.prepare(config.data, seed=config.seed)
-        setup = Trainer(config, dataset.vocab_size)
-        setup.check_memory()
+        with phase("building the model"):
+            setup = Trainer(config, dataset.vocab_size)
+            setup.check_memory()
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
         restored = checkpoint.restore(
             workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group
         )
         if restored is None:
-            step, state, seconds = 0, setup.init(), 0.0
+            with phase("drawing the first parameters"):
+                step, state, seconds = 0, setup.init(), 0.0
             if config.train.init_from is not None:
                 abstract_params = setup.abstract_state()["params"]
                 state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say, group=group)
@@ -131,11 +134,19 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             config_lib.save(config, workdir / "config.json")
 
         # The run.
+        if step < config.train.steps:
+            with phase("tracing the training step"):
+                forms = setup.forms(functools.partial(dataset.train_batch, step))
+            if group.is_first:
+                about = opening.opening(config, dataset, setup, step, forms)
+                opening.append(about, workdir)
+                for line in opening.lines(about, workdir, config.train.steps):
+                    say(line)
+        peak = peak_flops_per_second(setup.mesh.devices.flatten())
         log = Log(
             workdir, step=step, total_steps=config.train.steps,
             tokens_per_step=config.data.batch_size * config.data.seq_len,
-            flops_per_token=setup.flops_per_token,
-            flops_per_second=peak_flops_per_second(setup.mesh.devices.flatten()), seconds=seconds,
+            flops_per_token=None if peak is None else setup.flops_per_token, flops_per_second=peak, seconds=seconds,
             written=None if restored is None else restored.record.get("log"), group=group,
         )  # fmt: skip
         stack.callback(log.close)
@@ -208,10 +219,7 @@ class _Run:
 
     def train_one_step(self) -> None:
         batch = self.setup.put_rows(functools.partial(self.dataset.train_batch, self.step))
-        with ops.record_choices() as choices:
-            self.state, metrics = self.setup.train_step(self.state, batch)
-        if choices:  # in the step that compiled
-            self.log.line("; ".join(choices))
+        self.state, metrics = self.setup.train_step(self.state, batch)
         self.step += 1
         # Only the metrics of the step before are waited for, so that the device always has a step to work on.
         self.settle()
@@ -396,7 +404,6 @@ def _agreed_config(config: RunConfig, workdir: Path, group: processes.Group) -> 
     return agreed
 
 
-LOCK_NAME = ".lock"
 SHARED_SECONDS = 30.0  # that another machine may take to see a file
 
 
@@ -410,7 +417,7 @@ def _only_group_in(workdir: Path, group: processes.Group) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
 
         def lock() -> str:
-            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(run_folder.made(workdir))
             file = stack.enter_context(only_process_in(workdir))
             token = uuid.uuid4().hex
             file.write(token)
@@ -419,7 +426,7 @@ def _only_group_in(workdir: Path, group: processes.Group) -> Iterator[None]:
 
         token = group.from_first(lock)
         deadline = time.monotonic() + SHARED_SECONDS
-        while not group.is_first and not _holds(workdir / LOCK_NAME, token):
+        while not group.is_first and not _holds(workdir / run_folder.LOCK_NAME, token):
             if time.monotonic() > deadline:
                 raise UserError(
                     f"process {group.index} does not see the --workdir {workdir} of process 0: all processes need one folder, on a "
@@ -443,7 +450,7 @@ def only_process_in(workdir: Path) -> Iterator[TextIO]:
     Raises:
         UserError: another process holds it.
     """
-    with open(workdir / LOCK_NAME, "a+") as file:
+    with open(workdir / run_folder.LOCK_NAME, "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

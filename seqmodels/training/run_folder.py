@@ -1,6 +1,7 @@
 """What a run folder holds, read back: its config, its tokenizer, and parameters for another run to begin with."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -10,6 +11,24 @@ from seqmodels import data, model, processes
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
 from seqmodels.training import checkpoint
+
+LOCK_NAME = ".lock"  # held by the process that trains
+
+
+@contextlib.contextmanager
+def made(workdir: Path) -> Iterator[None]:
+    """Make the folder if it is not there. If what is done inside fails, what was made and has nothing in it is removed."""
+    absent = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if absent and [path.name for path in workdir.iterdir()] in ([], [LOCK_NAME]):
+            (workdir / LOCK_NAME).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a parent has got something else in it
+                for path in absent:
+                    path.rmdir()
+        raise
 
 
 def read_config(

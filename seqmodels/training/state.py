@@ -20,6 +20,8 @@ from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation
 from seqmodels.training import flops, memory, optimizer, sharding, step
 
+MOST_PARAMETERS_OF_QUICK_INIT = 30_000_000
+
 
 class Trainer:
     """The compiled parts of a run.
@@ -54,7 +56,7 @@ class Trainer:
         self.schedule = optimizer.learning_rate_schedule(config.optim, config.train.steps)
         decayed = model.weight_decay_mask(config.model, self.vocab_size)
         self._optimizer = optimizer.make_optimizer(config.optim, config.train.steps, decayed)
-        shapes = jax.eval_shape(self._init, jax.random.key(config.seed))
+        shapes = jax.eval_shape(self._train_state, model.param_shapes(config.model, self.vocab_size))
         self.shardings = sharding.tree_shardings(shapes, self.mesh)
         self._shapes = shapes
         self.whole = NamedSharding(self.mesh, PartitionSpec())
@@ -89,7 +91,12 @@ class Trainer:
 
     def init(self) -> dict:
         """A fresh train state from the config's seed, placed on the mesh."""
-        return jax.jit(self._init, out_shardings=self.shardings)(jax.random.key(self.config.seed))
+        # The forward pass that scales the branches (LanguageModel) runs once, on a few tokens: compiling it took 29 s of CPU
+        # time for a hybrid of 14 layers, and takes 6 so. What unoptimised code would be slow at is drawing many random numbers.
+        quick = self.num_parameters <= MOST_PARAMETERS_OF_QUICK_INIT and self.mesh.devices.flat[0].platform == "cpu"
+        options = xla_cpu.quick_compiler_options() if quick else {}
+        init = jax.jit(self._init, out_shardings=self.shardings, compiler_options=options)
+        return init(jax.random.key(self.config.seed))
 
     def abstract_state(self) -> dict:
         """Shapes, dtypes and shardings of the train state: what a checkpoint is restored into."""
@@ -97,6 +104,18 @@ class Trainer:
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             self._shapes, self.shardings,
         )
+
+    def forms(self, rows_of_batch: Callable[[slice], dict[str, np.ndarray]]) -> list[str]:
+        """What each op of the training step resolves to, and why not a faster form: lines for a person.
+
+        The trace is kept: `train_step` on such a batch compiles it.
+
+        Args:
+          rows_of_batch: as in `put_rows`.
+        """
+        with ops.record_choices() as choices:
+            self.train_step.trace(self.abstract_state(), self.put_rows(rows_of_batch))
+        return list(choices)
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A numpy batch (the same on every process) as arrays split over data and fsdp."""
@@ -170,7 +189,9 @@ class Trainer:
         return max(parts, min(data.batch_size, data.batch_size * data.seq_len // length) // parts * parts)
 
     def _init(self, key):
-        params = model.init_params(self.config.model, self.vocab_size, key)
+        return self._train_state(model.init_params(self.config.model, self.vocab_size, key))
+
+    def _train_state(self, params):
         return {"params": params, "optimizer": self._optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
     def _check_batch(self):

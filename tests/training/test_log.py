@@ -1,6 +1,5 @@
 """metrics.jsonl has each row once, whatever a kill left behind; speeds leave out compilation and pauses."""
 
-import io
 import json
 import math
 import struct
@@ -16,7 +15,6 @@ from seqmodels.training.log import (
     SamplesFile,
     Stopwatch,
     TensorBoard,
-    Terminal,
     peak_flops_per_second,
 )
 
@@ -150,34 +148,6 @@ def test_speed_leaves_out_compilation_and_pauses(monkeypatch):
     assert watch.seconds == 103.0
 
 
-def test_plain_lines_where_there_is_no_terminal():
-    stream = io.StringIO()
-    terminal = Terminal(0, 3, stream)
-    row = {"split": "train", "loss": 2.0, "perplexity": 7.0, "bits_per_byte": 1.1, "tokens_per_second": 1234.}
-    for step in (1, 2, 3):
-        terminal.progress(step)
-        terminal.row({"step": step, **row})
-    terminal.row({"step": 3, **row, "split": "validation"})
-    terminal.close()
-    lines = stream.getvalue().splitlines()
-    assert lines[0].startswith("step 1/3: loss 2.0000") and "1,234 tokens/s" in lines[0]
-    assert lines[-2].startswith("step 3/3:") and lines[-2].endswith("0:00:00 left")
-    assert lines[-1].startswith("step 3: validation loss 2.0000") and "\x1b" not in stream.getvalue()
-
-
-def test_a_bar_on_a_terminal():
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    terminal = Terminal(0, 3, stream)
-    terminal.progress(1)
-    terminal.row({"split": "train", "step": 1, "loss": 2.0, "perplexity": 7.4, "tokens_per_second": 1234.5})
-    terminal.progress(2)
-    terminal.line("[hello]")
-    terminal.close()
-    shown = stream.getvalue()
-    assert "2/3" in shown and "1,234 tokens/s" in shown and "[hello]" in shown
-
-
 def test_peak_flops_of_known_devices():
     class Device:
         def __init__(self, platform, device_kind):
@@ -186,7 +156,7 @@ def test_peak_flops_of_known_devices():
     assert peak_flops_per_second([Device("gpu", "NVIDIA H200")] * 2) == 2 * 989e12
     assert peak_flops_per_second([Device("tpu", "TPU v5 lite")]) == 197e12
     assert peak_flops_per_second([Device("gpu", "some other")]) is None
-    assert peak_flops_per_second([Device("cpu", "cpu")]) > 1e8
+    assert peak_flops_per_second([Device("cpu", "cpu")]) is None
 
 
 @pytest.mark.parametrize("damage", ["shortened", "changed", "deleted"])

@@ -1,0 +1,131 @@
+"""What a run shows while it goes: on a terminal one line that is rewritten, anywhere else plain lines."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import TextIO
+
+from seqmodels.escape import escape
+
+# What is shown of a row of metrics.jsonl, and how.
+SHOWN = {"loss": ".4f", "perplexity": ".2f", "accuracy": ".4f", "bits_per_byte": ".4f"}
+BAR_WIDTHS = 6, 24  # least and most; a narrower terminal has none
+PATIENCE = 1.5  # seconds that something may take before it is said
+
+
+class Terminal:
+    """Progress on stderr: a line with a bar on a terminal, plain lines (at most one a second) anywhere else."""
+
+    def __init__(self, step: int, total_steps: int, stream: TextIO | None = None):
+        self._stream = sys.stderr if stream is None else stream
+        self._first_step = self._step = step
+        self._total_steps = total_steps
+        self._opened = time.perf_counter()
+        self._started = None  # when the first step was done: compilation is no measure of the time left
+        self._next_line = 0.0
+        self._numbers, self._speed = "", ""
+        self._live = None
+        if self._stream.isatty():
+            self._live = _live(self._stream, self._bar_line)
+        elif step < total_steps:
+            self.line("compiling the training step")
+
+    def progress(self, step: int) -> None:
+        """Steps done so far."""
+        if self._started is None:
+            self._started, self._first_step = time.perf_counter(), step
+            if self._started - self._opened > PATIENCE:
+                self.line(f"compiled; the first step took {self._started - self._opened:.1f} s")
+        self._step = step
+
+    def row(self, row: Mapping) -> None:
+        """Show a row of metrics.jsonl."""
+        shown = [f"{name.replace('_', ' ')} {row[name]:{form}}" for name, form in SHOWN.items() if name in row]
+        numbers = shown[:2]  # a line of training has the loss and one score
+        speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+        if row["split"] == "validation":
+            self.line(f"step {row['step']}: validation {'  '.join(shown)}")
+        elif self._live is not None:
+            self._numbers, self._speed = numbers, speed
+        elif time.perf_counter() >= self._next_line or row["step"] == self._total_steps:
+            self._next_line = time.perf_counter() + 1.0
+            self.line(f"step {row['step']}/{self._total_steps}: {'  '.join(numbers)}  {speed}  {self._left()}")
+
+    def line(self, text: str) -> None:
+        """One line (or several) of its own."""
+        if self._live is not None:
+            self._live.console.print(escape(text, "terminal"), markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(escape(text, "terminal"), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _bar_line(self, width: int) -> str:
+        if self._started is None and self._step < self._total_steps:
+            return progress_line(width, self._step, self._total_steps, [f"compiling, {time.perf_counter() - self._opened:.0f} s"])
+        return progress_line(width, self._step, self._total_steps, [*self._numbers[:1], self._left(), self._speed, *self._numbers[1:]])
+
+    def _left(self) -> str:
+        done = self._step - self._first_step
+        if not done:
+            return ""
+        seconds = round((time.perf_counter() - self._started) / done * (self._total_steps - self._step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+
+
+def progress_line(width: int, step: int, total_steps: int, parts: list[str]) -> str:
+    """One line of at most so many columns: the steps, as many of the parts as there is room for, a bar in what is left.
+
+    Args:
+        parts: the most important first.
+    """
+    line = f"{step:>{len(str(total_steps))}}/{total_steps}"
+    for part in filter(None, parts):
+        if len(line) + 2 + len(part) <= width:
+            line += f"  {part}"
+    room = min(width - len(line) - 1, BAR_WIDTHS[1])
+    if room < BAR_WIDTHS[0]:
+        return line[:width]
+    filled = room * step // total_steps
+    return f"{'━' * filled}{'─' * (room - filled)} {line}"
+
+
+@contextlib.contextmanager
+def phase(what: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Says what is being done, if it takes long: on a terminal with the seconds so far, until it is over; elsewhere in one line."""
+    stream = sys.stderr if stream is None else stream
+    begun = time.perf_counter()
+    if stream.isatty():
+        live = _live(stream, lambda width: f"{what}, {time.perf_counter() - begun:.0f} s"[:width], transient=True)
+        try:
+            yield
+        finally:
+            live.stop()
+        return
+    timer = threading.Timer(PATIENCE, lambda: print(escape(f"{what} ...", "line"), file=stream, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _live(stream: TextIO, line, transient: bool = False):
+    """A line that is written again several times a second, by a thread; ``line`` makes it for a number of columns."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    class Line:
+        def __rich_console__(self, console, options):
+            yield Text(line(options.max_width), no_wrap=True, overflow="crop")
+
+    live = Live(Line(), console=Console(file=stream), transient=transient, refresh_per_second=4, redirect_stdout=False)
+    live.start(refresh=True)
+    return live

@@ -1,0 +1,73 @@
+"""What a run says before its first step and keeps in its folder."""
+
+import json
+import re
+
+import jax
+import pytest
+
+from seqmodels.errors import UserError
+from seqmodels.training import loop, opening, run_folder, step
+from seqmodels.training.state import Trainer
+from tests.configs import tiny
+
+
+def small(folder, **overrides):
+    return tiny(**{
+        "data.cache_dir": str(folder / "cache"), "data.toy_documents": 40, "data.seq_len": 16, "data.batch_size": 2,
+        "model.repeats": 1, "train.steps": 2, "train.eval_tokens": 64, "train.sample_every_steps": 0,
+    } | overrides)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of two steps, what it said, its trainer, and how often its step was traced."""
+    folder = tmp_path_factory.mktemp("run")
+    said, trainers, traces = [], [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "say", said.append)
+        forms, train_step = Trainer.forms, step.train_step
+        patch.setattr(Trainer, "forms", lambda setup, batch: trainers.append(setup) or forms(setup, batch))
+        patch.setattr(step, "train_step", lambda *args, **options: traces.append(1) or train_step(*args, **options))
+        loop.train(small(folder), folder / "run")
+    return folder / "run", said, trainers[0], len(traces)
+
+
+def test_five_lines(run):
+    folder, said, setup, _ = run
+    lines = "\n".join(line for line in said if line.startswith("  "))
+    parameters = f"{setup.num_parameters:,}"
+    assert re.search(rf"  model  1 x 'attention mlp': 2 layers, {parameters} parameters, a state of [\d,]+ bytes at 16 tokens", lines)
+    assert re.search(r"   data  [\d,]+ documents, [\d,]+ bytes, [\d,]+ tokens of bytes; 64 tokens to read, \S+ epochs in all", lines)
+    assert re.search(r" device  \d x cpu \(cpu\), mesh data 1 x fsdp 1", lines)
+    assert f"folder  {folder}, 2 steps" in lines
+    assert "  forms  softmax_attention: " in lines
+
+
+def test_the_same_is_kept(run):
+    folder, _, setup, _ = run
+    [about] = [json.loads(line) for line in (folder / opening.FILE_NAME).read_text().splitlines()]
+    assert about["step"] == 0 and about["model"]["parameters"] == setup.num_parameters and about["host"]
+    assert about["versions"]["jax"] == jax.__version__ and {"command", "commit", "date"} <= set(about)
+    data = about["data"]
+    assert data["tokens_to_read"] == 64 and data["epochs"] == pytest.approx(64 / (data["tokens"] // 16 * 16), rel=0.1)
+
+
+def test_what_is_traced_for_the_forms_is_not_traced_again(run):
+    assert run[3] == 1
+
+
+def test_a_failed_start_leaves_no_empty_folder(tmp_path):
+    config = small(tmp_path, **{"data.source": str(tmp_path / "nothing")})
+    with pytest.raises(UserError, match="nothing"):
+        loop.train(config, tmp_path / "runs" / "a")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(RuntimeError), run_folder.made(tmp_path / "runs" / "b" / "c"):
+        (tmp_path / "runs" / "other.txt").write_text("somebody else's")
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other.txt"]
+    with pytest.raises(RuntimeError), run_folder.made(tmp_path / "kept"):
+        (tmp_path / "kept" / "config.json").write_text("{}")
+        raise RuntimeError
+    assert (tmp_path / "kept" / "config.json").exists()

@@ -1,0 +1,81 @@
+"""What a run shows: one line that fits its terminal, plain lines elsewhere."""
+
+import io
+import time
+
+import pytest
+
+from seqmodels.training import terminal
+from seqmodels.training.terminal import Terminal, phase, progress_line
+
+ROW = {"split": "train", "loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.1, "tokens_per_second": 1234.5}
+
+
+def a_terminal():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    return stream
+
+
+def test_plain_lines_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setattr(terminal, "PATIENCE", 0.0)
+    stream = io.StringIO()
+    shown = Terminal(0, 3, stream)
+    for step in (1, 2, 3):
+        shown.progress(step)
+        shown.row({"step": step, **ROW})
+    shown.row({"step": 3, **ROW, "split": "validation"})
+    shown.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "compiling the training step" and lines[1].startswith("compiled; the first step took 0.")
+    assert lines[2].startswith("step 1/3: loss 2.0000  perplexity 7.40") and "1,234 tokens/s" in lines[2]
+    assert lines[-2].startswith("step 3/3:") and lines[-2].endswith("0:00:00 left")
+    assert lines[-1].startswith("step 3: validation loss 2.0000") and "\x1b" not in stream.getvalue()
+
+
+def test_one_line_on_a_terminal():
+    stream = a_terminal()
+    shown = Terminal(0, 3, stream)
+    shown.progress(1)
+    shown.row({"step": 1, **ROW})
+    shown.progress(2)
+    shown.line("[hello]")
+    shown.close()
+    text = stream.getvalue()
+    assert "compiling, 0 s" in text and "2/3  loss 2.0000" in text and "1,234 tokens/s" in text and "[hello]" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (60, "1234567/2000000  loss 2.1234  123:45:56 left"),
+        (80, "1234567/2000000  loss 2.1234  123:45:56 left  123,456 tokens/s"),
+        (120, "1234567/2000000  loss 2.1234  123:45:56 left  123,456 tokens/s  perplexity 123.45"),
+        (20, "1234567/2000000"),
+        (7, "1234567"),
+    ],
+)
+def test_the_line_fits_its_terminal(width, line):
+    parts = ["loss 2.1234", "123:45:56 left", "123,456 tokens/s", "perplexity 123.45"]
+    shown = progress_line(width, 1_234_567, 2_000_000, parts)
+    assert shown.endswith(line) and len(shown) <= width
+    bar = shown.removesuffix(line).strip()
+    assert set(bar) <= set("━─") and bool(bar) == (width in (60, 80, 120))
+    assert not bar or bar.count("━") == len(bar) * 1_234_567 // 2_000_000
+    assert progress_line(width, 0, 2_000_000, []).endswith("      0/2000000"[:width])
+
+
+def test_what_takes_long_is_said(monkeypatch):
+    monkeypatch.setattr(terminal, "PATIENCE", 0.02)
+    stream = io.StringIO()
+    with phase("tracing", stream):
+        time.sleep(0.2)
+    assert stream.getvalue() == "tracing ...\n"
+    with pytest.raises(KeyError), phase("broken", stream):
+        raise KeyError
+    time.sleep(0.1)
+    assert stream.getvalue() == "tracing ...\n"
+    shown = a_terminal()
+    with phase("compiling", shown):
+        pass
+    assert "compiling, 0 s" in shown.getvalue()
