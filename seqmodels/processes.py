@@ -33,7 +33,7 @@ START_SECONDS: Final = 300
 _WAIT_MS: Final = 7 * 86_400 * 1000  # for what may take as long as tokenising; who waits for a dead process is ended by JAX
 _AGREE_MS: Final = 60_000
 _GRACE_SECONDS: Final = 5.0  # for a main thread that fails by itself, of the same mistake
-_LEAVE_MS: Final = 15_000
+_LEAVE_MS: Final = 5_000
 
 _LOST = re.compile(
     r"gloo|nccl|socket closed|connection (closed|reset|refused)|heartbeat|barrier|coordination service|UNAVAILABLE|DEADLINE_EXCEEDED",

@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import statistics
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         )  # fmt: skip
         stack.callback(log.close)
         writer = checkpoint.Writer(workdir / "checkpoints", keep=config.train.keep_checkpoints)
-        stack.callback(writer.close)
+        stack.push(functools.partial(_close, writer, group))
         if step:
             log.line(f"resuming {workdir} after step {step} of {config.train.steps}")
         run = _Run(config, dataset, setup, log, writer, signals, step, state)
@@ -169,6 +170,19 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             raise
         writer.wait()
         return group.from_first(lambda: _summary(config, dataset, setup, log, run.skipped))
+
+
+CLOSE_SECONDS = 10.0
+
+
+def _close(writer: checkpoint.Writer, group: processes.Group, kind, error: BaseException | None, traceback) -> None:
+    """Close the writer; of several processes one that failed waits no longer than this for the others' parts of a checkpoint."""
+    if group.count == 1 or error is None or isinstance(error, Stopped):
+        writer.close()
+        return
+    closing = threading.Thread(target=writer.close, daemon=True)
+    closing.start()
+    closing.join(CLOSE_SECONDS)
 
 
 def _summary(config: RunConfig, dataset, setup: Trainer, log: Log, skipped: int) -> dict:

@@ -9,7 +9,7 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seqmodels.config import MeshConfig
 from seqmodels.errors import UserError
@@ -28,20 +28,27 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 BATCH = PartitionSpec(BATCH_AXES)
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config over ``devices`` (default: all). Raises UserError when the sizes do not fit."""
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | int | None = None) -> Mesh | AbstractMesh:
+    """The mesh of a config over ``devices`` (default: all), or over so many that are not there.
+
+    Raises UserError when the sizes do not fit.
+    """
     devices = jax.devices() if devices is None else devices
+    count = devices if isinstance(devices, int) else len(devices)
     sizes = [getattr(config, axis) for axis in AXES]
     if config.sequence != 1:
         raise UserError("mesh.sequence must be 1: sequence parallelism is not built yet")
     if any(size < 1 for size in sizes[1:]) or (config.data < 1 and config.data != -1):
         raise UserError(f"mesh sizes must be at least 1 (data may be -1), not {dict(zip(AXES, sizes))}")
     if config.data == -1:
-        sizes[0] = max(1, len(devices) // math.prod(sizes[1:]))
-    if math.prod(sizes) != len(devices):
+        sizes[0] = max(1, count // math.prod(sizes[1:]))
+    if math.prod(sizes) != count:
         asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes))
-        raise UserError(f"the mesh {asked} does not make use of exactly the {len(devices)} device(s) there are")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        raise UserError(f"the mesh {asked} does not make use of exactly the {count} device(s) there are")
+    types = (AxisType.Auto,) * len(AXES)
+    if isinstance(devices, int):
+        return AbstractMesh(tuple(sizes), AXES, axis_types=types)
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=types)
 
 
 def path_name(path) -> str:

@@ -29,7 +29,7 @@ class Trainer:
     Args:
       config: a ``seqmodels.config.RunConfig``.
       pieces: how many tokens the data have; None: that is not known, and ``config.model.vocab_size`` says L.
-      devices: which devices to use; default all.
+      devices: which devices to use; default all; a number: so many that are not there, to lower steps for.
 
     Attributes:
       mesh: the device mesh.
@@ -46,7 +46,7 @@ class Trainer:
       UserError: sizes that do not fit together, or a mesh that does not fit the devices.
     """
 
-    def __init__(self, config, pieces: int | None, devices: list[jax.Device] | None = None):
+    def __init__(self, config, pieces: int | None, devices: list[jax.Device] | int | None = None):
         xla_cpu.warn_of_wrong_fusions()
         self.config = config
         self.vocab_size = model.vocabulary_size(config.model, pieces)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -105,9 +106,11 @@ def test_a_signal_to_one_process_stops_all_at_one_step(story):
 
 
 def test_a_killed_process_ends_the_others_with_a_line(story):
-    (code, out, err), (killed, _, _) = story["killed"]
-    assert killed == -signal.SIGKILL and code == 1 and "{" not in out
-    assert err.splitlines()[-1].startswith("error: another process of this run has ended or cannot be reached; start all")
+    (code, out, err), (killed, _, last_words) = story["killed"]
+    assert killed == -signal.SIGKILL and code != 0 and "{" not in out
+    for text in (err, last_words):  # where JAX was faster it has aborted process 0; the line is the same
+        line = text.splitlines()[-1]
+        assert re.match("error: .*another process of (this|the) run .*; start all processes again with the same command", line)
     assert story["seconds"] < 60
 
 

@@ -1,0 +1,159 @@
+"""What a run would need and cost on devices that are not there, before they are rented.
+
+    python scripts/plan.py --config=configs/hybrid.py:published --devices=v5e:256 --tokens=160e9 --price=1.2
+    python scripts/plan.py --config=configs/tinystories.py:gla --devices=h200:8 --config.data.batch_size=64 --lower
+
+For every mesh.data x mesh.fsdp x mesh.tensor over which the batch divides: bytes of parameters, optimizer, gradients and activations
+on one device, whether they fit, and the bytes that a device receives in collectives. For the config's mesh, or else the best of
+these: FLOPs per token, tokens a second at --utilisation of the data sheet's peak (a guess of yours: 0.4 by default), and with
+--tokens and --price (of one device for an hour) time and price. All from shapes: nothing is allocated. --lower traces and lowers
+the training step for all devices; --compile compiles it, where there are as many here
+(XLA_FLAGS=--xla_force_host_platform_device_count=8 makes virtual ones). The last line of stdout is one JSON object.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, uninstalled, in any directory
+
+if __name__ == "__main__":  # ahead of imports that fail without the packages
+    from seqmodels.packages import check_packages
+
+    check_packages()
+
+import jax
+
+from benchmarks import hlo
+from seqmodels import command_line, ranges
+from seqmodels.config import MeshConfig, RunConfig, from_config_dict
+from seqmodels.data import load_tokenizer
+from seqmodels.errors import UserError
+from seqmodels.escape import say
+from seqmodels.training import scale
+from seqmodels.training.memory import gib
+from seqmodels.training.state import Trainer
+
+NUMBERS = {"tokens": ranges.Positive, "utilisation": ranges.Probability, "price": ranges.Positive}
+SHOWN = 12  # meshes
+
+
+def main(argv: Sequence[str]) -> None:
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return
+    switches = {name: f"--{name}" in argv for name in ("lower", "compile")}
+    argv = [text for text in argv if text not in ("--lower", "--compile")]
+    config, values = command_line.config_and_flags(argv, {"devices": None, "utilisation": "0.4", "tokens": "", "price": ""})
+    for name, hint in NUMBERS.items():
+        values[name] = ranges.parser(hint, name)(values[name]) if values[name] else None
+    config, devices = from_config_dict(config), scale.parse_devices(values["devices"])
+
+    pieces = tokens_of(config)
+    plans = scale.plans(config, pieces, devices)
+    best = chosen(config, plans) or plans[0]
+    trainer = scale.abstract_trainer(config, pieces, MeshConfig(**best.mesh))
+    summary = {
+        "parameters": trainer.num_parameters, "flops_per_token": trainer.flops_per_token,
+        "devices": values["devices"], "utilisation": values["utilisation"],
+        "tokens_per_second": values["utilisation"] * devices.count * devices.flops_per_second / trainer.flops_per_token,
+        "mesh": best.mesh, "fits": best.fits, "bytes_on_a_device": vars(best.memory), "bytes_received": best.sent,
+    }  # fmt: skip
+    tokens = values["tokens"] or config.train.steps * config.data.batch_size * config.data.seq_len
+    hours = tokens / summary["tokens_per_second"] / 3600
+    summary |= {"tokens": tokens, "hours": hours}
+    if values["price"] is not None:
+        summary["price"] = values["price"] * devices.count * hours
+    report(plans, summary, devices)
+    if switches["lower"]:
+        summary["lowered"] = lowered(trainer, devices.platform)
+    if switches["compile"]:
+        summary["compiled"] = compiled(config, pieces, best)
+    print(json.dumps(summary))
+
+
+def chosen(config: RunConfig, plans: list[scale.Plan]) -> scale.Plan | None:
+    """The plan of the config's own mesh; None of the default one, or where there is none for so many devices.
+
+    Raises:
+        UserError: the config has a mesh, and it does not fit the devices.
+    """
+    sizes = {axis: getattr(config.mesh, axis) for axis in ("fsdp", "tensor") if getattr(config.mesh, axis) != 1}
+    if config.mesh.data != -1:
+        sizes["data"] = config.mesh.data
+    if not sizes:
+        return None
+    for plan in plans:
+        if sizes.items() <= plan.mesh.items():
+            return plan
+    asked = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    raise UserError(f"{asked} is no mesh of so many devices over which the batch divides; leave it out to see those that are")
+
+
+def tokens_of(config: RunConfig) -> int | None:
+    """How many tokens the data would have."""
+    if config.data.synthetic_task is not None:
+        return config.data.synthetic_task.vocab_size
+    return config.data.vocab_size if config.data.tokenizer == "bpe" else load_tokenizer(config.data.tokenizer).vocab_size
+
+
+def report(plans: list[scale.Plan], summary: dict, devices: scale.Devices) -> None:
+    """For a person, on stderr."""
+    say(f"{summary['parameters']:,} parameters, {summary['flops_per_token']:.3g} FLOPs per token of training")
+    say(f"{devices.count} x {devices.kind}: {gib(devices.memory)} and {devices.flops_per_second:.3g} FLOP/s each")
+    say(f"{'data':>6}{'fsdp':>6}{'tensor':>7}{'params':>13}{'optimizer':>13}{'gradients':>13}{'activations':>13}{'received':>13}")
+    for plan in plans[:SHOWN]:
+        parts = (gib(size) for size in (*vars(plan.memory).values(), sum(plan.sent.values())))
+        sizes = f"{plan.mesh['data']:>6}{plan.mesh['fsdp']:>6}{plan.mesh['tensor']:>7}"
+        say(sizes + "".join(f"{part:>13}" for part in parts) + ("" if plan.fits else "   does not fit"))
+    if len(plans) > SHOWN:
+        say(f"and {len(plans) - SHOWN} meshes more")
+    price = f", {summary['price']:,.0f} at that price" if "price" in summary else ""
+    say(
+        f"at a utilisation of {summary['utilisation']:g}: {summary['tokens_per_second']:,.0f} tokens/s; {summary['tokens']:.3g} "
+        f"tokens in {summary['hours']:,.1f} hours{price}"
+    )
+    if not plans[0].fits:
+        say("no mesh fits: take more devices, a smaller data.batch_size, more optim.accumulation_steps, or model.remat")
+
+
+def lowered(trainer: Trainer, platform: str) -> dict[str, float]:
+    """The training step on a mesh without devices."""
+    begun = time.perf_counter()
+    text = scale.lower(trainer, platform).as_text()
+    figures = {
+        "seconds": time.perf_counter() - begun, "bytes": len(text),
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }  # fmt: skip
+    say(
+        f"lowered for {trainer.mesh.size} devices in {figures['seconds']:.1f} s: {len(text) / 2**20:.1f} MiB of StableHLO, "
+        f"{gib(figures['peak_memory'])} of this process"
+    )
+    return figures
+
+
+def compiled(config: RunConfig, pieces: int | None, plan: scale.Plan) -> dict:
+    """What XLA makes of it for the devices here: bytes of temporaries and, by kind, of collectives."""
+    count = plan.mesh["data"] * plan.mesh["fsdp"] * plan.mesh["tensor"]
+    if len(jax.devices()) < count:
+        raise UserError(f"--compile wants {count} devices and there are {len(jax.devices())}")
+    trainer = scale.trainer_on(config, pieces, MeshConfig(**plan.mesh), jax.devices()[:count])
+    program = scale.lower(trainer, "cuda" if jax.default_backend() == "gpu" else jax.default_backend()).compile()
+    found = Counter()
+    for each in hlo.collectives(program.as_text()):
+        found[each.kind] += each.bytes
+    analysis = program.memory_analysis()
+    figures = {
+        "temporary_bytes": analysis.temp_size_in_bytes, "argument_bytes": analysis.argument_size_in_bytes,
+        "flops": program.cost_analysis()["flops"], "bytes_received": dict(found),
+    }  # fmt: skip
+    say(f"compiled for {jax.devices()[0].device_kind}: temporaries {gib(figures['temporary_bytes'])}; collectives {dict(found)}")
+    return figures
+
+
+if __name__ == "__main__":
+    command_line.run(lambda: main(sys.argv))
