@@ -1,6 +1,9 @@
 """The one complete config: every field with its meaning and unit. Other configs state only differences.
 
     python train.py --config=configs/tinystories.py:attention --workdir=runs/attention --config.train.steps=2000
+
+Written by `python -m tools.pages.base_config` from the dataclasses that declare the fields; the options of a layer or a task come
+from its file.
 """
 
 import dataclasses
@@ -10,8 +13,7 @@ import typing
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
-from seqmodels import config as config_lib
-from seqmodels import mixers
+from seqmodels import channel_layers, mixers
 from seqmodels.data import tasks
 
 
@@ -28,7 +30,7 @@ def get_config() -> ConfigDict:
     config.data.seq_len = 256  # T, tokens the model reads at once
     config.data.batch_size = 16  # B, sequences per optimizer step (over all devices and accumulation steps)
     config.data.packing = "windows"  # "windows" (contiguous, no padding) or "documents" (whole, with reset marks)
-    config.data.cache_dir = config_lib.DEFAULT_CACHE_DIR  # where tokens are kept, written once per source and tokenizer
+    config.data.cache_dir = "~/.cache/seqmodels/data"  # where tokens are kept, written once per source and tokenizer
     config.data.max_train_documents = 0  # use only the first so many documents of the train split; 0: all
     config.data.toy_documents = 4000  # stories that the "toy" source generates for training
     config.data.task = "text"  # or a synthetic task: its name in config.data.tasks; of the above, it asks seq_len and batch_size
@@ -37,22 +39,20 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.vocab_size = config_dict.placeholder(int)  # rows of the embedding; None: the tokenizer's pieces
     config.model.d_model = 128  # D, width of the residual stream
-    config.model.pattern = "attention mlp"  # layers in order: mixers (see config.model.mixers) and "mlp"
+    config.model.pattern = "attention mlp"  # layers in order: mixers and channel layers (see config.model.mixers and channel_layers)
     config.model.repeats = 4  # R, how often the pattern is repeated
-    config.model.mlp_kind = "gated"  # what "mlp" is: "gated" (SwiGLU and kin) or "rwkv6" (RWKV-6's channel mix)
-    config.model.mlp_hidden = config_dict.placeholder(int)  # width of "mlp"; None: 8/3 d_model, for rwkv6 3.5 d_model
-    config.model.mlp_activation = "silu"  # of the gated one: silu, gelu or relu
     config.model.tie_embeddings = True  # the head is the embedding's transpose
     config.model.embedding_norm = True  # a norm on the embedding: each token enters the residual stream with rms 1
-    config.model.branch_rms = config_dict.placeholder(float)  # each of n layers starts by adding rms branch_rms / sqrt(n)
-    config.model.branch_rms = 0.3  # None: as the layers' own initialisations have it
+    config.model.branch_rms = config_dict.placeholder(float)
+    config.model.branch_rms = 0.3  # each of n layers starts by adding rms branch_rms / sqrt(n); None: as its own initialisation has it
     config.model.norm = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
     config.model.norm_eps = 1e-5  # epsilon of the norms between layers
     config.model.logit_cap = config_dict.placeholder(float)  # logits go through cap tanh(. / cap); None: as they are
-    config.model.readout = "each"  # logits at each position; "last": all from the last one's vector, for the task "compression"
+    config.model.readout = "each"  # logits at "each" position; "last": all from the last one's vector, for the task "compression"
     config.model.dropout = 0.0  # on what a layer adds to the residual stream
     config.model.remat = False  # recompute each repeat (of one: each layer) in the backward pass: less memory, more time
     config.model.compute_dtype = "float32"  # of activations (float32, bfloat16, float16); parameters stay float32
+    config.model.channel_layers = ConfigDict({name: _options(channel_layers.load(name).Config) for name in channel_layers.names()})
     config.model.mixers = ConfigDict({name: _options(mixers.load(name).Config) for name in mixers.names()})
 
     config.optim = ConfigDict()
@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     config.train.keep_checkpoints = 2  # newest ones kept, beside the best
     config.train.sample_every_steps = 250  # a story written by the model; 0: never
     config.train.sample_prompt = "Once upon a time"  # what the story begins with
-    config.train.compilation_cache_dir = config_lib.DEFAULT_COMPILATION_CACHE_DIR  # compiled programs; "" keeps none
+    config.train.compilation_cache_dir = "~/.cache/seqmodels/xla"  # compiled programs; "" keeps none
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the batch; -1: all that the other axes leave
@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
 
 
 def _options(options: type) -> ConfigDict:
-    """A mixer's Config or a task as a ConfigDict; an optional field becomes a typed placeholder."""
+    """The Config of a layer, or a task, as a ConfigDict; an optional field becomes a typed placeholder."""
     hints = typing.get_type_hints(options)
     values = ConfigDict()
     for field in dataclasses.fields(options):

@@ -58,7 +58,7 @@ def _listops_arena(config):
     config.data.seq_len = 2_000
     task = config.data.tasks.listops
     task.longer_than, task.max_depth, task.max_arguments = 500, 10, 10
-    config.model.d_model, config.model.repeats, config.model.mlp_hidden = 512, 4, 1024
+    config.model.d_model, config.model.repeats, config.model.channel_layers.mlp.hidden = 512, 4, 1024
     config.model.mixers.attention.num_heads = 8
     config.optim.warmup_steps = 1_000
 

@@ -1,7 +1,9 @@
 """From an ml_collections config to frozen dataclasses, once, at the boundary; and to JSON and back.
 
-``configs/base.py`` is where defaults live. The dataclasses (beside the code that reads them) have none,
-so a field that is missing, misspelt or of another type is an error here and never a silent default.
+A field is declared once, in the dataclass beside the code that reads it: type, range, default, and a comment that says what it
+means. ``configs/base.py`` lists all of them, written from there (``tools/pages/base_config.py``). A config has every field: one
+that is missing, misspelt or of another type is an error here and never a silent default.
+``config.json`` carries a version; ``seqmodels/migrations.py`` brings what earlier versions wrote up to date.
 """
 
 import dataclasses
@@ -11,13 +13,13 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from seqmodels import mixers
+from seqmodels import channel_layers, migrations, mixers
 from seqmodels.data import TEXT, DataConfig, atomic, tasks
 from seqmodels.errors import UserError
 from seqmodels.fields import build
 from seqmodels.formats import json_text
 from seqmodels.model import ModelConfig
-from seqmodels.pattern import mixers_in_pattern
+from seqmodels.pattern import names_in_pattern
 from seqmodels.ranges import (
     Above,
     AtLeast,
@@ -38,76 +40,70 @@ SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm
 
 MOST_CONFIG_BYTES = 4 << 20
 
+# groups of options of layers in config.model -> the registry of their names
+LAYER_KINDS = {"channel_layers": channel_layers, "mixers": mixers}
+
 # Fields that say where something is, or is kept: a path, a name on the hub, a cache. They belong to who runs a program. In the
 # folder of a run they are a record of who trained it: who opens the folder reads and writes none of these places.
 PLACE_FIELDS = (
     "data.source", "data.revision", "data.validation_source", "data.tokenizer", "data.cache_dir", "train.init_from",
     "train.compilation_cache_dir",
 )  # fmt: skip
-DEFAULT_CACHE_DIR = "~/.cache/seqmodels/data"
+DEFAULT_CACHE_DIR = DataConfig.cache_dir
 DEFAULT_COMPILATION_CACHE_DIR = "~/.cache/seqmodels/xla"
-
-# Fields younger than some run folders, with what their runs had.
-LEGACY_MODEL_DEFAULTS = {
-    "vocab_size": None, "embedding_norm": False, "branch_rms": None, "norm": "rms", "logit_cap": None, "readout": "each",
-}  # fmt: skip
-LEGACY_TRAIN_DEFAULTS = {"init_from": None, "skip_nonfinite": False}
-LEGACY_OPTIM_DEFAULTS = {"rate_changes": ()}
-LEGACY_MIXER_DEFAULTS = {"linear_attention": {"norm_eps": None, "conv_width": 0}}
-LEGACY_DATA_DEFAULTS = {"task": "text", "tasks": {}, "validation_source": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Checked, where="optim"):
-    """How parameters move. Defaults live in configs/base.py."""
+    """How parameters move."""
 
-    learning_rate: Positive
-    schedule: Annotated[str, OneOf(SCHEDULES)]
-    warmup_steps: CountOrZero
-    decay_steps: Count | None
-    final_fraction: Fraction
-    weight_decay: NonNegative
-    beta1: Annotated[float, AtLeast(0), Below(1)]
-    beta2: Annotated[float, AtLeast(0), Below(1)]
-    eps: Epsilon
-    clip_norm: Positive
-    accumulation_steps: Count
-    # (step, factor): from that step on the rate is the schedule's times it
-    rate_changes: tuple[tuple[CountOrZero, Annotated[float, Above(0), AtMost(1)]], ...]
+    learning_rate: Positive = 2e-3  # peak
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"  # after warm-up: cosine, linear or constant
+    warmup_steps: CountOrZero = 50  # linear from 0 to the peak, in optimizer steps
+    decay_steps: Count | None = None  # step at which the decay ends; None: train.steps
+    final_fraction: Fraction = 0.1  # of the peak, where the decay ends
+    weight_decay: NonNegative = 0.1  # AdamW's, on kernels and embeddings; never on norms, biases, gates, SSM parameters
+    beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9  # decay of the gradient's mean
+    beta2: Annotated[float, AtLeast(0), Below(1)] = 0.95  # decay of the gradient's square
+    eps: Epsilon = 1e-8  # AdamW's epsilon
+    clip_norm: Positive = 1.0  # global gradient norm above which gradients are scaled down
+    accumulation_steps: Count = 1  # micro-batches per optimizer step; data.batch_size is their sum
+    # (step, factor) of --resume_learning_rate, which writes them into the run folder
+    rate_changes: tuple[tuple[CountOrZero, Annotated[float, Above(0), AtMost(1)]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked, where="train"):
-    """How a run begins, how long it goes and what it reports. Defaults live in configs/base.py."""
+    """How a run begins, how long it goes and what it reports."""
 
-    init_from: str | None
-    steps: Count
-    skip_nonfinite: bool
-    log_every_steps: Count
-    eval_every_steps: Count
-    eval_tokens: Count
-    checkpoint_every_steps: Count
-    keep_checkpoints: Count
-    sample_every_steps: CountOrZero
-    sample_prompt: str
-    compilation_cache_dir: str
+    init_from: str | None = None  # run folder whose parameters this run begins with; None: random ones
+    steps: Count = 1000  # optimizer steps
+    skip_nonfinite: bool = False  # leave out and count steps whose loss or gradient is not finite, instead of stopping
+    log_every_steps: Count = 10  # a row of metrics.jsonl and TensorBoard
+    eval_every_steps: Count = 100  # loss on the validation split
+    eval_tokens: Count = 131072  # validation tokens scored (of a task: read) during training; eval.py takes all
+    checkpoint_every_steps: Count = 100  # between two saves
+    keep_checkpoints: Count = 2  # newest ones kept, beside the best
+    sample_every_steps: CountOrZero = 250  # a story written by the model; 0: never
+    sample_prompt: str = "Once upon a time"  # what the story begins with
+    compilation_cache_dir: str = DEFAULT_COMPILATION_CACHE_DIR  # compiled programs; "" keeps none
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Checked, where="mesh"):
-    """Devices along each axis; ``data=-1`` takes all that the others leave."""
+    """Devices along each axis."""
 
-    data: Annotated[int, AtLeast(-1)]
-    fsdp: Count
-    tensor: Count
-    sequence: Count
+    data: Annotated[int, AtLeast(-1)] = -1  # devices along the batch; -1: all that the other axes leave
+    fsdp: Count = 1  # devices that share parameters and optimizer state, and split the batch too
+    tensor: Count = 1  # devices that split the layers' widths
+    sequence: Count = 1  # devices that split time; only 1 is built yet
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
     """Everything that decides a run."""
 
-    seed: Seed
+    seed: Seed = 0  # decides initialisation, data order and dropout
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig
@@ -129,32 +125,33 @@ class RunConfig(Checked):
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     """A ConfigDict (or the nested dict of a config.json) as frozen dataclasses.
 
-    Options of mixers that the pattern does not use are dropped, and so are those of tasks other than data.task.
+    Options of layers that the pattern does not use are dropped, and so are those of tasks other than data.task.
 
     Raises:
       UserError: an unknown or missing field, a wrong type, or values that cannot work together.
     """
     if isinstance(config, ConfigDict):
         config = config.copy_and_resolve_references().to_dict()
-    return build(RunConfig, _with_task(_with_mixer_configs(dict(config))), "config")
+    return build(RunConfig, _with_task(_with_layer_configs(dict(config))), "config")
 
 
 def model_config(values: Mapping[str, Any]) -> ModelConfig:
     """The ``model`` part alone, with the same errors."""
-    return build(ModelConfig, _with_mixer_configs({"model": dict(values)})["model"], "config.model")
+    return build(ModelConfig, _with_layer_configs({"model": dict(values)})["model"], "config.model")
 
 
 def to_dict(config: RunConfig) -> dict:
     """The nested plain dict of a RunConfig: what config.json holds."""
     values = dataclasses.asdict(config)
-    values["model"]["mixers"] = {name: dataclasses.asdict(options) for name, options in config.model.mixers}
+    for kind in LAYER_KINDS:
+        values["model"][kind] = {name: dataclasses.asdict(options) for name, options in getattr(config.model, kind)}
     values["data"]["tasks"] = {name: dataclasses.asdict(options) for name, options in config.data.tasks}
     return values
 
 
 def save(config: RunConfig, path: str) -> None:
     """Write config.json, whole or not at all."""
-    atomic.write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
+    atomic.write_text(path, json.dumps({"version": migrations.VERSION} | to_dict(config), indent=2) + "\n")
 
 
 def load(path: str) -> RunConfig:
@@ -165,19 +162,10 @@ def load(path: str) -> RunConfig:
         raise UserError(f"{path} does not exist: is this the folder of a run?") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
-    if isinstance(values.get("data"), dict):
-        values["data"] = LEGACY_DATA_DEFAULTS | values["data"]
-    if isinstance(values.get("train"), dict):
-        values["train"] = LEGACY_TRAIN_DEFAULTS | values["train"]
-    if isinstance(values.get("optim"), dict):
-        values["optim"] = LEGACY_OPTIM_DEFAULTS | values["optim"]
-    if isinstance(values.get("model"), dict):
-        values["model"] = LEGACY_MODEL_DEFAULTS | values["model"]
-        options = values["model"].get("mixers")
-        for name, young in LEGACY_MIXER_DEFAULTS.items():
-            if isinstance(options, dict) and isinstance(options.get(name), dict):
-                options[name] = young | options[name]
-    return from_config_dict(values)
+    try:
+        return from_config_dict(migrations.up_to_date(values))
+    except migrations.Newer as newer:
+        raise UserError(f"{path} {newer}") from None
 
 
 def with_caches(config: RunConfig, *, cache_dir: str, compilation_cache_dir: str) -> RunConfig:
@@ -207,23 +195,22 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _with_mixer_configs(values: dict[str, Any]) -> dict[str, Any]:
-    """The options of mixers, whose types depend on their names, as their dataclasses; the rest as it is."""
-    try:
-        pattern, options = values["model"]["pattern"], values["model"]["mixers"]
-    except (KeyError, TypeError):
+def _with_layer_configs(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of layers, whose types depend on their names, as their dataclasses; the rest as it is."""
+    model = values.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("pattern"), str):
         return values  # what is missing or no group of fields is said by build, like any other field
-    if not isinstance(pattern, str) or not isinstance(options, Mapping):
-        return values
-    return values | {"model": {**values["model"], "mixers": _mixer_configs(pattern, options)}}
+    options = {kind: model[kind] for kind in LAYER_KINDS if isinstance(model.get(kind), Mapping)}
+    configs = {kind: _layer_configs(kind, model["pattern"], group) for kind, group in options.items()}
+    return values | {"model": {**model, **configs}}
 
 
-def _mixer_configs(pattern: str, options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _layer_configs(kind: str, pattern: str, options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     for name in options:
-        mixers.load(name)
+        LAYER_KINDS[kind].load(name)
     return tuple(
-        (name, build(mixers.load(name).Config, options[name], f"config.model.mixers.{name}"))
-        for name in mixers_in_pattern(pattern)
+        (name, build(LAYER_KINDS[kind].load(name).Config, options[name], f"config.model.{kind}.{name}"))
+        for name in names_in_pattern(pattern)
         if name in options
     )
 

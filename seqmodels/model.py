@@ -1,6 +1,6 @@
 """The language model: embedding -> a repeated pattern of residual layers -> norm -> head.
 
-A pattern (``seqmodels/pattern.py``) is a line of layers, each a mixer of ``seqmodels/mixers`` or the channel layer ``mlp``:
+A pattern (``seqmodels/pattern.py``) is a line of layers, each a mixer (``seqmodels/mixers``) or a channel layer (``channel_layers``):
 ``"attention mlp"`` is a Transformer, ``"mamba"`` a pure Mamba, ``"gla mlp gla mlp attention mlp"`` a hybrid; layers may have options
 of their own, ``"attention(window=64) mlp attention mlp"``, and mixers may stand side by side, ``"attention+mamba2 mlp"``.
 The pattern is repeated ``repeats`` times; parameters of one pattern position are stacked over the repeats
@@ -24,18 +24,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels import mixers
 from seqmodels.errors import UserError
 from seqmodels.layers import (
-    ACTIVATIONS,
     NORMS,
-    GatedMLP,
     ParallelMixers,
-    RWKVChannelMix,
     Weight,
     call_mixer,
-    default_mlp_hidden,
-    default_rwkv_hidden,
     dense,
     dropout,
     normal_init,
@@ -46,10 +40,9 @@ from seqmodels.layers import (
 )
 from seqmodels.ops import dispatch
 from seqmodels.ops.placement import constrain_activations
-from seqmodels.pattern import MLP, layer_name, mixers_in_pattern, parse_pattern, parts_of, with_options
+from seqmodels.pattern import is_channel_layer, layer_class, layer_name, parse_pattern, parts_of, with_options
 from seqmodels.ranges import AtLeast, AtMost, Below, Checked, Count, Epsilon, NonNegative, OneOf, Positive, Size
 
-MLP_KINDS = ("gated", "rwkv6")
 READOUTS = ("each", "last")
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -64,41 +57,50 @@ State = Any
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Checked, where="model"):
-    """What the network is. Defaults live in configs/base.py."""
+    """What the network is."""
 
-    vocab_size: Annotated[int | None, AtLeast(1), AtMost(2**24)]  # L, rows of the embedding; None: as many as the tokenizer has pieces
-    d_model: Size
-    pattern: str
-    repeats: Annotated[Count, AtMost(2**16)]
-    mixers: tuple[tuple[str, Any], ...]  # (name, its Config) for every mixer in the pattern
-    mlp_kind: Annotated[str, OneOf(MLP_KINDS)]
-    mlp_hidden: Size | None  # None: 8/3 d_model, or 3.5 d_model for rwkv6: as many parameters
-    mlp_activation: Annotated[str, OneOf(ACTIVATIONS)]
-    tie_embeddings: bool
-    embedding_norm: bool
-    branch_rms: NonNegative | None  # None: as the layers' own initialisations have it
-    norm: Annotated[str, OneOf(NORMS)]
-    norm_eps: Epsilon
-    logit_cap: Positive | None
-    readout: Annotated[str, OneOf(READOUTS)]
-    dropout: Annotated[float, AtLeast(0), Below(1)]
-    remat: bool
-    compute_dtype: Annotated[str, OneOf(COMPUTE_DTYPES)]
+    # rows of the embedding; None: the tokenizer's pieces
+    vocab_size: Annotated[int | None, AtLeast(1), AtMost(2**24)] = None
+    d_model: Size = 128  # D, width of the residual stream
+    pattern: str = "attention mlp"  # layers in order: mixers and channel layers (see config.model.mixers and channel_layers)
+    repeats: Annotated[Count, AtMost(2**16)] = 4  # R, how often the pattern is repeated
+    tie_embeddings: bool = True  # the head is the embedding's transpose
+    embedding_norm: bool = True  # a norm on the embedding: each token enters the residual stream with rms 1
+    # each of n layers starts by adding rms branch_rms / sqrt(n); None: as its own initialisation has it
+    branch_rms: NonNegative | None = 0.3
+    norm: Annotated[str, OneOf(NORMS)] = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
+    norm_eps: Epsilon = 1e-5  # epsilon of the norms between layers
+    logit_cap: Positive | None = None  # logits go through cap tanh(. / cap); None: as they are
+    # logits at "each" position; "last": all from the last one's vector, for the task "compression"
+    readout: Annotated[str, OneOf(READOUTS)] = "each"
+    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0  # on what a layer adds to the residual stream
+    remat: bool = False  # recompute each repeat (of one: each layer) in the backward pass: less memory, more time
+    # of activations (float32, bfloat16, float16); parameters stay float32
+    compute_dtype: Annotated[str, OneOf(COMPUTE_DTYPES)] = "float32"
+    channel_layers: tuple[tuple[str, Any], ...] = ()  # (name, its Config) for every channel layer in the pattern
+    mixers: tuple[tuple[str, Any], ...] = ()  # (name, its Config) for every mixer in the pattern
 
     def __post_init__(self):
         super().__post_init__()
-        configured = dict(self.mixers)
-        for name in mixers_in_pattern(self.pattern):
-            if name not in configured:
-                raise UserError(f"model.pattern uses {name!r}, but model.mixers has no options for it")
-        options_of = {}
-        for name, options in (part for word in parse_pattern(self.pattern) for part in parts_of(word)):
-            if name != MLP:
-                with_options(configured[name], name, options)  # raises what is out of range
-                options_of.setdefault(name, set()).add(options)
-        for name, options in options_of.items():
-            if len(options) > 1 and hasattr(mixers.load(name).Mixer, "init_shared"):
+        configs_of = {}
+        for word in parse_pattern(self.pattern):
+            for name, options in parts_of(word):
+                configs_of.setdefault(name, set()).add(self.layer_config(name, options))
+        for name, configs in configs_of.items():
+            if len(configs) > 1 and hasattr(layer_class(name), "init_shared"):
                 raise UserError(f"model.pattern: the layers of {name} share parameters, so all must have the same options")
+
+    def layer_config(self, name: str, options: tuple[tuple[str, Any], ...]) -> Any:
+        """The Config of a layer of the pattern: the options of its kind, and over them those of its own.
+
+        Raises:
+          UserError: there are no options of its kind, or one of its own cannot be.
+        """
+        kind = "channel_layers" if is_channel_layer(name) else "mixers"
+        configured = dict(getattr(self, kind))
+        if name in configured:
+            return with_options(configured[name], name, options)
+        raise UserError(f"model.pattern uses {name!r}, but model.{kind} has no options for it")
 
 
 class UnstackedState(NamedTuple):
@@ -143,21 +145,16 @@ class ResidualLayer(nnx.Module):
 
 
 def _layer(name, options, config, layer_index, num_layers, *, rngs):
-    """One mixer, or the channel layer."""
-    if name == MLP and config.mlp_kind == "rwkv6":
-        hidden = config.mlp_hidden or default_rwkv_hidden(config.d_model)
-        return RWKVChannelMix(config.d_model, hidden, rngs=rngs, layer_index=layer_index, num_layers=num_layers)
-    if name == MLP:
-        return GatedMLP(config.d_model, config.mlp_hidden or default_mlp_hidden(config.d_model), config.mlp_activation, rngs=rngs)
-    mixer = mixers.load(name).Mixer
+    """One mixer or channel layer, with those of the optional arguments that it takes."""
+    layer = layer_class(name)
     offered = {
         "layer_index": layer_index,
         "num_layers": num_layers,
         "compute_dtype": COMPUTE_DTYPES[config.compute_dtype],
     }
-    wanted = inspect.signature(mixer.__init__).parameters
+    wanted = inspect.signature(layer.__init__).parameters
     optional = {key: value for key, value in offered.items() if key in wanted}
-    return mixer(with_options(dict(config.mixers)[name], name, options), config.d_model, rngs=rngs, **optional)
+    return layer(config.layer_config(name, options), config.d_model, rngs=rngs, **optional)
 
 
 class LanguageModel(nnx.Module):

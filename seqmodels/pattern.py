@@ -4,18 +4,19 @@
     attention(window=64) mlp attention mlp               options of one layer; the others have those of config.model.mixers
     gla+mamba2 mlp                                       two mixers side by side on one input
 
-A layer is the channel layer ``mlp`` or one or several mixers of ``seqmodels/mixers``, each with options in brackets.
+A layer is a channel layer of ``seqmodels/channel_layers``, or one or several mixers of ``seqmodels/mixers`` side by side; each may
+have options in brackets. Which options there are, and of which type, ``ModelConfig`` checks: here a pattern is text and names.
 """
 
 import ast
 import dataclasses
 import functools
+from types import ModuleType
 from typing import Any
 
-from seqmodels import fields, mixers
+from seqmodels import channel_layers, fields, mixers, registry
 from seqmodels.errors import UserError
 
-MLP = "mlp"
 _OPEN, _CLOSE = "(", ")"
 
 
@@ -23,7 +24,7 @@ def parse_pattern(pattern: str) -> tuple[str, ...]:
     """The layers of a pattern, in order, each as text without blanks.
 
     Raises:
-      UserError: an empty pattern, brackets that do not match, an unknown layer or option, or a value of another type.
+      UserError: an empty pattern, brackets that do not match, or an unknown layer.
     """
     return _parse(pattern)
 
@@ -35,12 +36,30 @@ def _parse(pattern):
         raise UserError('model.pattern is empty; write layers in order, like "attention mlp"')
     for word in words:
         parts = parts_of(word)
-        for name, options in parts:
-            if name == MLP and (options or len(parts) > 1):
-                raise UserError(f"model.pattern has {word!r}: mlp stands alone and takes no options there (config.model.mlp_hidden)")
-            if name != MLP:
-                with_options(mixers.load(name).Config(), name, options)  # raises, naming the nearest
+        for name, _ in parts:
+            load_layer(name)
+            if is_channel_layer(name) and len(parts) > 1:
+                raise UserError(f"model.pattern has {word!r}: {name} is a channel layer, which stands alone")
     return words
+
+
+def load_layer(name: str) -> ModuleType:
+    """The module of a mixer or a channel layer. Raises UserError for an unknown name."""
+    for kind in (mixers, channel_layers):
+        if name in kind.names():
+            return kind.load(name)
+    raise registry.unknown("mixer or channel layer", name, (*mixers.names(), *channel_layers.names()))
+
+
+def layer_class(name: str) -> type:
+    """The ``Mixer`` of a mixer's module, the ``Layer`` of a channel layer's. Raises UserError for an unknown name."""
+    module = load_layer(name)
+    return module.Layer if is_channel_layer(name) else module.Mixer
+
+
+def is_channel_layer(name: str) -> bool:
+    """Whether a name is that of a channel layer."""
+    return name in channel_layers.names()
 
 
 def parts_of(word: str) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
@@ -74,10 +93,10 @@ def _value(text):
 
 
 def with_options(config: Any, name: str, options: tuple[tuple[str, Any], ...]) -> Any:
-    """A mixer's Config with the options of one layer.
+    """The Config of a mixer or a channel layer with the options of one layer.
 
     Raises:
-      UserError: an option that the mixer has not, of another type, or out of range.
+      UserError: an option that it has not, of another type, or out of range.
     """
     if not options:
         return config
@@ -92,7 +111,17 @@ def layer_name(word: str) -> str:
 
 def mixers_in_pattern(pattern: str) -> tuple[str, ...]:
     """The distinct mixers of a pattern, in order of appearance."""
-    return tuple(dict.fromkeys(name for word in parse_pattern(pattern) for name, _ in parts_of(word) if name != MLP))
+    return tuple(name for name in names_in_pattern(pattern) if not is_channel_layer(name))
+
+
+def channel_layers_in_pattern(pattern: str) -> tuple[str, ...]:
+    """The distinct channel layers of a pattern, in order of appearance."""
+    return tuple(name for name in names_in_pattern(pattern) if is_channel_layer(name))
+
+
+def names_in_pattern(pattern: str) -> tuple[str, ...]:
+    """The distinct layers of a pattern, mixers and channel layers, in order of appearance."""
+    return tuple(dict.fromkeys(name for word in parse_pattern(pattern) for name, _ in parts_of(word)))
 
 
 def split_outside_brackets(text: str, separator: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from configs import base
 from seqmodels.config import RunConfig, from_config_dict
+from seqmodels.pattern import channel_layers_in_pattern, load_layer, mixers_in_pattern
 
 
 def tiny(**overrides) -> RunConfig:
@@ -21,3 +22,11 @@ def tiny(**overrides) -> RunConfig:
     } | overrides
     config.update_from_flattened_dict(settings)
     return from_config_dict(config)
+
+
+def layer_configs(pattern: str, **options) -> dict[str, tuple]:
+    """``mixers`` and ``channel_layers`` of a ModelConfig: defaults, of the mixers with ``options``."""
+    return {
+        "mixers": tuple((name, load_layer(name).Config(**options)) for name in mixers_in_pattern(pattern)),
+        "channel_layers": tuple((name, load_layer(name).Config()) for name in channel_layers_in_pattern(pattern)),
+    }

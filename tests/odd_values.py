@@ -17,7 +17,7 @@ import numpy as np
 from configs import base
 from seqmodels import config as config_lib
 from seqmodels import fields as fields_lib
-from seqmodels import mixers, ranges
+from seqmodels import ranges
 from seqmodels.config import RunConfig
 from seqmodels.data import tasks
 from seqmodels.errors import UserError
@@ -31,6 +31,8 @@ NUMBERS = (
 )  # fmt: skip
 TEXTS = ("", " ", "None", "nan", "0", "\0", "a\nb", "\x1b[31m", "\ud800", "x" * 10**5, "../..", "é")
 OTHERS = (None, True, False, (), [], {}, (0,), (-1,), (math.nan,), (10**30,), ("x",), ((1, 2, 3),), ((1, math.inf),), b"x")
+
+OPTIONS = ("tasks", *config_lib.LAYER_KINDS)  # fields that hold the options of something, by its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,8 @@ def groups() -> dict[str, Any]:
     """A legal instance of every group of fields, by dotted name; of the groups of options, of all there are."""
     small = tiny()
     found = {field.name: getattr(small, field.name) for field in dataclasses.fields(small) if field.name != "seed"}
-    found |= {f"model.mixers.{name}": mixers.load(name).Config() for name in mixers.names()}
+    for kind, registry in config_lib.LAYER_KINDS.items():
+        found |= {f"model.{kind}.{name}": registry.load(name).Config() for name in registry.names()}
     return found | {f"data.tasks.{name}": task() for name, task in tasks.TASKS.items()}
 
 
@@ -70,7 +73,7 @@ def fields() -> dict[str, Any]:
     found = {"seed": ranges.declared(RunConfig)["seed"]}
     for prefix, group in groups().items():
         declared = ranges.declared(type(group))
-        found |= {f"{prefix}.{name}": hint for name, hint in declared.items() if name not in ("mixers", "tasks")}
+        found |= {f"{prefix}.{name}": hint for name, hint in declared.items() if name not in OPTIONS}
     return found
 
 
@@ -78,8 +81,8 @@ def values_of(case: Case) -> dict:
     """The nested dict of a small run's config with the case's value; its mixer or task is in use."""
     parts = case.field.split(".")
     changes: dict[str, Any] = {}
-    if parts[:2] == ["model", "mixers"]:
-        changes["model.pattern"] = f"{parts[2]} mlp"
+    if parts[:2] in (["model", "mixers"], ["model", "channel_layers"]):
+        changes["model.pattern"] = f"{parts[2]} mlp" if parts[1] == "mixers" else parts[2]
     if parts[:2] == ["data", "tasks"]:
         changes |= {"data.task": parts[2], "train.sample_every_steps": 0, "data.seq_len": 64}
     values = copy.deepcopy(_small_values())
@@ -100,7 +103,7 @@ def _small_values() -> dict:
     values = base.get_config().to_dict()
     small = config_lib.to_dict(tiny())
     for group in ("data", "model"):
-        small[group] |= {name: values[group][name] for name in ("tasks", "mixers") if name in values[group]}
+        small[group] |= {name: values[group][name] for name in OPTIONS if name in values[group]}
     return small
 
 

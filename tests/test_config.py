@@ -1,18 +1,15 @@
 """A config is a tree of frozen dataclasses; a mistake in it is one line that says what to do."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 
 from configs import base
-from seqmodels import config, mixers
+from seqmodels import config
 from seqmodels.data import tasks
 from seqmodels.errors import UserError
 from tests.configs import tiny
-
-RUN_CONFIGS = Path(__file__).parent / "run_configs"
+from tools.pages import base_config
 
 
 def test_json_round_trip(tmp_path):
@@ -27,15 +24,16 @@ def test_hashable_throughout():
     assert hash(tiny()) == hash(tiny())
 
 
-def test_only_mixers_in_the_pattern_are_kept():
-    kept = [name for name, _ in tiny(**{"model.pattern": "linear_attention mlp"}).model.mixers]
-    assert kept == ["linear_attention"]
+def test_only_layers_in_the_pattern_are_kept():
+    kept = tiny(**{"model.pattern": "linear_attention mlp"}).model
+    assert [name for name, _ in kept.mixers] == ["linear_attention"] and [name for name, _ in kept.channel_layers] == ["mlp"]
 
 
-def test_base_holds_every_option_of_every_mixer():
-    options = base.get_config().model.mixers
-    for name in mixers.names():
-        fields = {field.name: field.default for field in dataclasses.fields(mixers.load(name).Config)}
+@pytest.mark.parametrize("kind", config.LAYER_KINDS)
+def test_base_holds_every_option_of_every_layer(kind):
+    options = base.get_config().model[kind]
+    for name in config.LAYER_KINDS[kind].names():
+        fields = {field.name: field.default for field in dataclasses.fields(config.LAYER_KINDS[kind].load(name).Config)}
         assert {key: options[name][key] for key in options[name]} == fields
 
 
@@ -87,6 +85,7 @@ def values(**changes):
         ({"optim": 3}, "config.optim must be a group of fields"),
         ({"model.pattern": "atention mlp"}, "did you mean 'attention'"),
         ({"model.pattern": " "}, "model.pattern is empty"),
+        ({"model.pattern": "attention rwkv_channel_mix"}, "model.channel_layers has no options for it"),
         ({"model.mixers.attention.num_head": 2}, "did you mean config.model.mixers.attention.num_heads"),
         ({"model.compute_dtype": "float64"}, "model.compute_dtype='float64' is not one of"),
         ({"model.dropout": 1.0}, "model.dropout=1.0"),
@@ -121,24 +120,5 @@ def test_missing_config_json(tmp_path):
         config.load(str(tmp_path / "config.json"))
 
 
-def test_a_run_folder_older_than_a_field_is_still_read(tmp_path):
-    older = {"model.embedding_norm": False, "model.branch_rms": None}
-    original = tiny(**{"model.pattern": "linear_attention mlp"} | older)
-    values = config.to_dict(original)
-    for name in config.LEGACY_MODEL_DEFAULTS:
-        del values["model"][name]
-    for name in config.LEGACY_DATA_DEFAULTS:
-        del values["data"][name]
-    for name in config.LEGACY_TRAIN_DEFAULTS:
-        del values["train"][name]
-    for name in config.LEGACY_MIXER_DEFAULTS["linear_attention"]:
-        del values["model"]["mixers"]["linear_attention"][name]
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert config.load(tmp_path / "config.json") == original
-
-
-@pytest.mark.parametrize("path", sorted(RUN_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
-def test_the_config_of_an_old_run_is_still_read(path):
-    """Configs of runs of that day, with every mixer there was: a field that came later belongs in one of config.YOUNG_*."""
-    loaded = config.flatten(json.loads(json.dumps(config.to_dict(config.load(path)))))
-    assert config.flatten(json.loads(path.read_text())).items() <= loaded.items()
+def test_base_is_what_the_fields_declare():
+    assert base_config.PATH.read_text() == base_config.text(), "run: python -m tools.pages.base_config"

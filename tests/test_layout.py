@@ -20,10 +20,11 @@ FLOORS = (
         "seqmodels.packages", "seqmodels.suggest", "seqmodels.xla_cpu",
     ),
     (
-        "seqmodels.circumstances", "seqmodels.ranges", "seqmodels.formats", "seqmodels.processes", "seqmodels.ops.target",
+        "seqmodels.circumstances", "seqmodels.ranges", "seqmodels.formats", "seqmodels.migrations", "seqmodels.processes",
+        "seqmodels.ops.target",
         "seqmodels.ops.arguments", "seqmodels.ops.placement",
     ),
-    ("seqmodels.fields", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
+    ("seqmodels.fields", "seqmodels.registry", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.tpu.common"),
     (
         "seqmodels.ops.kernels.gpu.chunk_scan",
@@ -38,6 +39,7 @@ FLOORS = (
     ("seqmodels.ops.gated_linear_attention", "seqmodels.ops.linear_recurrence"),
     ("seqmodels.ops", "seqmodels.data"),
     ("seqmodels.layers",),
+    ("seqmodels.channel_layers",),
     ("seqmodels.mixers",),
     ("seqmodels.pattern", "seqmodels.references"),
     ("seqmodels.model",),

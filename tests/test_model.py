@@ -107,8 +107,8 @@ def test_depth_scales_what_layers_add():
 def test_sizes_that_do_not_fit():
     with pytest.raises(UserError, match="num_heads"):
         build(**{"mixers.attention.num_heads": 5})
-    with pytest.raises(UserError, match="mlp_activation"):
-        build(pattern="mlp", mlp_activation="swish")
+    with pytest.raises(UserError, match="model.channel_layers.mlp.activation='swish'"):
+        build(pattern="mlp", **{"channel_layers.mlp.activation": "swish"})
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -20,10 +20,11 @@ from flax import nnx
 from benchmarks.timing import positive, progress, take_turns
 from configs import base
 from seqmodels import mixers
+from seqmodels.channel_layers import mlp
 from seqmodels.circumstances import num_cores
 from seqmodels.config import from_config_dict
 from seqmodels.errors import UserError
-from seqmodels.layers import GatedMLP, RMSNorm, default_mlp_hidden
+from seqmodels.layers import RMSNorm
 from seqmodels.model import weight_decay_mask
 from seqmodels.training import loss
 from seqmodels.training.optimizer import make_optimizer
@@ -180,7 +181,7 @@ def pytorch_trainer(d_model, repeats, sizes, *, compiled):
     torch.manual_seed(0)
     num_heads = mixers.load("attention").Config().num_heads
     model = pytorch_transformer.Transformer(
-        d_model, repeats, num_heads, default_mlp_hidden(d_model), sizes["seq_len"], VOCAB_SIZE
+        d_model, repeats, num_heads, mlp.default_hidden(d_model), sizes["seq_len"], VOCAB_SIZE
     )
     return pytorch_transformer.Trainer(model, **random_batch(**sizes), compiled=compiled)
 
@@ -226,7 +227,7 @@ def our_parts(names, d_model, repeats, sizes) -> dict[str, Callable]:
     rngs = nnx.Rngs(0)
     layers = {name: mixers.load(name) for name in names}
     layers = {name: module.Mixer(module.Config(), d_model, rngs=rngs) for name, module in layers.items()}
-    layers["mlp"] = GatedMLP(d_model, default_mlp_hidden(d_model), config.model.mlp_activation, rngs=rngs)
+    layers["mlp"] = mlp.Layer(mlp.Config(), d_model, rngs=rngs)
     norm = RMSNorm(d_model, eps=config.model.norm_eps, rngs=rngs)
 
     def forward_and_backward(function, cotangent, *arguments):

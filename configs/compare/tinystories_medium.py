@@ -34,21 +34,22 @@ def get_config(setting: str = "256"):
     run.train.sample_every_steps = 0
     run.train.keep_checkpoints = 1
     if setting == "cs336":
-        sizes = dict(d_model=512, repeats=4, mlp_hidden=1344)
+        run.model.update(d_model=512, repeats=4)
+        run.model.channel_layers.mlp.hidden = 1344
         heads, run.model.tie_embeddings = 16, False
         run.data.vocab_size, run.data.seq_len, run.data.batch_size = 10_000, 256, 256
         run.train.steps = 5_000  # x 65,536 = 327.68 million tokens
         run.optim.final_fraction = 0.0
         rates = (5e-4, 1e-3, 2e-3)
     else:
-        sizes = dict(d_model=288, repeats=6, mlp_hidden=768)
+        run.model.update(d_model=288, repeats=6)
+        run.model.channel_layers.mlp.hidden = 768
         heads = 6
         run.data.vocab_size, run.data.seq_len = 32_000, int(setting)
         run.data.batch_size = 131_072 // run.data.seq_len
         run.train.steps = 2_500  # x 131,072 = 327.68 million tokens, as many as CS336's
         run.optim.final_fraction = 0.0
         rates = (5e-4, 1e-3, 2e-3)
-    run.model.update(sizes)
     for options in run.model.mixers.values():
         if "num_heads" in options:
             options.num_heads = heads

@@ -37,20 +37,21 @@ from jaxtyping import Array, Bool, Float, Int
 from seqmodels import model
 from seqmodels.config import RunConfig
 from seqmodels.model import ModelConfig
-from seqmodels.pattern import MLP, parse_pattern
+from seqmodels.pattern import is_channel_layer, layer_name, parse_pattern
 from seqmodels.training.loss import cross_entropy
 from seqmodels.training.sharding import path_name
 
 SHARE_RATIO, RMS_RATIO, GRADIENT_RATIO, POSITION_1_NATS = 0.5, 3.0, 10.0, 0.3
 TOKENS = 2048  # of a training batch, that a comparison's starts are measured on
-GROUPS = ("embedding", "mixer", "mlp", "norm", "head")  # of parameters; a tied head's gradient is the embedding's
+# of parameters; "mlp" are those of channel layers; a tied head's gradient is the embedding's
+GROUPS = ("embedding", "mixer", "mlp", "norm", "head")
 
 
 @dataclasses.dataclass(frozen=True)
 class StartFigures:
     """Of an untrained model, by residual layer in order of depth."""
 
-    layers: tuple[str, ...]  # a mixer or "mlp"
+    layers: tuple[str, ...]  # as the pattern writes them
     token_rms: float  # of the stream as it enters the first layer
     token_share: tuple[float, ...]  # 0..1, after each layer
     stream_rms: tuple[float, ...]  # after each layer
@@ -149,7 +150,7 @@ def group(path: str) -> str:
     """Which of GROUPS a parameter belongs to: `layers/0_attention/layer/query_kernel` is a mixer's."""
     first, *rest = path.split("/")
     if first == "layers" and rest[1] == "layer":
-        return "mlp" if rest[0].partition("_")[2] == MLP else "mixer"
+        return "mlp" if is_channel_layer(rest[0].partition("_")[2]) else "mixer"
     if first in ("layers", "final_norm"):
         return "norm"
     return "embedding" if first.startswith("embedding") else "head"
@@ -173,7 +174,7 @@ def _rms(x):
 
 def summary(figures: StartFigures) -> dict[str, float]:
     """The few numbers by which starts of models with unlike layers are compared."""
-    branches = [rms for name, rms in zip(figures.layers, figures.branch_rms) if name != MLP]
+    branches = [rms for name, rms in zip(figures.layers, figures.branch_rms) if not is_channel_layer(layer_name(name))]
     return {
         "token_share_first": figures.token_share[0],
         "token_share_last": figures.token_share[-1],

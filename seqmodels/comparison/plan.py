@@ -9,14 +9,20 @@ from typing import Annotated
 
 from ml_collections import ConfigDict
 
+from seqmodels import channel_layers, mixers
 from seqmodels import config as config_lib
-from seqmodels import mixers
 from seqmodels.comparison import sizes
 from seqmodels.comparison.sizes import QUANTITIES, Matched
 from seqmodels.config import RunConfig
 from seqmodels.data import TEXT
 from seqmodels.errors import UserError
-from seqmodels.pattern import MLP, layer_name, parse_pattern, split_outside_brackets
+from seqmodels.pattern import (
+    channel_layers_in_pattern,
+    layer_name,
+    mixers_in_pattern,
+    parse_pattern,
+    split_outside_brackets,
+)
 from seqmodels.ranges import Above, Below, Checked, Count, CountOrZero, Distinct, NotEmpty, OneOf, Positive
 from seqmodels.training import loop
 from seqmodels.training.optimizer import OptimConfig
@@ -89,7 +95,7 @@ class Candidate:
     @property
     def is_control(self) -> bool:
         """It has channel layers alone, and so sees no other token."""
-        return set(parse_pattern(self.matched.sizes.pattern)) == {MLP}
+        return not mixers_in_pattern(self.matched.sizes.pattern)
 
 
 class Plan:
@@ -124,7 +130,7 @@ class Plan:
                 counted = sizes.count(quantity, sizes.with_sizes(self.base, as_the_base), vocab_size)
                 target = counted if target is None else target
                 matched = Matched(as_the_base, counted, counted / target - 1.0)
-            elif quantity == "state_bytes" and set(pattern.split()) == {MLP}:
+            elif quantity == "state_bytes" and not mixers_in_pattern(pattern):
                 matched = self._without_state(label, pattern, vocab_size)
             else:
                 matched = sizes.match(
@@ -142,11 +148,11 @@ class Plan:
         """
         found = entries(self.compare.mixers, self.base)
         wanted = self.compare.control and self.base["data"]["task"] == TEXT
-        if not wanted or any(set(pattern.split()) == {MLP} for pattern in found.values()):
+        if not wanted or not all(map(mixers_in_pattern, found.values())):
             return found
         if CONTROL in map(folder_name, found):
             raise UserError(f"config.mixers names {CONTROL!r}, which is the control's label: rename it, or set config.control=False")
-        return found | {CONTROL: MLP}
+        return found | {CONTROL: _channel_layer(self.base) or channel_layers.DEFAULT}
 
     def _without_state(self, label: str, pattern: str, vocab_size: int) -> Matched:
         """Of layers that carry no state, sizes that match in parameters."""
@@ -219,7 +225,7 @@ def read(config: ConfigDict) -> tuple[CompareConfig, dict]:
 def entries(text: str, base: Mapping) -> dict[str, str]:
     """Labels and patterns of `config.mixers`: "gla, hybrid=mamba2 mlp attention mlp".
 
-    A name alone stands for the layers that its paper has in the place of attention and MLP; where the base has no MLPs, for
+    A name alone stands for the layers that its paper has in the place of attention and MLP; where the base has no channel layers, for
     one layer of it.
 
     Raises:
@@ -233,9 +239,8 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
         if not words:
             raise UserError(f"config.mixers={text!r} has an empty entry; write names, commas between them")
         if len(words) == 1 and not pattern:
-            pattern = _with_mlp(words[0])
-            if MLP not in parse_pattern(base["model"]["pattern"]):
-                pattern = label
+            channel_layer = _channel_layer(base)
+            pattern = label if channel_layer is None else _with_channel_layer(words[0], channel_layer)
         elif not pattern:
             label, pattern = " ".join(words), " ".join(words)
         if label in found:
@@ -246,10 +251,15 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
     return found
 
 
-def _with_mlp(word: str) -> str:
-    """The layers that stand where a Transformer has attention and MLP; of mixers side by side: they and an MLP."""
+def _channel_layer(base: Mapping) -> str | None:
+    """The first channel layer of a base; None where it has none."""
+    return next(iter(channel_layers_in_pattern(base["model"]["pattern"])), None)
+
+
+def _with_channel_layer(word: str, channel_layer: str) -> str:
+    """The layers that stand where a Transformer has attention and MLP; of mixers side by side: they and the channel layer."""
     name = layer_name(word)
-    layers = mixers.pattern(name).split() if name in mixers.names() else (name, MLP)
+    layers = mixers.pattern(name, channel_layer).split() if name in mixers.names() else (name, channel_layer)
     return " ".join(word if layer == name else layer for layer in layers)
 
 

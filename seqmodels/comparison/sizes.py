@@ -2,7 +2,7 @@
 
 Everything is counted over shapes and traces (`jax.eval_shape`): nothing is computed. All three quantities are, at one width D,
 
-    Q(R, F) = a + R (b + c F)        R repeats, F width of the MLPs
+    Q(R, F) = a + R (b + c F)        R repeats, F hidden width of the channel layers
 
 so three counts at a width say what every R and F give; between widths that are counted a straight line says where to look next.
 """
@@ -15,12 +15,11 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from seqmodels import model
+from seqmodels import channel_layers, model
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.errors import UserError
 from seqmodels.evaluation import perplexity
-from seqmodels.layers import default_mlp_hidden, default_rwkv_hidden
-from seqmodels.pattern import MLP, parse_pattern
+from seqmodels.pattern import channel_layers_in_pattern, parse_pattern
 from seqmodels.training import flops
 
 QUANTITIES = {
@@ -43,15 +42,20 @@ class Sizes:
     pattern: str
     repeats: int
     d_model: int
-    mlp_hidden: int | None  # None: the default of the width
+    mlp_hidden: int | None  # of every channel layer; None: the default of the width
 
     def __str__(self) -> str:
         mlp = "" if self.mlp_hidden is None else f", MLP width {self.mlp_hidden}"
         return f"{self.repeats} x [{', '.join(parse_pattern(self.pattern))}], width {self.d_model}{mlp}"
 
-    def as_overrides(self) -> dict[str, str | int | None]:
-        """As fields of config.model."""
-        return dataclasses.asdict(self)
+    def applied_to(self, model: Mapping) -> dict:
+        """The nested dict of a config's model, at these sizes."""
+        options = dict(model["channel_layers"])
+        for name in channel_layers_in_pattern(self.pattern):
+            if name in options:  # ModelConfig says what is missing
+                options[name] = {**options[name], "hidden": self.mlp_hidden}
+        sizes = {"pattern": self.pattern, "repeats": self.repeats, "d_model": self.d_model}
+        return {**model, **sizes, "channel_layers": options}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +73,14 @@ def with_sizes(base: Mapping, sizes: Sizes) -> RunConfig:
     Raises:
         UserError: the sizes do not fit together.
     """
-    return from_config_dict({**base, "model": {**base["model"], **sizes.as_overrides()}})
+    return from_config_dict({**base, "model": sizes.applied_to(base["model"])})
 
 
 def as_the_base(base: Mapping, pattern: str) -> Sizes:
-    """The sizes of `base` for another pattern; one without MLPs has no width of MLPs."""
+    """The sizes of `base` for another pattern; the hidden width is that of its first channel layer, None if it has none."""
     of = base["model"]
-    return Sizes(pattern, of["repeats"], of["d_model"], of["mlp_hidden"] if MLP in parse_pattern(pattern) else None)
+    hidden = next((of["channel_layers"][name]["hidden"] for name in channel_layers_in_pattern(pattern)), None)
+    return Sizes(pattern, of["repeats"], of["d_model"], hidden)
 
 
 def count(quantity: str, config: RunConfig, vocab_size: int) -> float:
@@ -143,7 +148,8 @@ class _Search:
         self.quantity, self.base, self.vocab_size = quantity, base, vocab_size
         self.target, self.tolerance = target, tolerance
         of = base["model"]
-        self.has_mlp = MLP in parse_pattern(pattern)
+        self.channel_layers = channel_layers_in_pattern(pattern)
+        self.has_mlp = bool(self.channel_layers)
         self.pattern, self.repeats = shortest(pattern, of["repeats"])
         self.original = as_the_base(base, pattern)
         self.d_model, self.mlp_hidden = self.original.d_model, self.original.mlp_hidden
@@ -251,7 +257,7 @@ class _Search:
         return error <= self.tolerance
 
     def _default_hidden(self, d_model: int) -> int:
-        return (default_rwkv_hidden if self.base["model"]["mlp_kind"] == "rwkv6" else default_mlp_hidden)(d_model)
+        return channel_layers.load(self.channel_layers[0]).default_hidden(d_model) if self.has_mlp else 0
 
     def _line(self, d_model: int) -> tuple[float, float, float] | None:
         """a, b and c of one width, or None where no model of that width can be built."""

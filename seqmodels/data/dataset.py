@@ -31,34 +31,22 @@ RECORD_NAME: Final = "data.json"
 
 @dataclass(frozen=True)
 class DataConfig(Checked, where="data"):
-    """What to train on. The defaults stand in configs/base.py."""
+    """What to train on."""
 
-    source: str
-    """``toy``, the path of a file or folder, or a hub id."""
-    revision: str
-    """The commit of a hub data set; empty for the newest."""
-    validation_source: str | None
-    """What is held out: a split of the source, a path or a hub id; None: its validation split, or a part of it."""
-    tokenizer: str
-    """``bpe``, ``bytes`` or the path of a tokenizer.json."""
-    vocab_size: Annotated[int, AtLeast(0), AtMost(2**24)]
-    """Pieces of a ``bpe``; the other tokenizers bring their own number."""
-    seq_len: Count
-    """Tokens per row of a batch."""
-    batch_size: Count
-    """Rows per batch, over all devices."""
-    packing: Annotated[str, OneOf(PACKINGS)]
-    """``windows`` of the token stream, or whole ``documents`` parted by reset marks."""
-    cache_dir: str
-    """Where trained tokenizers and tokens are kept between runs."""
-    max_train_documents: CountOrZero
-    """The first so many documents of the training split; 0 for all."""
-    toy_documents: Annotated[Count, AtMost(10**7)]
-    """Training stories of the source ``toy``."""
-    task: str
-    """``text``, or a synthetic task (``seqmodels.data.tasks``), of which only seq_len and batch_size are asked above."""
-    tasks: tuple[tuple[str, Task], ...]
-    """(name, options) of the task; empty for text."""
+    source: str = "roneneldan/TinyStories"  # a hub id, a local folder or file (parquet, txt, jsonl), or "toy"
+    revision: str = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"  # of the hub id; ignored for local data and toy
+    validation_source: str | None = None  # held out: its split, a path, a hub id; None: as docs/data.md has it
+    tokenizer: str = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
+    vocab_size: Annotated[int, AtLeast(0), AtMost(2**24)] = 4096  # pieces of the bpe tokenizer; ignored by the others
+    seq_len: Count = 256  # T, tokens the model reads at once
+    batch_size: Count = 16  # B, sequences per optimizer step (over all devices and accumulation steps)
+    # "windows" (contiguous, no padding) or "documents" (whole, with reset marks)
+    packing: Annotated[str, OneOf(PACKINGS)] = "windows"
+    cache_dir: str = "~/.cache/seqmodels/data"  # where tokens are kept, written once per source and tokenizer
+    max_train_documents: CountOrZero = 0  # use only the first so many documents of the train split; 0: all
+    toy_documents: Annotated[Count, AtMost(10**7)] = 4000  # stories that the "toy" source generates for training
+    task: str = "text"  # or a synthetic task: its name in config.data.tasks; of the above, it asks seq_len and batch_size
+    tasks: tuple[tuple[str, Task], ...] = ()  # (name, options) of the task; empty for text
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,7 @@ from seqmodels.formats import json_text
 from seqmodels.formats.limits import size
 from seqmodels.interop import kinds, model_card, safetensors, table
 from seqmodels.model import ModelConfig
-from seqmodels.pattern import MLP, layer_name, parse_pattern, parts_of, with_options
+from seqmodels.pattern import layer_name, parse_pattern, parts_of, with_options
 from seqmodels.training import checkpoint
 
 EXPORT_DTYPES: Final = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
@@ -254,7 +254,7 @@ def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.
         if copies is None:
             continue
         repeated, stacked = _without_embedding_norm(kind, *_restack(kind, config, params, copies))
-        repeated = dataclasses.replace(repeated, vocab_size=vocab_size, mlp_hidden=_mlp_hidden(kind, stacked))
+        repeated = dataclasses.replace(_with_hidden(kind, repeated, stacked), vocab_size=vocab_size)
         try:
             return kind, repeated, stacked, table.write_config(kind, repeated)
         except UserError as complaint:
@@ -266,14 +266,17 @@ def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.
 
 
 def _with_plain_pattern(config: ModelConfig) -> ModelConfig:
-    """The same model with the options in its pattern among those of its mixers, where all layers of a mixer have the same."""
+    """The same model with the options in its pattern among those of its layers' kinds, where all of a kind have the same."""
     parts = [part for word in parse_pattern(config.pattern) for part in parts_of(word)]
     options = dict(parts)
     if any(options[name] != own for name, own in parts):
         return config
     plain = " ".join(layer_name(word) for word in parse_pattern(config.pattern))
-    own = tuple((name, with_options(mixer, name, options[name])) for name, mixer in config.mixers)
-    return dataclasses.replace(config, pattern=plain, mixers=own)
+    own = {
+        kind: tuple((name, with_options(layer, name, options[name])) for name, layer in getattr(config, kind))
+        for kind in config_lib.LAYER_KINDS
+    }
+    return dataclasses.replace(config, pattern=plain, **own)
 
 
 def _copies(pattern: str, of: str) -> int | None:
@@ -313,12 +316,13 @@ def _without_embedding_norm(kind: table.Kind, config: ModelConfig, params: dict)
     return dataclasses.replace(config, embedding_norm=False, tie_embeddings=False), rest
 
 
-def _mlp_hidden(kind: table.Kind, params: Mapping[str, Any]) -> int | None:
-    if MLP not in parse_pattern(kind.pattern):
-        return None
-    *path, _ = kind.path("mlp/output_kernel")
-    layer = functools.reduce(lambda tree, part: tree[part], path, params)
-    return layer["output_kernel"].shape[-2]
+def _with_hidden(kind: table.Kind, config: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
+    """The config with the hidden width of its channel layer written out."""
+    if not config.channel_layers:
+        return config
+    kernel = functools.reduce(lambda tree, part: tree[part], kind.path("channel/output_kernel"), params)
+    ((name, options),) = config.channel_layers
+    return dataclasses.replace(config, channel_layers=((name, dataclasses.replace(options, hidden=kernel.shape[-2])),))
 
 
 def _check_new(folder: Path, flag: str) -> None:

@@ -20,8 +20,8 @@ OUTSIDE_FIELDS = (
 )
 FIELDS = (
     *OUTSIDE_FIELDS,
-    Field("intermediate_size", "mlp_hidden", default=None, read=mlp_hidden),
-    Field("hidden_act", "mlp_activation", default="swish", choices={"swish": "silu", "silu": "silu"}),
+    Field("intermediate_size", "channel.hidden", default=None, read=mlp_hidden),
+    Field("hidden_act", "channel.activation", default="swish", choices={"swish": "silu", "silu": "silu"}),
     Fixed("elementwise_affine", (True,)),
 )
 NO_CONV = Fixed("use_short_conv", (False,))
@@ -38,10 +38,10 @@ OUTER = (
 LAYERS = "model.layers.{}."
 INNER = (
     Tensor("attn_norm.weight", "mixer_norm/scale"),
-    Tensor("mlp_norm.weight", "mlp_norm/scale"),
-    Tensor("mlp.gate_proj.weight", "mlp/gate_kernel"),
-    Tensor("mlp.up_proj.weight", "mlp/up_kernel"),
-    Tensor("mlp.down_proj.weight", "mlp/output_kernel"),
+    Tensor("mlp_norm.weight", "channel_norm/scale"),
+    Tensor("mlp.gate_proj.weight", "channel/gate_kernel"),
+    Tensor("mlp.up_proj.weight", "channel/up_kernel"),
+    Tensor("mlp.down_proj.weight", "channel/output_kernel"),
     Tensor("attn.o_proj.weight", "mixer/output_kernel"),
 )
 QUERIES_KEYS_VALUES = (

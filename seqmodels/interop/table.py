@@ -1,7 +1,7 @@
 """What a kind of checkpoint is: a table of its config's fields and its tensors, read in both directions.
 
 Their config is config.json with nested fields as dotted names ("rope_parameters.rope_theta"). Ours is flat too: the fields of
-ModelConfig, and with "mixer." before them those of the mixer's Config.
+ModelConfig, and with "mixer." or "channel." before them those of the Config of the pattern's mixer or channel layer.
 """
 
 import dataclasses
@@ -11,10 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import mixers
 from seqmodels.errors import UserError
 from seqmodels.model import ModelConfig
-from seqmodels.pattern import MLP, parse_pattern
+from seqmodels.pattern import is_channel_layer, load_layer, parse_pattern
 
 REQUIRED: Final = object()
 OMIT: Final = object()
@@ -95,8 +94,8 @@ class Tensor:
 
     Attributes:
       theirs: its name; in a layer, without what the layers' names begin with.
-      ours: the parameters' paths, separated by blanks. In a layer they begin with ``mixer``, ``mixer_norm``, ``mlp`` or
-        ``mlp_norm``.
+      ours: the parameters' paths, separated by blanks. In a layer they begin with ``mixer``, ``mixer_norm``, ``channel`` or
+        ``channel_norm``.
       layout: None: by our name: TRANSPOSED for a kernel, DEPTHWISE for a conv_kernel, otherwise SAME.
       also: in a layer, another name that their library gives it, by a field that changes nothing else; read, never written.
     """
@@ -141,16 +140,14 @@ class Kind:
     ignored: frozenset[str] = frozenset()
 
     @property
-    def mixer(self) -> str:
-        """Our mixer's name."""
-        return next(word for word in parse_pattern(self.pattern) if word != MLP)
+    def layers_of(self) -> dict[str, str]:
+        """``mixer`` and, if it has one, ``channel``: the names of the pattern's layers."""
+        return {"channel" if is_channel_layer(word) else "mixer": word for word in parse_pattern(self.pattern)}
 
     def path(self, name: str) -> tuple[str, ...]:
         """Where ``mixer/query_kernel`` and the like are among the model's parameters."""
         first, *rest = name.split("/")
-        words = parse_pattern(self.pattern)
-        for position, word in enumerate(words):
-            called = MLP if word == MLP else "mixer"
+        for position, (called, word) in enumerate(self.layers_of.items()):
             if first in (called, f"{called}_norm"):
                 return ("layers", f"{position}_{word}", "norm" if first.endswith("_norm") else "layer", *rest)
         return tuple(name.split("/"))
@@ -301,28 +298,38 @@ def _refuse(kind: Kind, name: str, theirs: Mapping[str, Any], values: tuple[Any,
     raise UserError(f"config.json has {name}={theirs[name]!r}; of a {kind.model_type} seqmodels can only do {can}")
 
 
+# How the groups of layers' options are called in ModelConfig.
+_GROUPS: Final = {"mixer": "mixers", "channel": "channel_layers"}
+
+
 def _our_name(kind: Kind, name: str) -> str:
-    return f"model.mixers.{kind.mixer}.{name.removeprefix('mixer.')}" if name.startswith("mixer.") else f"model.{name}"
+    called, dot, field = name.partition(".")
+    return f"model.{_GROUPS[called]}.{kind.layers_of[called]}.{field}" if dot else f"model.{name}"
 
 
 # Of ModelConfig, what kinds have alike unless their tables say otherwise.
 _PLAIN: Final = {
-    "mlp_kind": "gated", "mlp_hidden": None, "mlp_activation": "silu", "embedding_norm": False, "branch_rms": None, "norm": "rms",
-    "logit_cap": None, "readout": "each", "dropout": 0.0, "remat": False, "compute_dtype": "float32",
+    "embedding_norm": False, "branch_rms": None, "norm": "rms", "logit_cap": None, "readout": "each", "dropout": 0.0,
+    "remat": False, "compute_dtype": "float32",
 }  # fmt: skip
 
 
 def _model_config(kind: Kind, ours: Mapping[str, Any]) -> ModelConfig:
-    options = {name.removeprefix("mixer."): value for name, value in ours.items() if name.startswith("mixer.")}
-    options = dataclasses.asdict(mixers.load(kind.mixer).Config()) | options
-    fields = {name: value for name, value in ours.items() if not name.startswith("mixer.")}
-    return config_lib.model_config(_PLAIN | fields | {"pattern": kind.pattern, "mixers": {kind.mixer: options}})
+    fields = {name: value for name, value in ours.items() if "." not in name}
+    groups: dict[str, Any] = {group: {} for group in _GROUPS.values()}
+    for called, layer in kind.layers_of.items():
+        options = {name.partition(".")[2]: value for name, value in ours.items() if name.startswith(f"{called}.")}
+        groups[_GROUPS[called]][layer] = dataclasses.asdict(load_layer(layer).Config()) | options
+    return config_lib.model_config(_PLAIN | fields | groups | {"pattern": kind.pattern})
 
 
 def _flat_ours(kind: Kind, config: ModelConfig) -> dict[str, Any]:
     flat = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    del flat["pattern"], flat["mixers"]
-    return flat | {f"mixer.{name}": value for name, value in vars(dict(config.mixers)[kind.mixer]).items()}
+    del flat["pattern"]
+    groups = {called: dict(flat.pop(group)) for called, group in _GROUPS.items()}
+    for called, layer in kind.layers_of.items():
+        flat |= {f"{called}.{name}": value for name, value in vars(groups[called][layer]).items()}
+    return flat
 
 
 # -- tensors ----------------------------------------------------------------------------------------------------

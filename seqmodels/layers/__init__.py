@@ -1,30 +1,24 @@
-"""The parts that architectures share: projections, norms, initial values, and the channel layers (gated MLP, RWKV's)."""
+"""The parts that architectures share: projections, norms, initial values."""
 
 from seqmodels.layers.dense import dense, matmul_precision
 from seqmodels.layers.elementwise import dropout, soft_cap
 from seqmodels.layers.heads import head_widths
 from seqmodels.layers.init import fan_in_uniform_init, normal_init, step_size_bias_init, xavier_uniform_init
-from seqmodels.layers.mlp import ACTIVATIONS, GatedMLP, default_mlp_hidden
 from seqmodels.layers.norm import NORMS, LayerNorm, RMSNorm, gated_rms_norm, l2_norm, rms_norm
 from seqmodels.layers.parallel import ParallelMixers, call_mixer, scale_output
 from seqmodels.layers.parameters import NoWeightDecay, Weight, weight_decay_of
 from seqmodels.layers.positions import sinusoids
-from seqmodels.layers.rwkv_channel_mix import RWKVChannelMix, RWKVDepth, default_rwkv_hidden, rwkv_depth
+from seqmodels.layers.rwkv_depth import RWKVDepth, rwkv_depth
 
 __all__ = [
-    "ACTIVATIONS",
-    "GatedMLP",
     "LayerNorm",
     "NORMS",
     "NoWeightDecay",
     "ParallelMixers",
     "RMSNorm",
-    "RWKVChannelMix",
     "RWKVDepth",
     "Weight",
     "call_mixer",
-    "default_mlp_hidden",
-    "default_rwkv_hidden",
     "dense",
     "dropout",
     "fan_in_uniform_init",

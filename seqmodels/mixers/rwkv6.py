@@ -11,7 +11,7 @@ whose every projection reads its own blend of the token and the one before it.
     y_t = (g_t * concat(LayerNorm(o_t))) W_o                                         normalised in every head
 
 "Eagle and Finch", arXiv 2404.05892, section 4 (Finch); the sizes, the norm and the initialisation are those of its
-authors' code (BlinkDL/RWKV-LM, RWKV_Tmix_x060). Their channel mix is ``model.mlp_kind=rwkv6``.
+authors' code (BlinkDL/RWKV-LM, RWKV_Tmix_x060). Their channel mix is the channel layer ``rwkv_channel_mix``.
 
 Table 1 of arXiv 2312.06635: G_t = α_tᵀ 1, α_t = exp(-exp(x_t W_α))
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from seqmodels import failures, processes
+from seqmodels import failures, migrations, processes
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 
@@ -257,14 +257,16 @@ def _restore_step(
     failure = next((each for each in group.gather(failure) if each is not None), None)
     if failure is not None:
         return None, failure
-    record = dict(found.record)
+    record, state = found
     saved = record.pop("checksums")
-    checksums = {name: int(value) for name, value in jax.device_get(_checksums(found.state)).items()}
+    checksums = {name: int(value) for name, value in jax.device_get(_checksums(state)).items()}
     for name, value in checksums.items():
         if saved[name] != value:
             reason = f"the data of {name} is damaged: its checksum is not the one saved with it"
             return None, {"obstacle": False, "reason": reason}
-    return Restored(record["step"], found.state, record, _digest(checksums)), {}
+    former = migrations.former_layer_names(_names(abstract_state), saved)
+    state = _renamed(state, {old: new for new, old in former.items()})
+    return Restored(record["step"], state, record, _digest(checksums)), {}
 
 
 def _reason(error: Exception) -> dict[str, Any]:
@@ -274,22 +276,27 @@ def _reason(error: Exception) -> dict[str, Any]:
     return {"obstacle": False, "reason": " ".join(str(error).split()).partition(". See full TensorStore details")[0][:200]}
 
 
-def _read_step(directory: Path, abstract_state: dict) -> ocp.args.Composite:
-    """What Orbax finds, its record checked and without its digest."""
-    items = ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(
-            abstract_state,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
-            partial_restore=True,
-        ),
-        record=ocp.args.JsonRestore(),
-    )
+def _read_step(directory: Path, abstract_state: dict) -> tuple[dict, dict]:
+    """The record, checked and without its digest, and the arrays, under the names that they were saved with."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), **_without_barriers()) as checkpointer:
-        found = checkpointer.restore(directory, args=items)
-    digest = found.record.pop("digest")
-    if digest != _digest(found.record) or found.record["step"] != int(directory.name):
-        raise ValueError("its record is damaged")
-    return found
+        record = dict(checkpointer.restore(directory, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record)
+        if record.pop("digest") != _digest(record) or record["step"] != int(directory.name):
+            raise ValueError("its record is damaged")
+        as_saved = _renamed(abstract_state, migrations.former_layer_names(_names(abstract_state), record["checksums"]))
+        arrays = ocp.args.PyTreeRestore(
+            as_saved, restore_args=ocp.checkpoint_utils.construct_restore_args(as_saved), partial_restore=True
+        )
+        return record, checkpointer.restore(directory, args=ocp.args.Composite(state=arrays)).state
+
+
+def _renamed(tree, names: Mapping[str, str]):
+    """The same train state with other keys in its dicts; keys that are not in ``names`` stay."""
+    if isinstance(tree, dict):
+        return {names[key] if key in names else key: _renamed(value, names) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [_renamed(part, names) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree
 
 
 def _without_barriers() -> dict[str, Any]:
@@ -337,17 +344,18 @@ def _digest(record: Mapping) -> str:
 
 def _checksums(state: dict) -> dict[str, jax.Array]:
     """The `_checksum` of each array, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): _checksum(leaf) for path, leaf in leaves}
+    return dict(zip(_names(state), map(_checksum, jax.tree.leaves(state)), strict=True))
 
 
 def _finite(state: dict) -> dict[str, jax.Array]:
     """Whether every number of an array is finite, by path, of the arrays of floating point numbers."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _all_finite(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    }
+    named = zip(_names(state), jax.tree.leaves(state), strict=True)
+    return {name: _all_finite(leaf) for name, leaf in named if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+
+
+def _names(state) -> list[str]:
+    """The path of each array, ``params/layers/0_gla/layer/query_kernel``."""
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(state)]
 
 
 # One program for each shape and not one for the whole state: the arrays are many and their shapes few, so this compiles faster.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seqmodels import mixers
-from seqmodels.model import LanguageModel, ModelConfig, mixers_in_pattern
+from seqmodels.model import LanguageModel, ModelConfig
+from tests.configs import layer_configs
 from tests.contract import laws
 
 HYBRID = "attention mlp linear_attention mlp"
@@ -18,29 +18,17 @@ VOCAB = 50
 class Builder:
     tie_embeddings: bool
     pattern: str = HYBRID
-    mlp_kind: str = "gated"
 
     def __call__(self, implementation, dtype):
-        options = {name: mixers.load(name).Config for name in mixers_in_pattern(self.pattern)}
         config = ModelConfig(
             d_model=32,
             pattern=self.pattern,
             repeats=2,
-            mixers=tuple((name, config(implementation=implementation)) for name, config in options.items()),
-            mlp_kind=self.mlp_kind,
-            mlp_hidden=None,
-            mlp_activation="silu",
             tie_embeddings=self.tie_embeddings,
-            vocab_size=None,
             embedding_norm=False,
             branch_rms=None,
-            norm="rms",
-            logit_cap=None,
-            readout="each",
-            norm_eps=1e-5,
-            dropout=0.0,
-            remat=False,
             compute_dtype=dtype.name,
+            **layer_configs(self.pattern, implementation=implementation),
         )
         model = LanguageModel(config, VOCAB, rngs=nnx.Rngs(params=0))
         return laws.Subject(model, sample_tokens, batch_axis=1)
@@ -66,7 +54,7 @@ CHANNEL_STATE = (laws.split, laws.stepwise, laws.reset, laws.rows, laws.left_pad
 SUBJECTS = {
     "tied": (Builder(tie_embeddings=True), TIED),
     "untied": (Builder(tie_embeddings=False), UNTIED),
-    "rwkv6_mlp": (Builder(tie_embeddings=True, pattern="rwkv6 mlp", mlp_kind="rwkv6"), CHANNEL_STATE),
+    "rwkv6_mlp": (Builder(tie_embeddings=True, pattern="rwkv6 rwkv_channel_mix"), CHANNEL_STATE),
 }
 PARAMETERS = [
     pytest.param(builder, law, id=f"{name}-{law.name}", marks=pytest.mark.xdist_group(f"model-{name}"))

@@ -17,7 +17,7 @@ NEW = 8  # tokens decoded
 BOUND = 1e-4  # of a log-probability, in float32
 # Mixers by themselves compile faster; of RWKV-6 the channel mix has a state, too.
 PATTERNS = {name: name for name in mixers.names()} | {
-    "rwkv6": "rwkv6 mlp",
+    "rwkv6": "rwkv6 rwkv_channel_mix",
     "hybrid": "mamba2 attention gated_deltanet mlp",
 }
 PROMPTS = [[int(n) for n in np.random.default_rng(length).integers(0, VOCABULARY, length)] for length in LENGTHS]

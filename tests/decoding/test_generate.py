@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from seqmodels import mixers, model
+from seqmodels import model
 from seqmodels.decoding import session
 from seqmodels.decoding.generate import generate, pad_prompts
 from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
+from tests.configs import layer_configs
 
 
 def test_prompts_are_padded_on_the_left_and_reset_at_their_first_token():
@@ -23,19 +24,16 @@ def test_an_empty_prompt_is_a_mistake(prompts):
         pad_prompts(prompts)
 
 
-PATTERNS = ("attention mlp", "linear_attention mlp", "linear_attention attention mlp", "rwkv6 mlp")
+PATTERNS = ("attention mlp", "linear_attention mlp", "linear_attention attention mlp", "rwkv6 rwkv_channel_mix")
 PROMPTS = ([5], [1, 2, 3, 4, 5, 6, 7], [int(n) for n in np.random.default_rng(0).integers(0, 50, 23)])
 VOCABULARY = 50
 
 
 def small_network(pattern, compute_dtype="float32", repeats=2, scale=3):
     """(graphdef, params) of a model of width 32 whose next token depends on what it read."""
-    options = {name: mixers.load(name).Config() for name in model.mixers_in_pattern(pattern)}
     config = model.ModelConfig(
-        d_model=32, pattern=pattern, repeats=repeats, mixers=tuple(options.items()), mlp_hidden=None,
-        mlp_kind="rwkv6" if "rwkv6" in pattern else "gated",
-        mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, branch_rms=None, norm="rms",
-        logit_cap=None, readout="each", norm_eps=1e-5, dropout=0.0, remat=False, compute_dtype=compute_dtype,
+        d_model=32, pattern=pattern, repeats=repeats, tie_embeddings=False, embedding_norm=False, branch_rms=None,
+        compute_dtype=compute_dtype, **layer_configs(pattern),
     )  # fmt: skip
     # Run once, so that optimising it would take longer than it saves.
     init = jax.jit(model.init_params, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})

@@ -9,11 +9,13 @@ import pytest
 
 import seqmodels
 from configs import base
-from seqmodels import mixers, model
+from seqmodels import model
 from seqmodels.config import from_config_dict
 from seqmodels.data.text.tokenizer import BytesTokenizer
 from seqmodels.errors import UserError
 from seqmodels.interop import checkpoint, kinds, safetensors
+from seqmodels.pattern import parse_pattern
+from tests.configs import layer_configs
 from tests.goldens import load
 from tests.interop.test_import_hf import GOLDENS, error_of
 
@@ -23,11 +25,8 @@ def untrained(pattern: str, vocab_size: int = 50, **changes):
     options = {name.removeprefix("mixer_"): value for name, value in changes.items() if name.startswith("mixer_")}
     fields = {name: value for name, value in changes.items() if not name.startswith("mixer_")}
     config = dataclasses.replace(from_config_dict(base.get_config()).model, embedding_norm=False)
-    used = model.mixers_in_pattern(pattern)
-    config = dataclasses.replace(
-        config, d_model=32, repeats=2, pattern=pattern,
-        mixers=tuple((name, dataclasses.replace(mixers.load(name).Config(), **options)) for name in used), **fields,
-    )  # fmt: skip
+    layers = layer_configs(pattern, **options)
+    config = dataclasses.replace(config, d_model=32, repeats=2, pattern=pattern, **layers | fields)
     shapes = model.param_shapes(config, vocab_size)
     leaves, tree = jax.tree.flatten(shapes)
     generator = np.random.default_rng(0)
@@ -72,8 +71,8 @@ def test_what_was_trained_here(pattern, changes, kind, tmp_path):
     written = checkpoint.export_folder(config, params, 50, None, tmp_path / "out")
     assert written.model_type == kind
     again = checkpoint.read(tmp_path / "out")
-    words = model.parse_pattern(written.pattern)
-    copies = len(model.parse_pattern(pattern)) // len(words)
+    words = parse_pattern(written.pattern)
+    copies = len(parse_pattern(pattern)) // len(words)
     assert again.config.repeats == 2 * copies
     for position, word in enumerate(words):
         found = again.params["layers"][f"{position}_{word}"]
@@ -109,7 +108,8 @@ def test_a_norm_on_the_embedding_becomes_part_of_the_table(tied, tmp_path):
         ("gla mlp", {"mixer_norm_eps": 1e-3}, "mixers.gla.norm_eps=0.001"),
         ("gla mlp", {"mixer_temperature": 8.0}, "mixers.gla.temperature=8.0"),
         ("linear_attention mlp", {"mixer_feature_map": "softmax"}, "feature_map='softmax'"),
-        ("rwkv6 mlp", {}, "has no place in a rwkv6"),
+        ("rwkv6 rwkv_channel_mix", {}, "has no place in a rwkv6"),
+        ("rwkv6 mlp", {}, "no kind of checkpoint has model.pattern='rwkv6 mlp'"),
         ("attention mlp mamba", {}, "no kind of checkpoint has model.pattern='attention mlp mamba'"),
         ("lstm mlp", {}, "no kind of checkpoint has model.pattern"),
     ],

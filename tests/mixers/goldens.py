@@ -160,7 +160,7 @@ def fla_model(
     assert theirs["hidden_act"] == "swish" and theirs["attn"] is None and theirs["use_short_conv"] == short_conv
     changes = {
         "pattern": f"{mixer} mlp",
-        "mlp_hidden": theirs["intermediate_size"],
+        "channel_layers.mlp.hidden": theirs["intermediate_size"],
         "norm_eps": theirs["norm_eps"],
     }
     outer = {

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from seqmodels import mixers
+from seqmodels.channel_layers import mlp
 from seqmodels.errors import UserError
-from seqmodels.layers import default_mlp_hidden
 from seqmodels.mixers import lstm as mixer
 from seqmodels.ops.lstm import LSTMState, lstm
 from tests.goldens import load
@@ -101,7 +101,7 @@ def test_initialisation():
 @pytest.mark.parametrize("d_model", [128, 256, 768])
 def test_one_layer_has_the_parameters_of_attention_and_an_mlp(d_model):
     ours = sum(leaf.size for leaf in jax.tree.leaves(initial("lstm", mixer.Config(), d_model)))
-    theirs = 4 * d_model**2 + 3 * d_model * default_mlp_hidden(d_model)
+    theirs = 4 * d_model**2 + 3 * d_model * mlp.default_hidden(d_model)
     assert abs(ours / theirs - 1.0) < 0.02
     assert mixers.pattern("lstm") == "lstm"
 

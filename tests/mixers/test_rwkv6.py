@@ -11,6 +11,7 @@ from flax import nnx
 from seqmodels import model
 from seqmodels.errors import UserError
 from seqmodels.mixers import rwkv6
+from tests.configs import layer_configs
 from tests.goldens import golden_forms, load
 from tests.mixers.goldens import (
     assert_close,
@@ -148,7 +149,7 @@ def test_initialisation():
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_initialisation_in_a_model_goes_by_depth(repeats):
     """A model of L blocks has the published values of blocks 0 .. L - 1; one block is the first, not 0/0."""
-    network = network_config(repeats=repeats, d_model=16, mixer=GOLDEN_SIZES, mlp_hidden=None)
+    network = network_config(repeats=repeats, d_model=16, mixer=GOLDEN_SIZES)
     params = jax.jit(model.init_params, static_argnums=(0, 1))(network, 50, jax.random.key(0))
     found = params["layers"]["0_rwkv6"]["layer"]
     c, n = np.arange(16) / 16, np.arange(16) / 15
@@ -161,12 +162,11 @@ def test_initialisation_in_a_model_goes_by_depth(repeats):
         np.testing.assert_allclose(found["bonus"][block].reshape(16), bonus, atol=2e-6)
 
 
-def network_config(*, repeats, d_model, mixer, mlp_hidden):
+def network_config(*, repeats, d_model, mixer):
+    pattern = "rwkv6 rwkv_channel_mix"
     return model.ModelConfig(
-        d_model=d_model, pattern="rwkv6 mlp", repeats=repeats, mixers=(("rwkv6", mixer),), mlp_kind="rwkv6",
-        mlp_hidden=mlp_hidden, mlp_activation="silu", tie_embeddings=False, vocab_size=None, embedding_norm=False, branch_rms=None,
-        norm="rms", logit_cap=None, readout="each", norm_eps=1e-5, dropout=0.0, remat=False,
-        compute_dtype="float32",
+        d_model=d_model, pattern=pattern, repeats=repeats, tie_embeddings=False, embedding_norm=False, branch_rms=None,
+        **layer_configs(pattern) | {"mixers": (("rwkv6", mixer),)},
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_rows_and_falls_with_r
     "changes",
     [
         {"model.d_model": 2**20},
-        {"model.mlp_hidden": 2**20, "model.repeats": 2**16},
+        {"model.channel_layers.mlp.hidden": 2**20, "model.repeats": 2**16},
         {"data.batch_size": 2**31 - 1},
         {"data.seq_len": 2**31 - 1},
         {"model.vocab_size": 2**24, "model.d_model": 2**12},

@@ -123,7 +123,7 @@ def _built(name: str, value: Any) -> tuple[str, Any]:
         for part in groups:
             group = group[part]
         group[last] = given
-    if name.startswith("model.mixers."):
+    if name.startswith(("model.mixers.", "model.channel_layers.")):
         values["model"]["pattern"] = name.split(".")[2]
     elif name.startswith("data.tasks."):
         values["data"]["task"] = name.split(".")[2]

@@ -31,11 +31,11 @@ KIND = Kind(
             read=lambda width, theirs: width or theirs["hidden_size"] // theirs["num_attention_heads"],
             write=head_dim,
         ),
-        Field("intermediate_size", "mlp_hidden"),
+        Field("intermediate_size", "channel.hidden"),
         # transformers' "gelu" is the exact one, ours the approximation by tanh
         Field(
             "hidden_act",
-            "mlp_activation",
+            "channel.activation",
             default="silu",
             choices={"silu": "silu", "swish": "silu", "relu": "relu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"},
         ),
@@ -61,9 +61,9 @@ KIND = Kind(
         Tensor("self_attn.k_proj.weight", "mixer/key_kernel"),
         Tensor("self_attn.v_proj.weight", "mixer/value_kernel"),
         Tensor("self_attn.o_proj.weight", "mixer/output_kernel"),
-        Tensor("post_attention_layernorm.weight", "mlp_norm/scale"),
-        Tensor("mlp.gate_proj.weight", "mlp/gate_kernel"),
-        Tensor("mlp.up_proj.weight", "mlp/up_kernel"),
-        Tensor("mlp.down_proj.weight", "mlp/output_kernel"),
+        Tensor("post_attention_layernorm.weight", "channel_norm/scale"),
+        Tensor("mlp.gate_proj.weight", "channel/gate_kernel"),
+        Tensor("mlp.up_proj.weight", "channel/up_kernel"),
+        Tensor("mlp.down_proj.weight", "channel/output_kernel"),
     ),
 )

@@ -37,10 +37,10 @@ KIND = Kind(
         # Written for a multiple of 1, with half a unit more, so that no rounding of the product falls below the width.
         Field(
             "ffn_proj_factor",
-            "mlp_hidden",
+            "channel.hidden",
             default=2.667,
             read=mlp_hidden,
-            write=lambda ours: (ours["mlp_hidden"] + 0.5) / ours["d_model"],
+            write=lambda ours: (ours["channel.hidden"] + 0.5) / ours["d_model"],
         ),
         Field("ffn_round_up_to_multiple_of", "", default=64, read=lambda *_: (), write=lambda ours: 1),
         Field("norm_eps", "norm_eps mixer.norm_eps", default=1e-6),
@@ -70,10 +70,10 @@ KIND = Kind(
         Tensor("mlstm_layer.fgate_preact.bias", "mixer/forget_gate_logit_bias"),
         Tensor("mlstm_layer.multihead_norm.weight", "mixer/head_norm_scale"),
         Tensor("mlstm_layer.out_proj.weight", "mixer/output_kernel"),
-        Tensor("norm_ffn.weight", "mlp_norm/scale"),
-        Tensor("ffn.proj_up_gate.weight", "mlp/gate_kernel"),
-        Tensor("ffn.proj_up.weight", "mlp/up_kernel"),
-        Tensor("ffn.proj_down.weight", "mlp/output_kernel"),
+        Tensor("norm_ffn.weight", "channel_norm/scale"),
+        Tensor("ffn.proj_up_gate.weight", "channel/gate_kernel"),
+        Tensor("ffn.proj_up.weight", "channel/up_kernel"),
+        Tensor("ffn.proj_down.weight", "channel/output_kernel"),
     ),
     ours={"mixer.block": "v2", "mixer.input_bias": -10.0},
     ignored=frozenset(

@@ -1,15 +1,15 @@
-"""The gated MLP, a channel layer."""
+"""The gated MLP: y = (act(x W_gate) * (x W_up)) W_output, the GLU family of arXiv 2002.05202. It has no state."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from seqmodels.errors import UserError
-from seqmodels.layers.dense import dense
-from seqmodels.layers.init import normal_init
-from seqmodels.layers.parameters import Weight
+from seqmodels.layers import Weight, dense, normal_init
+from seqmodels.ranges import Checked, OneOf, Size
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -18,24 +18,26 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def default_mlp_hidden(d_model: int) -> int:
+@dataclasses.dataclass(frozen=True)
+class Config(Checked, where="model.channel_layers.mlp"):
+    hidden: Size | None = None  # F; None: 8/3 d_model, up to a multiple of 32
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "silu"  # silu (SwiGLU), gelu (GEGLU) or relu (ReGLU)
+
+
+def default_hidden(d_model: int) -> int:
     """8/3 d_model, up to a multiple of 32: as many parameters as an ungated MLP of 4 d_model (arXiv 2002.05202)."""
     return -(-8 * d_model // 3 // 32) * 32
 
 
-class GatedMLP(nnx.Module):
-    """y = (act(x W_gate) * (x W_up)) W_output, the GLU family of arXiv 2002.05202.
+class Layer(nnx.Module):
+    """The gated MLP behind the interface of a channel layer, with an empty state."""
 
-    A channel layer of the pattern: it has the interface of a mixer and an empty state.
-    """
-
-    def __init__(self, d_model: int, hidden: int, activation: str, *, rngs: nnx.Rngs):
-        if activation not in ACTIVATIONS:
-            raise UserError(f"model.mlp_activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+    def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
+        hidden = config.hidden or default_hidden(d_model)
         self.gate_kernel = Weight(normal_init(rngs.params(), (d_model, hidden)))
         self.up_kernel = Weight(normal_init(rngs.params(), (d_model, hidden)))
         self.output_kernel = Weight(normal_init(rngs.params(), (hidden, d_model)))
-        self.activation = activation
+        self.activation = config.activation
 
     def init_state(self, batch_size: int, max_len: int) -> tuple[()]:
         return ()

@@ -1,4 +1,4 @@
-"""RWKV-6's channel mix: its authors' layer and initialisation, its size, and its state inside a model."""
+"""The channel layer rwkv_channel_mix: its authors' layer and initialisation, its size, and its state inside a model."""
 
 import dataclasses
 
@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from seqmodels import model
+from seqmodels.channel_layers import mlp, rwkv_channel_mix
 from seqmodels.errors import UserError
-from seqmodels.layers import GatedMLP, RWKVChannelMix, default_mlp_hidden, default_rwkv_hidden, rwkv_depth
+from seqmodels.layers import rwkv_depth
 from tests.configs import tiny
 from tests.goldens import load
 from tests.mixers.goldens import assert_layer
@@ -25,7 +26,7 @@ NAMES = {
 
 
 def build(**overrides):
-    settings = {"pattern": "rwkv6 mlp", "mlp_kind": "rwkv6"} | overrides
+    settings = {"pattern": "rwkv6 rwkv_channel_mix"} | overrides
     config = tiny(**{f"model.{name}": value for name, value in settings.items()}).model
     params = jax.jit(lambda key: model.init_params(config, 50, key))(jax.random.key(0))
     return params, model.merge(model.graphdef(config, 50), params)
@@ -34,14 +35,14 @@ def build(**overrides):
 def test_layer_of_the_authors():
     golden = load("layer_rwkv6_cmix")
     arrays = {name: array.reshape(-1) if "time_maa" in name else array for name, array in golden.arrays.items()}
-    module = RWKVChannelMix(16, 28, rngs=nnx.Rngs(params=0))
+    module = rwkv_channel_mix.Layer(rwkv_channel_mix.Config(hidden=28), 16, rngs=nnx.Rngs(params=0))
     assert_layer(module, dataclasses.replace(golden, arrays=arrays), NAMES, 1e-5)
 
 
 def test_initial_mix_goes_by_depth():
     """1 - c^(1 - l/L), as the time mix's blend of keys, in a model where layer 2 l + 1 is in block l."""
     params, _ = build(d_model=16, repeats=3, **{"mixers.rwkv6.num_heads": 2})
-    layer = params["layers"]["1_mlp"]["layer"]
+    layer = params["layers"]["1_rwkv_channel_mix"]["layer"]
     expected = 1 - (np.arange(16) / 16) ** (1 - np.arange(3)[:, None] / 3)
     for name in ("key_mix", "receptance_mix"):
         np.testing.assert_allclose(layer[name], expected, atol=1e-6)
@@ -64,16 +65,16 @@ def test_as_many_parameters_as_the_gated_mlp(d_model):
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(layer, nnx.Param))))
 
     rngs = nnx.Rngs(params=0)
-    gated = count(GatedMLP(d_model, default_mlp_hidden(d_model), "silu", rngs=rngs))
-    mixing = count(RWKVChannelMix(d_model, default_rwkv_hidden(d_model), rngs=rngs))
+    gated = count(mlp.Layer(mlp.Config(), d_model, rngs=rngs))
+    mixing = count(rwkv_channel_mix.Layer(rwkv_channel_mix.Config(), d_model, rngs=rngs))
     assert mixing == gated + 2 * d_model and mixing < 1.01 * gated
 
 
 def test_the_width_asked_for_is_the_width():
-    params, _ = build(mlp_hidden=48)
-    assert params["layers"]["1_mlp"]["layer"]["output_kernel"].shape == (2, 48, 32)
+    params, _ = build(pattern="rwkv6 rwkv_channel_mix(hidden=48)")
+    assert params["layers"]["1_rwkv_channel_mix"]["layer"]["output_kernel"].shape == (2, 48, 32)
     params, _ = build()
-    assert params["layers"]["1_mlp"]["layer"]["output_kernel"].shape == (2, default_rwkv_hidden(32), 32)
+    assert params["layers"]["1_rwkv_channel_mix"]["layer"]["output_kernel"].shape == (2, rwkv_channel_mix.default_hidden(32), 32)
 
 
 def test_its_state_is_the_last_input_and_survives_unstacking():
@@ -96,6 +97,6 @@ def test_its_state_is_the_last_input_and_survives_unstacking():
     assert float(jnp.abs(forgotten - logits).max()) > 1e-4, "the state of the channel layer changes nothing"
 
 
-def test_an_unknown_kind_is_a_mistake():
-    with pytest.raises(UserError, match="mlp_kind='rwkv7' is not one of gated, rwkv6"):
-        build(mlp_kind="rwkv7")
+def test_an_unknown_channel_layer_is_a_mistake():
+    with pytest.raises(UserError, match="no mixer or channel layer 'rwkv_chanel_mix'; did you mean 'rwkv_channel_mix'"):
+        build(pattern="rwkv6 rwkv_chanel_mix")
