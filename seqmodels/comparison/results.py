@@ -1,6 +1,7 @@
 """From what lies in a comparison's folder to results.json: every figure that the report shows, and nothing else."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -297,45 +298,11 @@ def _pairs(plan: Plan, known: ResultsCache) -> list[dict]:
 
     Of a task, of the shares of labels that are wrong.
     """
-    complete = []
-    for candidate in plan.candidates:
-        rate = known.best_rate(candidate)
-        if rate is not None and _is_complete(known, plan.seed_runs(candidate, rate)):
-            scored = _finished(known, plan.seed_runs(candidate, rate))
-            if scored:
-                complete.append((candidate.label, {run.seed: score for run, score in scored}))
+    complete = _complete(plan, known)
     if len(complete) < 2:
         return []
-    first = next(iter(complete[0][1].values()))
-    reported, measure = first.reported, first.measure
-    means = {
-        label: float(np.mean([score.mean(measure, reported) for score in by_seed.values()])) for label, by_seed in complete
-    }
-    complete.sort(key=lambda item: means[item[0]])
-    _, tokens = first.sums(measure, reported)
-    by_document = np.array([
-        np.mean([score.sums(measure, reported)[0] for score in by_seed.values()], axis=0) for _, by_seed in complete
-    ])  # fmt: skip
-    resamples = statistics.resamples_for(len(complete) * (len(complete) - 1) // 2)
-    drawn = statistics.resampled_means(by_document, tokens, seed=BOOTSTRAP_SEED, resamples=resamples)
-    shared = sorted(set.intersection(*(set(by_seed) for _, by_seed in complete)))
-    pooled = statistics.pooled_over_seeds(
-        np.array([[by_seed[seed].mean(measure, reported) for seed in shared] for _, by_seed in complete])
-    ) if shared else None  # fmt: skip
-    found = []
-    for i, (better, by_seed) in enumerate(complete):
-        for j in range(i + 1, len(complete)):
-            worse, others = complete[j]
-            both = sorted(by_seed.keys() & others.keys())
-            pair = {"better": better, "worse": worse, "difference": means[better] - means[worse]}
-            over_documents = statistics.paired_over_documents(pair["difference"], drawn[i], drawn[j])
-            pair["over_documents"] = dataclasses.asdict(over_documents)
-            over_seeds = statistics.paired_over_seeds(
-                *([of[seed].mean(measure, reported) for seed in both] for of in (by_seed, others))
-            ) if both else None  # fmt: skip
-            pair["over_seeds"] = None if over_seeds is None or over_seeds.p_value is None else dataclasses.asdict(over_seeds)
-            pair["over_seeds_pooled"] = None if pooled is None else dataclasses.asdict(pooled(i, j))
-            found.append(pair)
+    measured = _Measured(complete)
+    found = [measured.pair(i, j) for i, j in itertools.combinations(range(len(complete)), 2)]
     for name in ("over_documents", "over_seeds", "over_seeds_pooled"):
         tested = [pair[name] for pair in found if pair[name] is not None]
         for test, corrected in zip(tested, statistics.holm([test["p_value"] for test in tested])):
@@ -345,6 +312,73 @@ def _pairs(plan: Plan, known: ResultsCache) -> list[dict]:
             tests = [pair["over_documents"], pair[seeds]]
             pair[name] = all(test is not None and test["corrected_p_value"] < statistics.SIGNIFICANT for test in tests)
     return found
+
+
+def _complete(plan: Plan, known: ResultsCache) -> dict[str, dict[int, Scores]]:
+    """Of each candidate whose runs at its best rate are all over, the scores of those that finished, by seed."""
+    complete = {}
+    for candidate in plan.candidates:
+        rate = known.best_rate(candidate)
+        if rate is not None and _is_complete(known, plan.seed_runs(candidate, rate)):
+            scored = _finished(known, plan.seed_runs(candidate, rate))
+            if scored:
+                complete[candidate.label] = {run.seed: score for run, score in scored}
+    return complete
+
+
+class _Measured:
+    """Candidates by what their runs measured on the reported documents, the best first, and tests between two of them."""
+
+    def __init__(self, complete: dict[str, dict[int, Scores]]):
+        first = next(iter(next(iter(complete.values())).values()))
+        self._measure, self._reported = first.measure, first.reported
+        means = {label: float(np.mean([self._mean(score) for score in by_seed.values()])) for label, by_seed in complete.items()}
+        self._labels = sorted(complete, key=means.__getitem__)
+        self._means = [means[label] for label in self._labels]
+        self._by_seed = [complete[label] for label in self._labels]
+        self._drawn = self._resampled(first)
+        self._pooled = self._pooled_over_seeds()
+
+    def pair(self, i: int, j: int) -> dict:
+        """The difference of two candidates, and what each test says of it; None where it cannot be made."""
+        difference = self._means[i] - self._means[j]
+        over_documents = statistics.paired_over_documents(difference, self._drawn[i], self._drawn[j])
+        return {
+            "better": self._labels[i],
+            "worse": self._labels[j],
+            "difference": difference,
+            "over_documents": dataclasses.asdict(over_documents),
+            "over_seeds": self._over_seeds(i, j),
+            "over_seeds_pooled": None if self._pooled is None else dataclasses.asdict(self._pooled(i, j)),
+        }
+
+    def _mean(self, score: Scores) -> float:
+        return score.mean(self._measure, self._reported)
+
+    def _resampled(self, first: Scores) -> np.ndarray:
+        """Means over documents that were drawn again, of each candidate."""
+        _, tokens = first.sums(self._measure, self._reported)
+        by_document = np.array([
+            np.mean([score.sums(self._measure, self._reported)[0] for score in by_seed.values()], axis=0)
+            for by_seed in self._by_seed
+        ])  # fmt: skip
+        resamples = statistics.resamples_for(math.comb(len(self._by_seed), 2))
+        return statistics.resampled_means(by_document, tokens, seed=BOOTSTRAP_SEED, resamples=resamples)
+
+    def _pooled_over_seeds(self):
+        shared = sorted(set.intersection(*map(set, self._by_seed)))
+        if not shared:
+            return None
+        return statistics.pooled_over_seeds(
+            np.array([[self._mean(by_seed[seed]) for seed in shared] for by_seed in self._by_seed])
+        )
+
+    def _over_seeds(self, i: int, j: int) -> dict | None:
+        both = sorted(self._by_seed[i].keys() & self._by_seed[j].keys())
+        if not both:
+            return None
+        test = statistics.paired_over_seeds(*([self._mean(self._by_seed[at][seed]) for seed in both] for at in (i, j)))
+        return None if test.p_value is None else dataclasses.asdict(test)
 
 
 def _warnings(plan: Plan, known: ResultsCache) -> list[str]:

@@ -77,57 +77,84 @@ def evaluate(
     Raises:
         ValueError: the validation set holds not a single target.
     """
-    totals: dict[str, np.ndarray] = {}
-    num_bytes = 0.0
-    read = 0
-    in_flight = None
-    start = clock_start = time.perf_counter()
-    read_before_clock = 0
+    def score(batch):
+        return eval_step(params, put({name: array for name, array in batch.items() if name != "bytes"}))
 
-    def collect(sums):
-        for name, by_position in sums.items():
-            totals[name] = np.asarray(by_position, np.float64) + (totals[name] if name in totals else 0.0)
+    totals, clock = _Totals(), _Clock()
+    for batch, sums in _one_behind(score, validation.batches(batch_size, seq_len, max_tokens)):
+        totals.add(batch, sums)
+        clock.has_read(batch["inputs"].size)
         if progress is not None:
-            progress(int(totals["weight"].sum()))
+            progress(int(totals.sums["weight"].sum()))
+    return totals.evaluation(seq_len, clock)
 
-    for index, batch in enumerate(validation.batches(batch_size, seq_len, max_tokens)):
+
+def _one_behind(score: Callable[[Batch], Any], batches: Iterator[Batch]) -> Iterator[tuple[Batch, Any]]:
+    """Each batch with its sums, which are waited for only when those of the next have been asked for."""
+    before = None
+    for batch in batches:
+        asked_for = batch, score(batch)
+        if before is not None:
+            yield before
+        before = asked_for
+    if before is not None:
+        yield before
+
+
+class _Clock:
+    """Tokens read, and when."""
+
+    def __init__(self):
+        self._times, self._tokens = [time.perf_counter()], [0]
+
+    def has_read(self, tokens: int) -> None:
+        self._times.append(time.perf_counter())
+        self._tokens.append(self._tokens[-1] + tokens)
+
+    def tokens_per_second(self) -> float:
+        """Of all batches but the first, unless there is only one."""
+        first = 1 if len(self._times) > 2 else 0
+        return (self._tokens[-1] - self._tokens[first]) / (self._times[-1] - self._times[first])
+
+
+class _Totals:
+    """Sums over batches: of what ``eval_step`` gives, by position, and of the bytes of text, all float64."""
+
+    def __init__(self):
+        self.sums: dict[str, np.ndarray] = {}
+        self._num_bytes = 0.0
+
+    def add(self, batch: Batch, sums: Mapping[str, Float[Array, "T"]]) -> None:
+        for name, by_position in sums.items():
+            self.sums[name] = np.asarray(by_position, np.float64) + (self.sums[name] if name in self.sums else 0.0)
         if "bytes" in batch:
-            num_bytes += float(batch["bytes"][batch["weights"] > 0].sum(dtype=np.float64))
-        sums = eval_step(params, put({name: array for name, array in batch.items() if name != "bytes"}))
-        read += batch["inputs"].size
-        if index == 0:
-            collect(sums)
-            clock_start, read_before_clock = time.perf_counter(), read
-            continue
-        if in_flight is not None:
-            collect(in_flight)
-        in_flight = sums
-    if in_flight is None:
-        clock_start, read_before_clock = start, 0
-    else:
-        collect(in_flight)
+            self._num_bytes += float(batch["bytes"][batch["weights"] > 0].sum(dtype=np.float64))
 
-    if not read or not totals["weight"].any():
-        raise ValueError("the validation set holds no target to score")
-    seconds = time.perf_counter() - clock_start
-    tokens, nats = totals["weight"].sum(), totals["loss"].sum()
-    counted = totals["weight"] > 0
+    def evaluation(self, seq_len: int, clock: _Clock) -> Evaluation:
+        """What the sums come to.
 
-    def mean_by_position(name):
-        means = np.full(seq_len, np.nan)
-        means[counted] = totals[name][counted] / totals["weight"][counted]
+        Raises:
+            ValueError: not a single target counted.
+        """
+        if not self.sums or not self.sums["weight"].any():
+            raise ValueError("the validation set holds no target to score")
+        tokens, nats = self.sums["weight"].sum(), self.sums["loss"].sum()
+        labelled = "correct" in self.sums
+        return Evaluation(
+            loss=float(nats / tokens),
+            perplexity=perplexity(float(nats / tokens)),
+            bits_per_byte=float(nats / math.log(2) / self._num_bytes) if self._num_bytes else math.nan,
+            loss_by_position=self._mean_by_position("loss", seq_len),
+            tokens=int(tokens),
+            tokens_per_second=clock.tokens_per_second(),
+            accuracy=float(self.sums["correct"].sum() / tokens) if labelled else None,
+            accuracy_by_position=self._mean_by_position("correct", seq_len) if labelled else None,
+        )
+
+    def _mean_by_position(self, name: str, seq_len: int) -> Float[np.ndarray, "T"]:
+        means, weight = np.full(seq_len, np.nan), self.sums["weight"]
+        means[weight > 0] = self.sums[name][weight > 0] / weight[weight > 0]
         return means
-
-    return Evaluation(
-        loss=float(nats / tokens),
-        perplexity=perplexity(float(nats / tokens)),
-        bits_per_byte=float(nats / math.log(2) / num_bytes) if num_bytes else math.nan,
-        loss_by_position=mean_by_position("loss"),
-        tokens=int(tokens),
-        tokens_per_second=(read - read_before_clock) / seconds,
-        accuracy=float(totals["correct"].sum() / tokens) if "correct" in totals else None,
-        accuracy_by_position=mean_by_position("correct") if "correct" in totals else None,
-    )
 
 
 def by_context_length(loss_by_position: Float[np.ndarray, "T"]) -> dict[tuple[int, int], float]:

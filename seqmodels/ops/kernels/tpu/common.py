@@ -118,87 +118,92 @@ class Walk:
         """Runs ``kernel(states, **refs)`` over all chunks, with one ref for each input and output, by name.
 
         Args:
-          inputs: name -> (kind, array), the kinds those of ``kinds`` below.
+          inputs: name -> (kind, array), the kinds those of ``_kinds``.
           outputs: name -> (kind, dtype).
           state: what the states start from; a step of the grid sees those of its heads, [heads, I, J] float32.
 
         Returns:
           The states after the last step, and the outputs by name.
         """
-        batch, count, steps, parts = self.batch, self.count, self.steps, self.parts
-        groups, heads = self.heads.groups, self.heads.groups * self.heads.repeats
-        channels, width = self.heads.channels, self.heads.width
-        time, all_heads, all_keys = count * steps, self.num_heads, self.num_groups * channels
-
-        def at(n):
-            return count - 1 - n if self.reverse else n
-
-        kinds = {  # whole shape; a block's; its place for row b, block g of groups, part r of their heads, step n
-            "keys": ((batch, time, all_keys), (None, steps, groups * channels), lambda b, g, r, n: (b, at(n), g)),
-            # Each part of a group's heads has its own gradients of q and k.
-            "d_keys": (
-                (parts, batch, time, all_keys),
-                (None, None, steps, groups * channels),
-                lambda b, g, r, n: (r, b, at(n), g),
-            ),
-            "values": (
-                (batch, time, all_heads * width),
-                (None, steps, heads * width),
-                lambda b, g, r, n: (b, at(n), g * parts + r),
-            ),
-            "decays": (
-                (batch, time, all_heads * channels),
-                (None, steps, heads * channels),
-                lambda b, g, r, n: (b, at(n), g * parts + r),
-            ),
-            "rows": (
-                (batch, count, all_heads // heads, heads, steps),
-                (None, None, None, heads, steps),
-                lambda b, g, r, n: (b, at(n), g * parts + r, 0, 0),
-            ),
-            "row": ((batch, count, 1, steps), (None, None, 1, steps), lambda b, g, r, n: (b, at(n), 0, 0)),
-            "starts": (
-                (count, batch, all_heads, *state.shape[2:]),
-                (None, None, heads, *state.shape[2:]),
-                lambda b, g, r, n: (at(n), b, g * parts + r, 0, 0),
-            ),
-            "state": (
-                state.shape,
-                (None, heads, *state.shape[2:]),
-                lambda b, g, r, n: (b, g * parts + r, 0, 0),
-            ),
-        }
+        kinds = self._kinds(state)
         specs = {kind: pl.BlockSpec(block, place) for kind, (_, block, place) in kinds.items()}
-
-        def body(*refs):
-            first, *refs = refs
-            named = dict(zip(inputs, refs))
-            final, *refs = refs[len(inputs) :]
-            named |= dict(zip(outputs, refs))
-            states = refs[-1]
-            n = pl.program_id(3)
-
-            @pl.when(n == 0)
-            def _():
-                states[...] = first[...]
-
-            kernel(states, **named)
-
-            @pl.when(n == count - 1)
-            def _():
-                final[...] = states[...]
-
-        shapes = [jax.ShapeDtypeStruct(kinds[kind][0], dtype) for kind, dtype in outputs.values()]
+        body = _with_states(kernel, list(inputs), list(outputs), self.count)
         final, *found = pl.pallas_call(
             body,
-            grid=(batch, self.num_groups // groups, parts, count),
+            grid=(self.batch, self.num_groups // self.heads.groups, self.parts, self.count),
             in_specs=[specs["state"]] + [specs[kind] for kind, _ in inputs.values()],
             out_specs=[specs["state"]] + [specs[kind] for kind, _ in outputs.values()],
-            out_shape=[jax.ShapeDtypeStruct(state.shape, jnp.float32), *shapes],
-            scratch_shapes=[pltpu.VMEM((heads, *state.shape[2:]), jnp.float32)],
+            out_shape=[jax.ShapeDtypeStruct(state.shape, jnp.float32)]
+            + [jax.ShapeDtypeStruct(kinds[kind].shape, dtype) for kind, dtype in outputs.values()],
+            scratch_shapes=[pltpu.VMEM((self.heads.groups * self.heads.repeats, *state.shape[2:]), jnp.float32)],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
             ),
             interpret=interpret,
         )(state, *(x for _, x in inputs.values()))
         return final, dict(zip(outputs, found))
+
+    def _kinds(self, state: Float[Array, "B H I J"]) -> dict[str, "Kind"]:
+        """How arrays lie: block g of groups, part r of a group's heads, step n of the grid."""
+        batch, count, steps, parts = self.batch, self.count, self.steps, self.parts
+        groups, heads = self.heads.groups, self.heads.groups * self.heads.repeats
+        channels, width = self.heads.channels, self.heads.width
+        time, all_heads, all_keys = count * steps, self.num_heads, self.num_groups * channels
+        matrix = state.shape[2:]
+
+        def at(n):
+            return count - 1 - n if self.reverse else n
+
+        def lanes(each):  # of every head of a block
+            return Kind((batch, time, all_heads * each), (None, steps, heads * each), lambda b, g, r, n: (b, at(n), g * parts + r))
+
+        return {
+            "keys": Kind((batch, time, all_keys), (None, steps, groups * channels), lambda b, g, r, n: (b, at(n), g)),
+            # Each part of a group's heads has its own gradients of q and k.
+            "d_keys": Kind(
+                (parts, batch, time, all_keys), (None, None, steps, groups * channels), lambda b, g, r, n: (r, b, at(n), g)
+            ),
+            "values": lanes(width),
+            "decays": lanes(channels),
+            "rows": Kind(
+                (batch, count, all_heads // heads, heads, steps),
+                (None, None, None, heads, steps),
+                lambda b, g, r, n: (b, at(n), g * parts + r, 0, 0),
+            ),
+            "row": Kind((batch, count, 1, steps), (None, None, 1, steps), lambda b, g, r, n: (b, at(n), 0, 0)),
+            "starts": Kind(
+                (count, batch, all_heads, *matrix), (None, None, heads, *matrix), lambda b, g, r, n: (at(n), b, g * parts + r, 0, 0)
+            ),
+            "state": Kind(state.shape, (None, heads, *matrix), lambda b, g, r, n: (b, g * parts + r, 0, 0)),
+        }
+
+
+class Kind(NamedTuple):
+    """How an array lies in the grid."""
+
+    shape: tuple[int, ...]  # of the whole array
+    block: tuple[int | None, ...]  # what a step of the grid sees; None: one, without the axis
+    place: Callable[..., tuple]  # (b, g, r, n) -> which block
+
+
+def _with_states(kernel: Callable, inputs: list[str], outputs: list[str], count: int) -> Callable:
+    """A kernel's body over refs in their order: first states, inputs, final states, outputs, and the states in between."""
+
+    def body(first, *refs):
+        named = dict(zip(inputs, refs))
+        final, *refs = refs[len(inputs) :]
+        named |= dict(zip(outputs, refs))
+        states = refs[-1]
+        n = pl.program_id(3)
+
+        @pl.when(n == 0)
+        def _():
+            states[...] = first[...]
+
+        kernel(states, **named)
+
+        @pl.when(n == count - 1)
+        def _():
+            final[...] = states[...]
+
+    return body
