@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -269,8 +268,9 @@ def _rates_at_length(plan: Plan, known: ResultsCache, candidate: Candidate) -> d
 
 def _curve(run: RunPlan) -> dict:
     """Validation losses of a run by tokens; of a task, the accuracies too."""
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["split"] == "validation" and row["loss"] is not None]
+    path = run.folder / "metrics.jsonl"
+    lines = (json_text.parse(line, path) for line in path.read_text(encoding="utf-8").splitlines())
+    rows = [row for row in lines if row["split"] == "validation" and row["loss"] is not None]
     names = ("tokens", "loss", *(("accuracy",) if rows and "accuracy" in rows[0] else ()))
     return {name: [row[name] for row in rows] for name in names}
 

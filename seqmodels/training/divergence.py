@@ -31,6 +31,7 @@ from seqmodels import processes
 from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.formats import json_text, npz
 from seqmodels.ops import IMPLEMENTATIONS
 from seqmodels.pattern import parse_pattern
 from seqmodels.training import checkpoint, run_folder
@@ -183,10 +184,9 @@ def load(workdir: str | Path) -> Recorded:
     if not (folder / "about.json").is_file():
         raise UserError(f"{workdir} has no {FOLDER}/about.json: no run has diverged there since such records are made")
     try:
-        about = json.loads((folder / "about.json").read_bytes())
+        about = json_text.read(folder / "about.json")
         config = config_lib.load(folder / "config.json")
-        with np.load(folder / "batch.npz", allow_pickle=False) as arrays:
-            batch = dict(arrays)
+        batch = npz.read(folder / "batch.npz")
         if about["state_step"] is None:
             raise UserError(f"{folder} holds no train state: train.py said why when it recorded the divergence")
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -20,6 +20,8 @@ from pathlib import Path
 import jax
 
 from seqmodels.data import atomic
+from seqmodels.errors import UserError
+from seqmodels.formats import json_text
 from seqmodels.processes import Group
 from seqmodels.training.terminal import Terminal
 
@@ -401,9 +403,9 @@ def peak_flops_per_second(devices: Sequence[jax.Device]) -> float | None:
 def _parsed(line: str) -> dict | None:
     """A row, or None for a line that is not one."""
     try:
-        row = json.loads(line)
+        row = json_text.parse(line, "metrics.jsonl")
         return row if isinstance(row["step"], int) and isinstance(row["split"], str) else None
-    except (ValueError, TypeError, KeyError):
+    except (UserError, TypeError, KeyError):
         return None
 
 

@@ -37,6 +37,8 @@ from seqmodels.data.text.sources import Split
 from seqmodels.data.text.tokenizer import Tokenizer, digest
 from seqmodels.errors import UserError
 from seqmodels.escape import say
+from seqmodels.formats import json_text
+from seqmodels.formats.limits import Malformed
 
 _FORMAT: Final = 2
 """Of an entry: raise it when its files change their meaning."""
@@ -300,7 +302,7 @@ def _opened(
     if not entry.exists():
         return None
     try:
-        manifest = json.loads((entry / _MANIFEST).read_bytes())
+        manifest = json_text.read(entry / _MANIFEST)
         if manifest.pop("digest") != _digest_of(manifest):
             raise ValueError(f"{_MANIFEST} is not what was written")
         if key_of(manifest["description"]) != key_of(description):
@@ -315,7 +317,7 @@ def _opened(
             if tokens.max() >= vocab_size:
                 raise ValueError(f"{_TOKENS} has the id {tokens.max()}, beyond the vocabulary of {vocab_size}")
         return TokenStream(tokens, ends, text_bytes, manifest["left_out"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, Malformed, ValueError, KeyError, TypeError, AttributeError) as error:
         if notify:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             say(f"cached tokens in '{entry}' are damaged ({reason}): making them again")

@@ -249,11 +249,11 @@ def test_a_large_shard_is_verified_as_it_is_read(tmp_path, monkeypatch, capsys):
 def test_an_entry_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
     cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test")
 
-    def refuse(path):
+    def refuse(path, *_):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     with monkeypatch.context() as context:
-        context.setattr(Path, "read_bytes", refuse)
+        context.setattr(os, "open", refuse)
         with pytest.raises(UserError, match="cannot read the cached tokens '.*manifest.json': Permission denied"):
             cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test")
     cached_tokens(tmp_path, unread(), BytesTokenizer(), label="test")
