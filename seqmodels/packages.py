@@ -20,8 +20,8 @@ ROOT = PACKAGE / "installed" if IS_INSTALLED else CLONE
 # The commands that ``seqmodels NAME`` has, and what ``python FILE`` is the same thing.
 COMMANDS = {
     "train": "train.py", "eval": "eval.py", "generate": "scripts/generate.py", "compare": "scripts/compare.py",
-    "benchmark": "scripts/benchmark.py", "import": "scripts/import_hf.py", "export": "scripts/export_hf.py",
-    "replay": "scripts/replay.py",
+    "runs": "scripts/runs.py", "benchmark": "scripts/benchmark.py", "import": "scripts/import_hf.py", "export": "scripts/export_hf.py",
+    "plan": "scripts/plan.py", "replay": "scripts/replay.py",
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ FLOORS = (
     ("seqmodels.decoding", "seqmodels.command_line"),
     ("seqmodels.evaluation",),
     ("seqmodels.training",),
-    ("seqmodels.interop", "seqmodels.run"),
+    ("seqmodels.interop", "seqmodels.run", "seqmodels.run_list"),
     ("seqmodels.comparison",),
     ("seqmodels",),
     ("configs",),

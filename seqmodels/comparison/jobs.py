@@ -7,8 +7,6 @@ that is there is done twice.
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import functools
 import json
 import os
@@ -30,7 +28,7 @@ from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.formats import json_text
-from seqmodels.training import loop
+from seqmodels.training import loop, run_folder
 
 OUTCOME, COST, START = "outcome.json", "cost.json", "start.json"
 FINISHED, DIVERGED = "finished", "diverged"
@@ -242,7 +240,7 @@ class Executor:
         for job in due:
             if job.name in running or (job.alone and self._children):
                 continue
-            if job.run is not None and _is_locked(job.folder):
+            if job.run is not None and run_folder.is_locked(job.folder):
                 continue  # a run that an earlier comparison began and that still stops, or goes on, by itself
             self._children.append(self._launch(job))
             return True
@@ -528,19 +526,6 @@ class Display:
         if self._is_terminal:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process trains in a folder."""
-    path = folder / ".lock"
-    if not path.exists():
-        return False
-    with open(path, "r+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EAGAIN, errno.EACCES)
-    return False
 
 
 def _last_step(folder: Path) -> int:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +14,10 @@ from matplotlib.ticker import EngFormatter
 from seqmodels.data import atomic
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
 
+SUFFIXES = (".png", ".svg", ".pdf")
+LINES = ("-", "--", ":", "-.")  # of each ten runs
+MOST_INSIDE = 6  # curves whose legend stands in the picture
+
 Rows = Sequence[Mapping[str, float]]  # rows of a metrics.jsonl
 
 
@@ -21,9 +26,9 @@ def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
 
     Args:
         runs: a run's name to its rows of metrics.jsonl.
-        path: the PNG to write.
+        path: the picture to write, of one of `SUFFIXES`.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, max(4.2, 0.17 * len(runs))), layout="constrained")
     by_tokens, by_seconds = figure.subplots(1, 2, sharey=True)
     for axes, unit in ((by_tokens, "tokens"), (by_seconds, "seconds")):
         for index, (name, rows) in enumerate(runs.items()):
@@ -32,14 +37,18 @@ def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
                 label = name if split == "validation" else None
                 axes.plot(
                     [row[unit] for row in chosen], [row["loss"] for row in chosen],
-                    color=f"C{index}", label=label, **style,
+                    color=f"C{index % 10}", ls=LINES[index // 10 % len(LINES)], label=label, **style,
                 )  # fmt: skip
         axes.set_xlabel(f"{unit} of training")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _finish(axes)
     by_tokens.set_ylabel("loss (nats per token)")
-    by_tokens.legend(title="dots: validation, thin: training", frameon=False)
-    atomic.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    place = {} if len(runs) <= MOST_INSIDE else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 7}
+    (by_seconds if place else by_tokens).legend(
+        *by_tokens.get_legend_handles_labels(), title="dots: validation, thin: training", frameon=False, **place
+    )
+    form = Path(path).suffix.removeprefix(".")
+    atomic.write_whole(path, lambda file: figure.savefig(file, format=form, dpi=120))
 
 
 def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.PathLike) -> None:

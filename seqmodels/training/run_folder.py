@@ -1,6 +1,8 @@
 """What a run folder holds, read back: its config, its tokenizer, and parameters for another run to begin with."""
 
 import contextlib
+import errno
+import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +31,20 @@ def made(workdir: Path) -> Iterator[None]:
                 for path in absent:
                     path.rmdir()
         raise
+
+
+def is_locked(workdir: Path) -> bool:
+    """Whether a process trains in a folder."""
+    try:
+        file = open(workdir / LOCK_NAME, "r+")
+    except OSError:  # there is none, or it is somebody else's
+        return False
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
 
 
 def read_config(

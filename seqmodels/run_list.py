@@ -1,0 +1,240 @@
+"""Many run folders at a glance, planned together or not: what each is, how far it came, what it reached."""
+
+import csv
+import dataclasses
+import datetime
+import io
+import json
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from seqmodels import model
+from seqmodels.config import RunConfig
+from seqmodels.errors import UserError
+from seqmodels.escape import escape
+from seqmodels.evaluation import perplexity
+from seqmodels.formats import json_text
+from seqmodels.training import opening, run_folder
+
+MOST_ROWS_BYTES = 1 << 28
+FORMATS = ("table", "csv", "latex")
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedRun:
+    """A run folder as it is now; what is not known is None."""
+
+    name: str  # its path, without what all listed runs have in common
+    pattern: str | None = None
+    repeats: int | None = None
+    parameters: int | None = None
+    step: int | None = None  # of the last row
+    steps: int | None = None  # that the run shall have
+    loss: float | None = None  # the last on the validation split, nats per token (of a task: per label)
+    bits_per_byte: float | None = None
+    accuracy: float | None = None
+    tokens_per_second: float | None = None  # median over the training rows
+    state_bytes: int | None = None  # of one sequence of data.seq_len
+    status: str = "damaged"  # finished, training, diverged, stopped, new, imported; or damaged
+    when: str = ""  # of the last row, UTC
+    problem: str | None = None  # of a damaged folder
+    rows: tuple[Mapping, ...] = ()  # of metrics.jsonl
+
+
+def find(folders: Iterable[Path]) -> list[Path]:
+    """The run folders among these and below them, each once, in the order of their names.
+
+    Raises:
+        UserError: one does not exist, or there is no run in it.
+    """
+    found = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+        below = sorted(set(_below(folder)))
+        if not below:
+            raise UserError(f"{folder} holds no run (a run folder has a config.json)")
+        found |= dict.fromkeys(below)
+    return list(found)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for path, folders, files in os.walk(folder):
+        if "config.json" in files:
+            yield Path(path)
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def read(paths: Sequence[Path]) -> list[ListedRun]:
+    """Each run folder; one that cannot be read says why."""
+    common = Path(os.path.commonpath([path.absolute() for path in paths])) if len(paths) > 1 else None
+    listed = []
+    for path in paths:
+        name = str(path if common is None else path.absolute().relative_to(common))
+        try:
+            listed.append(_read(path, name))
+        except UserError as error:
+            listed.append(ListedRun(name, problem=str(error)))
+    return listed
+
+
+def _read(path: Path, name: str) -> ListedRun:
+    config = run_folder.read_config(path)
+    rows = _rows(path / "metrics.jsonl")
+    sizes = _recorded_sizes(path) or _counted_sizes(path, config)
+    trained = [row for row in rows if row["split"] == "train"]
+    scored = next((row for row in reversed(rows) if row["split"] == "validation"), {})
+    step = max((row["step"] for row in rows), default=0)
+    speeds = [row["tokens_per_second"] for row in trained if row.get("tokens_per_second")]
+    written = path / ("metrics.jsonl" if rows else "config.json")
+    return ListedRun(
+        name,
+        pattern=config.model.pattern,
+        repeats=config.model.repeats,
+        **sizes,
+        step=step,
+        steps=config.train.steps,
+        loss=scored.get("loss"),
+        bits_per_byte=scored.get("bits_per_byte"),
+        accuracy=scored.get("accuracy"),
+        tokens_per_second=statistics.median_high(speeds) if speeds else None,
+        status=_status(path, step, config.train.steps),
+        when=datetime.datetime.fromtimestamp(written.stat().st_mtime, datetime.UTC).strftime("%Y-%m-%d %H:%M"),
+        rows=tuple(rows),
+    )
+
+
+def _status(path: Path, step: int, steps: int) -> str:
+    if run_folder.is_locked(path):
+        return "training"
+    if (path / "divergence").exists() and step < steps:
+        return "diverged"
+    if step >= steps:
+        return "finished"
+    if step:
+        return "stopped"
+    return "imported" if any((path / "checkpoints").glob("0")) else "new"
+
+
+def _rows(path: Path) -> list[Mapping]:
+    """The rows of a metrics.jsonl that are whole; a process may be writing it.
+
+    Raises:
+        UserError: it is no file of rows.
+    """
+    try:
+        if path.stat().st_size > MOST_ROWS_BYTES:
+            raise UserError(f"{path} has more than {MOST_ROWS_BYTES >> 20} MiB")
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    rows, damaged = [], 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+            whole = isinstance(row["step"], int) and row["split"] in ("train", "validation") and "loss" in row
+        except (ValueError, TypeError, KeyError, RecursionError):
+            whole = False
+        if whole:
+            rows.append(row)
+        else:
+            damaged += line.endswith("\n")  # or it is being written
+    if damaged and not rows:
+        raise UserError(f"{path} has no whole row of metrics")
+    return rows
+
+
+def _recorded_sizes(path: Path) -> dict[str, int] | None:
+    """What the run itself wrote of its model; None of runs older than that, and where it cannot be read."""
+    try:
+        last = (path / opening.FILE_NAME).read_text(encoding="utf-8").splitlines()[-1]
+        recorded = json_text.parse(last, path / opening.FILE_NAME)["model"]
+        return {name: int(recorded[name]) for name in ("parameters", "state_bytes")}
+    except (OSError, UserError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _counted_sizes(path: Path, config: RunConfig) -> dict[str, int]:
+    """The same, counted over shapes.
+
+    Raises:
+        UserError: the tokenizer cannot be read, on whose size they depend.
+    """
+    pieces = run_folder.num_pieces(config, run_folder.read_tokenizer(path, config))
+    vocab_size = model.vocabulary_size(config.model, pieces)
+    shapes = model.param_shapes(config.model, vocab_size)
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "state_bytes": perplexity.state_bytes(model.graphdef(config.model, vocab_size), shapes, config.data.seq_len),
+    }
+
+
+# ---- tables
+
+# A heading, and what of a run stands below it.
+COLUMNS = {
+    "run": lambda run: run.name,
+    "model": lambda run: "" if run.pattern is None else f"{run.repeats} x {run.pattern}",
+    "parameters": lambda run: _number(run.parameters),
+    "step": lambda run: "" if run.step is None else f"{run.step:,} / {run.steps:,}",
+    "loss": lambda run: _number(run.loss, ".4f"),
+    "bits/byte": lambda run: _number(run.bits_per_byte, ".4f"),
+    "accuracy": lambda run: _number(run.accuracy, ".4f"),
+    "tokens/s": lambda run: _number(run.tokens_per_second, ",.0f"),
+    "state bytes": lambda run: _number(run.state_bytes),
+    "status": lambda run: run.status if run.problem is None else f"damaged: {run.problem}",
+    "last row (UTC)": lambda run: run.when,
+}
+TEXTS = ("run", "model", "status", "last row (UTC)")  # columns that are set to the left
+
+
+def _number(value: float | None, form: str = ",") -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def text(runs: Sequence[ListedRun], form: str) -> str:
+    """The runs as `table` (Markdown that is aligned for a terminal), `csv` (figures in full) or `latex` (booktabs)."""
+    if form == "csv":
+        return _csv(runs)
+    names = [name for name, cell in COLUMNS.items() if name in ("run", "status") or any(cell(run) for run in runs)]
+    rows = [[COLUMNS[name](run) for name in names] for run in runs]
+    return _latex(names, rows) if form == "latex" else _markdown(names, rows)
+
+
+def _markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rows = [[escape(cell, "markdown") for cell in row] for row in rows]
+    widths = [max(3, *(len(row[column]) for row in (names, *rows))) for column in range(len(names))]
+
+    def line(cells):
+        placed = (
+            cell.ljust(width) if name in TEXTS else cell.rjust(width) for name, cell, width in zip(names, cells, widths, strict=True)
+        )
+        return f"| {' | '.join(placed)} |"
+
+    rule = ["-" * width if name in TEXTS else "-" * (width - 1) + ":" for name, width in zip(names, widths, strict=True)]
+    return "\n".join([line(names), line(rule), *map(line, rows)])
+
+
+def _csv(runs: Sequence[ListedRun]) -> str:
+    file = io.StringIO()
+    fields = [field.name for field in dataclasses.fields(ListedRun) if field.name != "rows"]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(fields)
+    for run in runs:
+        values = (getattr(run, field) for field in fields)
+        writer.writerow("" if value is None else escape(value, "line") if isinstance(value, str) else value for value in values)
+    return file.getvalue().rstrip("\n")
+
+
+def _latex(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    columns = "".join("l" if name in TEXTS else "r" for name in names)
+    lines = [" & ".join(escape(cell, "latex") for cell in row) + r" \\" for row in (names, *rows)]
+    return "\n".join([
+        rf"\begin{{tabular}}{{{columns}}}  % \usepackage{{booktabs}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
+        r"\end{tabular}",
+    ])  # fmt: skip
