@@ -11,6 +11,7 @@ ALIASES = {
     "embed_dim": "d_model", "layers": "repeats", "num_layers": "repeats", "n_layer": "repeats", "depth": "repeats",
     "heads": "num_heads", "n_head": "num_heads", "max_steps": "steps", "iterations": "steps", "dataset": "source",
     "output_dir": "workdir", "out_dir": "workdir", "run_dir": "workdir", "grad_accum": "accumulation_steps",
+    "mlp_hidden": "hidden", "intermediate_size": "hidden", "ffn_dim": "hidden", "mlp_activation": "activation", "mlp_kind": "pattern",
 }  # fmt: skip
 
 LONGEST = 100  # characters that are looked at: difflib's time grows as the square of them
