@@ -14,6 +14,7 @@ PYTHON_AOT ?= $(shell for p in python3.12 python3 "$$HOME"/.pyenv/versions/3.12.
 NEWEST := tests/training/test_step.py::test_learns tests/mixers/test_gla.py tests/ops/test_delta_rule.py::test_golden \
 	tests/ops/test_softmax_attention.py::test_goldens tests/ops/kernels/tpu/test_softmax_attention.py
 RUN_AOT := cd "$(ROOT)" && JAX_PLATFORMS=cpu "$(VENV_AOT)/bin/python"
+VENV_DOCS ?= $(ROOT).venv-docs
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 # `make test` fails if a test takes more CPU time, fixtures and child processes included (10 is the aim; the comparison that
@@ -22,12 +23,13 @@ CPU_LIMIT ?= 600
 MINUTES_SLOW ?= 600
 PYTEST := -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: help demo test test-tools test-slow test-all drills lint wheel benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
+.PHONY: help docs demo test test-tools test-slow test-all drills lint wheel benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
 help:
 	@echo "make demo       train softmax and linear attention side by side on built-in stories (minutes)"
 	@echo "make test       the package's tests;  make test-tools: benchmarks, pages and kernels in their interpreter;  make lint"
 	@echo "make test-all   every test: also every form of every mixer with all its options under every law, and long sweeps"
 	@echo "make wheel      the package that pip installs, built and tried in a clean environment"
+	@echo "make docs       the documentation as a site, into site/; a dead link fails"
 	@echo "make drills     kills, damaged and hostile files, full disks, odd values (3 minutes; LONG=1: hours)"
 	@echo "make benchmark  speed of a training step, against PyTorch where it is installed"
 	@echo "make aot        compiles the kernels and three training steps for TPU v5e, v6e and Hopper, on any machine"
@@ -63,6 +65,16 @@ test-all: $(VENV)/dev.stamp
 	@$(RUN) $(PYTEST) -m ""
 
 # What a run, a cache and a reader do when they are killed, damaged, out of space, or given hostile files. LONG=1: hours.
+docs: $(VENV_DOCS)/run.stamp
+	@cd "$(ROOT)" && NO_MKDOCS_2_WARNING=1 "$(VENV_DOCS)/bin/python" -m mkdocs build --strict --quiet
+	@echo "the site is in site/; to read it while writing: $(VENV_DOCS)/bin/python -m mkdocs serve"
+
+$(VENV_DOCS)/run.stamp: $(ROOT)requirements-docs.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found; pass PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x "$(VENV_DOCS)/bin/python" || "$(PYTHON)" -m venv "$(VENV_DOCS)"
+	@"$(VENV_DOCS)/bin/python" -m pip install --quiet --disable-pip-version-check -r "$(ROOT)requirements-docs.txt"
+	@touch "$@"
+
 drills: $(VENV)/run.stamp
 	@cd "$(ROOT)" && JAX_PLATFORMS=cpu TQDM_DISABLE=1 "$(VENV)/bin/python" -m tools.drills $(if $(LONG),--long) $(DRILLS)
 
@@ -111,4 +123,4 @@ gpu-benchmark:
 	@$(RUN_GPU) scripts/benchmark.py --suite=models --minutes=$(MINUTES) --out=benchmarks/results/models_gpu.json
 
 clean:
-	rm -rf "$(VENV)" "$(VENV_AOT)" "$(ROOT)runs/demo"
+	rm -rf "$(VENV)" "$(VENV_AOT)" "$(VENV_DOCS)" "$(ROOT)site" "$(ROOT)runs/demo"

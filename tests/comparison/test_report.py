@@ -25,7 +25,7 @@ COUNT = 40
 @pytest.fixture(scope="module")
 def found() -> dict:
     """Results of forty mixers: those of a published comparison, again with figures a little off and longer names."""
-    read = results.read(ROOT / "docs" / "tinystories_small" / "results.json")
+    read = results.read(ROOT / "docs" / "results" / "tinystories_small" / "results.json")
     rows = list(read["mixers"].items())
     for index in range(COUNT - len(rows)):
         label, row = rows[index % len(rows)]
@@ -144,8 +144,8 @@ def test_files_for_a_paper(found):
 
 
 def test_results_of_earlier_versions_are_read():
-    old = json.loads((ROOT / "docs" / "compare_toy" / "results.json").read_text())
-    read = results.read(ROOT / "docs" / "compare_toy" / "results.json")
+    old = json.loads((ROOT / "docs" / "results" / "compare_toy" / "results.json").read_text())
+    read = results.read(ROOT / "docs" / "results" / "compare_toy" / "results.json")
     assert "Lowest mean of 3: mamba" in content.headline(read)
     assert all(old["mixers"][label].items() <= row.items() for label, row in read["mixers"].items())
     assert "</html>" in html.page(read, [], LINKS)

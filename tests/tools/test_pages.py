@@ -5,8 +5,9 @@ import json
 import pytest
 
 from seqmodels import mixers
+from seqmodels.comparison.report import content
+from tools.pages import comparisons, starts
 from tools.pages import mixers as page
-from tools.pages import starts
 
 
 def test_the_tables_are_current():
@@ -30,3 +31,15 @@ def test_every_mixer_has_equations_and_facts(name):
 def test_the_page_of_the_starts_is_current():
     results = json.loads(starts.RESULTS.read_text())
     assert starts.PAGE.read_text(encoding="utf-8") == starts.page(results), "run python -m tools.pages.starts"
+
+
+def test_the_index_of_comparisons_is_current():
+    known = comparisons.published()
+    page_now = comparisons.PAGE.read_text(encoding="utf-8")
+    assert comparisons.with_table(comparisons.PAGE, comparisons.BEGIN, comparisons.index(known)) == page_now, (
+        "run python -m tools.pages.comparisons"
+    )
+    for name, found in known.items():
+        folder = comparisons.FOLDER / name
+        assert content.headline(found) in (folder / "report.md").read_text(encoding="utf-8").replace("\\", "")
+        assert all((folder / each).is_file() for each in ("report.html", "table.tex", "figures/curves.pdf"))

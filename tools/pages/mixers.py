@@ -19,7 +19,7 @@ from seqmodels.data import atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
-COMPARISON = ROOT / "docs" / "tinystories_small" / "results.json"
+COMPARISON = ROOT / "docs" / "results" / "tinystories_small" / "results.json"
 BEGIN, END = "<!-- table: python -m tools.pages.mixers -->", "<!-- end of table -->"
 VOCAB_SIZE, SEQ_LEN = 4096, 256  # of configs/tinystories.py
 GATE = "Table 1 of arXiv 2312.06635: "  # how a line of a mixer's header begins that says what multiplies its state
