@@ -34,7 +34,7 @@ help:
 	@echo "make benchmark  speed of a training step, against PyTorch where it is installed"
 	@echo "make aot        compiles the kernels and three training steps for TPU v5e, v6e and Hopper, on any machine"
 	@echo "make aot-test   the GPU kernels' tests (in an interpreter) and a few others on the versions of make aot"
-	@echo "make gpu        on an NVIDIA GPU: the kernels' tests, compiled, then benchmarks against flash-linear-attention"
+	@echo "make gpu        on an NVIDIA GPU: are the kernels right, how fast, beside other libraries, what decides most first"
 
 # The stamps say when it was installed: a changed requirements file installs again.
 $(VENV)/run.stamp: $(ROOT)requirements.txt
@@ -113,7 +113,10 @@ PYTHON_GPU ?= $(VENV)/bin/python
 MINUTES ?= 60
 RUN_GPU := cd "$(ROOT)" && JAX_PLATFORMS=cuda "$(PYTHON_GPU)"
 
-gpu: gpu-test gpu-benchmark
+# The list by rank: what half an hour should answer first. CARRY (compiled programs, float64 numbers) goes from one device to the next.
+CARRY ?= $(ROOT)runs/gpu
+gpu:
+	@$(RUN_GPU) scripts/benchmark.py --suite=gpu --minutes=$(MINUTES) --carry="$(CARRY)" --out=benchmarks/results/gpu.json
 
 gpu-test:
 	@$(RUN_GPU) -m pytest -m gpu_kernels tests/ops/kernels

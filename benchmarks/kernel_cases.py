@@ -50,11 +50,16 @@ class Case:
     recurrence: bool = True
     has: Callable[[Shape], bool] = lambda shape: True
     backward: float = 2.0  # FLOPs of the backward pass, in forward passes
+    exponentials_of_token: Callable[[Shape], float] = lambda shape: 0.0  # forward, where they are a limit; twice as many backward
 
     def flops(self, shape: Shape, part: str) -> float:
         """Of the recurrence as it is defined: what a chunk computes twice or spends on its inside counts as overhead."""
         forward = shape.batch * shape.steps * self.flops_of_token(shape)
         return forward if part == "forward" else (1.0 + self.backward) * forward
+
+
+    def exponentials(self, shape: Shape, part: str) -> float:
+        return (1.0 if part == "forward" else 3.0) * shape.batch * shape.steps * self.exponentials_of_token(shape)
 
 
 def _normal(key, *shape, dtype=jnp.bfloat16, scale=1.0):
@@ -145,6 +150,31 @@ def _fla_hgrn(x, g):
     return chunk_hgrn(x, g)[0]
 
 
+def _mamba_scan(u, delta, A, B, C):
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    return selective_scan_fn(u, delta, A, B, C).transpose(1, 2)
+
+
+def _as_mamba_scans(inputs: dict) -> dict:
+    """Time is last there, and dt in the dtype of x."""
+    x, dt, B, C = (jnp.swapaxes(inputs[name], 1, 2) for name in ("x", "dt", "B", "C"))
+    return {"u": x, "delta": dt.astype(x.dtype), "A": inputs["A"], "B": B, "C": C}
+
+
+def _mamba_ssd(x, dt, A, B, C):
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    return mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size=256)
+
+
+def _as_mamba_ssds(inputs: dict) -> dict:
+    """Its decay is exp(dt A) and its values dt x."""
+    v, dt = inputs["v"], -inputs["log_decay"][..., 0]
+    x = (v.astype(jnp.float32) / dt[..., None]).astype(v.dtype)
+    return {"x": x, "dt": dt, "A": -jnp.ones(v.shape[2]), "B": inputs["k"], "C": inputs["q"]}
+
+
 def _torch_attention(q, k, v):
     import torch
 
@@ -166,6 +196,8 @@ def _ssd(states: int) -> Case:
         _linear,
         lambda shape, key: _heads(_state_space(shape), key, decay=1, groups=1, key_width=states),
         lambda shape: 4.0 * shape.channels * states,
+        _mamba_ssd,
+        _as_mamba_ssds,
         has=_is_large,
     )
 
@@ -189,7 +221,10 @@ CASES = {
         _delta, _with("head", beta=True), _state_products(6.0), _fla("gated_delta_rule"), _renamed(log_decay="g")
     ),
     "kda": Case(_delta, _with("channel", beta=True), _state_products(6.0), _fla("kda"), _renamed(log_decay="g")),
-    "selective scan (N 16)": Case(ops.selective_scan, _scan_inputs(16), lambda shape: 0.0, has=_is_large),
+    "selective scan (N 16)": Case(
+        ops.selective_scan, _scan_inputs(16), lambda shape: 0.0, _mamba_scan, _as_mamba_scans, has=_is_large,
+        exponentials_of_token=lambda shape: 16.0 * shape.channels,
+    ),
     "linear recurrence": Case(
         ops.linear_recurrence, _recurrence_inputs, lambda shape: 0.0, _fla_hgrn,
         lambda inputs: {"x": inputs["b"], "g": jnp.log(inputs["a"])},

@@ -6,6 +6,7 @@
     python scripts/benchmark.py --suite=hf    [--out=benchmarks/results/NAME.json]
     python scripts/benchmark.py --suite=parity [--out=benchmarks/results/NAME.json] [--models=llama,mamba2]
     python scripts/benchmark.py --suite=kernels [--out=benchmarks/results/NAME.json] ["--ops=delta rule"] [--contenders=pallas,peer]
+    python scripts/benchmark.py --suite=gpu --carry=FOLDER [--out=benchmarks/results/NAME.json] [--minutes=30]
     python scripts/benchmark.py --suite=models [--out=benchmarks/results/NAME.json] [--mixers=gla] [--minutes=9]
     python scripts/benchmark.py --suite=meshes [--out=benchmarks/results/NAME.json] [--mixers=gla] [--meshes=fsdp]
 
@@ -19,6 +20,8 @@ hf: the training step of Mamba and Mamba-2 against Hugging Face's models of the 
 torch transformers).
 kernels: for a GPU or a TPU: the recurrences at sizes of large models, our Pallas kernels beside our chunked form,
 flash-linear-attention's kernels and the roofline.
+gpu: what the first half hour of an NVIDIA GPU is for, by rank: the kernels against float64, run to run, their headline gradients and
+where the time goes, other libraries, a training step, small shapes, decoding, tests. --rehearse goes through it on any machine.
 parity: Llama, Mamba, Mamba-2 and xLSTM of transformers and three layers of flash-linear-attention, trained beside ours on the same
 batches: the largest difference of the loss (pip install torch transformers flash-linear-attention triton).
 models: training and decoding of whole models of 15 and 130 million parameters, every mixer, for a GPU or a TPU.
@@ -47,14 +50,14 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.suites import decode, hf, kernels, meshes, models, ops, parity, starts, train
+from benchmarks.suites import decode, gpu, hf, kernels, meshes, models, ops, parity, starts, train
 from benchmarks.timing import about_this_run, write_results
 from seqmodels import command_line
 from seqmodels.errors import UserError
 
 SUITES = {
     "ops": ops, "train": train, "decode": decode, "hf": hf,
-    "kernels": kernels, "models": models, "parity": parity, "starts": starts, "meshes": meshes,
+    "kernels": kernels, "models": models, "parity": parity, "starts": starts, "meshes": meshes, "gpu": gpu,
 }  # fmt: skip
 
 

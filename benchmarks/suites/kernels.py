@@ -2,8 +2,8 @@
 
 Our Pallas kernels, our chunked form and flash-linear-attention's kernels (pip install torch flash-linear-attention; where it
 has none for an op the column is empty, and PyTorch's own attention stands for it there), forward and forward with backward,
-bfloat16, beside the roofline: the time that the products alone take at the chip's peak, or the bytes alone at its memory's speed,
-whichever is longer. How far our output is from theirs stands beside it.
+bfloat16, beside the roofline: the time that the products alone take at the chip's peak, the bytes alone at its memory's speed, or
+the exponentials alone, whichever is longest. How far our output is from theirs stands beside it.
 
 Many calls are queued before one is waited for: what the host does in between does not count. Results are written after each
 row to --out, and what stands there already, of the same commit and device, is not measured again: a run that --minutes has
@@ -45,13 +45,16 @@ ROUNDS = 5
 ROUND_SECONDS = 0.1  # of queued calls
 ROWS_COMPILED_TOGETHER = 8
 
-# FLOP/s of dense bfloat16 products and bytes/s of memory that a bound is counted with. The H200's are what is stated for its
-# goals; the H100 multiplies as fast. Other memories: 0.9 of the data sheet's, as the H200's is; the TPUs' products: the data sheet's.
+# FLOP/s of dense bfloat16 products, bytes/s of memory, exponentials/s that a bound is counted with. The H200's are what is stated for
+# its goals; the H100 multiplies as fast. Other memories: 0.9 of the data sheet's, as the H200's is; the TPUs' products: the data
+# sheet's.
+# Exponentials: 16 a clock of 1.755 GHz on each of 132 multiprocessors; a TPU's vector unit makes them of other operations.
+HOPPER_EXPONENTIALS = 16 * 132 * 1.755e9
 CHIPS = {
-    "H200": (790e12, 4.3e12),
-    "H100": (790e12, 3.0e12),
-    "TPU v5 lite": (197e12, 0.74e12),
-    "TPU v6 lite": (918e12, 1.48e12),
+    "H200": (790e12, 4.3e12, HOPPER_EXPONENTIALS),
+    "H100": (790e12, 3.0e12, HOPPER_EXPONENTIALS),
+    "TPU v5 lite": (197e12, 0.74e12, math.inf),
+    "TPU v6 lite": (918e12, 1.48e12, math.inf),
 }
 
 
@@ -174,11 +177,16 @@ def measure(case: Case, shape: Shape, part: str, programs: dict, peer, chip, *, 
             found[name]["ms"] = milliseconds
     passed = bytes_of(arguments[0], output_of(case, arguments[0]), part)
     row = {"contenders": found, "error": error, "flops": case.flops(shape, part), "bytes": passed}
-    if chip is not None:
-        flops, memory = chip
-        row["bound_ms"] = 1e3 * max(row["flops"] / flops, row["bytes"] / memory)
-        row["bound_by"] = "products" if row["flops"] / flops > row["bytes"] / memory else "memory"
-    return row
+    row["exponentials"] = case.exponentials(shape, part)
+    return row | ({} if chip is None else bound(row, chip))
+
+
+def bound(row: dict, chip: tuple[float, float, float]) -> dict:
+    """The time that products, memory or exponentials alone take at a chip's peaks, whichever is longest, and which it is."""
+    needed = {"products": row["flops"], "memory": row["bytes"], "exponentials": row["exponentials"]}
+    seconds = {name: amount / peak for (name, amount), peak in zip(needed.items(), chip, strict=True)}
+    longest = max(seconds, key=seconds.get)
+    return {"bound_ms": 1e3 * seconds[longest], "bound_by": longest}
 
 
 def lower(case: Case, implementation: str, arguments: tuple):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import kernel_cases, op_cases, op_report, timing
-from benchmarks.suites import decode, hf, kernels, ops
+from benchmarks.suites import decode, gpu, hf, kernels, ops
 from scripts import benchmark
 from seqmodels.errors import UserError
 from tools.pages import decoding
@@ -57,6 +57,7 @@ def test_mistakes_are_one_line(arguments, complaint):
         (["--suite=hf", "--models=mamba3"], "did you mean 'mamba'"),
         (["--suite=decode", "--mixers=mambo"], "did you mean 'mamba'"),
         (["--suite=decode", "--out=x.png"], "beside it"),
+        (["--suite=gpu"], "needs an NVIDIA GPU and found cpu; --rehearse runs anywhere"),
         (["--suite=kernels", "--ops=decay per heat"], "did you mean 'decay per head'"),
         (["--suite=models", "--sizes=16M"], "did you mean '15M'"),
     ],
@@ -272,6 +273,61 @@ def test_kernels_suite(monkeypatch, tmp_path):
     assert suite(monkeypatch, *arguments)["rows"] == results["rows"]
 
 
+def test_gpu_suite(monkeypatch, tmp_path):
+    """Rehearsed: right beside float64 numbers that a process of its own makes, equal from run to run, timed, and not run again."""
+    for module in (gpu, timing):
+        monkeypatch.setattr(module, "circumstances", lambda: {"commit": "abc"})
+    before = jax.config.jax_enable_compilation_cache, jax.config.jax_compilation_cache_dir
+    out = tmp_path / "gpu.json"
+    arguments = (
+        "--suite=gpu", "--rehearse", "--ops=linear recurrence", "--kinds=ceilings,check,time,profile,peer",
+        f"--carry={tmp_path}", f"--out={out}",
+    )  # fmt: skip
+    try:
+        results = suite(monkeypatch, *arguments)
+        assert suite(monkeypatch, *arguments)["rows"] == results["rows"]
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before[0])
+        jax.config.update("jax_compilation_cache_dir", before[1])
+    rows = {(row["kind"], row["part"]): row for row in results["rows"]}
+    assert list(rows) == [
+        ("ceilings", ""), ("check", "gradient"), ("time", "gradient"), ("profile", "gradient"), ("time", "forward"),
+        ("peer", "forward"),
+    ]  # fmt: skip
+    checked = rows["check", "gradient"]
+    assert set(checked["error"]) == {"output", "a", "b"} and max(checked["error"].values()) < 1e-5
+    assert checked["runs"] == 2 and checked["different_runs"] == 0
+    assert list(rows["time", "forward"]["contenders"]) == ["pallas"] and results["verdicts"] == []
+    assert json.loads(out.read_text())["rows"] == results["rows"]
+
+
+def test_gpu_rows_by_rank():
+    """Right or wrong comes before any figure, the headline gradients before all others; every kind has rows."""
+    rows = gpu.ranked()
+    kinds = [row.kind for row in rows]
+    assert {*kinds} == {*gpu.KINDS} and len({*rows}) == len(rows)
+    first = rows[kinds.index("time")]
+    assert (first.shape, first.part) == (gpu.HEADLINE, "gradient") and "check" not in kinds[kinds.index("time") :]
+    assert {row.op for row in rows if row.op} == {*kernel_cases.CASES}
+
+
+def test_gpu_verdicts():
+    def row(kind, **found):
+        return {"kind": kind, "name": "kda", "shape": "s", "part": "gradient"} | found
+
+    rows = [
+        row("check", error={"q": 0.5, "k": float("nan"), "v": 0.001}, runs=20, different_runs=3),
+        row("time", contenders={"pallas": {"ms": 3.0}}),
+        row("peer", ms=2.0),
+    ]
+    assert gpu.verdicts(rows) == [
+        "WRONG: kda, q: 5.0e-01 off",
+        "WRONG: kda, k: nan off",
+        "RACE: kda: 3 of 20 runs differ from the first",
+        "1.50 of the other library's time: kda, s, gradient",
+    ]
+
+
 def test_kernels_goals():
     def row(op, shape, ours, peer):
         contenders = {"pallas": {"ms": ours}, "peer": {"ms": peer}}
@@ -298,6 +354,17 @@ def test_kernels_bound():
     bytes_of = kernels.bytes_of
     assert bytes_of(inputs, inputs["v"], "forward") == 4 * array and bytes_of(inputs, inputs["v"], "gradient") == 11 * array
     assert case.flops(shape, "forward") == 2 * 8 * 3 * 4 * 16 * 16 and case.flops(shape, "gradient") == 3 * 2 * 8 * 3 * 4 * 16 * 16
+
+
+def test_kernels_bound_by_exponentials():
+    """A selective scan's 16 a channel and step take longer on Hopper than its bytes; with the backward pass three times as many."""
+    case, shape = kernel_cases.CASES["selective scan (N 16)"], kernel_cases.SHAPES["B8 T8192 H32 D128"]
+    exponentials = [case.exponentials(shape, part) for part in kernel_cases.PASSES]
+    assert exponentials == [65_536 * 4096 * 16, 3 * 65_536 * 4096 * 16]
+    row = {"flops": 0.0, "bytes": 2.15e9, "exponentials": exponentials[0]}
+    found = kernels.bound(row, kernels.CHIPS["H100"])
+    assert found["bound_by"] == "exponentials" and round(found["bound_ms"], 2) == 1.16
+    assert kernels.bound(row | {"exponentials": 0.0}, kernels.CHIPS["H100"])["bound_by"] == "memory"
 
 
 def test_models_suite(monkeypatch, tmp_path):
