@@ -27,6 +27,13 @@ def test_a_gpus_reports(tmp_path):
     assert (backward["name"], backward["flops"], backward["spills"]) == ("backward", 16.0, 0)
 
 
+def test_a_named_kernel(tmp_path):
+    for path in ("walk_0.ptxas", "walk_0.resources.txt", "walk_0.ptx"):
+        (tmp_path / path).write_text(PTXAS.format(spills=0) + "smem_scratch_bytes=4096")
+    (found,) = reports.of_gpu(tmp_path, [Kernel("walk", True, 8.0)])
+    assert found["name"] == "backward: walk"
+
+
 UTILISATION = """== CAPACITY:
 MXU, VALU, VSTORE, VSTORE:SPILL
   4     4     1     1
@@ -83,3 +90,13 @@ def test_what_is_a_fault():
 
 def test_the_table_is_current():
     assert kernels.page(json.loads(kernels.RESULTS.read_text())) == kernels.PAGE.read_text(), "run make aot"
+
+
+def test_an_update_keeps_the_other_results():
+    first, second = list(aot.CASES)[:2]
+    old = [{"case": name, "chip": chip, "seconds": 1} for name in (first, second) for chip in ("v5e", "sm_90a")]
+    found = aot.updated({"date": "old", "results": old}, {"date": "new", "results": [{"case": second, "chip": "v5e", "seconds": 2}]})
+    assert found["date"] == "new"
+    assert [(each["case"], each["chip"], each["seconds"]) for each in found["results"]] == [
+        (first, "v5e", 1), (first, "sm_90a", 1), (second, "v5e", 2), (second, "sm_90a", 1)
+    ]  # fmt: skip

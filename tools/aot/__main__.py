@@ -2,6 +2,7 @@
 
     make aot                       # in its own environment: python -m tools.aot
     python -m tools.aot --chips=v6e --cases="decay per channel,gla" --out=aot.json
+    python -m tools.aot --chips=sm_90a --cases="delta rule" --update      # of the recorded results these alone
 
 For TPU v5e and v6e with libtpu's compiler, for an H200 (sm_90a) with XLA's and ptxas. That something compiles says
 neither that it is right (the tests do, in interpreters) nor how fast it is (only the hardware does).
@@ -56,11 +57,14 @@ def main() -> None:
         "--seconds", type=float, default=300.0, help="a compiler that has not ended by then will not: search for layouts may"
     )
     parser.add_argument("--jobs", type=int, default=num_cores(), help="compilers that run side by side")
+    parser.add_argument("--update", action="store_true", help=f"write these cases into {OUT.relative_to(ROOT)}, beside the others")
     options = parser.parse_args()
     complete = set(options.cases) == set(names) and set(options.chips) == set(CHIPS)
     results = about() | {"results": compile_all(options)}
     faults = [fault for result in results["results"] for fault in find_faults(result)]
-    out = OUT if complete and options.out is None else options.out
+    if options.update:
+        results = updated(json.loads(OUT.read_text(encoding="utf-8")), results)
+    out = OUT if (complete or options.update) and options.out is None else options.out
     if out is not None:
         atomic.write_text(out, json.dumps(results, indent=1) + "\n")
     if out == OUT:
@@ -69,6 +73,13 @@ def main() -> None:
     print(f"{len(results['results'])} compiled, {len(faults)} faults")
     if faults:
         raise UserError("\n  ".join(["what is compiled is not as it should be:", *faults]))
+
+
+def updated(recorded: dict, results: dict) -> dict:
+    """The recorded results with these in their places, in the order of the cases; the date and versions are the newer ones'."""
+    place = {(result["case"], result["chip"]): result for found in (recorded, results) for result in found["results"]}
+    order = [(name, chip) for name in (*CASES, *STEPS) for chip in CHIPS]
+    return results | {"results": [place[where] for where in order if where in place]}
 
 
 def about() -> dict:

@@ -8,6 +8,7 @@ from seqmodels.training.flops import Kernel
 
 # Columns of a TPU's instructions, as libtpu's report names them.
 MATRIX, SPILL = "MXU", "VSTORE:SPILL"
+UNNAMED = "body"  # a kernel's function where an op has one of a kind
 
 
 def of_tpu(program: str, folder: Path, known: list[Kernel]) -> list[dict]:
@@ -66,7 +67,7 @@ def of_gpu(folder: Path, known: list[Kernel]) -> list[dict]:
         said = path.read_text()
         found.append(
             {
-                "name": _title(kernel),
+                "name": _title(kernel) if name == UNNAMED else f"{_title(kernel)}: {name.replace('_', ' ')}",
                 "flops": kernel.flops,
                 "memory_bytes": int(re.search(r"smem_scratch_bytes=(\d+)", path.with_suffix(".resources.txt").read_text())[1]),
                 "registers": int(re.search(r"Used (\d+) registers", said)[1]),
