@@ -25,9 +25,11 @@ FLOORS = (
         "seqmodels.ops.arguments", "seqmodels.ops.placement",
     ),
     ("seqmodels.fields", "seqmodels.registry", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
-    ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.tpu.common"),
+    ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.gpu.tiles", "seqmodels.ops.kernels.tpu.common"),
+    ("seqmodels.ops.kernels.gpu.local_sums",),
     (
         "seqmodels.ops.kernels.gpu.chunk_scan",
+        "seqmodels.ops.kernels.gpu.delta_rule_per_channel",
         "seqmodels.ops.kernels.tpu.decay_per_channel",
         "seqmodels.ops.kernels.tpu.decay_per_head",
     ),

@@ -189,6 +189,35 @@ def _unit_lower_inverse_backward(inverse, cotangent):
 unit_lower_inverse.defvjp(_unit_lower_inverse_forward, _unit_lower_inverse_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def solve_unit_lower(
+    matrix: Float[Array, "*b C C"], right: tuple[Float[Array, "*b C X"], ...], precision: lax.Precision
+) -> tuple[Float[Array, "*b C X"], ...]:
+    """x of (I + L) x = r for every r of ``right``, by ``unit_lower_inverse``; ``precision`` is that of the products T r.
+
+    Backward dr = T^T dx and dL = -sum(dr x^T) below the diagonal: the inverse is not differentiated, which would take two
+    more products of the size of L.
+    """
+    return _solve_unit_lower_forward(matrix, right, precision)[0]
+
+
+def _solve_unit_lower_forward(matrix, right, precision):
+    inverse = unit_lower_inverse(matrix)
+    solved = tuple(jnp.einsum("...ij,...jx->...ix", inverse, r, precision=precision) for r in right)
+    return solved, (inverse, solved)
+
+
+def _solve_unit_lower_backward(precision, residuals, cotangents):
+    inverse, solved = residuals
+    d_right = tuple(jnp.einsum("...ji,...jx->...ix", inverse, d, precision=precision) for d in cotangents)
+    d_matrix = sum(jnp.einsum("...ix,...jx->...ij", d, x, precision=precision) for d, x in zip(d_right, solved))
+    below = np.tri(inverse.shape[-1], k=-1, dtype=bool)
+    return jnp.where(below, -d_matrix, 0.0), d_right
+
+
+solve_unit_lower.defvjp(_solve_unit_lower_forward, _solve_unit_lower_backward)
+
+
 def _exact(a, b):
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 

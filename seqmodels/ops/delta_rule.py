@@ -16,7 +16,7 @@ from:
 
 so that u = U - W S with U = T beta v, W = T beta k e^prefix, T = (I + L)^-1; the rest is linear attention to u.
 ``chunk.py`` says why this is stable for every decay; ``unit_lower_inverse``, why for any set of keys. ``pallas`` is
-``chunked`` with the recurrence between chunks in a kernel.
+``chunked`` in kernels: all of it (``delta_rule``), or the recurrence between chunks (``chunk_scan``).
 """
 
 import functools
@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunk_scan, documents
+from seqmodels.ops import chunk_scan, documents, kernels, placement
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.chunk import (
     Chunk,
@@ -37,7 +37,7 @@ from seqmodels.ops.chunk import (
     pair_log_decay,
     pair_scores,
     product_precision,
-    unit_lower_inverse,
+    solve_unit_lower,
 )
 from seqmodels.ops.dispatch import KernelForm, dispatch
 
@@ -92,13 +92,23 @@ def delta_rule(
     batch, steps, heads, width = v.shape
     if state is None:
         state = jnp.zeros((batch, heads, q.shape[3], width), jnp.float32)
-    call = {"precision": product_precision(q, k), "channels": q.shape[3], "width": width}
     form = dispatch(
-        "delta_rule", _FORMS, implementation, steps=steps, chunk_size=chunk_size,
-        kernel_forms={"chunk_scan": KernelForm(_FORMS["chunked"], call)},
+        "delta_rule", _FORMS, implementation,
+        steps=steps, chunk_size=chunk_size, kernel_forms=_kernel_forms(q, k, v, log_decay, reset),
     )  # fmt: skip
     o, state = form(q, k, v, beta, log_decay, state.astype(jnp.float32), reset)
     return o.astype(v.dtype), state
+
+
+def _kernel_forms(q, k, v, log_decay, reset):
+    precision = product_precision(q, k)
+    decays = (0 if reset is None else 1) if log_decay is None else log_decay.shape[-1]  # a reset is a decay, too
+    whole = {"q": q, "k": k, "v": v, "decays": decays, "precision": precision}
+    between = {"precision": precision, "channels": q.shape[3], "width": v.shape[3]}
+    return {
+        "delta_rule": KernelForm(functools.partial(_contained, _in_one_kernel), whole),
+        "chunk_scan": KernelForm(_FORMS["chunked"], between),
+    }
 
 
 def _check_shapes(q, k, v, beta, log_decay, state, reset):
@@ -162,10 +172,7 @@ def _chunked(q, k, v, beta, log_decay, state, reset, *, chunk_size, kernel=None)
     """Chunks prepared by XLA; the recurrence between them by XLA or in the kernel ``chunk_scan``."""
     batch, steps, groups, _ = q.shape
     repeats = v.shape[2] // groups
-    if reset is not None:
-        # A reset is what it is to a decay: the logarithm of zero.
-        decay = jnp.zeros((v.shape[2], 1)) if log_decay is None else log_decay
-        log_decay = jnp.where(reset[:, :, None, None], -jnp.inf, decay)
+    log_decay = _with_resets(log_decay, reset, heads=v.shape[2])
 
     def grouped(x):
         return x.reshape(batch, steps, groups, repeats, -1)
@@ -176,6 +183,38 @@ def _chunked(q, k, v, beta, log_decay, state, reset, *, chunk_size, kernel=None)
     grouped_state = state.reshape(batch, groups, repeats, *state.shape[2:])
     o, final = chunk_scan.run(prepare, chunk_size, precision, inputs, grouped_state, kernel=kernel)
     return o.reshape(v.shape), final.reshape(state.shape)
+
+
+def _with_resets(log_decay, reset, *, heads):
+    """A reset as what it is to a decay: the logarithm of zero."""
+    if reset is None:
+        return log_decay
+    decay = jnp.zeros((heads, 1)) if log_decay is None else log_decay
+    return jnp.where(reset[:, :, None, None], -jnp.inf, decay)
+
+
+def _in_one_kernel(q, k, v, beta, log_decay, state, reset, *, chunk_size, kernel):
+    """All of it in the kernel ``delta_rule``, whose chunks have one length."""
+    log_decay = _with_resets(log_decay, reset, heads=v.shape[2])
+    return placement.by_rows(functools.partial(_whole, kernel), q, k, v, beta, log_decay, state)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _whole(kernel: kernels.Kernel, q, k, v, beta, log_decay, state):
+    """Outputs and the final state."""
+    return kernel.passes.forward(q, k, v, beta, log_decay, state, keep_starts=False, interpret=kernel.interpret)[:2]
+
+
+def _whole_forward(kernel, *inputs):
+    o, final, kept = kernel.passes.forward(*inputs, keep_starts=True, interpret=kernel.interpret)
+    return (o, final), (*inputs[:-1], kept)
+
+
+def _whole_backward(kernel, residuals, cotangents):
+    return kernel.passes.backward(*residuals, *cotangents, interpret=kernel.interpret)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def _prepare(inputs: _Inputs, *, precision: lax.Precision) -> Chunk:
@@ -199,15 +238,8 @@ def _prepare(inputs: _Inputs, *, precision: lax.Precision) -> Chunk:
             own = jnp.broadcast_to(jnp.sum(q * k, axis=-1), v.shape[:-1])
             scores = pair_scores(q, k, sums, own, precision)
             overlaps = pair_scores(k, k, sums, jnp.zeros_like(own), precision)
-    solve = unit_lower_inverse(beta * overlaps)
-    return Chunk(
-        read=read,
-        write=write,
-        value=product("...ij,...jv->...iv", solve, beta * v),
-        scores=scores,
-        keep=keep,
-        erase=product("...ij,...jk->...ik", solve, beta * seen),
-    )
+    value, erase = solve_unit_lower(beta * overlaps, (beta * v, beta * seen), precision)
+    return Chunk(read=read, write=write, value=value, scores=scores, keep=keep, erase=erase)
 
 
 _FORMS = {

@@ -12,6 +12,8 @@ and the kernel's passes. Nothing else in the project imports Pallas.
 | (optional) | precision, chunk_size | read_before, precision, output_dtype, keep_starts, interpret)``, |
 | | | ``backward(q, k, v, log_decay, start_log_mask, starts, d_output, d_final, *, chunk_size, |
 | | | read_before, precision, interpret)`` |
+| delta_rule | as gated_linear_attention | ``forward(q, k, v, beta, log_decay, state, *, keep_starts, interpret)``, |
+| (optional) | | ``backward(q, k, v, beta, log_decay, kept, d_output, d_final, *, interpret)`` |
 | selective_scan | x, dt, A, B, C, chunk_size | ``forward(x, dt, A, B, C, state, reset, *, keep_starts, interpret)``, |
 | | | ``backward(x, dt, A, B, C, reset, starts, dy, dfinal, *, interpret)`` |
 | linear_recurrence | dtype | ``scan(a, b, carry, reset, *, reverse, interpret)`` |

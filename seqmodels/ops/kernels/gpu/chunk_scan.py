@@ -35,14 +35,7 @@ from jaxtyping import Array, Float
 
 from seqmodels.ops.chunk import Chunk, power_of_two
 from seqmodels.ops.kernels.gpu import common
-
-STEPS = 64  # of a chunk: the least that wgmma multiplies
-COLUMNS = 64  # of the state in a block: 128 x 64 float32 are 64 registers a thread
-CHANNELS = (64, 128)
-STAGES = 2  # chunks in shared memory: the one in work and the next
-
-OPERAND = jnp.bfloat16
-"""float16 inputs are rounded to it as well: a state may leave float16's range."""
+from seqmodels.ops.kernels.gpu.tiles import CHANNELS, COLUMNS, OPERAND, STAGES, STEPS, load, matmul, pad, padded
 
 MATRICES = ("read", "write", "value", "erase", "scores")
 
@@ -173,7 +166,7 @@ def walk(
                 plgpu.copy_smem_to_gmem(S_s, starts[0].at[pl.ds((n * heads + head) * K, K), _columns(block)])
             update = tile["value"]
             if "erase" in tile:
-                u_s[0][...] = (_load(update).astype(jnp.float32) - product(tile["erase"], S_s)).astype(OPERAND)
+                u_s[0][...] = (load(update) - product(tile["erase"], S_s)).astype(OPERAND)
                 plgpu.commit_smem()
                 update = u_s[0]
             o = product(tile["read"], S_s)
@@ -184,7 +177,7 @@ def walk(
             plgpu.copy_smem_to_gmem(o_s, outputs.at[_of_outputs(places, n, head, block)])
             return product(tile["write"].transpose((1, 0)), update, plus=S)
 
-        S = _load(initial.at[of_head, _columns(block)])
+        S = load(initial.at[of_head, _columns(block)])
         S = _chunks(step, places, tiles, head, block, S)(*inputs.values())
         final.at[of_head, _columns(block)][...] = S
         plgpu.wait_smem_to_gmem(0)
@@ -248,7 +241,7 @@ def backward_scan(
             dS = product(tile["read"].transpose((1, 0)), do, plus=dS)
             return product(tile["erase"].transpose((1, 0)), du_s, plus=dS) if "erase" in tile else dS
 
-        dS = _load(last.at[of_head, _columns(block)])
+        dS = load(last.at[of_head, _columns(block)])
         dS = _chunks(step, places, tiles, head, block, dS, reverse=True)(*inputs.values())
         first.at[of_head, _columns(block)][...] = dS
         plgpu.wait_smem_to_gmem(0)
@@ -269,16 +262,6 @@ def backward_scan(
 
 
 # ---- around the kernels
-
-
-def padded(channels, width):
-    """K and V as the kernels want them; a zero channel or column stays zero."""
-    return next(size for size in CHANNELS if channels <= size), -(-width // COLUMNS) * COLUMNS
-
-
-def pad(x, rows, columns):
-    """Zeros after the last two axes."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, rows - x.shape[-2]), (0, columns - x.shape[-1])])
 
 
 def _arrays(chunk) -> dict[str, Array]:
@@ -354,11 +337,6 @@ def _columns(block):
     return pl.ds(block * COLUMNS, COLUMNS)
 
 
-def _load(ref):
-    """A tile as wgmma's accumulators lie in registers."""
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
-
-
 def _decayed(S, tile):
     """gamma[:, None] * S * b_keep[None, :]"""
     for name, axis in (("keep", 0), ("value_keep", 1)):
@@ -366,16 +344,3 @@ def _decayed(S, tile):
             decay = plgpu.load(tile[name], layout=plgpu.Layout.WGMMA.reduce(1 - axis), optimized=False)
             S = S * lax.broadcast_in_dim(decay, S.shape, (axis,))
     return S
-
-
-def matmul(interpret, a, b, plus=None):
-    """a b + plus on the tensor cores, from tiles in shared memory; float32."""
-    if plus is not None and not interpret:
-        return pl.run_state(lambda accumulator: plgpu.wgmma(accumulator, a, b))(plgpu.ACC.init(plus))
-
-    def multiply(accumulator):
-        plgpu.wgmma(accumulator, a, b)
-        return accumulator[...]
-
-    product = pl.run_scoped(multiply, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
-    return product if plus is None else plus + product  # the interpreter knows no accumulator that starts at a value

@@ -1,6 +1,7 @@
 """What the Mosaic GPU kernels share: what they need of JAX and of the device, and how they are launched."""
 
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,3 +61,29 @@ def launch(
         compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=not barriers),
         interpret=plgpu.InterpretGPUParams(detect_races=True) if interpret else None,
     )
+
+
+def call(
+    body: Callable[[types.SimpleNamespace], None],
+    inputs: Mapping[str, jax.Array],
+    *,
+    outputs: Mapping[str, jax.ShapeDtypeStruct],
+    scratch: Mapping[str, Any],
+    grid: dict[str, int],
+    interpret: bool,
+) -> dict[str, jax.Array]:
+    """Runs ``body`` over a grid of blocks, as ``launch`` does: it finds inputs, outputs and scratch memory by their names.
+
+    Returns:
+      The outputs by name.
+    """
+    names = (*inputs, *outputs, *scratch)
+
+    def by_name(*refs):
+        body(types.SimpleNamespace(**dict(zip(names, refs, strict=True))))
+
+    by_name.__name__ = body.__name__
+    found = launch(
+        by_name, out_type=list(outputs.values()), scratch_types=list(scratch.values()), grid=grid, interpret=interpret
+    )(*inputs.values())
+    return dict(zip(outputs, found, strict=True))

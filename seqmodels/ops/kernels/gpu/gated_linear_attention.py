@@ -11,52 +11,71 @@ each, what is left:
 
     dq~ = do S^T,  dk~ = v dS'^T,  dgamma = sum(S * dS'),  dA = do v^T
 
-with their backward passes through q~, k~, gamma and A to q, k and the log decay. Chunks have 64 steps: the
-numbers are the same.
+with their backward passes through q~, k~, gamma and A to q, k and the log decay. Values wider than 128 channels are taken in parts,
+as all of this is a sum over them; of more than 128 key channels each 128 are a head, and the outputs are added. Chunks have 64 steps:
+the numbers are the same.
 
 *Local sums on tensor cores.* ``chunk.py`` says why A is made level by level of sums within blocks of 1, 2, 4, ... 32
-steps. Here each level is three products of whole tiles. A matrix of zeros and ones times the log decays gives each row its sum:
-from the block's start for the rows of upper blocks, which read, to the block's end for those of lower blocks, which are
+steps. Here each level is two products of whole tiles. A matrix of zeros and ones, in registers, times the log decays gives each row
+its sum: from the block's start for the rows of upper blocks, which read, to the block's end for those of lower blocks, which are
 read. One tile Z holds q or k, whichever a row needs, times the exponential of that; of Z Z^T the level's pairs are taken.
 Backwards, with P = dA + dA^T cut down to the level's pairs, dZ = P Z, and the matrix's transpose adds a log decay's gradients up.
-Log decays (and their gradients) go through the tensor cores as two bfloat16 numbers, their rounded value and the rest, which
-keeps 16 bits of each; sums are float32, and nothing is subtracted. With one decay per head A is q k^T times the exponential of what
-lies between each pair of steps, two such products in all: of the pairs' log decays, step by step, with the first of the matrices.
+With one decay per head A is q k^T times the exponential of what lies between each pair of steps (``tiles.PairSums``).
+
+*What is rounded.* Log decays go through the tensor cores as float16: an exponent is off by 2^-11 of itself, its exponential by
+2e-4 or less, a tenth of what the tile is rounded by. Their gradients, which may be of any size, go through as two bfloat16 numbers,
+the rounded value and the rest, which keeps 16 bits of each. Sums are float32, and nothing is subtracted.
 """
 
 import functools
-from typing import NamedTuple
+import types
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float
 
 from seqmodels.ops.kernels.gpu import chunk_scan, common
+from seqmodels.ops.kernels.gpu.local_sums import Decays, level_sums, opened, reader_or_read, sums_of_single_steps
+from seqmodels.ops.kernels.gpu.tiles import (
+    BLOCK,
+    CHANNELS,
+    CLOSED,
+    COLUMNS,
+    LEVELS,
+    OPERAND,
+    PRECISE,
+    STAGES,
+    STEPS,
+    Chunks,
+    PairSums,
+    Sizes,
+    Tile,
+    by_column,
+    columns_of,
+    in_columns,
+    load,
+    matmul,
+    of_steps,
+    over_values,
+    parts_of,
+    send,
+    state_products,
+    sums_by,
+)
 
-STEPS = chunk_scan.STEPS
-LEVELS = 6  # of blocks of 1, 2, 4, ... 32 steps
-BLOCK = 64  # key channels that are worked on at once
-BY_KEY = ("q", "k", "g", "starts", "ends")
-WIDTH = 128  # the most value channels: more would not fit into shared memory
-STAGES = 2  # chunks in shared memory: the one in work and the next
-BLOCKS = 264  # of a grid at least, if there are as many chunks: two for each multiprocessor
-
-CLOSED = -1e4
-"""What minus infinity is taken for: 0 times it is 0, and its exponential is 0."""
-
-OPERAND, matmul = chunk_scan.OPERAND, chunk_scan.matmul
+BLOCKS_AT_ONCE = 2  # of 64 value channels, whose gradients one kernel makes: more would not fit into shared memory
 
 
 def unsupported_reason(*, q: Array, k: Array, v: Array, decays: int, precision: lax.Precision, chunk_size: int) -> str | None:
     """What keeps a call from this kernel; ``decays``: how many a head has, 0, 1 or one per channel."""
-    if v.shape[3] > WIDTH:
-        return f"V = {v.shape[3]} value channels are more than {WIDTH}"
     if chunk_size < q.shape[1] and chunk_size != STEPS:
         return f"its chunks have {STEPS} steps, not {chunk_size}"
-    return chunk_scan.unsupported_reason(precision=precision, channels=q.shape[3], width=v.shape[3], chunk_size=STEPS)
+    channels = min(q.shape[3], CHANNELS[-1])  # more are taken in blocks
+    return chunk_scan.unsupported_reason(precision=precision, channels=channels, width=v.shape[3], chunk_size=STEPS)
 
 
 def forward(
@@ -79,10 +98,17 @@ def forward(
     Without a bonus term; ``start_log_mask``, for reading before: the logarithm of what of the state a step may read, 0 or minus
     infinity where a document starts.
     """
-    sizes = _Sizes.of(q, v, log_decay)
+    if (blocks := _KeyBlocks.of(q, v)) is not None:
+        o, final, starts = forward(
+            *blocks.split(q, k, v, log_decay), start_log_mask, blocks.split_state(state),
+            chunk_size=chunk_size, read_before=read_before, precision=precision, output_dtype=jnp.float32,
+            keep_starts=keep_starts, interpret=interpret,
+        )  # fmt: skip
+        return blocks.summed(o).astype(output_dtype), blocks.joined_state(final), starts
+    sizes = Sizes.of(q, v, log_decay)
     chunks = _prepare(sizes, _inputs(sizes, q, k, log_decay, start_log_mask), read_before, interpret)
     o, final, *starts = chunk_scan.walk(
-        sizes.places, chunks | {"value": sizes.flat(v, sizes.V)}, sizes.flat_state(state),
+        _places(sizes), chunks | {"value": sizes.flat(v, sizes.V)}, sizes.flat_state(state),
         output_dtype=output_dtype, keep_starts=keep_starts, interpret=interpret,
     )  # fmt: skip
     return sizes.unflat(o, v.shape), sizes.unflat_state(final, state.shape), starts[0] if keep_starts else None
@@ -104,97 +130,113 @@ def backward(
     interpret: bool,
 ) -> tuple[Array, Array, Array, Array | None, Array]:
     """Gradients of q, k, v, log_decay (None without one) and the state."""
-    sizes = _Sizes.of(q, v, log_decay)
+    if (blocks := _KeyBlocks.of(q, v)) is not None:
+        _, _, d_output, _ = blocks.split(q, k, d_output, None)
+        dq, dk, dv, dg, d_state = backward(
+            *blocks.split(q, k, v, log_decay), start_log_mask, starts, d_output, blocks.split_state(d_final),
+            chunk_size=chunk_size, read_before=read_before, precision=precision, interpret=interpret,
+        )  # fmt: skip
+        if log_decay is not None:
+            dg = blocks.summed(dg) if log_decay.shape[3] == 1 else blocks.joined_decay(dg)
+        return blocks.joined(dq), blocks.joined(dk), blocks.summed(dv).astype(v.dtype), dg, blocks.joined_state(d_state)
+    sizes = Sizes.of(q, v, log_decay)
     inputs = _inputs(sizes, q, k, log_decay, start_log_mask)
     do = sizes.flat(d_output, sizes.V)
     chunks = _prepare(sizes, inputs, read_before, interpret)
     ends, first, dv = chunk_scan.backward_scan(
-        sizes.places, chunks | {"value": do}, sizes.flat_state(d_final), value_dtype=v.dtype, interpret=interpret
+        _places(sizes), chunks | {"value": do}, sizes.flat_state(d_final), value_dtype=v.dtype, interpret=interpret
     )
     inputs |= {"v": sizes.flat(v, sizes.V), "do": do, "starts": starts, "ends": ends}
-    dq, dk, *dg = _gradients(sizes, inputs, OPERAND if sizes.G == sizes.H else jnp.float32, read_before, interpret)
-
-    def of_groups(d, x):
-        d = sizes.unflat(d, (*x.shape[:2], sizes.H, x.shape[3]))
-        return jnp.sum(d.reshape(*x.shape[:3], -1, x.shape[3]), axis=3).astype(x.dtype)
-
+    blocks = range(sizes.V // COLUMNS)
+    parts = [blocks[first : first + BLOCKS_AT_ONCE] for first in blocks[::BLOCKS_AT_ONCE]]
+    dtype = OPERAND if len(parts) == 1 and sizes.G == sizes.H else jnp.float32
+    make = _gradients_per_channel if sizes.per == "channel" else _gradients_per_head
+    found = [make(sizes, inputs, part, dtype, read_before, interpret) for part in parts]
+    d = {name: sum(of_part[name] for of_part in found) for name in found[0]}
     return (
-        of_groups(dq, q),
-        of_groups(dk, k),
+        sizes.of_groups(d["dq"], q.shape).astype(q.dtype),
+        sizes.of_groups(d["dk"], k.shape).astype(k.dtype),
         sizes.unflat(dv, v.shape),
-        None if log_decay is None else sizes.unflat_decay(*dg, log_decay.shape).astype(log_decay.dtype),
+        None if log_decay is None else sizes.unflat_decay(d["dg"], log_decay.shape).astype(log_decay.dtype),
         sizes.unflat_state(first, d_final.shape),
     )
 
 
-class _Sizes(NamedTuple):
-    """B rows of N chunks; G groups, H heads; K and V channels a head, padded to what the kernels want; one decay per what, if any."""
+class _KeyBlocks(NamedTuple):
+    """More key channels than a state in registers has, as ``count`` heads for each head: its output is the sum of theirs.
 
-    B: int
-    N: int
+    G groups of R heads, K channels; a block has ``width`` of them, the last one perhaps zeros.
+    """
+
     G: int
-    H: int
+    R: int
     K: int
-    V: int
-    per: str | None
+    count: int
 
     @classmethod
-    def of(cls, q, v, log_decay):
-        batch, steps, groups, channels = q.shape
-        per = None if log_decay is None else "head" if log_decay.shape[3] == 1 else "channel"
-        return cls(batch, -(-steps // STEPS), groups, v.shape[2], *chunk_scan.padded(channels, v.shape[3]), per)
+    def of(cls, q: Float[Array, "B T G K"], v: Float[Array, "B T H V"]) -> "_KeyBlocks | None":
+        groups, channels = q.shape[2:]
+        count = -(-channels // CHANNELS[-1])
+        return None if count == 1 else cls(groups, v.shape[2] // groups, channels, count)
 
     @property
-    def places(self) -> chunk_scan.Places:
-        """For the walk: what was prepared lies chunk by chunk, the rest where it came from."""
+    def width(self) -> int:
+        return -(-self.K // self.count)
 
-        def find(name, n, head):
-            if name in ("value", "output"):
-                return self.of_steps(n, head)
-            if self.per is None and name in ("read", "write"):
-                return self.of_steps(n, head, self.G)
-            return self.of_chunk(n, head), 0
+    def split(self, q, k, v, log_decay):
+        """q, k, v and log_decay of the heads that are blocks."""
 
-        return chunk_scan.Places(self.N, self.B * self.H, self.K, self.V, find)
+        def repeated(x):
+            x = x.reshape(*x.shape[:2], self.G, 1, self.R, -1)
+            return jnp.broadcast_to(x, (*x.shape[:3], self.count, *x.shape[4:])).reshape(*x.shape[:2], -1, x.shape[-1])
 
-    @property
-    def matrices(self):
-        """How many of ``_make_sums`` are needed: only decays per channel have levels."""
-        return LEVELS if self.per == "channel" else 1
+        def in_blocks(x):
+            return self._padded(x, 3).reshape(*x.shape[:2], -1, self.width)
 
-    def of_chunk(self, n, head):
-        """The number of chunk n of a head among all heads' chunks."""
-        return n * (self.B * self.H) + head
+        if log_decay is not None and log_decay.shape[3] > 1:
+            x = self._padded(log_decay, 3).reshape(*log_decay.shape[:2], self.G, self.R, self.count, self.width)
+            log_decay = jnp.swapaxes(x, 3, 4).reshape(*x.shape[:2], -1, self.width)
+        elif log_decay is not None:
+            log_decay = repeated(log_decay)
+        return in_blocks(q), in_blocks(k), repeated(v), log_decay
 
-    def of_steps(self, n, head, heads=None):
-        """(number of the tile of steps, number of the head in its row) of chunk n, where every row has ``heads``."""
-        return lax.div(head, self.H) * self.N + n, lax.div(lax.rem(head, self.H), self.H // (heads or self.H))
+    def split_state(self, x: Float[Array, "B H K V"]) -> Float[Array, "B blocks width V"]:
+        x = self._padded(x, 2).reshape(x.shape[0], self.G, self.R, self.count, self.width, x.shape[3])
+        return jnp.swapaxes(x, 2, 3).reshape(x.shape[0], -1, self.width, x.shape[-1])
 
-    def flat(self, x, channels, dtype=OPERAND):
-        """[B, T, heads, X] as [B T, heads X]."""
-        x = jnp.pad(x, ((0, 0), (0, self.N * STEPS - x.shape[1]), (0, 0), (0, channels - x.shape[3])))
-        return x.astype(dtype).reshape(self.B * self.N * STEPS, -1)
+    def joined(self, x: Float[Array, "B T blocks width"]) -> Float[Array, "B T G K"]:
+        """Of q and k."""
+        return x.reshape(*x.shape[:2], self.G, -1)[..., : self.K]
 
-    def flat_rows(self, x):
-        """[B, T, heads] as [B heads N, 64]."""
-        x = jnp.pad(x, ((0, 0), (0, self.N * STEPS - x.shape[1]), (0, 0)))
-        return jnp.moveaxis(x, 2, 1).reshape(-1, STEPS)
+    def joined_decay(self, x: Float[Array, "B T blocks width"]) -> Float[Array, "B T H K"]:
+        x = x.reshape(*x.shape[:2], self.G, self.count, self.R, self.width)
+        return jnp.swapaxes(x, 3, 4).reshape(*x.shape[:2], self.G * self.R, -1)[..., : self.K]
 
-    def unflat(self, x, shape):
-        """The backward pass, without what was padded."""
-        return x.reshape(self.B, self.N * STEPS, shape[2], -1)[:, : shape[1], :, : shape[3]]
+    def joined_state(self, x: Float[Array, "B blocks width V"]) -> Float[Array, "B H K V"]:
+        x = x.reshape(x.shape[0], self.G, self.count, self.R, self.width, x.shape[3])
+        return jnp.swapaxes(x, 2, 3).reshape(x.shape[0], self.G * self.R, -1, x.shape[-1])[:, :, : self.K]
 
-    def unflat_decay(self, x, shape):
-        if self.per == "channel":
-            return self.unflat(x, shape)
-        x = jnp.sum(x.reshape(-1, self.B, self.H, self.N * STEPS), axis=0)
-        return jnp.moveaxis(x, 1, 2)[:, : shape[1], :, None]
+    def summed(self, x: Float[Array, "B T blocks X"]) -> Float[Array, "B T H X"]:
+        x = x.reshape(*x.shape[:2], self.G, self.count, self.R, x.shape[3])
+        return jnp.sum(x, axis=3).reshape(*x.shape[:2], -1, x.shape[-1])
 
-    def flat_state(self, x):
-        return chunk_scan.pad(x, self.K, self.V).reshape(-1, self.V)
+    def _padded(self, x, axis):
+        ends = [(0, 0)] * x.ndim
+        ends[axis] = 0, self.count * self.width - self.K
+        return jnp.pad(x, ends)
 
-    def unflat_state(self, x, shape):
-        return x.reshape(self.B, self.H, self.K, self.V)[..., : shape[2], : shape[3]]
+
+def _places(sizes: Sizes) -> chunk_scan.Places:
+    """For the walk: what was prepared lies chunk by chunk, the rest where it came from."""
+
+    def find(name, n, head):
+        if name in ("value", "output"):
+            return sizes.of_steps(n, head)
+        if sizes.per is None and name in ("read", "write"):
+            return sizes.of_steps(n, head, sizes.G)
+        return sizes.of_chunk(n, head), 0
+
+    return chunk_scan.Places(sizes.N, sizes.B * sizes.H, sizes.K, sizes.V, find)
 
 
 def _inputs(sizes, q, k, log_decay, start_log_mask):
@@ -210,394 +252,309 @@ def _inputs(sizes, q, k, log_decay, start_log_mask):
 
 
 def _prepare(sizes, inputs, read_before, interpret):
-    """read (q~), write (k~), keep (gamma) and scores (A) of every chunk, as the walk reads them."""
-    N, K = sizes.N, sizes.K
-    heads, blocks = sizes.B * sizes.H, K // BLOCK
-    parts = _parts(heads, N)
+    """``read`` (q~), ``write`` (k~), ``keep`` (gamma) and ``scores`` (A) of every chunk, as the walk reads them."""
+    if sizes.per == "channel":
+        return _prepare_per_channel(sizes, inputs, read_before, interpret)
+    return {"read": inputs["q"], "write": inputs["k"]} | _prepare_per_head(sizes, inputs, read_before, interpret)
 
-    def body(*refs):
-        in_refs, (scores, *decayed), buffers = refs[: len(inputs)], refs[len(inputs) : -7], refs[-7:]
-        sums, hi, lo, Z, read_s, write_s, keep_s = buffers
+
+# ---- one decay per key channel
+
+
+def _prepare_per_channel(sizes, inputs, read_before, interpret):
+    """64 key channels after the other; A, a sum over them, stays in registers."""
+    product = functools.partial(matmul, interpret)
+    blocks, parts = sizes.K // BLOCK, parts_of(sizes.heads, sizes.N)
+
+    def prepare(ref):
         head, part = lax.axis_index("head"), lax.axis_index("part")
-        local = functools.partial(_sum, interpret, sums, hi, lo)
-        product = functools.partial(matmul, interpret)
-        _make_sums(sums, read_before, sizes.matrices)
+        chunks = Chunks(sizes, head, part, parts)
 
-        def step(index, *tiles):
-            row = sizes.of_chunk(part * (N // parts) + index[0], head)
-            of_chunk = pl.ds(row * STEPS, STEPS)
-
-            def send(tile, block, decays):
-                columns = pl.ds(block * BLOCK, BLOCK)
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the three tiles, and Z, are free again
-                read_s[...] = (_load(tile["q"]) * decays.prefix).astype(OPERAND)
-                write_s[...] = (_load(tile["k"]) * decays.suffix).astype(OPERAND)
-                keep_s[...] = decays.total
-                plgpu.commit_smem()
-                read, write, keep = decayed
-                plgpu.copy_smem_to_gmem(read_s, read.at[of_chunk, columns])
-                plgpu.copy_smem_to_gmem(write_s, write.at[of_chunk, columns])
-                plgpu.copy_smem_to_gmem(keep_s, keep.at[row, columns])
-
-            A = jnp.zeros((STEPS, STEPS), jnp.float32)
-            if sizes.per == "channel":
-                for block in range(blocks):
-                    tile = _of_block(inputs, tiles, block)
-                    send(tile, block, _decays(tile, local, read_before))
-                    at = _Tile.make(row + block)
-                    if not read_before:
-                        A = A + at.diagonal(jnp.sum(_load(tile["q"]) * _load(tile["k"]), axis=1))
-
-                    def add_level(level, A, sums, tile=tile):
-                        at = _Tile.make(row + level)
-                        Z[...] = (_in_level(tile, at, level) * _level_decay(tile, at, level, sums)).astype(OPERAND)
-                        plgpu.commit_smem()
-                        return A + jnp.where(at.is_pair_below(level), product(Z, Z.transpose((1, 0))), 0.0)
-
-                    A = add_level(0, A, _sums_of_single_steps(tile, at, read_before))
-                    A = lax.fori_loop(1, LEVELS, lambda level, A: add_level(level, A, local(level)), A)
-            else:
-                tile = _of_block(inputs, tiles, 0)
-                if sizes.per == "head":
-                    decays = _decays(tile, local, read_before)
-                    for block in range(blocks):
-                        send(_of_block(inputs, tiles, block), block, decays)
-                else:
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # Z is free again
-                for block in range(blocks):
-                    of_block = _of_block(inputs, tiles, block)
-                    A = product(of_block["q"], of_block["k"].transpose((1, 0)), A)
-                at = _Tile.make(row)
-                if sizes.per == "head":
-                    A = A * jnp.exp(_pair_sums(tile, at, local, read_before))
-                A = jnp.where(at.is_visible(read_before), A, 0.0)
-            Z[...] = A.astype(OPERAND)
+        def step(n, block, tile, A):
+            row = sizes.of_chunk(n, head)
+            of_chunk, columns = pl.ds(row * STEPS, STEPS), pl.ds(block * BLOCK, BLOCK)
+            at = Tile.make(row + block)
+            A = jnp.where(block == 0, 0.0, 1.0) * A
+            decays = Decays.of(interpret, at, tile, ref.g_s, read_before)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
+            ref.read_s[...] = (load(tile["q"]) * decays.prefix).astype(OPERAND)
+            ref.write_s[...] = (load(tile["k"]) * decays.suffix).astype(OPERAND)
+            ref.keep_s[...] = decays.total
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(Z, scores.at[of_chunk])
+            plgpu.copy_smem_to_gmem(ref.read_s, ref.read.at[of_chunk, columns])
+            plgpu.copy_smem_to_gmem(ref.write_s, ref.write.at[of_chunk, columns])
+            plgpu.copy_smem_to_gmem(ref.keep_s, ref.keep.at[row, columns])
+            if not read_before:
+                A = A + at.diagonal(jnp.sum(load(tile["q"]) * load(tile["k"]), axis=1))
 
-        _pipeline(step, sizes, inputs, head, part, parts, range(blocks))(*in_refs)
+            def add_level(level, A, sums):
+                at = Tile.make(row + level)
+                Z = reader_or_read(tile, at, level) * jnp.exp(opened(tile, at, level, sums))
+                ref.Z_s[...] = Z.astype(OPERAND)
+                plgpu.commit_smem()
+                return A + jnp.where(at.is_pair_below(level), product(ref.Z_s, ref.Z_s.transpose((1, 0))), 0.0)
+
+            A = add_level(0, A, sums_of_single_steps(tile, at, read_before))
+            A = lax.fori_loop(
+                1, LEVELS, lambda level, A: add_level(level, A, level_sums(interpret, row, level, ref.g_s, read_before)), A
+            )
+
+            @pl.when(block == blocks - 1)
+            def _():
+                send(ref.scores_s, A, ref.scores.at[of_chunk])
+
+            return A
+
+        # As wgmma lays out its results; the interpreter has no layouts.
+        A = jnp.zeros((STEPS, STEPS), jnp.float32)
+        A = A if interpret else plgpu.layout_cast(A, plgpu.Layout.WGMMA)
+        in_turn = chunks.keys(sizes.G, block=lambda turn: turn)
+        tiles = {"q": (ref.q, in_turn), "k": (ref.k, in_turn), "g": (ref.g, chunks.keys(sizes.H, block=lambda turn: turn))}
+        if "start_log_mask" in inputs:
+            tiles["start_log_mask"] = ref.start_log_mask, chunks.row_of_batch()
+        chunks.run(step, tiles, carry=A, stages=STAGES, turns=blocks)
         plgpu.wait_smem_to_gmem(0)
 
-    rows = N * heads
-    out_type = {"scores": jax.ShapeDtypeStruct((rows * STEPS, STEPS), OPERAND)}
-    if sizes.per is not None:
-        out_type |= {
-            "read": jax.ShapeDtypeStruct((rows * STEPS, K), OPERAND),
-            "write": jax.ShapeDtypeStruct((rows * STEPS, K), OPERAND),
-            "keep": jax.ShapeDtypeStruct((rows, K), jnp.float32),
-        }
-    found = common.launch(
-        body,
-        out_type=list(out_type.values()),
-        scratch_types=[
-            plgpu.SMEM((sizes.matrices * STEPS, STEPS), OPERAND),
-            *[plgpu.SMEM((STEPS, BLOCK), OPERAND)] * 5,
-            plgpu.SMEM((BLOCK,), jnp.float32),
-        ],
-        grid={"head": heads, "part": parts},
-        interpret=interpret,
-    )(*inputs.values())
-    return {"read": inputs["q"], "write": inputs["k"]} | dict(zip(out_type, found))
+    rows, tile = sizes.N * sizes.heads, plgpu.SMEM((STEPS, BLOCK), OPERAND)
+    return common.call(
+        prepare, inputs,
+        outputs={
+            "scores": jax.ShapeDtypeStruct((rows * STEPS, STEPS), OPERAND),
+            "read": jax.ShapeDtypeStruct((rows * STEPS, sizes.K), OPERAND),
+            "write": jax.ShapeDtypeStruct((rows * STEPS, sizes.K), OPERAND),
+            "keep": jax.ShapeDtypeStruct((rows, sizes.K), jnp.float32),
+        },
+        scratch={
+            "g_s": plgpu.SMEM((STEPS, BLOCK), PRECISE), "Z_s": tile, "read_s": tile, "write_s": tile, "scores_s": tile,
+            "keep_s": plgpu.SMEM((BLOCK,), jnp.float32),
+        },
+        grid={"head": sizes.heads, "part": parts}, interpret=interpret,
+    )  # fmt: skip
 
 
-def _gradients(sizes, inputs, dtype, read_before, interpret):
-    """Of q and k, in ``dtype``, and of the log decay, for every head."""
-    N = sizes.N
-    heads, blocks = sizes.B * sizes.H, sizes.K // BLOCK
-    parts = _parts(heads * blocks, N)
+def _gradients_per_channel(sizes, inputs, blocks, dtype, read_before, interpret):
+    """What comes of some ``blocks`` of 64 value channels, for every head: ``dq``, ``dk`` (in ``dtype``) and ``dg`` (float32)."""
+    product, sums_of = functools.partial(matmul, interpret), functools.partial(sums_by, interpret)
+    key_blocks = sizes.K // BLOCK
+    parts = parts_of(sizes.heads * key_blocks, sizes.N)
 
-    def body(*refs):
-        in_refs, (dq_ref, dk_ref, *dg_ref), buffers = refs[: len(inputs)], refs[len(inputs) : -9], refs[-9:]
-        sums, hi, lo, Z, pairs, hi_d, lo_d, vector, wide = buffers
-        local = functools.partial(_sum, interpret, sums, hi, lo)
-        head, block, part = lax.axis_index("head"), lax.axis_index("block"), lax.axis_index("part")
-        _make_sums(sums, read_before, sizes.matrices)
-        product = functools.partial(matmul, interpret)
+    def gradients(ref):
+        head, key_block, part = lax.axis_index("head"), lax.axis_index("block"), lax.axis_index("part")
 
-        def send(n, head, block, dq, dk, *dg):
-            row, column = sizes.of_steps(n, head)
-            place = pl.ds(row * STEPS, STEPS), pl.ds(column * sizes.K + block * BLOCK, BLOCK)
-            # Through tiles of their dtype that are free by then.
-            narrow = (Z, pairs) if dtype == OPERAND else (wide, wide)
-            for d, tile, ref in zip((*dg, dq, dk), (*(wide for _ in dg), *narrow), (*dg_ref[: len(dg)], dq_ref, dk_ref)):
-                if tile is wide:
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                tile[...] = d.astype(tile.dtype)
-                plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(tile, ref.at[place])
-
-        def step(index, *tiles):
-            tile = _of_block(inputs, tiles, 0)
-            n = part * (N // parts) + index[0]
+        def step(n, tile):
             now = sizes.of_chunk(n, head)
-            do, v, S, dS = tile["do"], tile["v"], tile["starts"], tile["ends"]
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # Z and pairs are free again
+            at = Tile.make(now)
+            do, v, S, dS = ([tile[name, block] for block in blocks] for name in BY_VALUE)
+            q, k = tile["q"], tile["k"]
 
-            weights = product(do, v.transpose((1, 0)))  # of what step i reads of step j
-            dq, dk = product(do, S.transpose((1, 0))), product(v, dS.transpose((1, 0)))
-            if sizes.per is not None:
-                # The backward passes from gamma, q~ and k~.
-                decays = _decays(tile, local, read_before)
-                vector[...] = jnp.sum(_load(S) * _load(dS), axis=1)
-                plgpu.commit_smem()
-                total = decays.total * plgpu.load(vector, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
-                dg = lax.broadcast_in_dim(total, (STEPS, BLOCK), (1,))
-                dq, dk = dq * decays.prefix, dk * decays.suffix
-                by_prefix = dq * _load(tile["q"])
-                _split(by_prefix, hi_d, lo_d)
-                dg = _sum(interpret, sums, hi_d, lo_d, 0, transposed=True, plus=dg if read_before else dg + by_prefix)
-                _split(dk * _load(tile["k"]), hi_d, lo_d)
-                dg = _sum(interpret, sums, hi_d, lo_d, 0, plus=dg)
-
-            if sizes.per != "channel":
-                at = _Tile.make(now)
-                if sizes.per == "head":
-                    weights = weights * jnp.exp(_pair_sums(tile, at, local, read_before))
-                weights = jnp.where(at.is_visible(read_before), weights, 0.0)
-                pairs[...] = weights.astype(OPERAND)
-                plgpu.commit_smem()
-                dq = product(pairs, tile["k"], dq)
-                dk = product(pairs.transpose((1, 0)), tile["q"], dk)
-                if sizes.per == "head":
-                    d_sums = weights * product(tile["q"], tile["k"].transpose((1, 0)))
-                    d_sums = jnp.where(at.is_below(), d_sums, 0.0)
-                    _split(d_sums, hi_d, lo_d)
-                    d_sums = _sum(interpret, sums, hi_d, lo_d, 0, transposed=True, plus=None if read_before else d_sums)
-                    dg = dg + jnp.where(at.is_below(), d_sums, 0.0)
-                    vector[...] = jnp.sum(dg, axis=1)
-                    plgpu.commit_smem()
-                    plgpu.copy_smem_to_gmem(vector, dg_ref[0].at[(block * heads + head) * N + n])
-                send(n, head, block, dq, dk)
-                return
+            # The backward passes from gamma, q~ and k~.
+            decays = Decays.of(interpret, at, tile, ref.g_s, read_before)
+            dg = in_columns(decays.total * state_products(interpret, at, S, dS))
+            dq, dk = over_values(interpret, do, S) * decays.prefix, over_values(interpret, v, dS) * decays.suffix
+            by_prefix = dq * load(q)
+            dg = sums_of(at.row < at.column, by_prefix, ref.part_s, plus=dg if read_before else dg + by_prefix)
+            dg = sums_of(at.is_below(), dk * load(k), ref.part_s, plus=dg)
 
             # Symmetric: with which weight step i reads or is read by step j.
-            at = _Tile.make(now)
+            weights = over_values(interpret, do, v)
             own = jnp.sum(jnp.where(at.row == at.column, weights, 0.0), axis=1)
-            weights = jnp.where(at.is_below(), weights, product(v, do.transpose((1, 0)))).astype(OPERAND)
+            weights = jnp.where(at.is_below(), weights, over_values(interpret, v, do)).astype(OPERAND)
             if not read_before:
                 own = lax.broadcast_in_dim(own, (STEPS, BLOCK), (0,))
-                dq, dk = dq + own * _load(tile["k"]), dk + own * _load(tile["q"])
+                dq, dk = dq + own * load(k), dk + own * load(q)
 
             def add_level(level, dq, dk, sums):
-                at = _Tile.make(now + level)
-                decay = _level_decay(tile, at, level, sums)
-                Z[...] = (_in_level(tile, at, level) * decay).astype(OPERAND)
-                pairs[...] = jnp.where(at.is_pair(level), weights, jnp.zeros_like(weights))
+                at = Tile.make(now + level)
+                decay = jnp.exp(opened(tile, at, level, sums))
+                ref.Z_s[...] = (reader_or_read(tile, at, level) * decay).astype(OPERAND)
+                ref.pairs_s[...] = jnp.where(at.is_pair(level), weights, jnp.zeros_like(weights))
                 plgpu.commit_smem()
-                d = product(pairs, Z) * decay
+                d = product(ref.pairs_s, ref.Z_s) * decay
                 upper = at.is_upper(level)
-                return dq + jnp.where(upper, d, 0.0), dk + jnp.where(upper, 0.0, d), d * _in_level(tile, at, level)
+                return dq + jnp.where(upper, d, 0.0), dk + jnp.where(upper, 0.0, d), d * reader_or_read(tile, at, level)
 
             def add_wide_level(level, carry):
                 dq, dk, dg = carry
-                dq, dk, d_sums = add_level(level, dq, dk, local(level))
-                _split(d_sums, hi_d, lo_d)
-                return dq, dk, _sum(interpret, sums, hi_d, lo_d, level, transposed=True, plus=dg)
+                dq, dk, d_sums = add_level(level, dq, dk, level_sums(interpret, now, level, ref.g_s, read_before))
+                summed = Tile.make(now + level).transposed().is_summed(level, read_before)
+                return dq, dk, sums_of(summed, d_sums, ref.part_s, plus=dg)
 
-            dq, dk, d_sums = add_level(0, dq, dk, _sums_of_single_steps(tile, at, read_before))
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
+            dq, dk, d_sums = add_level(0, dq, dk, sums_of_single_steps(tile, at, read_before))
             if not read_before:
                 dg = dg + jnp.where(at.is_upper(0), d_sums, 0.0)
             dq, dk, dg = lax.fori_loop(1, LEVELS, add_wide_level, (dq, dk, dg))
-            send(n, head, block, dq, dk, dg)
+            place = columns_of(sizes, n, head, key_block, key_blocks)
+            ref.dg.at[place][...] = dg
+            # Through tiles that are free by then.
+            send(ref.Z_s if dtype == OPERAND else ref.wide_s, dq, ref.dq.at[place])
+            send(ref.pairs_s if dtype == OPERAND else ref.wide_s, dk, ref.dk.at[place])
 
-        _pipeline(step, sizes, inputs, head, part, parts, [block])(*in_refs)
+        # Sums over the heads of a group are float32 and leave no room for a second chunk.
+        stages = STAGES if dtype == OPERAND else 1
+        _over_chunks(step, sizes, ref, inputs, blocks, head, key_block, part, parts, stages)
+
+    steps = sizes.B * sizes.N * STEPS, sizes.H * sizes.K
+    tile = plgpu.SMEM((STEPS, BLOCK), OPERAND)
+    wide = {} if dtype == OPERAND else {"wide_s": plgpu.SMEM((STEPS, BLOCK), dtype)}
+    return common.call(
+        gradients, inputs,
+        outputs={
+            "dq": jax.ShapeDtypeStruct(steps, dtype), "dk": jax.ShapeDtypeStruct(steps, dtype),
+            "dg": jax.ShapeDtypeStruct(steps, jnp.float32),
+        },
+        scratch={
+            "g_s": plgpu.SMEM((STEPS, BLOCK), PRECISE), "Z_s": tile, "pairs_s": tile, "part_s": tile
+        } | wide,
+        grid={"head": sizes.heads, "block": key_blocks, "part": parts}, interpret=interpret,
+    )  # fmt: skip
+
+
+# ---- one decay per head, or none
+
+
+def _prepare_per_head(sizes, inputs, read_before, interpret):
+    """Without decays A alone."""
+    product = functools.partial(matmul, interpret)
+    blocks, parts = range(sizes.K // BLOCK), parts_of(sizes.heads, sizes.N)
+
+    def prepare(ref):
+        head, part = lax.axis_index("head"), lax.axis_index("part")
+        chunks = Chunks(sizes, head, part, parts)
+
+        def step(n, tile):
+            row = sizes.of_chunk(n, head)
+            of_chunk = pl.ds(row * STEPS, STEPS)
+            at = Tile.make(row)
+            A = product(tile["q"], tile["k"].transpose((1, 0)))
+            if sizes.per is not None:
+                sums = _pair_sums(interpret, at, tile, ref.g_s, read_before)
+                A = A * jnp.exp(jnp.where(at.is_below(), sums.between, 0.0))
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
+                ref.keep_s[...] = _total_per_head(tile)
+                ref.vector_s[...] = jnp.exp(sums.suffix)
+                plgpu.commit_smem()
+                prefix = lax.broadcast_in_dim(jnp.exp(sums.prefix), (STEPS, BLOCK), (0,))
+                for block in blocks:
+                    columns = pl.ds(block * BLOCK, BLOCK)
+                    send(ref.read_s, load(tile["q"].at[:, columns]) * prefix, ref.read.at[of_chunk, columns])
+                    plgpu.copy_smem_to_gmem(ref.keep_s, ref.keep.at[row, columns])
+                    ref.write_s[...] = (load(tile["k"].at[:, columns]) * of_steps(ref.vector_s)).astype(OPERAND)
+                    plgpu.commit_smem()
+                    plgpu.copy_smem_to_gmem(ref.write_s, ref.write.at[of_chunk, columns])
+            send(ref.scores_s, jnp.where(at.is_visible(read_before), A, 0.0), ref.scores.at[of_chunk])
+
+        tiles = {"q": (ref.q, chunks.keys(sizes.G)), "k": (ref.k, chunks.keys(sizes.G))} | _rows(chunks, ref, inputs)
+        chunks.run(step, tiles, stages=STAGES)
         plgpu.wait_smem_to_gmem(0)
 
-    shape = sizes.B * N * STEPS, sizes.H * sizes.K
-    out_type = [jax.ShapeDtypeStruct(shape, dtype)] * 2
+    rows, tile = sizes.N * sizes.heads, plgpu.SMEM((STEPS, BLOCK), OPERAND)
+    outputs, scratch = {"scores": jax.ShapeDtypeStruct((rows * STEPS, STEPS), OPERAND)}, {"scores_s": tile}
     if sizes.per is not None:
-        shape = shape if sizes.per == "channel" else (blocks * heads * N, STEPS)
-        out_type.append(jax.ShapeDtypeStruct(shape, jnp.float32))
-    return common.launch(
-        body,
-        out_type=out_type,
-        scratch_types=[
-            plgpu.SMEM((sizes.matrices * STEPS, STEPS), OPERAND),
-            *[plgpu.SMEM((STEPS, BLOCK), OPERAND)] * 6,
-            plgpu.SMEM((BLOCK,), jnp.float32),
-            plgpu.SMEM((STEPS, BLOCK), jnp.float32),
-        ],
-        grid={"head": heads, "block": blocks, "part": parts},
-        interpret=interpret,
-    )(*inputs.values())
-
-
-def _parts(blocks, count):
-    """Into how many parts, of equal length, blocks of a grid divide their chunks: enough to fill the device."""
-    return next(parts for parts in range(1, count + 1) if count % parts == 0 and (blocks * parts >= BLOCKS or parts == count))
-
-
-# ---- inside the kernels
-
-
-def _pipeline(step, sizes, inputs, head, part, parts, blocks):
-    """The loop over a part's chunks, as a function of the arrays in device memory: of arrays with key channels a tile for each of the
-    blocks of them, the other arrays' tiles after them (``_of_block``).
-    """
-
-    def spec(name, block):
-        def index(i):
-            n = part * (sizes.N // parts) + i
-            if name == "start_log_mask":
-                return lax.div(head, sizes.H) * sizes.N + n, 0
-            if name == "head_g":
-                return head * sizes.N + n, 0
-            if name in ("starts", "ends"):
-                return sizes.of_chunk(n, head) * (sizes.K // BLOCK) + block, 0
-            if name in ("v", "do"):
-                return sizes.of_steps(n, head)
-            row, column = sizes.of_steps(n, head, sizes.G if name in ("q", "k") else None)
-            return row, column * (sizes.K // BLOCK) + block
-
-        shapes = {"v": (STEPS, sizes.V), "do": (STEPS, sizes.V), "starts": (BLOCK, sizes.V), "ends": (BLOCK, sizes.V)}
-        shapes |= {"start_log_mask": (None, STEPS), "head_g": (None, STEPS)}
-        return plgpu.BlockSpec(shapes[name] if name in shapes else (STEPS, BLOCK), index)
-
-    names = [(name, block) for block in blocks for name in inputs if name in BY_KEY]
-    names += [(name, None) for name in inputs if name not in BY_KEY]
-    run = plgpu.emit_pipeline(
-        step, grid=(sizes.N // parts,), in_specs=[spec(*name) for name in names], max_concurrent_steps=1 if "do" in inputs else STAGES
+        keys, vector = jax.ShapeDtypeStruct((rows * STEPS, sizes.K), OPERAND), plgpu.SMEM((STEPS,), jnp.float32)
+        outputs |= {"read": keys, "write": keys, "keep": jax.ShapeDtypeStruct((rows, sizes.K), jnp.float32)}
+        scratch |= {"g_s": plgpu.SMEM((STEPS, STEPS), PRECISE), "read_s": tile, "write_s": tile, "keep_s": vector, "vector_s": vector}
+    return common.call(
+        prepare, inputs, outputs=outputs, scratch=scratch, grid={"head": sizes.heads, "part": parts}, interpret=interpret
     )
-    return lambda *refs: run(*[dict(zip(inputs, refs))[name] for name, _ in names])
 
 
-def _of_block(inputs, tiles, block):
-    """By name: a block's tiles and those of no block."""
-    by_key = [name for name in inputs if name in BY_KEY]
-    others = [name for name in inputs if name not in BY_KEY]
-    own = tiles[block * len(by_key) : (block + 1) * len(by_key)]
-    return dict(zip(by_key, own)) | dict(zip(others, tiles[len(tiles) - len(others) :]))
-
-
-def _make_sums(sums, read_before, count):
-    """The matrices that add log decays up, one after the other: that of q~'s prefix (strict), whose transpose is k~'s suffix; from
-    row 64 on the levels' of blocks of 2, 4, ... 32 steps.
+def _gradients_per_head(sizes, inputs, blocks, dtype, read_before, interpret):
+    """What comes of some ``blocks`` of 64 value channels, for every head: ``dq``, ``dk`` (in ``dtype``) and, with decays, ``dg``
+    (float32; a part for each 64 key channels).
     """
-    at = _Tile.make()
-    below = at.row - at.column - 1  # >= 0 where a row reads strictly
-    for level in range(count):
-        if level:
-            reach = jnp.where(at.is_upper(level), below if read_before else below + 1, -2 - below)
-            reach = jnp.where((at.row >> level) == (at.column >> level), reach, -1)
-        else:
-            reach = below
-        sums.at[pl.ds(level * STEPS, STEPS)][...] = jnp.where(reach >= 0, 1.0, 0.0).astype(OPERAND)
-    plgpu.commit_smem()
+    product = functools.partial(matmul, interpret)
+    key_blocks = sizes.K // BLOCK
+    parts = parts_of(sizes.heads * key_blocks, sizes.N)
+
+    def gradients(ref):
+        head, key_block, part = lax.axis_index("head"), lax.axis_index("block"), lax.axis_index("part")
+
+        def step(n, tile):
+            now = sizes.of_chunk(n, head)
+            at = Tile.make(now)
+            do, v, S, dS = ([tile[name, block] for block in blocks] for name in BY_VALUE)
+            q, k = tile["q"], tile["k"]
+            dq, dk, weights = over_values(interpret, do, S), over_values(interpret, v, dS), over_values(interpret, do, v)
+            if sizes.per is not None:
+                sums = _pair_sums(interpret, at, tile, ref.g_s, read_before)
+                dq = dq * lax.broadcast_in_dim(jnp.exp(sums.prefix), (STEPS, BLOCK), (0,))
+                ref.suffix_s[...] = jnp.exp(sums.suffix)  # a vector of its own: Mosaic reads each one way, by rows or by columns
+                plgpu.commit_smem()
+                dk = dk * of_steps(ref.suffix_s)
+                # What the log decay of step m gets: of q~ of the steps that read after it, of k~ of those before it, of gamma.
+                by_prefix = by_column(jnp.sum(load(q) * dq, axis=1), ref.vector_s)
+                after = at.row < at.column if read_before else at.row <= at.column
+                dg = jnp.sum(jnp.where(after, by_prefix, 0.0), axis=1)
+                by_suffix = by_column(jnp.sum(load(k) * dk, axis=1), ref.vector_s)
+                dg = dg + jnp.sum(jnp.where(at.is_below(), by_suffix, 0.0), axis=1)
+                by_gamma = _total_per_head(tile) * state_products(interpret, at, S, dS)
+                dg = dg + jnp.sum(in_columns(by_gamma), axis=1)
+                weights = weights * jnp.exp(jnp.where(at.is_below(), sums.between, 0.0))
+            weights = jnp.where(at.is_visible(read_before), weights, 0.0)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
+            ref.pairs_s[...] = weights.astype(OPERAND)
+            plgpu.commit_smem()
+            if sizes.per is not None:
+                pairs = jnp.where(at.is_below(), weights * product(q, k.transpose((1, 0))), 0.0)
+                between = sums_by(interpret, at.row < at.column, pairs, ref.part_s, plus=None if read_before else pairs)
+                dg = dg + jnp.sum(jnp.where(at.is_below(), between, 0.0), axis=1)
+                send(ref.row_s, dg, ref.dg.at[(key_block * sizes.heads + head) * sizes.N + n])
+            place = columns_of(sizes, n, head, key_block, key_blocks)
+            send(ref.dq_s, product(ref.pairs_s, k, dq), ref.dq.at[place])
+            send(ref.dk_s, product(ref.pairs_s.transpose((1, 0)), q, dk), ref.dk.at[place])
+
+        _over_chunks(step, sizes, ref, inputs, blocks, head, key_block, part, parts, STAGES)
+
+    keys = jax.ShapeDtypeStruct((sizes.B * sizes.N * STEPS, sizes.H * sizes.K), dtype)
+    outputs, scratch = {"dq": keys, "dk": keys}, {"pairs_s": plgpu.SMEM((STEPS, STEPS), OPERAND)}
+    scratch |= dict.fromkeys(("dq_s", "dk_s"), plgpu.SMEM((STEPS, BLOCK), dtype))
+    if sizes.per is not None:
+        vector = plgpu.SMEM((STEPS,), jnp.float32)
+        outputs["dg"] = jax.ShapeDtypeStruct((key_blocks * sizes.heads * sizes.N, STEPS), jnp.float32)
+        scratch |= dict.fromkeys(("suffix_s", "vector_s", "row_s"), vector)
+        scratch |= {"g_s": plgpu.SMEM((STEPS, STEPS), PRECISE), "part_s": scratch["pairs_s"]}
+    return common.call(
+        gradients, inputs,
+        outputs=outputs, scratch=scratch, grid={"head": sizes.heads, "block": key_blocks, "part": parts}, interpret=interpret,
+    )  # fmt: skip
 
 
-class _Tile(NamedTuple):
-    """Where the numbers of a tile of 64 x 64 stand, and masks of it."""
-
-    row: Int32[Array, "64 64"]
-    column: Int32[Array, "64 64"]
-
-    @classmethod
-    def make(cls, now=0):
-        """``now``: a small number that says where the program is. As far as the compiler knows, masks depend on it; else it would make
-        all of them before the first step and keep them, in more registers than there are.
-        """
-        zero = lax.shift_right_logical(now, 30)
-        row, column = (plgpu.broadcasted_iota(jnp.int32, (STEPS, STEPS), i, layout=plgpu.Layout.WGMMA) for i in (0, 1))
-        return cls(row + zero, column + zero)
-
-    def is_upper(self, level):
-        """Rows of upper blocks of 2^level steps, which read."""
-        return ((self.row >> level) & 1) == 1
-
-    def is_visible(self, read_before):
-        """Of which a row reads the column."""
-        return self.is_below() if read_before else self.row >= self.column
-
-    def is_below(self):
-        return self.row > self.column
-
-    def is_pair(self, level):
-        """Steps that lie in neighbouring blocks of 2^level steps, of one block of twice as many."""
-        return ((self.row ^ self.column) >> level) == 1
-
-    def is_pair_below(self, level):
-        """Those of which the row reads the column."""
-        return jnp.where(self.is_below(), (self.row ^ self.column) >> level, 0) == 1
-
-    def diagonal(self, x):
-        return jnp.where(self.row == self.column, lax.broadcast_in_dim(x, (STEPS, STEPS), (0,)), 0.0)
+def _pair_sums(interpret, at, tile, g_s, read_before):
+    """``PairSums`` with what of the state a step may read where a document starts."""
+    sums = PairSums.of(interpret, at, jnp.maximum(of_steps(tile["head_g"]), CLOSED), g_s, read_before)
+    if "start_log_mask" not in tile:
+        return sums
+    opening = plgpu.load(tile["start_log_mask"], layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+    return sums._replace(between=sums.between + of_steps(tile["start_log_mask"]), prefix=sums.prefix + opening)
 
 
-def _load(ref):
-    """A tile as wgmma's accumulators lie in registers, float32."""
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False).astype(jnp.float32)
+def _total_per_head(tile):
+    """Over the chunk, the same for 64 key channels."""
+    return jnp.exp(jnp.sum(jnp.maximum(of_steps(tile["head_g"]), CLOSED), axis=0))
 
 
-def _log_decay(tile):
-    """Of a tile's steps and channels; one per head is every channel's."""
-    if "g" in tile:
-        return jnp.maximum(_load(tile["g"]), CLOSED)
-    return jnp.maximum(_of_steps(tile["head_g"]), CLOSED)
+# ---- both
 
 
-def _of_steps(ref):
-    """A number for each step, over all channels."""
-    x = plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
-    return lax.broadcast_in_dim(x, (STEPS, BLOCK), (0,))
+def _rows(chunks: Chunks, ref: types.SimpleNamespace, inputs) -> dict[str, tuple[Any, plgpu.BlockSpec]]:
+    """Inputs with a number for each step, and how a chunk lies in them."""
+    specs = {"head_g": chunks.row(), "start_log_mask": chunks.row_of_batch()}
+    return {name: (getattr(ref, name), spec) for name, spec in specs.items() if name in inputs}
 
 
-def _split(x, hi, lo):
-    """x into two tiles that add up to it."""
-    rounded = x.astype(OPERAND)
-    hi[...] = rounded
-    lo[...] = (x - rounded.astype(jnp.float32)).astype(OPERAND)
-    plgpu.commit_smem()
+BY_VALUE = ("do", "v", "starts", "ends")
 
 
-def _sum(interpret, sums, hi, lo, matrix, *, transposed=False, plus=None):
-    """``plus`` and the rows' sums of what was split, by one of the matrices."""
-    M = sums.at[pl.ds(matrix * STEPS, STEPS)]
-    M = M.transpose((1, 0)) if transposed else M
-    return matmul(interpret, M, lo, plus=matmul(interpret, M, hi, plus))
-
-
-class _Decays(NamedTuple):
-    """Since the start of the chunk, until its end, and over all of it."""
-
-    prefix: Float[Array, "64 64"]
-    suffix: Float[Array, "64 64"]
-    total: Float[Array, " 64"]
-
-
-def _decays(tile, local, read_before):
-    g = _log_decay(tile)
-    total = jnp.exp(jnp.sum(g, axis=0))
-    _split(g, *local.args[2:])
-    prefix = local(0)
-    if not read_before:
-        prefix = prefix + _log_decay(tile)
-    return _Decays(jnp.exp(prefix + _opening(tile)), jnp.exp(local(0, transposed=True)), total)
-
-
-def _pair_sums(tile, at, local, read_before):
-    """With one decay per head: what lies between step j and step i > j."""
-    between = jnp.where(at.is_below(), _log_decay(tile), 0.0)
-    _split(between, *local.args[2:])
-    return local(0, plus=None if read_before else between) + _opening(tile)
-
-
-def _opening(tile):
-    return _of_steps(tile["start_log_mask"]) if "start_log_mask" in tile else 0.0
-
-
-def _sums_of_single_steps(tile, at, read_before):
-    """Of blocks of one step: what lies between a step and the one before."""
-    if read_before:
-        return jnp.zeros((STEPS, BLOCK), jnp.float32)
-    return jnp.where(at.is_upper(0), _log_decay(tile), 0.0)
-
-
-def _level_decay(tile, at, level, sums):
-    if "start_log_mask" in tile:
-        sums = jnp.where(at.is_upper(level), sums + _opening(tile), sums)
-    return jnp.exp(sums)
-
-
-def _in_level(tile, at, level):
-    """q for the rows that read in a level, k for those that are read."""
-    return jnp.where(at.is_upper(level), _load(tile["q"]), _load(tile["k"]))
+def _over_chunks(step, sizes, ref, inputs, blocks, head, key_block, part, parts, stages):
+    """``step`` for all chunks of a part, with the tiles of 64 key channels and, by (name, block), of some value channels."""
+    chunks = Chunks(sizes, head, part, parts)
+    keys = chunks.keys(sizes.G, key_block)
+    tiles = {"q": (ref.q, keys), "k": (ref.k, keys)} | _rows(chunks, ref, inputs)
+    if "g" in inputs:
+        tiles["g"] = ref.g, chunks.keys(sizes.H, key_block)
+    for block in blocks:
+        specs = zip(BY_VALUE, (chunks.values(block),) * 2 + (chunks.state(block, key_block),) * 2)
+        tiles |= {(name, block): (getattr(ref, name), spec) for name, spec in specs}
+    chunks.run(step, tiles, stages=stages)
+    plgpu.wait_smem_to_gmem(0)

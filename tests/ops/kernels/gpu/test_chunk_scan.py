@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqmodels import ops
-from seqmodels.ops.kernels.gpu import chunk_scan, gated_linear_attention
+from seqmodels.ops.kernels.gpu import chunk_scan
 from tests.ops import test_delta_rule as of_delta_rule
 from tests.ops import test_gated_linear_attention as of_attention
 from tests.ops.judge import relative_error
@@ -25,7 +25,8 @@ pytestmark = pytest.mark.gpu_kernels
 TOLERANCE = 1e-2
 
 
-JUDGES = {ops.gated_linear_attention: of_attention.judge, ops.delta_rule: of_delta_rule.judge}
+SHORT = functools.partial(ops.delta_rule, chunk_size=32)  # chunks that the delta rule's own kernels do not take
+JUDGES = {ops.gated_linear_attention: of_attention.judge, ops.delta_rule: of_delta_rule.judge, SHORT: of_delta_rule.judge}
 
 
 @functools.cache
@@ -51,58 +52,57 @@ def errors(op, inputs, reset=None, dtype=jnp.bfloat16):
 
 attention = functools.partial(errors, ops.gated_linear_attention)
 delta = functools.partial(errors, ops.delta_rule)
+short_delta = functools.partial(errors, SHORT)
 
-# What gated linear attention's own kernels leave to this one: decays on both sides, and values that they have no room for.
+# What gated linear attention's own kernels leave to this one: decays on both sides.
 SIGNATURES = {
-    "no decay": {"steps": 7, "channels": 64, "width": 130},
-    "per head, groups": {"steps": 65, "channels": 40, "width": 136, "decay": "head", "heads": 4, "groups": 2},
-    "per channel": {"steps": 130, "channels": 64, "width": 136, "decay": "channel"},
-    "per channel, bonus, groups": {
-        "steps": 70, "channels": 72, "width": 144, "decay": "channel", "bonus": True, "heads": 2, "groups": 1
-    },
-    "both sides": {"steps": 70, "channels": 16, "width": 70, "decay": "channel", "value_decay": True, "batch": 2},
-}  # fmt: skip
+    "both sides": {"steps": 70, "channels": 16, "width": 70, "batch": 2},
+    "both sides, groups": {"steps": 65, "channels": 72, "width": 130, "heads": 2, "groups": 1},
+}
 
 
 @pytest.mark.parametrize("signature", SIGNATURES)
 def test_attention(signature):
-    inputs = sample(**{"batch": 1, "heads": 1} | SIGNATURES[signature])
+    inputs = sample(**{"batch": 1, "heads": 1, "decay": "channel", "value_decay": True} | SIGNATURES[signature])
     found = attention(inputs, marks(inputs, (5, inputs["q"].shape[1] - 1)))
     assert max(found.values()) < TOLERANCE, found
 
 
 DELTA = {
     "no decay": {"steps": 65, "channels": 64, "width": 64},
-    "per head, groups": {"steps": 130, "channels": 40, "width": 24, "decay": "head", "heads": 2, "groups": 1},
-    "per channel": {"steps": 130, "channels": 96, "width": 80, "decay": "channel"},
+    "per head, groups": {"steps": 70, "channels": 40, "width": 24, "decay": "head", "heads": 2, "groups": 1},
+    "per channel": {"steps": 65, "channels": 96, "width": 80, "decay": "channel"},
 }
 
 
 @pytest.mark.parametrize("signature", DELTA)
 def test_delta_rule(signature):
     inputs = delta_sample(**{"batch": 1, "heads": 1} | DELTA[signature])
-    found = delta(inputs, marks(inputs, (5, inputs["q"].shape[1] - 1)))
+    found = short_delta(inputs, marks(inputs, (5, inputs["q"].shape[1] - 1)))
     assert max(found.values()) < TOLERANCE, found
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_alike_keys():
+    inputs = delta_sample(
+        steps=128, batch=1, heads=1, channels=128, width=64, correlation=0.95, largest=1.0, decay="channel", low=-0.1
+    )
+    found = short_delta(inputs)
+    assert max(found.values()) < 3e-2, found
+
+
+@settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    op=st.sampled_from([attention, delta]),
-    steps=st.integers(1, 130),
+    steps=st.integers(33, 100),
     channels=st.integers(1, 128),
     width=st.integers(1, 130),
     groups=st.integers(1, 2),
     repeats=st.integers(1, 2),
-    decay=st.sampled_from([None, "head", "channel"]),
 )
-def test_any_shape(op, steps, channels, width, groups, repeats, decay):
-    make = delta_sample
-    if op is attention:  # more than one number: the error of one, relative to itself, has no bound
-        make, width, channels = sample, gated_linear_attention.WIDTH + width, max(8, channels)
-    inputs = make(
-        steps=steps, batch=1, heads=groups * repeats, groups=groups, channels=channels, width=width, decay=decay
+def test_any_shape(steps, channels, width, groups, repeats):
+    inputs = delta_sample(
+        steps=steps, batch=1, heads=groups * repeats, groups=groups, channels=channels, width=width, decay="channel"
     )
-    found = op(inputs)
+    found = short_delta(inputs)
     assert max(found.values()) < TOLERANCE, found
 
 
@@ -115,29 +115,27 @@ DECAYS = {
 }
 
 
-@pytest.mark.parametrize("op", [attention, delta], ids=["attention", "delta_rule"])
+@pytest.mark.parametrize("op", [attention, short_delta], ids=["attention", "delta_rule"])
 def test_decays_of_any_strength(op):
-    make, width = (sample, 136) if op is attention else (delta_sample, 64)
-    inputs = make(steps=66, batch=1, heads=1, channels=64, width=width, decay="channel")
+    make = functools.partial(sample, value_decay=True) if op is attention else delta_sample
+    inputs = make(steps=66, batch=1, heads=1, channels=64, width=64, decay="channel")
     for strength, draw in DECAYS.items():
         inputs["log_decay"] = draw(np.random.default_rng(3), inputs["log_decay"].shape).astype(np.float32)
         found = op(inputs)
         assert max(found.values()) < TOLERANCE, (strength, found)
 
 
-@pytest.mark.parametrize("kind", ["head", "channel"])
-@pytest.mark.parametrize("op", JUDGES)
-def test_gate_gradients_in_bfloat16(op, kind):
+def test_gate_gradients_in_bfloat16():
     """Sums of like-signed terms: measured 1.6e-3 or less, where q dq - k dk, of dq and dk in bfloat16, has 7e-3 to 16."""
-    make, width = (sample, 136) if op is ops.gated_linear_attention else (delta_sample, 64)
-    inputs = make(steps=128, batch=1, heads=1, channels=64, width=width, decay=kind)
+    inputs = delta_sample(steps=128, batch=1, heads=1, channels=64, width=64, decay="channel")
     with kernels_of("gpu"):
-        found = of_attention.gate_gradient_errors(inputs, differentiate(op), JUDGES[op])
+        found = of_attention.gate_gradient_errors(inputs, differentiate(SHORT), of_delta_rule.judge)
     assert max(found.values()) < 4e-3, found
 
 
 def test_float16():
-    found = attention(sample(steps=65, batch=1, heads=1, channels=64, width=136, decay="channel"), dtype=jnp.float16)
+    inputs = sample(steps=65, batch=1, heads=1, channels=64, width=64, decay="channel", value_decay=True)
+    found = attention(inputs, dtype=jnp.float16)
     assert max(found.values()) < TOLERANCE, found
 
 
@@ -162,8 +160,6 @@ def test_gradient_through_a_scan_over_layers():
 
 
 LOWERED = {
-    "per head": {"channels": 128, "width": 256, "decay": "head", "heads": 4, "groups": 2},
-    "per channel, bonus": {"channels": 128, "width": 192, "decay": "channel", "bonus": True},
     "both sides": {"channels": 64, "width": 128, "decay": "channel", "value_decay": True},
 }
 
@@ -176,7 +172,7 @@ def test_lowers_for_a_gpu_under_checkpoint(signature):
 
 def test_delta_rule_lowers_for_a_gpu():
     inputs = narrow(delta_sample(steps=256, channels=128, width=128, decay="channel"))
-    lower(jax.grad(lambda x: jnp.sum(ops.delta_rule(**x, implementation="pallas")[0].astype(jnp.float32))), inputs)
+    lower(jax.grad(lambda x: jnp.sum(SHORT(**x, implementation="pallas")[0].astype(jnp.float32))), inputs)
 
 
 def test_what_the_kernel_lacks_is_said():
