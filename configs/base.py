@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "roneneldan/TinyStories"  # a hub id, a local folder or file (parquet, txt, jsonl), or "toy"
     config.data.revision = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"  # of the hub id; ignored for local data and toy
-    config.data.validation_source = config_dict.placeholder(str)  # held out: its split, a path, a hub id; None: as docs/data.md has it
+    config.data.validation_source = config_dict.placeholder(str)  # what is held out: a split, path or hub id (docs/data.md)
     config.data.tokenizer = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
     config.data.vocab_size = 4096  # pieces of the bpe tokenizer; ignored by the others
     config.data.seq_len = 256  # T, tokens the model reads at once
@@ -39,12 +39,12 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.vocab_size = config_dict.placeholder(int)  # rows of the embedding; None: the tokenizer's pieces
     config.model.d_model = 128  # D, width of the residual stream
-    config.model.pattern = "attention mlp"  # layers in order: mixers and channel layers (see config.model.mixers and channel_layers)
+    config.model.pattern = "attention mlp"  # layers in order, of config.model.mixers and channel_layers
     config.model.repeats = 4  # R, how often the pattern is repeated
     config.model.tie_embeddings = True  # the head is the embedding's transpose
     config.model.embedding_norm = True  # a norm on the embedding: each token enters the residual stream with rms 1
     config.model.branch_rms = config_dict.placeholder(float)
-    config.model.branch_rms = 0.3  # each of n layers starts by adding rms branch_rms / sqrt(n); None: as its own initialisation has it
+    config.model.branch_rms = 0.3  # each of n layers starts by adding rms branch_rms / sqrt(n); None: what its initialisation gives
     config.model.norm = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
     config.model.norm_eps = 1e-5  # epsilon of the norms between layers
     config.model.logit_cap = config_dict.placeholder(float)  # logits go through cap tanh(. / cap); None: as they are

@@ -1,6 +1,8 @@
 """`make demo`: small enough for two CPU cores and five minutes, on the embedded toy stories. No network.
 
     python train.py --config=configs/demo.py:attention --workdir=runs/demo/attention
+
+The name after the colon is a mixer.
 """
 
 from configs import base

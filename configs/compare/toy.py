@@ -1,6 +1,8 @@
 """The tour: three mixers, three learning rates, two seeds on the built-in stories. No network, minutes on two CPU cores.
 
     python scripts/compare.py --config=configs/compare/toy.py --workdir=runs/compare_toy
+
+The report is runs/compare_toy/report.html.
 """
 
 from configs import demo

@@ -2,6 +2,8 @@
 
     python seqmodels/comparison/worker.py --score=runs/compare/gla/lr0.002/seed0 [--score=...]     validation losses into scores.npz
     python seqmodels/comparison/worker.py --cost=RUN_FOLDER --out=FILE --asked=JSON                 speed, memory, state into FILE
+
+The run folders are those of a comparison.
 """
 
 if __name__ == "__main__":  # ahead of the other imports: it may start the process again, and they take seconds

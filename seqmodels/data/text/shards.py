@@ -194,7 +194,7 @@ def _build(
         _write_manifest(
             building, {"description": description, "totals": totals, "left_out": dict(left_out), "digests": digests}
         )
-        stream = _opened(building, description, tokenizer.vocab_size)  # before it has its name: what others do to that cannot matter
+        stream = _opened(building, description, tokenizer.vocab_size)  # before it has its name, which others may touch
         if stream is None:
             raise UserError(f"tokens written to '{folder}' do not read back: set another data.cache_dir")
         _put_in_place(building, entry, description, tokenizer.vocab_size)
