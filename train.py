@@ -26,15 +26,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmodels import command_line, packages, processes, ranges
+from seqmodels import command_line, config_help, packages, processes, ranges
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.escape import say
 from seqmodels.training import loop
 
 
 def main(argv: Sequence[str]) -> None:
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
+    asked = command_line.asked_for_help(argv)
+    if asked is not None:
+        print(config_help.page(asked) if asked else command_line.help_page(__doc__, FLAGS, f"{', '.join(config_help.GROUPS)}, all"))
         return
     config, workdir, flags = _parse(argv)
     processes.start(coordinator=flags["coordinator"], num_processes=flags["num_processes"], process_id=flags["process_id"])
@@ -64,6 +65,14 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, Path]:
     return config, workdir
 
 
+FLAGS = {
+    "config": "a Python file with get_config(), or FILE:NAME for get_config(NAME)",
+    "workdir": "the run folder",
+    "resume_learning_rate": "go on from the newest checkpoint with this lower peak of the learning rate",
+    "coordinator": "of several processes: HOST:PORT of the first",
+    "num_processes": "of several processes: how many",
+    "process_id": "of several processes: which this one is, from 0",
+}
 # What a flag may be that need not be given.
 OPTIONAL = {
     "resume_learning_rate": ranges.Positive, "num_processes": ranges.Count, "process_id": ranges.CountOrZero,

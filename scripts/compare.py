@@ -15,6 +15,7 @@ object.
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ import numpy as np
 
 import train
 from configs import base as training_base
-from seqmodels import command_line, data, packages
+from seqmodels import command_line, config_help, data, packages
 from seqmodels import config as config_lib
 from seqmodels.circumstances import circumstances
 from seqmodels.comparison import audit, jobs, measure, plan, recall, report, results
@@ -45,8 +46,10 @@ from seqmodels.training import loop
 
 
 def main(argv: Sequence[str]) -> None:
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
+    asked = command_line.asked_for_help(argv)
+    if asked is not None:
+        groups = f"comparison, {', '.join(config_help.GROUPS)}, all"
+        print(help_of_fields(asked) if asked else command_line.help_page(__doc__, FLAGS, groups))
         return
     jax.config.update("jax_platforms", "cpu")  # the device is for the runs; here shapes are counted
     config, values = command_line.config_and_flags(argv, {"workdir": None, "mixers": "", "jobs": 1})
@@ -69,6 +72,23 @@ def main(argv: Sequence[str]) -> None:
         except loop.Stopped as stopped:
             say(f"{stopped}; to go on: {packages.as_typed(argv)}")
             sys.exit(stopped.exit_code)
+
+
+FLAGS = {
+    "config": "a comparison: a Python file with get_config(), or FILE:NAME for get_config(NAME)",
+    "workdir": "the folder of its runs and its report",
+    "mixers": "short for --config.mixers",
+    "jobs": "how many runs are trained at a time (default 1)",
+}
+
+
+def help_of_fields(asked: str) -> str:
+    """The fields of the comparison, which configs/compare/base.py says, or a group of the training config."""
+    if asked != "comparison":
+        return config_help.page(asked, "config.base.")
+    text = (ROOT / "configs" / "compare" / "base.py").read_text(encoding="utf-8")
+    fields = re.findall(r"^    config\.(\w+) = (.*?)  # (.*)$", text, re.MULTILINE)
+    return "\n".join(f"  --config.{name}={default}\n      {meaning}" for name, default, meaning in fields if name != "base")
 
 
 def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jobs: int, about: dict) -> None:

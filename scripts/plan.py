@@ -29,7 +29,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 import jax
 
 from benchmarks import hlo
-from seqmodels import command_line, ranges
+from seqmodels import command_line, config_help, ranges
 from seqmodels.config import MeshConfig, RunConfig, from_config_dict
 from seqmodels.data import load_tokenizer
 from seqmodels.errors import UserError
@@ -40,11 +40,21 @@ from seqmodels.training.state import Trainer
 
 NUMBERS = {"tokens": ranges.Positive, "utilisation": ranges.Probability, "price": ranges.Positive}
 SHOWN = 12  # meshes
+FLAGS = {
+    "config": "a Python file with get_config(), or FILE:NAME for get_config(NAME)",
+    "devices": "KIND:NUMBER, such as v5e:256",
+    "utilisation": "the part of the data sheet's peak that is reached (default 0.4)",
+    "tokens": "to train on (default those of the config's steps)",
+    "price": "of one device for an hour",
+    "lower": "trace and lower the training step for all devices",
+    "compile": "compile it, where there are as many devices here",
+}
 
 
 def main(argv: Sequence[str]) -> None:
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
+    asked = command_line.asked_for_help(argv)
+    if asked is not None:
+        print(config_help.page(asked) if asked else command_line.help_page(__doc__, FLAGS, f"{', '.join(config_help.GROUPS)}, all"))
         return
     switches = {name: f"--{name}" in argv for name in ("lower", "compile")}
     argv = [text for text in argv if text not in ("--lower", "--compile")]

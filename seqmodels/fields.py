@@ -1,6 +1,8 @@
-"""From a group of fields, as a config or JSON has them, to a frozen dataclass: names and types are checked here."""
+"""Groups of fields: from a config or JSON to a frozen dataclass, with names and types checked; and what is said of a field."""
 
 import dataclasses
+import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -58,3 +60,25 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 def _as_tuples(value: Any) -> Any:
     """JSON's lists as the tuples they were."""
     return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def source(group: type, name: str) -> tuple[str, str]:
+    """How a field's default is written, and what is said of the field behind it in its line, or in the lines above it.
+
+    Of an inherited field, and of one whose default alone is new, what the base says counts.
+
+    Raises:
+      ValueError: it has no default, or nothing is said of it.
+    """
+    for declaring in group.__mro__:
+        above = []
+        for line in inspect.getsource(declaring).splitlines() if name in vars(declaring).get("__annotations__", ()) else ():
+            line = line.strip()
+            if line.startswith("#"):
+                above.append(line.removeprefix("#").strip())
+                continue
+            found = re.fullmatch(rf"{name}: [^#]*? = (?P<default>.*?)(  # (?P<comment>.*))?", line)
+            if found and (found["comment"] or above):
+                return found["default"], found["comment"] or " ".join(above)
+            above = []
+    raise ValueError(f"{group.__name__}.{name} has no comment, or no default")

@@ -251,6 +251,18 @@ def rules_of(hint: Any) -> Iterator[Rule]:
                 yield from rules_of(item)
 
 
+def described(hint: Any) -> str:
+    """A declared type and its range for a person: ``"int, at least 1 and at most 1048576, or None"``."""
+    kind, rules, optional = unpacked(hint)
+    if typing.get_origin(kind) is tuple:
+        *items, last = typing.get_args(kind)
+        name = f"tuple of {described(items[0])}" if last is Ellipsis else f"({', '.join(map(described, (*items, last)))})"
+    else:
+        name = kind.__name__
+    words = [rule.words(str(rule.bound)).removeprefix("must be ").removeprefix("must ").removeprefix("is not ") for rule in rules]
+    return f"{', '.join([name, ' and '.join(words)] if words else [name])}{', or None' if optional else ''}"
+
+
 def parser(hint: Any, name: str) -> Callable[[str], Any]:
     """Reads a command line's value of a declared type; for ``argparse``'s ``type``.
 

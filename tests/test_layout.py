@@ -46,7 +46,7 @@ FLOORS = (
     ("seqmodels.pattern", "seqmodels.references"),
     ("seqmodels.model",),
     ("seqmodels.config",),
-    ("seqmodels.decoding", "seqmodels.command_line"),
+    ("seqmodels.decoding", "seqmodels.command_line", "seqmodels.config_help"),
     ("seqmodels.evaluation",),
     ("seqmodels.training",),
     ("seqmodels.interop", "seqmodels.run", "seqmodels.run_list"),

@@ -67,7 +67,10 @@ def read_config(
     path = Path(workdir) / "config.json"
     if not path.is_file():
         reason = "it has no config.json" if path.parent.is_dir() else "there is no such folder"
-        raise UserError(f"{workdir} is not a run folder ({reason}); train one with train.py --workdir={workdir}")
+        there = [str(each.parent) for each in path.parent.parent.glob("*/config.json")]
+        raise UserError(
+            f"{workdir} is not a run folder ({reason}); {suggest.hint(str(workdir), there)}train one with train.py --workdir={workdir}"
+        )
     return config_lib.with_caches(
         config_lib.load(path), cache_dir=cache_dir, compilation_cache_dir=compilation_cache_dir
     )

@@ -8,11 +8,9 @@ in the line or in lines of their own above it. tests/test_config.py fails when c
 
 import ast
 import dataclasses
-import inspect
-import re
 from pathlib import Path
 
-from seqmodels import command_line, ranges
+from seqmodels import command_line, fields, ranges
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 
@@ -90,7 +88,7 @@ def _field(group: type, name: str, prefix: str) -> list[str]:
         return [f"    config.{dotted} = {OPTIONS[dotted]}"]
     default = next(field.default for field in dataclasses.fields(group) if field.name == name)
     kind, _, optional = ranges.unpacked(ranges.declared(group)[name])
-    written, comment = _source(group, name)
+    written, comment = fields.source(group, name)
     if written != repr(default):
         try:
             ast.literal_eval(written)
@@ -101,25 +99,6 @@ def _field(group: type, name: str, prefix: str) -> list[str]:
         return [f"    config.{dotted} = {written}{comment}"]
     lines = [f"    config.{dotted} = config_dict.placeholder({kind.__name__}){comment if default is None else ''}"]
     return lines if default is None else [*lines, f"    config.{dotted} = {written}{comment}"]
-
-
-def _source(group: type, name: str) -> tuple[str, str]:
-    """How a field's default is written, and what is said of the field behind it in its line, or in the lines above it.
-
-    Raises:
-      ValueError: it has no default, or nothing is said of it.
-    """
-    above = []
-    for line in inspect.getsource(group).splitlines():
-        line = line.strip()
-        if line.startswith("#"):
-            above.append(line.removeprefix("#").strip())
-            continue
-        found = re.fullmatch(rf"{name}: .* = (?P<default>.*?)(  # (?P<comment>.*))?", line)
-        if found and (found["comment"] or above):
-            return found["default"], found["comment"] or " ".join(above)
-        above = []
-    raise ValueError(f"{group.__name__}.{name} has no comment, or no default")
 
 
 if __name__ == "__main__":

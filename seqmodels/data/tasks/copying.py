@@ -78,7 +78,7 @@ class Memorization(Task):
     in all data. Every other token is a random key, those between are the last id; there the label is the key's value.
     """
 
-    vocab_size: Annotated[Size, AtLeast(3)] = 256
+    vocab_size: Annotated[Size, AtLeast(3)] = 256  # the last id is between keys
     train_examples: CountOrZero = 256
     test_examples: Count = 1_280
 

@@ -107,7 +107,7 @@ class InContextRecall(Task):
     pair at least is not.
     """
 
-    vocab_size: Size = 16
+    vocab_size: Size = 16  # ids of keys, values and what the task has besides
     noise_ids: CountOrZero = 0  # the last so many ids, neither keys nor values
     noise_fraction: Fraction = 0.0  # of the pairs
     train_examples: CountOrZero = 12_800
@@ -176,7 +176,7 @@ class FuzzyRecall(Task):
     tokens of keys that have come before.
     """
 
-    vocab_size: Size = 16
+    vocab_size: Size = 16  # the last id is padding
     longest_motif: Count = 3  # tokens of a key or a value at most
     train_examples: CountOrZero = 12_800
     test_examples: Count = 1_280

@@ -159,9 +159,9 @@ class ListOps(Task):
     """
 
     longer_than: CountOrZero = 50  # tokens, not included
-    max_depth: Annotated[int, AtLeast(2), AtMost(500)] = 6
-    max_arguments: Annotated[Size, AtLeast(2)] = 5
-    leaf_probability: Annotated[float, Above(0), Below(1)] = 0.75
+    max_depth: Annotated[int, AtLeast(2), AtMost(500)] = 6  # of a tree; its root's is 1
+    max_arguments: Annotated[Size, AtLeast(2)] = 5  # of an operator, which has at least 2
+    leaf_probability: Annotated[float, Above(0), Below(1)] = 0.75  # that a node above max_depth is a digit
 
     name: ClassVar[str] = "listops"
     vocab_size: ClassVar[int] = 16
