@@ -6,14 +6,11 @@ Written by `python -m tools.pages.base_config` from the dataclasses that declare
 from its file.
 """
 
-import dataclasses
-import types
-import typing
-
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
 from seqmodels import channel_layers, mixers
+from seqmodels.config import options
 from seqmodels.data import tasks
 
 
@@ -34,7 +31,7 @@ def get_config() -> ConfigDict:
     config.data.max_train_documents = 0  # use only the first so many documents of the train split; 0: all
     config.data.toy_documents = 4000  # stories that the "toy" source generates for training
     config.data.task = "text"  # or a synthetic task: its name in config.data.tasks; of the above, it asks seq_len and batch_size
-    config.data.tasks = ConfigDict({name: _options(task) for name, task in tasks.TASKS.items()})
+    config.data.tasks = ConfigDict({name: options(task) for name, task in tasks.TASKS.items()})
 
     config.model = ConfigDict()
     config.model.vocab_size = config_dict.placeholder(int)  # rows of the embedding; None: the tokenizer's pieces
@@ -52,8 +49,8 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.0  # on what a layer adds to the residual stream
     config.model.remat = False  # recompute each repeat (of one: each layer) in the backward pass: less memory, more time
     config.model.compute_dtype = "float32"  # of activations (float32, bfloat16, float16); parameters stay float32
-    config.model.channel_layers = ConfigDict({name: _options(channel_layers.load(name).Config) for name in channel_layers.names()})
-    config.model.mixers = ConfigDict({name: _options(mixers.load(name).Config) for name in mixers.names()})
+    config.model.channel_layers = ConfigDict({name: options(channel_layers.load(name).Config) for name in channel_layers.names()})
+    config.model.mixers = ConfigDict({name: options(mixers.load(name).Config) for name in mixers.names()})
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 2e-3  # peak
@@ -88,16 +85,3 @@ def get_config() -> ConfigDict:
     config.mesh.tensor = 1  # devices that split the layers' widths
     config.mesh.sequence = 1  # devices that split time; only 1 is built yet
     return config
-
-
-def _options(options: type) -> ConfigDict:
-    """The Config of a layer, or a task, as a ConfigDict; an optional field becomes a typed placeholder."""
-    hints = typing.get_type_hints(options)
-    values = ConfigDict()
-    for field in dataclasses.fields(options):
-        value = field.default
-        if value is None:
-            kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not types.NoneType]
-            value = config_dict.placeholder(kinds[0])
-        values[field.name] = value
-    return values

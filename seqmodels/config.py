@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from seqmodels import channel_layers, migrations, mixers
 from seqmodels.data import TEXT, DataConfig, atomic, tasks
@@ -34,6 +34,8 @@ from seqmodels.ranges import (
     OneOf,
     Positive,
     Seed,
+    declared,
+    unpacked,
 )
 
 SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm-up
@@ -120,6 +122,18 @@ class RunConfig(Checked):
                 f"data.task={self.data.task} has no text to write: set train.sample_every_steps=0, not "
                 f"{self.train.sample_every_steps}"
             )
+
+
+def options(cls: type) -> ConfigDict:
+    """The Config of a layer, or a task, as a ConfigDict of its defaults; an optional field becomes a typed placeholder."""
+    values = ConfigDict()
+    for field in dataclasses.fields(cls):
+        kind, _, optional = unpacked(declared(cls)[field.name])
+        if optional:
+            values[field.name] = config_dict.placeholder(kind)
+        if field.default is not None:
+            values[field.name] = field.default
+    return values
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:

@@ -12,12 +12,15 @@
 | S | capacity of a key/value cache, in tokens |
 | N | state size of an SSM channel |
 | M | complex modes of an SSM channel, N = 2 M |
+| P | width of an SSM's head (Mamba-2, H3) |
 | E | expanded inner width |
 | F | hidden width of a channel MLP |
 | C | chunk length |
 | W | convolution width, or attention window |
-| R | repeats of the layer pattern |
+| R | repeats: of the layer pattern, or heads that share a key/value head, R = H / G |
 | L | vocabulary size |
+| X | another width, said where it is used |
 
-Einsum strings write them in lower case.
+Other sizes have names of several letters, or small ones. Einsum strings write all in lower case.
+``tests/contract/test_annotations.py`` holds annotations to this legend, and arrays to the annotations.
 """

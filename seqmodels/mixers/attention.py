@@ -55,13 +55,7 @@ class Mixer(nnx.Module):
     """Attention behind the interface of a mixer.
 
     Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
       compute_dtype: of the cached keys and values.
-      rngs: initialisation keys; ``rngs.params`` is used.
-
-    Raises:
-      UserError: sizes that do not fit together.
     """
 
     def __init__(self, config: Config, d_model: int, *, compute_dtype=jnp.float32, rngs: nnx.Rngs):

@@ -63,16 +63,7 @@ State = Float[Array, "B H K V"]
 
 
 class Mixer(nnx.Module):
-    """Decaying fast weights behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-
-    Raises:
-      UserError: sizes that do not fit together.
-    """
+    """Decaying fast weights behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         key_dim, value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)

@@ -63,16 +63,7 @@ class State(NamedTuple):
 
 
 class Mixer(nnx.Module):
-    """Gated retention behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-
-    Raises:
-      UserError: sizes that do not fit together.
-    """
+    """Gated retention behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         key_dim = int(config.key_expansion * d_model)

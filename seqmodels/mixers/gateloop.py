@@ -72,7 +72,7 @@ class Config(Checked, where="model.mixers.gateloop"):
         return cls(num_heads=d_model, key_expansion=1.0, value_expansion=1.0, gate=gate)
 
 
-State = Float[Array, "B H 2K V"]
+State = Float[Array, "B H keys V"]
 """S: its real part in the first K rows, its imaginary part in the last K."""
 
 
@@ -95,16 +95,7 @@ def _polar_derivative(primals, tangents):
 
 
 class Mixer(nnx.Module):
-    """GateLoop behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-
-    Raises:
-      UserError: sizes that do not fit together.
-    """
+    """GateLoop behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         key_dim, value_dim = int(config.key_expansion * d_model), int(config.value_expansion * d_model)

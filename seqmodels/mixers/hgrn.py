@@ -51,13 +51,7 @@ State = Float[Array, "B D"]
 
 
 class Mixer(nnx.Module):
-    """HGRN behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream and of the state.
-      rngs: initialisation keys; ``rngs.params`` is used.
-    """
+    """HGRN behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         self.config = config

@@ -59,16 +59,7 @@ State = Float[Array, "B H K V"]
 
 
 class Mixer(nnx.Module):
-    """HGRN2 behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-
-    Raises:
-      UserError: sizes that do not fit together.
-    """
+    """HGRN2 behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         self.config = config

@@ -79,16 +79,7 @@ class State(NamedTuple):
 
 
 class Mixer(nnx.Module):
-    """Kimi delta attention behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-
-    Raises:
-      UserError: sizes that do not fit together.
-    """
+    """Kimi delta attention behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         self.config = config

@@ -84,11 +84,6 @@ State = Memory | StateWithTail
 class Mixer(nnx.Module):
     """Linear attention behind the interface of a mixer.
 
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-
     Raises:
       UserError: ``num_heads`` does not divide ``d_model``.
     """

@@ -52,13 +52,7 @@ State = LSTMState
 
 
 class Mixer(nnx.Module):
-    """An LSTM behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-    """
+    """An LSTM behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         self.config = config

@@ -64,13 +64,7 @@ class State(NamedTuple):
 
 
 class Mixer(nnx.Module):
-    """Mamba behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-    """
+    """Mamba behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         inner, N = config.expand * d_model, config.d_state

@@ -69,16 +69,7 @@ class State(NamedTuple):
 
 
 class Mixer(nnx.Module):
-    """Mamba-2 behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-
-    Raises:
-      UserError: sizes that do not fit together.
-    """
+    """Mamba-2 behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         inner = config.expand * d_model

@@ -90,16 +90,7 @@ class State(NamedTuple):
 
 
 class Mixer(nnx.Module):
-    """mLSTM behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-
-    Raises:
-      UserError: sizes that do not fit together.
-    """
+    """mLSTM behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -187,7 +178,7 @@ class Mixer(nnx.Module):
             logits = self.config.gate_cap * jnp.tanh(logits / self.config.gate_cap)
         return logits[..., : self.config.num_heads], logits[..., self.config.num_heads :]
 
-    def _remember(self, q, k, v, gate_logits, cell, reset) -> tuple[Float[Array, "B T V*H"], MLSTMState]:
+    def _remember(self, q, k, v, gate_logits, cell, reset) -> tuple[Float[Array, "B T X"], MLSTMState]:
         """The cell, and the LayerNorm of its output in every head."""
         q, k, v = (x.reshape(*x.shape[:2], self.config.num_heads, -1) for x in (q, k, v))
         h, cell = mlstm_cell(

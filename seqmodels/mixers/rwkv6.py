@@ -76,14 +76,8 @@ class Mixer(nnx.Module):
     """RWKV-6's time mix behind the interface of a mixer.
 
     Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
       layer_index: of this layer among the model's residual layers, mixers and channel layers alike, from 0.
       num_layers: how many of those there are. Both decide the initial blends, decays and bonus alone.
-
-    Raises:
-      UserError: sizes that do not fit together.
     """
 
     def __init__(

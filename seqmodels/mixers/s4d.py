@@ -79,13 +79,7 @@ State = Float[Array, "B D N"]
 
 
 class Mixer(nnx.Module):
-    """S4D (or S4) behind the interface of a mixer.
-
-    Args:
-      config: the options above.
-      d_model: D, width of the residual stream.
-      rngs: initialisation keys; ``rngs.params`` is used.
-    """
+    """S4D (or S4) behind the interface of a mixer."""
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         self.config = config

@@ -110,7 +110,7 @@ def local_sums(
 
 
 def lower_triangle(
-    diagonal: Float[Array, "*b C"], blocks: list[Float[Array, "*b n m m"]], above: float
+    diagonal: Float[Array, "*b C"], blocks: list[Float[Array, "*b _ _ _"]], above: float
 ) -> Float[Array, "*b C C"]:
     """Puts a lower triangular matrix together from its diagonal and the off-diagonal block of each level."""
     matrix = diagonal[..., :, None, None]

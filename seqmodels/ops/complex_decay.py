@@ -21,11 +21,11 @@ def complex_gated_linear_attention(
     log_decay: Float[Array, "B T H K"] | Float[Array, "B T H 1"],
     angle: Float[Array, "B T H K"] | Float[Array, "B T H 1"],
     *,
-    state: Float[Array, "B H 2K V"] | None = None,
+    state: Float[Array, "B H 2*K V"] | None = None,
     reset: Bool[Array, "B T"] | None = None,
     implementation: str | None = None,
     chunk_size: int | None = None,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H 2K V"]]:
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H 2*K V"]]:
     """Runs the recurrence at the top of this file; arguments not named here are those of ``gated_linear_attention``.
 
     Args:

@@ -93,11 +93,11 @@ def diagonal_ssm(
     dB: Complex[Array, "D M"],
     C: Complex[Array, "D M"],
     *,
-    state: Float[Array, "B D 2M"] | None = None,
+    state: Float[Array, "B D N"] | None = None,
     reset: Bool[Array, "B T"] | None = None,
     implementation: str | None = None,
     chunk_size: int | None = None,
-) -> tuple[Float[Array, "B T D"], Float[Array, "B D 2M"]]:
+) -> tuple[Float[Array, "B T D"], Float[Array, "B D N"]]:
     """Runs the recurrence at the top of this file.
 
     Args:

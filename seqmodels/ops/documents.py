@@ -68,6 +68,6 @@ def nan_reach(
     return tainted
 
 
-def set_nan(x: Float[Array, "*dims X"], tainted: Bool[Array, "*dims"]) -> Float[Array, "*dims X"]:
+def set_nan(x: Float[Array, "*dims X"], tainted: Bool[Array, "*#dims"]) -> Float[Array, "*dims X"]:
     """Puts NaN into the marked vectors; their gradient is zero, so a bad document cannot spoil others' gradients."""
     return jnp.where(tainted[..., None], jnp.asarray(jnp.nan, x.dtype), x)

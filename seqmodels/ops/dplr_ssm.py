@@ -40,11 +40,11 @@ def dplr_ssm(
     C: Complex[Array, "D M"],
     dt: Float[Array, "D"],
     *,
-    state: Float[Array, "B D 2M"] | None = None,
+    state: Float[Array, "B D N"] | None = None,
     reset: Bool[Array, "B T"] | None = None,
     implementation: str | None = None,
     chunk_size: int | None = None,
-) -> tuple[Float[Array, "B T D"], Float[Array, "B D 2M"]]:
+) -> tuple[Float[Array, "B T D"], Float[Array, "B D N"]]:
     """Runs the recurrence at the top of this file. The skip (D u) is the caller's.
 
     Args:
@@ -114,8 +114,8 @@ class _System(NamedTuple):
     g: Complex[Array, "D M"]
     w: Complex[Array, "D M"]
     P: Complex[Array, "D M"]
-    dB: Float[Array, "D 2M"]
-    read: Float[Array, "D 2M"]
+    dB: Float[Array, "D N"]
+    read: Float[Array, "D N"]
 
 
 def _discretise(A, P, B, C, dt) -> _System:
@@ -134,7 +134,7 @@ def _project(P, x):
     return 2 * jnp.sum(P.real * x.real + P.imag * x.imag, axis=-1, keepdims=True)
 
 
-def _move(system: _System, x: Float[Array, "*b D 2M"]) -> Float[Array, "*b D 2M"]:
+def _move(system: _System, x: Float[Array, "*b D N"]) -> Float[Array, "*b D N"]:
     """(dA - 1) x."""
     x = lax.complex(*jnp.split(x, 2, axis=-1))
     v = system.f * x - system.g * _project(system.P, x).astype(jnp.complex64)

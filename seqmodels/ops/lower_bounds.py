@@ -6,7 +6,7 @@
 Lower layers may forget everything, upper ones must remember (arXiv 2311.04823, section 3.2).
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class LowerBounds(NamedTuple):
     layer: Int[Array, ""]
 
     @classmethod
-    def of_layers(cls, logits: Float[Array, "layers D"]) -> Self:
+    def of_layers(cls, logits: Float[Array, "layers D"]) -> "LowerBounds":
         """The bounds of all layers, in order of depth, from the rows P; exactly zero in the first layer."""
         shares = jax.nn.softmax(logits.astype(jnp.float32), axis=0)
         bounds = jnp.concatenate([jnp.zeros_like(shares[:1]), jnp.cumsum(shares[1:], axis=0)])
@@ -30,7 +30,7 @@ class LowerBounds(NamedTuple):
         """The bound of the layer whose turn it is."""
         return self.bounds[self.layer]
 
-    def next_layer(self) -> Self:
+    def next_layer(self) -> "LowerBounds":
         """For the next layer."""
         return self._replace(layer=self.layer + 1)
 

@@ -29,8 +29,8 @@ class LSTMState(NamedTuple):
 
 
 def lstm(
-    z: Float[Array, "B T 4E"],
-    kernel: Float[Array, "E 4E"],
+    z: Float[Array, "B T gates"],
+    kernel: Float[Array, "E gates"],
     *,
     state: LSTMState | None = None,
     reset: Bool[Array, "B T"] | None = None,

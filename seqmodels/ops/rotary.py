@@ -18,7 +18,7 @@ def rotary(
     *,
     base: float = 10000.0,
     interleaved: bool = False,
-    frequencies: Float[Array, "P"] | None = None,
+    frequencies: Float[Array, "pairs"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Turns the features of every head by ``positions * frequency``, in float32; the result has x's dtype.
 

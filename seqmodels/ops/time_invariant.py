@@ -67,7 +67,7 @@ def run(
 
 
 def convolve(
-    u: Float[Array, "B T D"], kernel: Float[Array, "D T"], reset: Bool[Array, "B T"] | None
+    u: Float[Array, "B T D"], kernel: Float[Array, "D W"], reset: Bool[Array, "B T"] | None
 ) -> Float[Array, "B T D"]:
     """y_t = sum of kernel[l] u_{t-l} over the steps t - l of t's own document.
 

@@ -24,40 +24,22 @@ Written by `python -m tools.pages.base_config` from the dataclasses that declare
 from its file.
 """
 
-import dataclasses
-import types
-import typing
-
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
 from seqmodels import channel_layers, mixers
+from seqmodels.config import options
 from seqmodels.data import tasks
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
 '''
-TAIL = '''    return config
-
-
-def _options(options: type) -> ConfigDict:
-    """The Config of a layer, or a task, as a ConfigDict; an optional field becomes a typed placeholder."""
-    hints = typing.get_type_hints(options)
-    values = ConfigDict()
-    for field in dataclasses.fields(options):
-        value = field.default
-        if value is None:
-            kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not types.NoneType]
-            value = config_dict.placeholder(kinds[0])
-        values[field.name] = value
-    return values
-'''
 # groups of options, by the names of what has them: their fields are declared in files of their own
 OPTIONS = {
-    "data.tasks": "ConfigDict({name: _options(task) for name, task in tasks.TASKS.items()})",
-    "model.channel_layers": "ConfigDict({name: _options(channel_layers.load(name).Config) for name in channel_layers.names()})",
-    "model.mixers": "ConfigDict({name: _options(mixers.load(name).Config) for name in mixers.names()})",
+    "data.tasks": "ConfigDict({name: options(task) for name, task in tasks.TASKS.items()})",
+    "model.channel_layers": "ConfigDict({name: options(channel_layers.load(name).Config) for name in channel_layers.names()})",
+    "model.mixers": "ConfigDict({name: options(mixers.load(name).Config) for name in mixers.names()})",
 }
 
 
@@ -75,7 +57,7 @@ def text() -> str:
             lines += ["", f"    config.{name} = ConfigDict()", *_group(hint, f"{name}.")]
         else:
             lines += _field(RunConfig, name, "")
-    return HEAD + "\n".join(lines) + f"\n{TAIL}"
+    return HEAD + "\n".join(lines) + "\n    return config\n"
 
 
 def _group(group: type, prefix: str) -> list[str]:

@@ -62,7 +62,7 @@ def product(subscripts: str, a, b, dtype) -> Float[Array, "..."]:
     return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def bias(visible: Bool[Array, "#B T S"], group: int) -> Float[Array, "#B 1 M S"]:
+def bias(visible: Bool[Array, "#B T S"], group: int) -> Float[Array, "#B 1 rows S"]:
     """0 where a query sees a key, minus infinity elsewhere; the queries of a group one under the other.
 
     Added, not selected: XLA on a CPU runs product, bias, softmax and product as one kernel; a select breaks it.
@@ -71,13 +71,13 @@ def bias(visible: Bool[Array, "#B T S"], group: int) -> Float[Array, "#B 1 M S"]
     return jnp.tile(bias, (1, group, 1))[:, None]
 
 
-def stack_group(x: Float[Array, "*n R T X"]) -> Float[Array, "*n M X"]:
+def stack_group(x: Float[Array, "*n R T X"]) -> Float[Array, "*n rows X"]:
     """The queries of a group of heads one under the other, M = R T: they meet the same keys in one product."""
     *lead, R, T, X = x.shape
     return x.reshape(*lead, R * T, X)
 
 
-def split_group(x: Float[Array, "*n M X"], group: int) -> Float[Array, "*n R T X"]:
+def split_group(x: Float[Array, "*n rows X"], group: int) -> Float[Array, "*n R T X"]:
     *lead, M, X = x.shape
     return x.reshape(*lead, group, M // group, X)
 

@@ -31,7 +31,7 @@ def rows(plan: Rows, q, k, v, query_points, key_points):
     return _rows_forward(plan, q, k, v, query_points, key_points)[0]
 
 
-def _row_weights(plan: Rows, q, k, query_points, key_points, queries, keys) -> Float[Array, "B G M S"]:
+def _row_weights(plan: Rows, q, k, query_points, key_points, queries, keys) -> Float[Array, "B G rows S"]:
     query_points = jax.tree.map(lambda x: x[:, queries], query_points)
     key_points = jax.tree.map(lambda x: x[:, keys], key_points)
     scores = product("bgmk,bgsk->bgms", stack_group(q[:, :, :, queries]), k[:, :, keys], q.dtype)

@@ -88,7 +88,7 @@ def _tiles(plan: Tiles, q, k, v, query_points, key_points):
     return _tiles_forward(plan, q, k, v, query_points, key_points)[0]
 
 
-def _tile_scores(plan: Tiles, q, k, query_points, key_points) -> Float[Array, "B G M S"]:
+def _tile_scores(plan: Tiles, q, k, query_points, key_points) -> Float[Array, "B G rows S"]:
     visible = sees(query_points, key_points, plan.window)
     return product("bgmk,bgsk->bgms", q, k, q.dtype) + bias(visible, q.shape[2] // plan.num_queries)
 

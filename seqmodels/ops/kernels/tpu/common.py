@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 VMEM_BYTES = 12 * 2**20
@@ -17,7 +18,7 @@ _WANTED = 4  # heads of one step of the grid, about: their chains of products do
 _MOST = 16
 
 
-def operand_dtype(precision: lax.Precision) -> jnp.dtype:
+def operand_dtype(precision: lax.Precision) -> DTypeLike:
     """What products read: bfloat16 where the inputs were narrow, else float32, in six passes."""
     return jnp.bfloat16 if precision == lax.Precision.DEFAULT else jnp.float32
 
@@ -110,17 +111,17 @@ class Walk:
         self,
         kernel: Callable,
         inputs: dict[str, tuple[str, Array]],
-        outputs: dict[str, tuple[str, jnp.dtype]],
-        state: Float[Array, "B H I J"],
+        outputs: dict[str, tuple[str, DTypeLike]],
+        state: Float[Array, "B H rows columns"],
         *,
         interpret,
-    ) -> tuple[Float[Array, "B H I J"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "B H rows columns"], dict[str, Array]]:
         """Runs ``kernel(states, **refs)`` over all chunks, with one ref for each input and output, by name.
 
         Args:
           inputs: name -> (kind, array), the kinds those of ``_kinds``.
           outputs: name -> (kind, dtype).
-          state: what the states start from; a step of the grid sees those of its heads, [heads, I, J] float32.
+          state: what the states start from; a step of the grid sees those of its heads, [heads, rows, columns] float32.
 
         Returns:
           The states after the last step, and the outputs by name.
@@ -143,7 +144,7 @@ class Walk:
         )(state, *(x for _, x in inputs.values()))
         return final, dict(zip(outputs, found))
 
-    def _kinds(self, state: Float[Array, "B H I J"]) -> dict[str, "Kind"]:
+    def _kinds(self, state: Float[Array, "B H rows columns"]) -> dict[str, "Kind"]:
         """How arrays lie: block g of groups, part r of a group's heads, step n of the grid."""
         batch, count, steps, parts = self.batch, self.count, self.steps, self.parts
         groups, heads = self.heads.groups, self.heads.groups * self.heads.repeats

@@ -12,6 +12,7 @@ import functools
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from seqmodels.ops.kernels.tpu import decay_per_channel, decay_per_head
@@ -45,7 +46,7 @@ def forward(
     chunk_size: int,
     read_before: bool,
     precision: lax.Precision,
-    output_dtype: jnp.dtype,
+    output_dtype: DTypeLike,
     keep_starts: bool,
     interpret,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"], Array | None]:

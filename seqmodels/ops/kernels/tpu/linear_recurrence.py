@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Inexact
 
 _STEPS = 256  # of one step of the grid
@@ -22,7 +23,7 @@ _CHANNELS = 1024
 _UNROLLED = 8  # rows of a register
 
 
-def unsupported_reason(*, dtype: jnp.dtype) -> str | None:
+def unsupported_reason(*, dtype: DTypeLike) -> str | None:
     """Nothing: any shape, float32 or complex64."""
     return None
 

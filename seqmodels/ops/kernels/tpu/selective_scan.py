@@ -51,7 +51,7 @@ def forward(
     *,
     keep_starts: bool,
     interpret,
-) -> tuple[Float[Array, "B T E"], Float[Array, "B E N"], Float[Array, "B stretches N E"] | None]:
+) -> tuple[Float[Array, "B T E"], Float[Array, "B E N"], Float[Array, "B stretches padded_N padded_E"] | None]:
     """y in the dtype of x, the final state, and the states at the starts of stretches if they are kept."""
     sizes = _Sizes(x, A)
     y, final, *starts = sizes.call(
@@ -80,7 +80,7 @@ def backward(
     B: Float[Array, "B T N"],
     C: Float[Array, "B T N"],
     reset: Bool[Array, "B T"] | None,
-    starts: Float[Array, "B stretches N E"],
+    starts: Float[Array, "B stretches padded_N padded_E"],
     dy: Float[Array, "B T E"],
     dfinal: Float[Array, "B E N"],
     *,

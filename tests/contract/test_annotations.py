@@ -1,0 +1,50 @@
+"""Annotations hold: jaxtyping with beartype checks them while every mixer and a model are traced; their letters are the legend's."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqmodels import shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("mixers", "channel_layers", "layers", "ops", "model.py")
+
+
+@pytest.mark.parametrize("forms", [(), pytest.param(("--all",), marks=pytest.mark.slow)], ids=["default", "all"])
+def test_arrays_are_as_annotated(forms):
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.contract.annotations", *forms], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_wrong_annotation_is_found():
+    """A mixer whose call says that it halves the width."""
+    program = (
+        "from tests.contract import annotations as a\n"
+        "import jax, jaxtyping, beartype\n"
+        "from seqmodels.mixers import linear_attention as m\n"
+        "F = jaxtyping.Float[jax.Array, 'B T D']\n"
+        "def call(self, x: F, state=None, *, reset=None) -> jaxtyping.Float[jax.Array, 'B T D/2']: return x\n"
+        "m.Mixer.__call__ = jaxtyping.jaxtyped(call, typechecker=beartype.beartype)\n"
+        "a.all_cases = lambda cases=a.all_cases(): [case for case in cases if case.name == 'linear_attention-default']\n"
+        "a.trace_model = lambda: None\n"
+        "found = a.disagreements(False)\n"
+        "assert len(found) == 1 and 'linear_attention-default None float32' in found[0], found\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
+def test_letters_are_those_of_the_legend():
+    legend = set(re.findall(r"^\| ([A-Z]) \|", shapes.__doc__, re.MULTILINE))
+    assert len(legend) > 15
+    for part in PARTS:
+        path = ROOT / "seqmodels" / part
+        for file in path.rglob("*.py") if path.is_dir() else [path]:
+            for axes in re.findall(r"\b(?:Float|Int|Int32|Bool|Complex)\[[\w.]+, \"([^\"]*)\"\]", file.read_text()):
+                letters = {axis for axis in re.split(r"[\s*#]+", axes) if re.fullmatch(r"[A-Z]\w?", axis)}
+                assert letters <= legend, f"{file.name}: {axes!r} has letters that seqmodels/shapes.py does not explain"
