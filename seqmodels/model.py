@@ -62,11 +62,11 @@ class ModelConfig(Checked, where="model"):
     # rows of the embedding; None: the tokenizer's pieces
     vocab_size: Annotated[int | None, AtLeast(1), AtMost(2**24)] = None
     d_model: Size = 128  # D, width of the residual stream
-    pattern: str = "attention mlp"  # layers in order: mixers and channel layers (see config.model.mixers and channel_layers)
+    pattern: str = "attention mlp"  # layers in order, of config.model.mixers and channel_layers
     repeats: Annotated[Count, AtMost(2**16)] = 4  # R, how often the pattern is repeated
     tie_embeddings: bool = True  # the head is the embedding's transpose
     embedding_norm: bool = True  # a norm on the embedding: each token enters the residual stream with rms 1
-    # each of n layers starts by adding rms branch_rms / sqrt(n); None: as its own initialisation has it
+    # each of n layers starts by adding rms branch_rms / sqrt(n); None: what its initialisation gives
     branch_rms: NonNegative | None = 0.3
     norm: Annotated[str, OneOf(NORMS)] = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
     norm_eps: Epsilon = 1e-5  # epsilon of the norms between layers

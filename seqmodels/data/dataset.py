@@ -35,7 +35,7 @@ class DataConfig(Checked, where="data"):
 
     source: str = "roneneldan/TinyStories"  # a hub id, a local folder or file (parquet, txt, jsonl), or "toy"
     revision: str = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"  # of the hub id; ignored for local data and toy
-    validation_source: str | None = None  # held out: its split, a path, a hub id; None: as docs/data.md has it
+    validation_source: str | None = None  # what is held out: a split, path or hub id (docs/data.md)
     tokenizer: str = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
     vocab_size: Annotated[int, AtLeast(0), AtMost(2**24)] = 4096  # pieces of the bpe tokenizer; ignored by the others
     seq_len: Count = 256  # T, tokens the model reads at once
