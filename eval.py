@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--data", help="score this source's validation split: a path, a hub id, or toy")
     parser.add_value("--max_tokens", Count, help="score only so many tokens; default all")
+    parser.add_value("--devices", Count, default=1, help="so many devices share each batch (default 1)")
     parser.add_argument("--lengths", type=lengths, help="score at these lengths instead, commas between them")
     parser.add_argument(
         "--cache_dir", default=DEFAULT_CACHE_DIR, help=f"where tokens of --data are kept (default {DEFAULT_CACHE_DIR})"
@@ -50,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
 
     command_line.use_compilation_cache(options.compilation_cache_dir)
-    run = load_run(options.workdir, options.step, cache_dir=options.cache_dir)
+    run = load_run(options.workdir, options.step, cache_dir=options.cache_dir, devices=options.devices)
     validation = run.validation(options.data)
     documents = documents_scored(validation, options.max_tokens)
     if options.lengths is not None:

@@ -44,7 +44,7 @@ def main() -> None:
     prompts = None if options.prompts_file is None else read_prompts(options.prompts_file)
 
     command_line.use_compilation_cache(options.compilation_cache_dir)
-    run = load_run(options.workdir, options.step)
+    run = load_run(options.workdir, options.step, devices=options.devices)
     sampling = {name: getattr(options, name) for name in SAMPLING}
     if prompts is None and options.output is None:
         stream(run, options.prompt or "", sampling, options)
@@ -62,6 +62,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--prompts_file", type=Path, help="a YAML list of texts to continue")
     parser.add_argument("--output", type=command_line.output_stream, help="write continuations here, one JSON object per line")
     parser.add_value("--batch_size", Count, default=32, help="at most so many prompts at a time (default 32)")
+    parser.add_value("--devices", Count, default=1, help="so many devices share the prompts of --prompts_file (default 1)")
     parser.add_value("--max_tokens", CountOrZero, default=200, help="at most so many new tokens (default 200)")
     parser.add_value("--temperature", NonNegative, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_value("--top_k", Count, help="sample among the k likeliest tokens only")

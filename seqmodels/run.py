@@ -1,5 +1,6 @@
 """A finished or running run, opened from its folder alone: scores, logits, text."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -8,9 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from seqmodels import data, model, xla_cpu
+from seqmodels import data, model, ops, xla_cpu
 from seqmodels.config import DEFAULT_CACHE_DIR, MeshConfig, RunConfig
 from seqmodels.data.text import hub
 from seqmodels.data.text.incremental import IncrementalText
@@ -31,7 +33,8 @@ from seqmodels.training.state import Trainer
 class Run:
     """A model out of a run folder, at the step of one checkpoint.
 
-    `config` is the run's own, but for its caches, which are the reader's; `setup` holds the same model on one device of this machine.
+    `config` is the run's own, but for its caches, which are the reader's; `setup` holds the same model on one device of this
+    machine, or those that `load_run` was given.
     """
 
     workdir: Path
@@ -50,7 +53,9 @@ class Run:
         Raises:
             ValueError: tokens are not [B, T] integers of the vocabulary.
         """
-        return _logits(self.setup.graphdef, self.params, self._checked(tokens))
+        tokens = self._checked(tokens)
+        split = generate.split_rows(tokens, self._mesh)
+        return _logits(self.setup.graphdef, self.params, split, mesh=self._mesh)[: len(tokens)]
 
     def attention_weights(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "layers B H T T"]:
         """How each head of each attention layer spreads over the tokens so far, float32, each row summing to 1.
@@ -62,6 +67,11 @@ class Run:
             UserError: the model has no attention.
         """
         return _attention_weights(self.setup.graphdef, self.params, self._checked(tokens))
+
+    @property
+    def _mesh(self) -> Mesh | None:
+        """Of the devices, where there are several."""
+        return self.setup.mesh if self.setup.mesh.size > 1 else None
 
     def _checked(self, tokens: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
         tokens = np.asarray(tokens)
@@ -129,8 +139,9 @@ class Run:
         """
         prompt_tokens = [self.prompt_tokens(prompt) for prompt in prompts]
         continuations = generate.generate(
-            self.setup.graphdef, self.params, prompt_tokens, self.sampler(seed, first_row, **sampling), max_tokens=max_tokens
-        )
+            self.setup.graphdef, self.params, prompt_tokens, self.sampler(seed, first_row, **sampling), max_tokens=max_tokens,
+            mesh=self._mesh,
+        )  # fmt: skip
         return [self._text(new, after) for new, after in zip(continuations, prompt_tokens)]
 
     def read(self, text: str | Sequence[int], after: DecodingState | None = None, *, extra_capacity: int = 256) -> DecodingState:
@@ -288,24 +299,32 @@ def load_run(
     *,
     cache_dir: str = DEFAULT_CACHE_DIR,
     report: Callable[[str], None] = say,
+    devices: int | Sequence[jax.Device] = 1,
+    mesh: MeshConfig | None = None,
 ) -> Run:
     """Open the run folder `workdir` at its newest checkpoint, or at the one of `step`.
 
-    Needs nothing but the folder, changes nothing in it, and runs on one device, whatever the run was trained on.
+    Needs nothing but the folder, changes nothing in it, and runs on one device unless told otherwise, whatever the run was
+    trained on.
 
     Args:
         cache_dir: where tokens of other text are kept (`Run.validation`); whatever the folder's config.json says.
         report: called with one line for each thing a person should know, such as a damaged checkpoint.
+        devices: over which batches are split in evaluation, in `logits` and in `generate_batch`: so many of JAX's, or these.
+        mesh: how they are arranged; default all along `mesh.data`, each with all parameters.
 
     Raises:
-        UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`.
+        UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`; there are fewer devices.
     """
     xla_cpu.warn_of_wrong_fusions()
     workdir = Path(workdir)
     config = read_config(workdir, cache_dir=cache_dir)
     tokenizer = read_tokenizer(workdir, config)
-    one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
-    setup = Trainer(one_device, num_pieces(config, tokenizer), devices=jax.devices()[:1])
+    devices = jax.devices()[:devices] if isinstance(devices, int) and devices <= len(jax.devices()) else devices
+    if isinstance(devices, int):
+        raise UserError(f"{devices} devices are asked for and there are {len(jax.devices())}")
+    mesh = MeshConfig(data=len(devices), fsdp=1, tensor=1, sequence=1) if mesh is None else mesh
+    setup = Trainer(_on_mesh(config, mesh), num_pieces(config, tokenizer), devices=list(devices))
     restored = checkpoint.restore(
         workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report
     )
@@ -314,9 +333,18 @@ def load_run(
     return Run(workdir, config, tokenizer, restored.step, restored.state["params"], restored.fingerprint, setup)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graphdef, params, tokens):
-    return model.merge(graphdef, params)(tokens)[0]
+def _on_mesh(config: RunConfig, mesh: MeshConfig) -> RunConfig:
+    """The config on another mesh, its batches a little larger where they did not divide over it."""
+    parts = mesh.data * mesh.fsdp
+    of_data = dataclasses.replace(config.data, batch_size=-(-config.data.batch_size // parts) * parts)
+    optim = config.optim if parts == 1 else dataclasses.replace(config.optim, accumulation_steps=1)
+    return dataclasses.replace(config, mesh=mesh, data=of_data, optim=optim)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="mesh")
+def _logits(graphdef, params, tokens, mesh):
+    with contextlib.nullcontext() if mesh is None else ops.on_mesh(mesh):
+        return model.merge(graphdef, params)(tokens)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

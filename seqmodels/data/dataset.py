@@ -16,7 +16,7 @@ from seqmodels.data.tasks.batches import TaskDataset
 from seqmodels.data.text import sources
 from seqmodels.data.text import tokenizer as tokenizers
 from seqmodels.data.text import validation as validations
-from seqmodels.data.text.batches import PACKINGS, Batch, Batches, train_batches
+from seqmodels.data.text.batches import PACKINGS, PERMUTATION, Batch, Batches, train_batches
 from seqmodels.data.text.shards import TokenStream, cached_tokens, key_lock
 from seqmodels.data.text.tokenizer import Tokenizer
 from seqmodels.data.text.validation import ValidationSet
@@ -88,6 +88,15 @@ class Dataset:
         ``weights`` [B, T] float32.
         """
         return self.train_batches(step, rows)
+
+    @property
+    def order(self) -> str:
+        """How rows are shuffled: a run that goes on keeps it."""
+        return self.train_batches.order
+
+    def with_order(self, order: str | None) -> "Dataset":
+        """The same data in the order that a checkpoint names; None, of runs made before it was named: a permutation."""
+        return replace(self, train_batches=self.train_batches.with_order(order or PERMUTATION))
 
     @property
     def rows_per_epoch(self) -> int:

@@ -5,7 +5,9 @@ length share a batch by left padding, with `reset` at each prompt's first token,
 with reaches it.
 """
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,22 +15,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels import model
+from seqmodels import model, ops
 from seqmodels.decoding.sampling import Sampler
 from seqmodels.errors import UserError
+from seqmodels.ops.placement import BATCH_AXES
 
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
 
 
 def generate(
-    graphdef: nnx.GraphDef, params: Params, prompts: Sequence[Sequence[int]], sampler: Sampler, *, max_tokens: int
+    graphdef: nnx.GraphDef,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    sampler: Sampler,
+    *,
+    max_tokens: int,
+    mesh: Mesh | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by up to `max_tokens` tokens; a continuation ends before the first of the sampler's `ends`.
 
     Args:
         prompts: token ids, at least one per prompt; lengths may differ.
+        mesh: where the parameters lie, if that is several devices; prompts are split over its batch axes.
 
     Compiles once per (batch size, padded prompt length, max_tokens): prompts are padded to a power of two. The
     state's capacity is sized here, so that no length is too long for it.
@@ -40,9 +51,28 @@ def generate(
     tokens, reset = pad_prompts(prompts)
     if max_tokens == 0:
         return [[] for _ in prompts]
-    logits, state = prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens)
-    new_tokens, lengths, _, _ = decode(graphdef, params, sampler, logits, state, max_tokens=max_tokens)
-    return [row[:length].tolist() for row, length in zip(np.asarray(new_tokens), np.asarray(lengths))]
+    tokens, reset = split_rows((tokens, reset), mesh)
+    logits, state = prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens, mesh=mesh)
+    new_tokens, lengths, _, _ = decode(graphdef, params, sampler, logits, state, max_tokens=max_tokens, mesh=mesh)
+    return [row[:length].tolist() for row, length, _ in zip(np.asarray(new_tokens), np.asarray(lengths), prompts)]
+
+
+def split_rows(arrays: Any, mesh: Mesh | None) -> Any:
+    """Arrays [B, ...] with their rows split over the devices of a mesh; the last is repeated until they divide. None: as they are."""
+    if mesh is None:
+        return arrays
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    place = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+    def split(array: np.ndarray) -> jax.Array:
+        missing = -len(array) % parts
+        return jax.device_put(np.concatenate([array, *[array[-1:]] * missing]), place)
+
+    return jax.tree.map(split, arrays)
+
+
+def _traced_for(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if mesh is None else ops.on_mesh(mesh)
 
 
 def stream(
@@ -125,18 +155,20 @@ def _sample_at(sampler, logits, index):
     return sampler(logits, index), index + 1
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
-def prefill(graphdef, params, tokens, reset, *, capacity):
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "mesh"))
+def prefill(graphdef, params, tokens, reset, *, capacity, mesh=None):
     """Read padded prompts in one call: logits after the last token [B, L], and the state that `decode` goes on from.
 
     Args:
         tokens, reset: [B, T], as `pad_prompts` makes them.
         capacity: tokens the state can hold, prompt included.
+        mesh: as in `generate`.
     """
-    network = model.merge(graphdef, params)
-    hidden, state = network.features(tokens, network.init_state(tokens.shape[0], capacity), reset=reset)
-    logits = network.logits(hidden[:, -1])  # of T positions, one is wanted
-    return logits, network.unstack_state(state)
+    with _traced_for(mesh):
+        network = model.merge(graphdef, params)
+        hidden, state = network.features(tokens, network.init_state(tokens.shape[0], capacity), reset=reset)
+        logits = network.logits(hidden[:, -1])  # of T positions, one is wanted
+        return logits, network.unstack_state(state)
 
 
 def _next_logits(graphdef, params, token, state):
@@ -144,8 +176,8 @@ def _next_logits(graphdef, params, token, state):
     return logits[:, 0], state
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="max_tokens")
-def decode(graphdef, params, sampler, logits, state, *, max_tokens, first_index=0):
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("max_tokens", "mesh"))
+def decode(graphdef, params, sampler, logits, state, *, max_tokens, first_index=0, mesh=None):
     """Sample until every row has ended or `max_tokens`: (tokens [B, max_tokens], lengths [B], logits, state).
 
     The logits and the state are those after the last token that any row sampled (the one that ended it included; a row that has
@@ -154,6 +186,7 @@ def decode(graphdef, params, sampler, logits, state, *, max_tokens, first_index=
     Args:
         logits, state: from `prefill` or an earlier call; the state has room for `max_tokens` more.
         first_index: place of the first token in the key's sequence: how many were sampled by earlier calls.
+        mesh: as in `generate`.
     """
     batch_size = logits.shape[0]
 
@@ -173,5 +206,6 @@ def decode(graphdef, params, sampler, logits, state, *, max_tokens, first_index=
     tokens = jnp.zeros((batch_size, max_tokens), jnp.int32)
     lengths = jnp.zeros(batch_size, jnp.int32)
     carry = (jnp.int32(0), logits, state, tokens, lengths)
-    _, logits, state, tokens, lengths = jax.lax.while_loop(unfinished, one_token, carry)
+    with _traced_for(mesh):
+        _, logits, state, tokens, lengths = jax.lax.while_loop(unfinished, one_token, carry)
     return tokens, lengths, logits, state

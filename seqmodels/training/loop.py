@@ -128,6 +128,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
                     f"{dataset.name} is not what the run in {workdir} was begun with{also}; "
                     "bring that back, or choose another --workdir"
                 )
+            dataset = dataset.with_order(restored.record.get("order"))
         if resume_learning_rate is not None:
             config = _with_lower_rate(config, resume_learning_rate, step)
             setup = Trainer(config, dataset.vocab_size)
@@ -327,6 +328,7 @@ class _Run:
         record = {
             "seed": self.config.seed,
             "data": self.data_fingerprint,
+            "order": self.dataset.order,
             "seconds": self.log.stopwatch.seconds,
             "log": self.log.written(),
             **({"skipped": [self.skipped, self.skipped_in_a_row]} if self.config.train.skip_nonfinite else {}),

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import train
-from seqmodels import load_run
 from seqmodels.training import checkpoint, loop
 
 ROOT = Path(train.__file__).parent
@@ -122,5 +121,29 @@ def test_a_run_goes_on_with_another_number_of_processes(story, tmp_path):
     loop.train(config, tmp_path / "run")
     alone = rows_of(tmp_path / "run")
     np.testing.assert_allclose([rows[key] for key in alone], list(alone.values()), rtol=1e-5)
-    run = load_run(story["folder"] / "run")
-    assert run.step == steps and abs(run.evaluate(max_tokens=64).loss - story["summary"]["validation_loss"]) < 1e-5
+
+
+ON_TWO_DEVICES = """
+import json, sys
+import numpy as np
+import seqmodels
+found = []
+for devices in (1, 2):
+    run = seqmodels.load_run(sys.argv[1], devices=devices)
+    written = run.generate_batch(["a", "of", "tree"], max_tokens=6, temperature=0)
+    logits = np.asarray(run.logits(np.arange(24).reshape(3, 8)))
+    found.append([run.evaluate(max_tokens=64).loss, written, logits.shape, float(np.abs(logits).sum()), run.setup.mesh.size])
+print(json.dumps(found))
+"""
+
+
+def test_evaluation_and_decoding_on_two_devices(story):
+    done = subprocess.run(
+        [sys.executable, "-c", ON_TWO_DEVICES, story["folder"] / "run"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST.replace("count=1", "count=2")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = json.loads(done.stdout.splitlines()[-1])
+    assert [one[-1], two[-1]] == [1, 2] and one[1:3] == two[1:3] and one[2] == [3, 8, 257]
+    np.testing.assert_allclose([one[0], one[3]], [two[0], two[3]], rtol=1e-5)
+    assert abs(one[0] - story["summary"]["validation_loss"]) < 1e-5

@@ -67,6 +67,7 @@ class TaskDataset:
 
     tokenizer = None
     train_bytes_per_token = None
+    order = None  # nothing is shuffled
 
     def __init__(self, name: str, task: Task, *, seq_len: int, batch_size: int, seed: int):
         self.name = f"data.task={name}"
@@ -83,6 +84,10 @@ class TaskDataset:
         first, end, _ = rows.indices(batch_size)
         drawn = self._task.rows(segment, number * batch_size + first, end - first, training=True, seed=self._seed)
         return _batch(drawn, (end - first, seq_len), self._task.pad_id)
+
+    def with_order(self, order: None) -> "TaskDataset":
+        """Itself."""
+        return self
 
     def _place(self, step: int) -> tuple[Segment, int]:
         """The segment of a step, and which of its batches it is."""

@@ -9,6 +9,7 @@ token that follows each input; with packed documents also ``reset``, True where 
 one starts, and ``weights``, 0 on padding and 1 elsewhere.
 """
 
+import copy
 from functools import lru_cache
 from typing import Final, Protocol, runtime_checkable
 
@@ -28,6 +29,11 @@ class Batches(Protocol):
     """A training order."""
 
     rows_per_epoch: int
+    order: str
+
+    def with_order(self, order: str) -> "Batches":
+        """The same rows in another order, one of ORDERS."""
+        ...
 
     def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of a step, or some rows of it; any step, at the same cost."""
@@ -62,6 +68,15 @@ class Windows:
         self._tokens, self._seq_len = tokens, seq_len
         self._rows = ShuffledRows(self.rows_per_epoch, batch_size, seed)
 
+    @property
+    def order(self) -> str:
+        """How rows are shuffled."""
+        return self._rows.order
+
+    def with_order(self, order: str) -> "Windows":
+        """The same rows in another order."""
+        return _in_order(self, order)
+
     def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
         length = self._seq_len
         windows = np.stack(
@@ -89,6 +104,15 @@ class PackedDocuments:
         self.rows_per_epoch = len(self._row_ends)
         _check_one_batch(self.rows_per_epoch, batch_size, seq_len, len(stream))
         self._rows = ShuffledRows(self.rows_per_epoch, batch_size, seed)
+
+    @property
+    def order(self) -> str:
+        """How rows are shuffled."""
+        return self._rows.order
+
+    def with_order(self, order: str) -> "PackedDocuments":
+        """The same rows in another order."""
+        return _in_order(self, order)
 
     def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
         chosen = self._rows(step)[rows]
@@ -121,11 +145,21 @@ class PackedDocuments:
             column += length
 
 
-class ShuffledRows:
-    """An endless sequence of row numbers, each epoch a new permutation, cut into batches."""
+PERMUTATION, FEISTEL = ORDERS = ("permutation", "feistel")
+MOST_PERMUTED: Final = 1 << 24
+"""Rows, up to which the order is an array (128 MiB for each of two epochs); above it is a function."""
 
-    def __init__(self, rows: int, batch_size: int, seed: int):
-        self._count, self._batch_size = rows, batch_size
+
+class ShuffledRows:
+    """An endless sequence of row numbers, each epoch a new permutation, cut into batches.
+
+    Args:
+        order: one of ORDERS; None: that of a new run on so many rows. A run keeps the one it was begun with.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, order: str | None = None):
+        self._count, self._batch_size, self._seed = rows, batch_size, seed
+        self.order = order or (PERMUTATION if rows <= MOST_PERMUTED else FEISTEL)
 
         @lru_cache(maxsize=2)  # a batch may lie across two epochs
         def permutation(epoch: int) -> np.ndarray:
@@ -133,9 +167,51 @@ class ShuffledRows:
 
         self._permutation = permutation
 
+    def in_order(self, order: str) -> "ShuffledRows":
+        """The same rows, shuffled otherwise."""
+        return ShuffledRows(self._count, self._batch_size, self._seed, order)
+
     def __call__(self, step: int) -> Int[np.ndarray, "B"]:
         epochs, places = np.divmod(step * self._batch_size + np.arange(self._batch_size), self._count)
-        return np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+        return np.concatenate([self._shuffled(int(epoch), places[epochs == epoch]) for epoch in np.unique(epochs)])
+
+    def _shuffled(self, epoch: int, places: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
+        if self.order == PERMUTATION:
+            return self._permutation(epoch)[places]
+        return feistel(places, self._count, (self._seed, epoch))
+
+
+def feistel(places: Int[np.ndarray, "b"], count: int, key: tuple[int, ...]) -> Int[np.ndarray, "b"]:
+    """Where a pseudo-random permutation of 0..``count`` - 1 sends some places, at a cost that does not depend on ``count``.
+
+    A Feistel network (Luby and Rackoff 1988) permutes the numbers of an even number of bits, at most 4 times as many as wanted;
+    what falls outside is sent on until it falls inside (cycle walking: Black and Rogaway 2002).
+    """
+    half = np.uint64(max(1, (max(count - 1, 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    round_keys = np.random.default_rng(key).integers(0, 1 << 64, 6, dtype=np.uint64)
+    sent = places.astype(np.uint64)
+    outside = np.ones(len(sent), np.bool_)
+    while outside.any():
+        left, right = sent[outside] >> half, sent[outside] & low
+        for round_key in round_keys:
+            left, right = right, left ^ (_mixed(right ^ round_key) & low)
+        sent[outside] = left << half | right
+        outside = sent >= np.uint64(count)
+    return sent.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _in_order(batches, order: str):
+    other = copy.copy(batches)
+    other._rows = batches._rows.in_order(order)
+    return other
 
 
 def pack(

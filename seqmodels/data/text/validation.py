@@ -85,12 +85,12 @@ class ValidationSet:
         return {name: values.reshape(shape) for name, values in batch.items()}
 
     def _bytes_of_targets(self, begin: int, end: int) -> np.ndarray:
-        ends = np.asarray(self.document_ends)
-        first, last = np.searchsorted(ends, [begin, end - 1], side="right")
-        here = slice(first, last + 1)
-        starts = np.concatenate([[0], ends])[here]
-        bytes_per_token = self.document_bytes[here] / (ends[here] - starts)
-        tokens_inside = np.minimum(ends[here], end) - np.maximum(starts, begin)
+        first, last = np.searchsorted(self.document_ends, [begin, end - 1], side="right")
+        here = slice(first, last + 1)  # nothing but these is read: there may be many documents
+        ends = np.asarray(self.document_ends[here])
+        starts = np.concatenate([self.document_ends[first - 1 : first] if first else [0], ends[:-1]])
+        bytes_per_token = self.document_bytes[here] / (ends - starts)
+        tokens_inside = np.minimum(ends, end) - np.maximum(starts, begin)
         return np.repeat(bytes_per_token, tokens_inside)
 
 

@@ -1,11 +1,13 @@
 """Training batches are pure functions of (seed, step) and show every token once an epoch."""
 
+import itertools
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from seqmodels.data.text.batches import PackedDocuments, Windows, pack, train_batches
+from seqmodels.data.text.batches import PackedDocuments, ShuffledRows, Windows, feistel, pack, train_batches
 from seqmodels.data.text.shards import TokenStream
 from seqmodels.errors import UserError
 
@@ -165,3 +167,40 @@ def test_less_than_one_batch_is_an_error_that_says_how_much_there_is(packing):
     with pytest.raises(UserError, match=r"has 18 tokens.*data\.seq_len 6.*one batch of 4"):
         batches(seq_len=6, batch_size=4)
     assert batches(seq_len=6, batch_size=2)(0)["inputs"].shape == (2, 6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 1000, 1023])
+def test_a_feistel_network_permutes(count):
+    sent = feistel(np.arange(count), count, (0, 0))
+    assert sorted(sent) == list(range(count))
+    np.testing.assert_array_equal(feistel(np.arange(count)[::-1], count, (0, 0)), sent[::-1])
+
+
+def test_another_epoch_or_seed_has_another_order_and_none_is_near_the_last():
+    count = 1000
+    orders = [feistel(np.arange(count), count, key) for key in ((0, 0), (0, 1), (1, 0))]
+    for one, other in itertools.combinations([np.arange(count), *orders], 2):
+        assert (one == other).sum() < 10  # 1 is expected
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.15
+    assert abs(np.corrcoef(orders[0][:-1], orders[0][1:])[0, 1]) < 0.15
+
+
+def test_an_order_of_10_to_the_8_sequences_needs_no_array():
+    rows = ShuffledRows(10**8, 64, seed=0)
+    assert rows.order == "feistel" and ShuffledRows(10**6, 64, seed=0).order == "permutation"
+    tracemalloc.start()
+    drawn = np.concatenate([rows(step) for step in (0, 1, 10**6, 10**8 // 64)])
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+    assert len(set(drawn)) == len(drawn) and 0 <= drawn.min() and drawn.max() < 10**8
+
+
+def test_a_run_keeps_its_order():
+    stream = np.arange(10 * 4 + 1)
+    first = Windows(stream, seq_len=4, batch_size=2, seed=0)
+    other = first.with_order("feistel")
+    assert (first.order, other.order) == ("permutation", "feistel")
+    epochs = [np.concatenate([each(step)["inputs"] for step in range(5)]) for each in (first, other)]
+    assert not np.array_equal(*epochs)
+    np.testing.assert_array_equal(*(np.sort(epoch, axis=0) for epoch in epochs))
+    np.testing.assert_array_equal(other.with_order("permutation")(3)["inputs"], first(3)["inputs"])
