@@ -16,6 +16,7 @@ BYTES = {
     "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\])")
 _CALLS = re.compile(r"(?:to_apply|calls|body|condition|branch_computations)=\{?%?([\w.\-]+)")
 
 
@@ -39,7 +40,7 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a compiled program, each once, however often a loop runs it.
+    """The collectives of a compiled program but for those of single devices, each once, however often a loop runs it.
 
     Args:
       text: ``compiled.as_text()``.
@@ -63,7 +64,7 @@ def collectives(text: str) -> list[Collective]:
     for computation, lines in lines_of.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
-            if match:
+            if match and not _ALONE.search(line):
                 found.append(Collective(match[2], _shapes(match[1]), computation in in_loop))
     return found
 

@@ -82,6 +82,6 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the batch; -1: all that the other axes leave
     config.mesh.fsdp = 1  # devices that share parameters and optimizer state, and split the batch too
-    config.mesh.tensor = 1  # devices that split the layers' widths
-    config.mesh.sequence = 1  # devices that split time; only 1 is built yet
+    config.mesh.tensor = 1  # devices that split heads, the layers' widths and the vocabulary
+    config.mesh.sequence = 1  # devices that split time; data.seq_len is a multiple of them
     return config

@@ -39,6 +39,7 @@ from seqmodels.layers import (
     weight_decay_of,
 )
 from seqmodels.ops import dispatch
+from seqmodels.ops.embedding import embedding
 from seqmodels.ops.placement import constrain_activations
 from seqmodels.pattern import is_channel_layer, layer_class, layer_name, parse_pattern, parts_of, with_options
 from seqmodels.ranges import AtLeast, AtMost, Below, Checked, Count, Epsilon, NonNegative, OneOf, Positive, Size
@@ -287,7 +288,7 @@ class LanguageModel(nnx.Module):
         return self._embed(tokens, COMPUTE_DTYPES[self.config.compute_dtype])
 
     def _embed(self, tokens, dtype):
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
+        x = embedding(self.embedding[...], tokens).astype(dtype)
         return constrain_activations(self.embedding_norm(x) if self.config.embedding_norm else x)
 
     def features(

@@ -24,7 +24,7 @@ FLOORS = (
         "seqmodels.ops.target",
         "seqmodels.ops.arguments", "seqmodels.ops.placement",
     ),
-    ("seqmodels.fields", "seqmodels.registry", "seqmodels.ops.chunk", "seqmodels.ops.documents"),
+    ("seqmodels.fields", "seqmodels.registry", "seqmodels.ops.chunk", "seqmodels.ops.documents", "seqmodels.ops.over_time"),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.gpu.tiles", "seqmodels.ops.kernels.tpu.common"),
     ("seqmodels.ops.kernels.gpu.local_sums",),
     (

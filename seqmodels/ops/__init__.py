@@ -6,6 +6,7 @@ from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.diagonal_ssm import diagonal_ssm
 from seqmodels.ops.dispatch import IMPLEMENTATIONS, record_choices
 from seqmodels.ops.dplr_ssm import dplr_ssm
+from seqmodels.ops.embedding import embedding
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.long_conv import long_conv
@@ -26,6 +27,7 @@ __all__ = [
     "delta_rule",
     "diagonal_ssm",
     "dplr_ssm",
+    "embedding",
     "gated_linear_attention",
     "interpret",
     "linear_recurrence",

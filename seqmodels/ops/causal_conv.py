@@ -4,12 +4,35 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import time_invariant
+from seqmodels.ops import over_time, time_invariant
 from seqmodels.ops.arguments import check_arguments, shapes_of
+from seqmodels.ops.placement import per_shard
 
 _WIDE = 8  # taps; above, one pass over the sequence for each takes longer than an FFT or a loop
 
 
+def _over_time(op, x, weight, bias=None, *, state=None, reset=None):
+    """The last W - 1 inputs come from the device before; from several, where each has fewer steps."""
+    (batch, steps, channels), tail = x.shape, weight.shape[0] - 1
+    _, own = op(x, weight, bias, reset=reset)
+    first = jnp.zeros((batch, tail, channels), jnp.float32) if state is None else state.astype(jnp.float32)
+    if steps >= tail:
+        before = over_time.on_the_first(first, over_time.from_the_device_before(own))
+    else:
+        cut = over_time.starts_within(reset, batch)
+
+        def moved_up(_, state):
+            return jnp.pad(state[:, steps:], ((0, 0), (0, steps), (0, 0)))
+
+        before = over_time.state_before(first, *over_time.affine(cut, None, own, moved_up))
+    y, after = op(x, weight, bias, state=before, reset=reset)
+    return y, over_time.of_the_last(after)
+
+
+@per_shard(
+    {"x": "b t h", "weight": "_ h", "bias": "h", "state": "b _ h", "reset": "b t"}, results=("b t h", "b _ h"),
+    over_time=_over_time,
+)
 def causal_conv(
     x: Float[Array, "B T D"],
     weight: Float[Array, "W D"],

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from seqmodels.ops import kernels, placement, target
+from seqmodels.ops import kernels, target
 from seqmodels.ops.chunk import Chunk, Inputs, advance, pad_steps, power_of_two
 
 Prepare = Callable[[Inputs], Chunk]
@@ -47,7 +47,7 @@ def run(
     if padding:
         inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)), inputs)
     scan = functools.partial(chunk_scan, prepare, chunk_size, precision, schedule() if kernel is None else kernel)
-    outputs, final = scan(inputs, state) if kernel is None else placement.by_rows(scan, inputs, state)
+    outputs, final = scan(inputs, state)
     return outputs[:, :steps], final
 
 

@@ -11,9 +11,38 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops import over_time
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
+from seqmodels.ops.placement import per_shard
 
 
+def _over_time(op, q, k, v, log_decay, angle, *, state=None, reset=None, **options):
+    _, added = op(q, k, v, log_decay, angle, reset=reset, **options)
+    shrink = jnp.exp(jnp.sum(log_decay.astype(jnp.float32), axis=1))
+    turn = _angle_in_document(angle.astype(jnp.float32), None)[:, -1]
+
+    def apply(decay, state):
+        return _turned(state, *(x[..., None] for x in decay))
+
+    cut = over_time.starts_within(reset, q.shape[0])
+    first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
+    decay = shrink * jnp.cos(turn), shrink * jnp.sin(turn)
+    before = over_time.state_before(first, *over_time.affine(cut, decay, added, apply))
+    o, after = op(q, k, v, log_decay, angle, state=before, reset=reset, **options)
+    return o, over_time.of_the_last(after)
+
+
+def _turned(state: Float[Array, "B H 2K V"], cos: Float[Array, "B H #K 1"], sin: Float[Array, "B H #K 1"]):
+    """(real + i imaginary) (cos + i sin)."""
+    real, imaginary = jnp.split(state, 2, axis=2)
+    return jnp.concatenate([real * cos - imaginary * sin, real * sin + imaginary * cos], axis=2)
+
+
+@per_shard(
+    {"q": "b t h", "k": "b t h", "v": "b t h", "log_decay": "b t h", "angle": "b t h", "state": "b h", "reset": "b t"},
+    results=("b t h", "b h"),
+    over_time=_over_time,
+)
 def complex_gated_linear_attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
@@ -53,9 +82,7 @@ def complex_gated_linear_attention(
         implementation=implementation,
         chunk_size=chunk_size,
     )
-    real, imaginary = jnp.split(state, 2, axis=2)
-    cos, sin = cos[:, -1, :, :, None], sin[:, -1, :, :, None]
-    return o, jnp.concatenate([real * cos - imaginary * sin, real * sin + imaginary * cos], axis=2)
+    return o, _turned(state, cos[:, -1, :, :, None], sin[:, -1, :, :, None])
 
 
 def _angle_in_document(angle: Float[Array, "B T H X"], reset: Bool[Array, "B T"] | None) -> Float[Array, "B T H X"]:

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunk_scan, documents, kernels, placement
+from seqmodels.ops import chunk_scan, documents, kernels, over_time
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.chunk import (
     Chunk,
@@ -40,6 +40,7 @@ from seqmodels.ops.chunk import (
     solve_unit_lower,
 )
 from seqmodels.ops.dispatch import KernelForm, dispatch
+from seqmodels.ops.placement import per_shard
 
 
 class _Inputs(NamedTuple):
@@ -52,6 +53,26 @@ class _Inputs(NamedTuple):
     log_decay: Float[Array, "B T G R X"] | None
 
 
+def _over_time(op, q, k, v, beta, log_decay=None, *, state=None, reset=None, **options):
+    """What all steps do to a state is a K x K matrix of each head, and the op makes it: of the identity, with nothing written."""
+    _, added = op(q, k, v, beta, log_decay, reset=reset, **options)
+    batch, heads, channels, _ = added.shape
+    identity = jnp.broadcast_to(jnp.eye(channels, dtype=jnp.float32), (batch, heads, channels, channels))
+    nothing = jnp.zeros((*v.shape[:3], channels), v.dtype)
+    _, decay = op(q, k, nothing, beta, log_decay, state=identity, reset=reset, **options)
+    product = functools.partial(jnp.einsum, "bhij,bhjv->bhiv", precision=lax.Precision.HIGHEST)
+    cut = over_time.starts_within(reset, batch)
+    first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
+    before = over_time.state_before(first, *over_time.affine(cut, decay, added, product))
+    o, after = op(q, k, v, beta, log_decay, state=before, reset=reset, **options)
+    return o, over_time.of_the_last(after)
+
+
+@per_shard(
+    {"q": "b t g", "k": "b t g", "v": "b t h", "beta": "b t h", "log_decay": "b t h", "state": "b h", "reset": "b t"},
+    results=("b t h", "b h"),
+    over_time=_over_time,
+)
 def delta_rule(
     q: Float[Array, "B T G K"],
     k: Float[Array, "B T G K"],
@@ -196,7 +217,7 @@ def _with_resets(log_decay, reset, *, heads):
 def _in_one_kernel(q, k, v, beta, log_decay, state, reset, *, chunk_size, kernel):
     """All of it in the kernel ``delta_rule``, whose chunks have one length."""
     log_decay = _with_resets(log_decay, reset, heads=v.shape[2])
-    return placement.by_rows(functools.partial(_whole, kernel), q, k, v, beta, log_decay, state)
+    return _whole(kernel, q, k, v, beta, log_decay, state)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

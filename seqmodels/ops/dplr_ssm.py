@@ -30,8 +30,20 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from seqmodels.ops import time_invariant
 from seqmodels.ops.arguments import check_arguments, shapes_of
+from seqmodels.ops.placement import per_shard
 
 
+def _over_time(op, u, A, P, B, C, dt, *, state=None, reset=None, **options):
+    _, added = op(u, A, P, B, C, dt, reset=reset, **options)
+    advance = _advance(_discretise(*(x.astype(jnp.complex64) for x in (A, P, B, C)), dt.astype(jnp.float32)[:, None]))
+    return time_invariant.run_over_time(op, (u, A, P, B, C, dt), added, advance(u.shape[1]), state, reset, **options)
+
+
+@per_shard(
+    {"u": "b t h", "A": "h", "P": "h", "B": "h", "C": "h", "dt": "h", "state": "b h", "reset": "b t"},
+    results=("b t h", "b h"),
+    over_time=_over_time,
+)
 def dplr_ssm(
     u: Float[Array, "B T D"],
     A: Complex[Array, "D M"],
@@ -199,33 +211,26 @@ def _tables(system, length) -> time_invariant.Tables:
 
     columns = lax.scan(column, system.dB, length=length)[1]  # dA^l dB
     rows = lax.scan(row, system.read, length=length)[1]  # C dA^(l + 1)
-    states = system.dB.shape[-1]
-    units = jnp.broadcast_to(jnp.eye(states, dtype=jnp.float32)[:, None], (states, *system.dB.shape))
-    dA_minus_1 = jnp.moveaxis(_move(system, units), 0, 2)  # [D, N, N], column by column
-
-    def advance(steps):
-        matrix = _power_minus_1(dA_minus_1, steps)
-        return lambda x: x + jnp.einsum("dnk,bdk->bdn", matrix, x, precision=lax.Precision.HIGHEST)
-
     return time_invariant.Tables(
         kernel=jnp.einsum("dn,ldn->dl", system.read, columns, precision=lax.Precision.HIGHEST),
         read=jnp.moveaxis(rows, 0, 2),
         write=jnp.moveaxis(columns[::-1], 0, 1),
-        advance=advance,
+        advance=_advance(system),
     )
 
 
-def _power_minus_1(E: Float[Array, "D N N"], power: int) -> Float[Array, "D N N"]:
-    """(1 + E)^power - 1 by squaring; power >= 1."""
+def _advance(system: _System):
+    """For a number of steps: what those do to a state [B, D, N] without input."""
+    states = system.dB.shape[-1]
+    units = jnp.broadcast_to(jnp.eye(states, dtype=jnp.float32)[:, None], (states, *system.dB.shape))
+    dA_minus_1 = jnp.moveaxis(_move(system, units), 0, 2)  # [D, N, N], column by column
     product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    result = None
-    while power:
-        if power % 2:
-            result = E if result is None else result + E + product(result, E)
-        power //= 2
-        if power:
-            E = 2 * E + product(E, E)
-    return result
+
+    def advance(steps):
+        matrix = time_invariant.power_minus_1(dA_minus_1, steps, product)
+        return lambda x: x + jnp.einsum("dnk,bdk->bdn", matrix, x, precision=lax.Precision.HIGHEST)
+
+    return advance
 
 
 _FORMS = {

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunk_scan, documents, kernels, placement
+from seqmodels.ops import chunk_scan, documents, kernels, over_time
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.chunk import (
     Chunk,
@@ -40,6 +40,7 @@ from seqmodels.ops.chunk import (
     upper_half,
 )
 from seqmodels.ops.dispatch import KernelForm, dispatch
+from seqmodels.ops.placement import per_shard
 
 
 class _Inputs(NamedTuple):
@@ -57,6 +58,30 @@ class _Inputs(NamedTuple):
     """Only when reading before the update, with resets: minus infinity where a document starts, else 0."""
 
 
+def _over_time(op, q, k, v, log_decay=None, *, value_log_decay=None, bonus=None, state=None, reset=None, **options):
+    """The first pass makes the last state alone: what only outputs need, the compiler leaves out."""
+    decays = {"log_decay": log_decay, "value_log_decay": value_log_decay}
+    _, added = op(q, k, v, **decays, reset=reset, **options)
+    total = jnp.zeros((*added.shape[:2], 1, 1), jnp.float32)
+    if log_decay is not None:
+        total += jnp.sum(log_decay.astype(jnp.float32), axis=1)[..., :, None]
+    if value_log_decay is not None:
+        total += jnp.sum(value_log_decay.astype(jnp.float32), axis=1)[..., None, :]
+    cut = over_time.starts_within(reset, v.shape[0])
+    first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
+    before = over_time.state_before(first, *over_time.affine(cut, jnp.exp(total), added, jnp.multiply))
+    o, after = op(q, k, v, **decays, bonus=bonus, state=before, reset=reset, **options)
+    return o, over_time.of_the_last(after)
+
+
+@per_shard(
+    {
+        "q": "b t g", "k": "b t g", "v": "b t h", "log_decay": "b t h", "value_log_decay": "b t h", "bonus": "h",
+        "state": "b h", "reset": "b t",
+    },
+    results=("b t h", "b h"),
+    over_time=_over_time,
+)  # fmt: skip
 def gated_linear_attention(
     q: Float[Array, "B T G K"],
     k: Float[Array, "B T G K"],
@@ -251,7 +276,7 @@ def _in_one_kernel(q, k, v, log_decay, value_log_decay, bonus, state, reset, *, 
     """All of it in the kernel ``gated_linear_attention``, but for the bonus term."""
     decayed, start_log_mask = _with_resets(log_decay, bonus, reset, heads=v.shape[2])
     run = functools.partial(_whole, kernel, chunk_size, product_precision(q, k), bonus is not None)
-    o, state = placement.by_rows(run, q, k, v, decayed, start_log_mask, state)
+    o, state = run(q, k, v, decayed, start_log_mask, state)
     return o + _bonus_term(q, k, v, bonus), state
 
 

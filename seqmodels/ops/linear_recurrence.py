@@ -27,11 +27,28 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from seqmodels.ops import kernels, placement, target
+from seqmodels.ops import kernels, over_time, target
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.dispatch import KernelForm, dispatch
+from seqmodels.ops.placement import per_shard
 
 
+def _over_time(op, a, b, *, state=None, reset=None, **options):
+    """The decay of all steps is what becomes of ones, which underflows where a state is truly forgotten."""
+    _, added = op(a, b, reset=reset, **options)
+    zeros = jnp.zeros_like(added)
+    _, decay = op(a.astype(added.dtype), jnp.zeros_like(b), state=zeros + 1, reset=reset, **options)
+    cut = over_time.starts_within(reset, a.shape[0])
+    first = zeros if state is None else state.astype(added.dtype)
+    before = over_time.state_before(first, *over_time.affine(cut, decay, added, jnp.multiply))
+    h, after = op(a, b, state=before, reset=reset, **options)
+    return h, over_time.of_the_last(after)
+
+
+@per_shard(
+    {"a": "b t h", "b": "b t h", "state": "b h", "reset": "b t"}, results=("b t h", "b h"),
+    over_time=_over_time,
+)
 def linear_recurrence(
     a: Inexact[Array, "B T *channels"],
     b: Inexact[Array, "B T *channels"],
@@ -237,7 +254,7 @@ _scanned.defvjp(_scanned_forward, _scanned_backward)
 
 
 def _in_a_kernel(*arguments, kernel):
-    return placement.by_rows(functools.partial(_scanned, kernel), *arguments)
+    return _scanned(kernel, *arguments)
 
 
 _FORMS = {

@@ -8,7 +8,10 @@ by FFT, O(T log T), where the sum itself is O(T W).
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from seqmodels.ops.placement import per_shard
 
+
+@per_shard({"x": "b _ h", "kernel": "h"}, results="b _ h")
 def long_conv(x: Float[Array, "B T D"], kernel: Float[Array, "D W"]) -> Float[Array, "B T D"]:
     """Convolves every channel with its own kernel, causally, in float32.
 

@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops.dispatch import IMPLEMENTATIONS, dispatch
+from seqmodels.ops.placement import per_shard
 
 
 class LSTMState(NamedTuple):
@@ -28,6 +29,10 @@ class LSTMState(NamedTuple):
     c: Float[Array, "B E"]  # the cell
 
 
+@per_shard(
+    {"z": "r t", "kernel": "_", "state": LSTMState("r", "r"), "reset": "r t"}, results=("r t", LSTMState("r", "r")),
+    over_time="its recurrence is nonlinear, so that what a device's steps do to a state is known only once the steps before are done",
+)
 def lstm(
     z: Float[Array, "B T gates"],
     kernel: Float[Array, "E gates"],

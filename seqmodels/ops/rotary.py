@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from seqmodels.ops import over_time
+from seqmodels.ops.placement import per_shard
+
 
 def rotary(
     x: Float[Array, "B T H K"],
@@ -63,5 +66,15 @@ def document_positions(
     positions = steps if start is None else start[:, None] + steps
     if reset is None:
         return positions
+    return _positions_in_documents(reset, jnp.zeros(reset.shape[:1], jnp.int32) if start is None else start)
+
+
+def _over_time(op, reset, start):
+    return op(reset, over_time.steps_since_start(reset, start, reset.shape[1]))
+
+
+@per_shard({"reset": "b t", "start": "b"}, results="b t", over_time=_over_time)
+def _positions_in_documents(reset: Bool[Array, "B T"], start: Int[Array, "B"]) -> Int[Array, "B T"]:
+    steps = jnp.arange(reset.shape[1], dtype=jnp.int32)[None, :]
     latest_start = lax.cummax(jnp.where(reset, steps, -1), axis=1)
-    return jnp.where(latest_start >= 0, steps - latest_start, positions)
+    return jnp.where(latest_start >= 0, steps - latest_start, start[:, None] + steps)

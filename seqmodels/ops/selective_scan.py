@@ -31,12 +31,27 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import kernels, placement
+from seqmodels.ops import kernels, over_time
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.dispatch import KernelForm, dispatch
 from seqmodels.ops.linear_recurrence import linear_recurrence
+from seqmodels.ops.placement import per_shard
 
 
+def _over_time(op, x, dt, A, B, C, *, state=None, reset=None, **options):
+    _, added = op(x, dt, A, B, C, reset=reset, **options)
+    decay = jnp.exp(jnp.sum(dt.astype(jnp.float32), axis=1)[:, :, None] * A.astype(jnp.float32))
+    cut = over_time.starts_within(reset, x.shape[0])
+    first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
+    before = over_time.state_before(first, *over_time.affine(cut, decay, added, jnp.multiply))
+    y, after = op(x, dt, A, B, C, state=before, reset=reset, **options)
+    return y, over_time.of_the_last(after)
+
+
+@per_shard(
+    {"x": "b t h", "dt": "b t h", "A": "h", "B": "b t", "C": "b t", "state": "b h", "reset": "b t"}, results=("b t h", "b h"),
+    over_time=_over_time,
+)  # fmt: skip
 def selective_scan(
     x: Float[Array, "B T E"],
     dt: Float[Array, "B T E"],
@@ -280,7 +295,7 @@ _pallas.defvjp(_pallas_forward, _pallas_backward)
 
 
 def _in_a_kernel(x, dt, A, B, C, state, reset, *, kernel):
-    return placement.by_rows(functools.partial(_pallas, kernel), x, dt, A, B, C, state, reset, whole=(2,))  # A
+    return _pallas(kernel, x, dt, A, B, C, state, reset)
 
 
 def _in_chunks(*arguments, chunk_size):

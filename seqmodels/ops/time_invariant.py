@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from seqmodels.ops import over_time
 from seqmodels.ops.dispatch import dispatch
 from seqmodels.ops.long_conv import long_conv
 
@@ -166,6 +167,40 @@ def response(
     if reset is None:
         return y
     return jnp.where((jnp.cumsum(reset, axis=1, dtype=jnp.int32) == 0)[:, :, None], y, 0.0)
+
+
+def power_minus_1(E: Array, power: int, product: Callable[[Array, Array], Array] = jnp.multiply) -> Array:
+    """(1 + E)^power - 1 by squaring; power >= 1."""
+    result = None
+    while power:
+        if power % 2:
+            result = E if result is None else result + E + product(result, E)
+        power //= 2
+        if power:
+            E = 2 * E + product(E, E)
+    return result
+
+
+def run_over_time(
+    op: Callable,
+    arguments: tuple[Array, ...],
+    added: Float[Array, "B D N"],
+    advance: Callable[[Float[Array, "B D N"]], Float[Array, "B D N"]],
+    state: Float[Array, "B D N"] | None,
+    reset: Bool[Array, "B T"] | None,
+    **options: Any,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B D N"]]:
+    """``op(*arguments)`` where time is split over devices.
+
+    Args:
+      added: the state after this device's steps from an empty one.
+      advance: what as many steps do to a state without input.
+    """
+    cut = over_time.starts_within(reset, added.shape[0])
+    first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
+    before = over_time.state_before(first, *over_time.affine(cut, None, added, lambda _, state: advance(state)))
+    y, after = op(*arguments, state=before, reset=reset, **options)
+    return y, over_time.of_the_last(after)
 
 
 def near_root(steps: int) -> int:

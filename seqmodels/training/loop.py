@@ -32,7 +32,7 @@ from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
-from seqmodels.training import checkpoint, divergence, opening, optimizer, run_folder
+from seqmodels.training import checkpoint, divergence, opening, optimizer, run_folder, sharding
 from seqmodels.training.log import Log, peak_flops_per_second
 from seqmodels.training.signals import Signals, Stopped
 from seqmodels.training.state import Trainer
@@ -154,6 +154,8 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         stack.callback(log.close)
         writer = checkpoint.Writer(workdir / "checkpoints", keep=config.train.keep_checkpoints)
         stack.push(functools.partial(_close, writer, group))
+        if setup.mesh.size > 1:
+            log.line(sharding.describe(setup.abstract_state()["params"], setup.mesh))
         if step:
             log.line(f"resuming {workdir} after step {step} of {config.train.steps}")
         run = _Run(config, dataset, setup, log, writer, signals, step, state)

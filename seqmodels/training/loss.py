@@ -9,12 +9,15 @@ Cut Cross-Entropy, Wijmans et al. 2024, arXiv:2411.09009, section 4).
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.layers import matmul_precision, soft_cap
+from seqmodels.ops.placement import Split, per_shard, split_of
 
 # Bytes of one chunk's float32 logits, and the fewest tokens in it. On a CPU a chunk should stay in the last-level
 # cache, but each chunk also reads and writes the whole kernel gradient, which few tokens do not pay for. Measured
@@ -43,7 +46,8 @@ def cross_entropy(
 
     Memory beyond the gradients: under three chunks of logits. A chunk holds `chunk_tokens` tokens (default: what
     fills the chunk bytes above, at least MIN_CHUNK_TOKENS), the same number from every sequence and so at least
-    one from each; that leaves a batch that is sharded over devices where it is.
+    one from each. On a mesh every device does so with its own rows and its own part of the vocabulary: what the devices exchange
+    are three numbers per token, and the gradients once (arXiv 1909.08053, section 3).
 
     With `logit_cap` the logits are those of `layers.soft_cap`.
     """
@@ -53,6 +57,7 @@ def cross_entropy(
     return loss_sum, weight_sum
 
 
+@per_shard({"hidden": "b t", "head_kernel": "_ v", "targets": "b t", "weights": "b t"}, results=("", "", ""))
 def cross_entropy_and_correct(
     hidden: Float[Array, "*batch D"],
     head_kernel: Float[Array, "D L"],
@@ -70,7 +75,9 @@ def cross_entropy_and_correct(
         weights = jnp.ones(targets.shape, jnp.float32)
     weights = weights.astype(jnp.float32)
     chunks = _in_chunks((hidden, targets, weights), targets.shape, head_kernel.shape[1], chunk_tokens)
-    return *_sums(logit_cap, chunks[0], head_kernel, *chunks[1:]), jnp.sum(weights)
+    sums = (*_sums(logit_cap, split_of("v"), chunks[0], head_kernel, *chunks[1:]), jnp.sum(weights))
+    rows = split_of("b").axes + split_of("t").axes
+    return lax.psum(sums, rows) if rows else sums
 
 
 def token_losses(
@@ -88,6 +95,7 @@ def token_losses(
     return token_losses_and_correct(hidden, head_kernel, targets, chunk_tokens=chunk_tokens, logit_cap=logit_cap)[0]
 
 
+@per_shard({"hidden": "b t", "head_kernel": "_ v", "targets": "b t"}, results=("b t", "b t"))
 def token_losses_and_correct(
     hidden: Float[Array, "*batch D"],
     head_kernel: Float[Array, "D L"],
@@ -98,19 +106,19 @@ def token_losses_and_correct(
 ) -> tuple[Float[Array, "*batch"], Bool[Array, "*batch"]]:
     """`token_losses`, and where the target's logit is above every other one; not used, that costs nothing when jitted."""
     chunked = _in_chunks((hidden, targets), targets.shape, head_kernel.shape[1], chunk_tokens)
-    kernel = head_kernel.astype(hidden.dtype)
+    kernel, vocabulary = head_kernel.astype(hidden.dtype), split_of("v")
 
     def score(chunk):
         hidden, targets = chunk
-        logits, losses, _, _ = _softmax(hidden, kernel, targets, logit_cap)
-        return losses, _hits(logits, targets)
+        softmax = _softmax(hidden, kernel, targets, logit_cap, vocabulary)
+        return softmax.losses, _hits(softmax, vocabulary)
 
     rows, time = _rows_and_time(targets.shape)
 
     def whole(x):  # [chunks, rows * time]
         return jnp.moveaxis(x.reshape(len(x), rows, -1), 0, 1).reshape(rows, -1)[:, :time].reshape(targets.shape)
 
-    return jax.tree.map(whole, jax.lax.map(score, chunked))
+    return jax.tree.map(whole, lax.map(score, chunked))
 
 
 def _rows_and_time(shape):
@@ -136,64 +144,89 @@ def _in_chunks(arrays, shape, vocabulary_size, chunk_tokens):
     return tuple(split(x) for x in arrays)
 
 
-def _softmax(hidden, kernel, targets, cap):
-    """For one chunk: logits [tokens, L], losses [tokens], exp(logits - max) [tokens, L] and its sum [tokens]."""
+class _Softmax(NamedTuple):
+    """Of one chunk; of a vocabulary that is split, logits and exponentials are this device's part."""
+
+    logits: Float[Array, "tokens L"]
+    target_logits: Float[Array, "tokens"]
+    losses: Float[Array, "tokens"]
+    exponentials: Float[Array, "tokens L"]  # exp(logits - the largest); 0 in the padding
+    total: Float[Array, "tokens"]  # of the exponentials
+    is_target: Bool[Array, "tokens L"] | None  # None: the vocabulary is whole
+
+
+def _softmax(hidden, kernel, targets, cap, vocabulary: Split) -> _Softmax:
     logits = soft_cap(_product(hidden, kernel), cap)
-    largest = jnp.max(logits, axis=-1)
+    if not vocabulary.axes:
+        largest = jnp.max(logits, axis=-1)
+        exponentials = jnp.exp(logits - largest[:, None])
+        total = jnp.sum(exponentials, axis=-1)
+        target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return _Softmax(logits, target_logits, jnp.log(total) + largest - target_logits, exponentials, total, None)
+    tokens = lax.axis_index(vocabulary.axes) * kernel.shape[1] + jnp.arange(kernel.shape[1])
+    logits = jnp.where(tokens < vocabulary.size, logits, -jnp.inf)
+    is_target = targets[:, None] == tokens
+    largest = lax.pmax(jnp.max(logits, axis=-1), vocabulary.axes)
     exponentials = jnp.exp(logits - largest[:, None])
-    total = jnp.sum(exponentials, axis=-1)
-    target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return logits, jnp.log(total) + largest - target_logits, exponentials, total
+    here = jnp.sum(exponentials, axis=-1), jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    total, target_logits = lax.psum(here, vocabulary.axes)
+    return _Softmax(logits, target_logits, jnp.log(total) + largest - target_logits, exponentials, total, is_target)
 
 
-def _hits(logits, targets):
+def _hits(softmax: _Softmax, vocabulary: Split):
     """For one chunk: where the target's logit is above every other one, [tokens]. Equal ones or NaNs are no hit."""
-    target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)
-    return jnp.sum(logits >= target_logits, axis=-1) == 1
+    as_large = jnp.sum(softmax.logits >= softmax.target_logits[:, None], axis=-1)
+    return (lax.psum(as_large, vocabulary.axes) if vocabulary.axes else as_large) == 1
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(cap, hidden, kernel, targets, weights):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sums(cap, vocabulary: Split, hidden, kernel, targets, weights):
     """hidden [chunks, tokens, D], targets and weights [chunks, tokens] -> the sums of losses and of correct predictions."""
     kernel = kernel.astype(hidden.dtype)
 
     def add_chunk(sums, chunk):
         hidden, targets, weights = chunk
-        logits, losses, _, _ = _softmax(hidden, kernel, targets, cap)
+        softmax = _softmax(hidden, kernel, targets, cap, vocabulary)
         loss_sum, hit_sum = sums
-        return (loss_sum + jnp.sum(losses * weights), hit_sum + jnp.sum(_hits(logits, targets) * weights)), None
+        return (loss_sum + jnp.sum(softmax.losses * weights), hit_sum + jnp.sum(_hits(softmax, vocabulary) * weights)), None
 
-    return jax.lax.scan(add_chunk, (jnp.float32(0), jnp.float32(0)), (hidden, targets, weights))[0]
+    return lax.scan(add_chunk, (jnp.float32(0), jnp.float32(0)), (hidden, targets, weights))[0]
 
 
-def _sums_forward(cap, hidden, kernel, targets, weights):
+def _sums_forward(cap, vocabulary, hidden, kernel, targets, weights):
     kernel_in_use = kernel.astype(hidden.dtype)
 
     def add_chunk(carry, chunk):
         loss_sum, hit_sum, kernel_gradient = carry
         hidden, targets, weights = chunk
-        logits, losses, exponentials, total = _softmax(hidden, kernel_in_use, targets, cap)
-        is_target = targets[:, None] == jnp.arange(kernel.shape[1])
-        logits_gradient = exponentials * (weights / total)[:, None] - jnp.where(is_target, weights[:, None], 0)
+        softmax = _softmax(hidden, kernel_in_use, targets, cap, vocabulary)
+        is_target = targets[:, None] == jnp.arange(kernel.shape[1]) if softmax.is_target is None else softmax.is_target
+        logits_gradient = softmax.exponentials * (weights / softmax.total)[:, None] - jnp.where(is_target, weights[:, None], 0)
         if cap is not None:
-            logits_gradient *= 1 - jnp.square(logits / cap)  # d/dz cap tanh(z / cap)
+            slope = 1 - jnp.square(softmax.logits / cap)  # d/dz cap tanh(z / cap)
+            # In the padding of a split vocabulary the logits are minus infinity.
+            logits_gradient *= slope if softmax.is_target is None else jnp.where(jnp.isfinite(slope), slope, 0.0)
         logits_gradient = logits_gradient.astype(hidden.dtype)
+        # Of a split vocabulary this is one part of a sum, which the gradient of the splitting makes.
         hidden_gradient = _product(logits_gradient, kernel_in_use.T).astype(hidden.dtype)
         kernel_gradient += _transposed_product(hidden, logits_gradient)
-        loss_sum += jnp.sum(losses * weights)
-        hit_sum += jnp.sum(_hits(logits, targets) * weights)
-        return (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, losses)
+        loss_sum += jnp.sum(softmax.losses * weights)
+        hit_sum += jnp.sum(_hits(softmax, vocabulary) * weights)
+        return (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, softmax.losses)
 
     start = jnp.float32(0), jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32)
-    (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, losses) = jax.lax.scan(
+    (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, losses) = lax.scan(
         add_chunk, start, (hidden, targets, weights)
     )
     return (loss_sum, hit_sum), (hidden_gradient, kernel_gradient.astype(kernel.dtype), losses)
 
 
-def _sums_backward(cap, gradients, cotangents):
+def _sums_backward(cap, vocabulary, gradients, cotangents):
+    share = loss = cotangents[0]
+    if vocabulary.axes:  # all devices have the sum, and each a share of its cotangent
+        loss = lax.psum(share, vocabulary.axes)
     hidden_gradient, kernel_gradient, weights_gradient = (
-        (g.astype(jnp.float32) * cotangents[0]).astype(g.dtype) for g in gradients
+        (g.astype(jnp.float32) * cotangent).astype(g.dtype) for g, cotangent in zip(gradients, (loss, loss, share))
     )
     return hidden_gradient, kernel_gradient, None, weights_gradient
 
@@ -208,9 +241,9 @@ def _product(x, y):
 
 def _transposed_product(x, y):
     """x^T y, added up in float32. XLA multiplies faster on a CPU when x^T is laid out first: a tenth of the loss."""
-    return jax.lax.platform_dependent(
+    return lax.platform_dependent(
         x,
         y,
-        cpu=lambda x, y: _product(jax.lax.optimization_barrier(x.T), y),
+        cpu=lambda x, y: _product(lax.optimization_barrier(x.T), y),
         default=lambda x, y: _product(x.T, y),
     )

@@ -72,7 +72,7 @@ def check(config, graphdef, shapes: dict, mesh) -> Memory:
         return known
     _refuse(known, there, config)
     rows = config.data.batch_size // config.optim.accumulation_steps
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["sequence"]
     layers = config.model.repeats * len(parse_pattern(config.model.pattern))
     itemsize = jnp.dtype(model.COMPUTE_DTYPES[config.model.compute_dtype]).itemsize
     stream = rows * config.data.seq_len * config.model.d_model * itemsize // parts

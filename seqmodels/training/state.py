@@ -56,13 +56,14 @@ class Trainer:
         self.schedule = optimizer.learning_rate_schedule(config.optim, config.train.steps)
         decayed = model.weight_decay_mask(config.model, self.vocab_size)
         self._optimizer = optimizer.make_optimizer(config.optim, config.train.steps, decayed)
+        on_mesh = ops.on_mesh(self.mesh)
+        self._init = on_mesh(self._new_state)
         shapes = jax.eval_shape(self._train_state, model.param_shapes(config.model, self.vocab_size))
         self.shardings = sharding.tree_shardings(shapes, self.mesh)
         self._shapes = shapes
         self.whole = NamedSharding(self.mesh, PartitionSpec())
         self.batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
         labelled = config.data.synthetic_task is not None
-        on_mesh = ops.on_mesh(self.mesh)
         self.untraced_train_step = on_mesh(functools.partial(
             step.train_step, self.graphdef, self._optimizer, self.schedule,
             accumulation_steps=config.optim.accumulation_steps,
@@ -188,7 +189,7 @@ class Trainer:
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         return max(parts, min(data.batch_size, data.batch_size * data.seq_len // length) // parts * parts)
 
-    def _init(self, key):
+    def _new_state(self, key):
         return self._train_state(model.init_params(self.config.model, self.vocab_size, key))
 
     def _train_state(self, params):
@@ -205,4 +206,8 @@ class Trainer:
             raise UserError(
                 f"data.batch_size={data.batch_size} in {accumulation} accumulation step(s) does not divide over "
                 f"the {parts} devices of mesh.data x mesh.fsdp"
+            )
+        if data.seq_len % self.mesh.shape["sequence"]:
+            raise UserError(
+                f"data.seq_len={data.seq_len} does not divide over the {self.mesh.shape['sequence']} devices of mesh.sequence"
             )

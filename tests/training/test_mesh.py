@@ -1,46 +1,98 @@
 """Laws of training on a mesh, read from programs compiled for eight virtual devices, and their numbers against one device's."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
+import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from benchmarks.suites.meshes import MESHES
+from seqmodels import mixers, model
+from seqmodels.training import sharding
+from tests.configs import tiny
+from tests.eight_devices import on_eight_devices
 
-MIXERS = ("attention", "hgrn")
 SPLIT = [mesh for mesh in MESHES if mesh != "one"]
-
-
-def on_eight_devices(*arguments: str) -> list[dict]:
-    """The lines of ``tests.training.eight_devices``."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.eight_devices", *arguments],
-        cwd=pathlib.Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+# Of each kind one: attention (with a vocabulary that divides over no mesh), matrix states, a nonlinear recurrence, convolution by
+# FFT. The others are tests of tools.
+FIRST = ("attention:51", "gated_deltanet", "lstm", "s4d")
+OTHERS = tuple(name for name in mixers.names() if name not in (*FIRST, "attention"))
+NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.tools) for name in OTHERS)]
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return {(row["mixer"], row["mesh"]): row for row in on_eight_devices(*MIXERS)}
+def rows(request):
+    """By mixer and mesh, of the mixers that are asked for: one process for all."""
+    items = [item for item in request.session.items if item.path == request.path and "rows" in item.fixturenames]
+    asked = {item.callspec.params["mixer"] for item in items}
+    found = on_eight_devices("tests.training.eight_devices", *sorted(asked))
+    return {(row["mixer"], row["mesh"]): row for row in found}
 
 
-@pytest.mark.parametrize("mesh", SPLIT)
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_a_mesh_computes_what_one_device_does(rows, mixer, mesh):
-    row = rows[mixer, mesh]
-    assert max(row[name] for name in ("loss", "hidden", "gradient")) < 1e-5, row["gradient_of"]
+@pytest.mark.parametrize("mixer", NAMES)
+def test_a_mesh_computes_what_one_device_does(rows, mixer):
+    for mesh in SPLIT:
+        row = rows[mixer, mesh]
+        assert max(row[name] for name in ("loss", "hidden", "gradient", "correct")) < 1e-5, (mesh, row["gradient_of"])
 
 
-@pytest.mark.parametrize("mesh", SPLIT)
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_a_device_does_its_share(rows, mixer, mesh):
-    """The FLOPs of data parallelism, and no array of all rows is sent."""
-    row = rows[mixer, mesh]
-    assert row["flops"] <= 1.1 * rows[mixer, "data"]["flops"]
-    assert row["whole_batch"] == []
+@pytest.mark.parametrize("mixer", NAMES)
+def test_a_device_does_its_share(rows, mixer):
+    """The FLOPs of data parallelism; no collective has all rows or is in a loop, nothing is gathered for want of a better way."""
+    for mesh in SPLIT:
+        row = rows[mixer, mesh]
+        assert row["flops"] <= 1.1 * rows[mixer, "data"]["flops"], mesh
+        assert (row["whole_batch"], row["in_loops"], row["rematerialisations"]) == ([], [], []), mesh
+
+
+@pytest.mark.parametrize(
+    ("steps", "mixer"), [(4096, "hgrn"), *(pytest.param(65536, name, marks=pytest.mark.tools) for name in ("hgrn", "mamba2"))]
+)
+def test_eight_devices_train_on_a_long_text(steps, mixer):
+    """With time split over them, each holds about an eighth, and what they exchange is no longer than the state."""
+    (row,) = on_eight_devices("tests.training.sequence_program", str(steps), mixer)
+    one, eight = row["1"], row["8"]
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
+    # Of the two first passes over a device's steps the backward pass keeps something, too.
+    assert eight["temporary_bytes"] < 1.4 * one["temporary_bytes"] / 8
+    assert eight["largest_collective"] < one["temporary_bytes"] / 8 / 4
+    assert (eight["in_loops"], eight["rematerialisations"]) == ([], [])
+
+
+@pytest.mark.tools
+def test_kernels_compute_on_a_mesh_what_they_do_on_one_device():
+    """Each device runs a kernel for its rows and channels; the gradient of what all share is summed over them."""
+    plain, *others = on_eight_devices("tests.training.kernels_program")
+    assert plain["choices"] == ["selective_scan: chunked (chunk 16)", "linear_recurrence: chunked"]
+    for row in others:
+        assert row["choices"] == ["selective_scan: pallas tpu/selective_scan", "linear_recurrence: pallas tpu/linear_recurrence"]
+        np.testing.assert_allclose(row["loss"], plain["loss"], rtol=2e-5, err_msg=row["name"])
+        most = 3e-5 * np.abs(plain["gradient"]).max()
+        np.testing.assert_allclose(row["gradient"], plain["gradient"], rtol=0, atol=most, err_msg=row["name"])
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "expected"),
+    [
+        ("layers/0_x/layer/query_kernel", (4, 32, 32), (None, "fsdp", "tensor")),
+        ("optimizer/1/0/mu/layers/0_x/layer/output_kernel", (4, 32, 32), (None, "tensor", "fsdp")),
+        ("embedding", (64, 32), ("tensor", "fsdp")),
+        ("embedding", (51, 32), (None, ("tensor", "fsdp"))),  # a vocabulary that does not divide
+        ("layers/0_x/layer/conv_kernel", (4, 4, 64), (None, None, ("tensor", "fsdp"))),
+        ("layers/0_x/layer/A_log", (4, 64, 16), (None, ("tensor", "fsdp"), None)),
+        ("layers/0_x/layer/A_log", (8, 8), (None, None)),  # one number a head, stacked over the layers
+        ("layers/0_x/layer/mix_out", (4, 5, 8, 64), (None, None, None, "fsdp")),
+        ("final_norm/scale", (32,), (None,)),
+    ],
+)
+def test_rules(path, shape, expected):
+    mesh = AbstractMesh((2, 2, 2, 1), sharding.AXES)
+    assert sharding.partition_spec(path, shape, mesh) == PartitionSpec(*expected)
+
+
+def test_what_every_device_has_whole_is_known():
+    shapes = model.param_shapes(tiny(**{"model.pattern": "mamba"}).model, 48)
+    mesh = AbstractMesh((1, 8, 1, 1), sharding.AXES)
+    whole = sharding.replicated(shapes, mesh)
+    assert whole["final_norm/scale"] == 4 * 32
+    assert not [path for path in whole if path.endswith(("kernel", "A_log", "embedding"))]
+    assert sharding.replicated(shapes, AbstractMesh((1, 1, 1, 1), sharding.AXES)) == {}
+

@@ -1,22 +1,15 @@
-"""One optimizer step: accumulation, weights, decay mask, schedule, meshes, FLOP counting."""
-
-import json
-import os
-import pathlib
-import subprocess
-import sys
+"""One optimizer step: accumulation, weights, decay mask, schedule, FLOP counting."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from seqmodels import config, model, ops
 from seqmodels.errors import UserError
 from seqmodels.layers import weight_decay_of
-from seqmodels.training import flops, optimizer, sharding
+from seqmodels.training import flops, optimizer
 from seqmodels.training.state import Trainer
 from tests.configs import tiny
 
@@ -155,7 +148,6 @@ def test_flops_per_token_of_a_transformer():
     "overrides, message",
     [
         ({"mesh.data": 3}, "does not make use of exactly"),
-        ({"mesh.sequence": 2}, "sequence parallelism is not built yet"),
         ({"mesh.fsdp": 0}, "at least 1"),
         ({"optim.accumulation_steps": 3}, "not a multiple of optim.accumulation_steps"),
     ],
@@ -163,78 +155,3 @@ def test_flops_per_token_of_a_transformer():
 def test_meshes_and_batches_that_do_not_fit(overrides, message):
     with pytest.raises(UserError, match=message):
         Trainer(tiny(**overrides), VOCAB)
-
-
-def test_rules_shard_what_divides():
-    mesh = sharding.make_mesh(tiny().mesh)
-    assert sharding.partition_spec("layers/0/layer/query_kernel", (4, 32, 32), mesh) == PartitionSpec(None, "fsdp", "tensor")
-    assert sharding.partition_spec("final_norm/scale", (32,), mesh) == PartitionSpec(None)
-
-
-EIGHT_DEVICES = """
-import json, sys
-import numpy as np
-from seqmodels.training.state import Trainer
-from tests.configs import tiny
-from tests.training.test_step import VOCAB, batch, run
-results = {}
-for name, mesh in {"1": (1, 1, 1), "8 data": (8, 1, 1), "8 fsdp": (1, 8, 1), "2x2x2": (2, 2, 2)}.items():
-    import jax
-    devices = jax.devices()[: np.prod(mesh)]
-    setup = Trainer(tiny(**dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh))), 48, devices)
-    state, losses = run(setup, [{k: v % 48 for k, v in batch(seed).items()} for seed in range(3)])
-    kernel = state["optimizer"][1][0].mu["layers"]["0_attention"]["layer"]["query_kernel"]
-    results[name] = [losses, kernel.addressable_shards[0].data.size]
-print(json.dumps(results))
-"""
-
-
-KERNELS_ON_EIGHT_DEVICES = """
-import contextlib, json
-import jax
-from seqmodels import ops
-from seqmodels.training.state import Trainer
-from tests.configs import tiny
-from tests.training.test_step import batch, run
-sizes = {"model.pattern": "mamba hgrn", "model.repeats": 1, "data.seq_len": 16}
-batches = [{k: v[:, :16] % 48 for k, v in batch().items()}]  # one step: AdamW makes much of rounding
-results = {}
-for name, mesh, kernels in (("xla", (1, 1, 1), False), ("one", (1, 1, 1), True), ("mesh", (2, 2, 2), True)):
-    with ops.interpret("tpu") if kernels else contextlib.nullcontext(), ops.record_choices() as choices:
-        config = tiny(**sizes, **dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh)))
-        setup = Trainer(config, 48, jax.devices()[: 8 if name == "mesh" else 1])
-        state, losses = run(setup, batches)
-    shared = state["optimizer"][1][0].mu["layers"]["0_mamba"]["layer"]["A_log"]  # its mean gradient
-    results[name] = [losses, [float(x) for x in shared.ravel()], list(choices)]
-print(json.dumps(results))
-"""
-
-
-@pytest.mark.tools
-def test_kernels_compute_on_a_mesh_what_they_do_on_one_device():
-    """Each device runs a kernel for its rows; the gradient of what all share is summed over them."""
-    results = run_on_eight_devices(KERNELS_ON_EIGHT_DEVICES)
-    losses, gradient, choices = results.pop("xla")
-    assert choices == ["selective_scan: chunked (chunk 16)", "linear_recurrence: chunked"]
-    for name, (other_losses, other_gradient, choices) in results.items():
-        assert choices == ["selective_scan: pallas tpu/selective_scan", "linear_recurrence: pallas tpu/linear_recurrence"], name
-        np.testing.assert_allclose(other_losses, losses, rtol=2e-5, err_msg=name)
-        np.testing.assert_allclose(other_gradient, gradient, rtol=0, atol=3e-5 * np.abs(gradient).max(), err_msg=name)
-
-
-def run_on_eight_devices(program):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    root = pathlib.Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
-
-def test_eight_devices_compute_what_one_does():
-    results = run_on_eight_devices(EIGHT_DEVICES)
-    losses, size = results["1"]
-    for name, (sharded_losses, shard) in results.items():
-        np.testing.assert_allclose(sharded_losses, losses, rtol=2e-5, err_msg=name)
-        assert shard == size // {"1": 1, "8 data": 1, "8 fsdp": 8, "2x2x2": 4}[name]

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import documents, kernels, placement
+from seqmodels.ops import documents, kernels, over_time
 from seqmodels.ops.dispatch import KernelForm, dispatch
-from seqmodels.ops.softmax_attention.cache import Cache, fresh, init_cache, slot_ages, write
+from seqmodels.ops.placement import per_shard, split_of
+from seqmodels.ops.softmax_attention.cache import Cache, fresh, gathered, init_cache, slot_ages, write
 from seqmodels.ops.softmax_attention.products import NOWHERE, Points, by_head, by_kv_head, by_time, product_dtype, sees
 from seqmodels.ops.softmax_attention.rows import Rows, rows
 from seqmodels.ops.softmax_attention.tiles import Tiles, in_tiles
@@ -35,6 +36,28 @@ MAX_ROWS = 4
 MAX_ROW_KEYS = 2048
 
 
+_CACHE_AXES = Cache(keys="b g", values="b g", cursor="b", live="b")
+
+
+def _over_time(op, q, k, v, *, cache=None, reset=None, window=None, **options):
+    """Every device attends to its own keys and, as a cache, to those of the devices before it, which all gather."""
+    axes, steps = split_of("t").axes, k.shape[1]
+    whole = functools.partial(lax.all_gather, axis_name=axes, axis=1, tiled=True)
+    old = init_cache(k.shape[0], 0, k.shape[2], k.shape[3], v.shape[3], dtype=k.dtype) if cache is None else cache
+    all_k, all_v = (whole(x.astype(side.dtype)) for x, side in ((k, old.keys), (v, old.values)))
+    earlier = lax.axis_index(axes) * steps
+    before = gathered(old, all_k, all_v, earlier, over_time.steps_since_start(reset, old.live, steps))
+    o, _ = op(q, k, v, cache=before, reset=reset, window=window, **options)
+    all_reset = None if reset is None else whole(reset)
+    if cache is None:
+        return o, fresh(all_k, all_v, all_reset, window)
+    return o, write(cache, all_k, all_v, all_reset)
+
+
+@per_shard(
+    {"q": "b t h", "k": "b t g", "v": "b t g", "cache": _CACHE_AXES, "reset": "b t"}, results=("b t h", _CACHE_AXES),
+    over_time=_over_time,
+)
 def softmax_attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T G K"],
@@ -216,7 +239,7 @@ def _block_length(num_steps: int, window: int | None) -> int:
 def _pallas(q, k, v, cache, reset, window, *, kernel: kernels.Kernel):
     def attend(q, keys, values, query_points, key_points, window, num_old):
         attend = functools.partial(kernel.passes.attend, window=window, interpret=kernel.interpret)
-        return placement.by_rows(attend, q, keys, values, query_points.documents)
+        return attend(q, keys, values, query_points.documents)
 
     return _parallel_over_queries(attend, q, k, v, cache, reset, window)
 

@@ -70,6 +70,24 @@ def fresh(k, v, reset, window) -> Cache:
     return full if reset is None else _clear_dead(full)
 
 
+def gathered(cache: Cache, k, v, written: Int[Array, ""], live: Int[Array, "B"]) -> Cache:
+    """The cache with room for all T tokens of ``k`` and ``v`` [B, T, G, X], of which the first ``written`` count as read.
+
+    Args:
+      live: how many of the newest tokens still count.
+    """
+    capacity = cache.keys.shape[2]
+
+    def joined(old, new):
+        if capacity == 0:
+            return by_kv_head(new)
+        slots = jnp.mod(cache.cursor[:, None] + jnp.arange(capacity, dtype=jnp.int32), capacity)  # the oldest first
+        return jnp.concatenate([jnp.take_along_axis(old, slots[:, None, :, None], axis=2), by_kv_head(new)], axis=2)
+
+    cursor = jnp.full_like(cache.cursor, capacity + written) % (capacity + k.shape[1])
+    return Cache(joined(cache.keys, k), joined(cache.values, v), cursor, live)
+
+
 def _live_after(reset, num_steps: int, live: Int[Array, "B"]) -> Int[Array, "B"]:
     if reset is None:
         return live + num_steps

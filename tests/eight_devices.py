@@ -1,0 +1,18 @@
+"""Programs of tests that need eight devices: XLA makes a CPU's when a process first asks for them, so they run in one of their own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+
+def on_eight_devices(module: str, *arguments: str) -> list[dict]:
+    """The JSON lines that ``python -m module arguments...`` prints on eight virtual CPU devices."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=pathlib.Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,0 +1,41 @@
+"""Ops whose time is split over devices: their numbers, and that what devices exchange does not grow with T."""
+
+import pytest
+
+from tests.eight_devices import on_eight_devices
+from tests.ops.over_time_program import T, cases
+
+# Of each kind of summary one; the others are tests of tools.
+FIRST = ("decay per channel", "gated delta rule", "mlstm_cell", "wide causal_conv", "softmax_attention", "document_positions")
+OTHERS = tuple(name for name in cases(T) if name not in FIRST)
+NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.tools) for name in OTHERS)]
+
+
+@pytest.fixture(scope="module")
+def rows(request):
+    """By op, of those that are asked for: one process for all."""
+    items = [item for item in request.session.items if item.path == request.path and "rows" in item.fixturenames]
+    asked = {item.callspec.params["op"] for item in items}
+    return {row["op"]: row for row in on_eight_devices("tests.ops.over_time_program", *sorted(asked))}
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_numbers_are_those_of_one_device(rows, op):
+    """Outputs and last state, and every gradient; from nothing, and from a state with documents that start anywhere."""
+    for kind in ("fresh", "continued"):
+        results, gradients = rows[op][kind]
+        assert results < 5e-6 and gradients < 1e-5, (kind, results, gradients)
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_what_is_exchanged_does_not_grow_with_time(rows, op):
+    """But for attention, whose keys and values all devices gather."""
+    row = rows[op]
+    for kind in ("fresh", "continued"):
+        short, long = (row[f"bytes {kind} {steps}"] for steps in (T, 2 * T))
+        if op.endswith("softmax_attention"):
+            assert short < long <= 2 * short
+        elif op == "wide causal_conv":  # of T = 32 its tail reaches over two devices
+            assert long <= short
+        else:
+            assert long == short
