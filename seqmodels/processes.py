@@ -298,9 +298,13 @@ class Group:
             self._ended.set()
             if self._leaving.wait(0.0 if "at_once" in event else _GRACE_SECONDS):
                 return
-            print(escape.escape(f"error: {event['line']}" if event["code"] == 1 else event["line"], "line"), file=sys.stderr)
-            self._leave()
-            end_now(event["code"])
+            self._end_process(event)
+            return
+
+    def _end_process(self, event: dict[str, Any]) -> None:
+        print(escape.escape(f"error: {event['line']}" if event["code"] == 1 else event["line"], "line"), file=sys.stderr)
+        self._leave()
+        end_now(event["code"])
 
     def _agree_to_stop(self, number: int) -> None:
         """The boundary after the last one that any process has reached: main threads wait there until it is known."""
