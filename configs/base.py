@@ -75,9 +75,11 @@ def get_config() -> ConfigDict:
     config.train.eval_tokens = 131072  # validation tokens scored (of a task: read) during training; eval.py takes all
     config.train.checkpoint_every_steps = 100  # between two saves
     config.train.keep_checkpoints = 2  # newest ones kept, beside the best
-    config.train.sample_every_steps = 250  # a story written by the model; 0: never
-    config.train.sample_prompt = "Once upon a time"  # what the story begins with
+    config.train.sample_every_steps = 250  # a text written by the model; 0: never
+    config.train.sample_prompt = config_dict.placeholder(str)  # how it begins; None: as the data do (docs/training.md)
     config.train.compilation_cache_dir = "~/.cache/seqmodels/xla"  # compiled programs; "" keeps none
+    config.train.loggers = "tensorboard"  # beside metrics.jsonl, commas between them: tensorboard, wandb; "" for none
+    config.train.profile_steps = ""  # FIRST:END, steps (from 0) that a profile is written of, for XProf; "" for none
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the batch; -1: all that the other axes leave

@@ -8,12 +8,13 @@ that is missing, misspelt or of another type is an error here and never a silent
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from ml_collections import ConfigDict, config_dict
 
-from seqmodels import channel_layers, migrations, mixers
+from seqmodels import channel_layers, migrations, mixers, suggest
 from seqmodels.data import TEXT, DataConfig, atomic, tasks
 from seqmodels.errors import UserError
 from seqmodels.fields import build
@@ -38,6 +39,7 @@ from seqmodels.ranges import (
     unpacked,
 )
 
+LOGGERS = ("tensorboard", "wandb")
 SCHEDULES = ("cosine", "linear", "constant")  # of the learning rate, after warm-up
 
 MOST_CONFIG_BYTES = 4 << 20
@@ -86,9 +88,30 @@ class TrainConfig(Checked, where="train"):
     eval_tokens: Count = 131072  # validation tokens scored (of a task: read) during training; eval.py takes all
     checkpoint_every_steps: Count = 100  # between two saves
     keep_checkpoints: Count = 2  # newest ones kept, beside the best
-    sample_every_steps: CountOrZero = 250  # a story written by the model; 0: never
-    sample_prompt: str = "Once upon a time"  # what the story begins with
+    sample_every_steps: CountOrZero = 250  # a text written by the model; 0: never
+    sample_prompt: str | None = None  # how it begins; None: as the data do (docs/training.md)
     compilation_cache_dir: str = DEFAULT_COMPILATION_CACHE_DIR  # compiled programs; "" keeps none
+    loggers: str = "tensorboard"  # beside metrics.jsonl, commas between them: tensorboard, wandb; "" for none
+    profile_steps: str = ""  # FIRST:END, steps (from 0) that a profile is written of, for XProf; "" for none
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.logger_names:
+            if name not in LOGGERS:
+                raise UserError(f"train.loggers={self.loggers!r}: {suggest.hint(name, LOGGERS)}known: {', '.join(LOGGERS)}")
+        if self.profile_steps and self.profiled is None:
+            raise UserError(f"train.profile_steps={self.profile_steps!r} must be FIRST:END, such as 10:13")
+
+    @property
+    def logger_names(self) -> tuple[str, ...]:
+        """The loggers, each once."""
+        return tuple(dict.fromkeys(name.strip() for name in self.loggers.split(",") if name.strip()))
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The first step of the profile and the one after its last; None for no profile."""
+        found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", self.profile_steps)
+        return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
 
 
 @dataclasses.dataclass(frozen=True)

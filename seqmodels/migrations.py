@@ -82,5 +82,9 @@ def _number_the_versions(values: dict[str, Any]) -> None:
         model["channel_layers"] = {"mlp": {"hidden": hidden, "activation": activation}}
 
 
-MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (_number_the_versions,)
+def _report_elsewhere(values: dict[str, Any]) -> None:
+    _add(values, {"train.loggers": "tensorboard", "train.profile_steps": ""})
+
+
+MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (_number_the_versions, _report_elsewhere)
 VERSION = len(MIGRATIONS)

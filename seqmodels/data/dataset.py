@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,9 @@ from seqmodels.escape import say
 from seqmodels.ranges import AtLeast, AtMost, Checked, Count, CountOrZero, OneOf
 
 TEXT: Final = "text"
+STORY_PROMPT: Final = "Once upon a time"
+PROMPT_WORDS: Final = 4
+PROMPT_CHARACTERS: Final = 40  # where words are not parted
 RECORD_NAME: Final = "data.json"
 """Of a run folder: what was read, what was held out and why, and what was not read."""
 
@@ -97,6 +101,16 @@ class Dataset:
     def with_order(self, order: str | None) -> "Dataset":
         """The same data in the order that a checkpoint names; None, of runs made before it was named: a permutation."""
         return replace(self, train_batches=self.train_batches.with_order(order or PERMUTATION))
+
+    @property
+    def prompt(self) -> str:
+        """What a sample begins with where nothing else is said: of TinyStories and toy their usual words, else a document's first."""
+        source = self.name.partition("=")[2]
+        if source == "toy" or "tinystories" in source.lower():
+            return STORY_PROMPT
+        text = self.tokenizer.decode([int(token) for token in self.validation.tokens[: int(self.validation.document_ends[0])][:32]])
+        found = re.match(rf"\s*(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+", text)
+        return found[0][:PROMPT_CHARACTERS] if found else STORY_PROMPT
 
     @property
     def rows_per_epoch(self) -> int:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -23,6 +24,7 @@ from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.formats import json_text
 from seqmodels.processes import Group
+from seqmodels.training import loggers
 from seqmodels.training.terminal import Terminal
 
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets; the first name contained in
@@ -47,12 +49,16 @@ class Log:
         seconds: training time before this process.
         written: what `Log.written` said when the checkpoint of `step` was saved; None: it does not say.
         group: the processes of the run, of which the first writes and prints; None: this one does.
+        names: of the loggers beside metrics.jsonl (`loggers.KINDS`).
+        hyperparameters: that loggers show, by dotted names.
     """
 
     def __init__(
         self, workdir: Path, *, step: int, total_steps: int, tokens_per_step: int, flops_per_token: float | None,
         flops_per_second: float | None, seconds: float = 0.0, written: Mapping | None = None, group: Group | None = None,
+        names: Sequence[str] = ("tensorboard",), hyperparameters: Mapping[str, Any] | None = None,
     ):  # fmt: skip
+        self.folder = workdir
         self._writes = group is None or group.is_first
         self._terminal = Terminal(step, total_steps) if self._writes else Silence()
         expected = {} if written is None else written
@@ -63,9 +69,9 @@ class Log:
             self._samples = SamplesFile(
                 workdir / "samples.txt", last_step=step, expected=expected.get("samples.txt"), report=self.line
             )
-            self._tensorboard = TensorBoard(workdir / "tensorboard", last_step=step)
+            self._loggers = loggers.Loggers(names, workdir, last_step=step, hyperparameters=hyperparameters or {})
         else:
-            self._metrics, self._samples, self._tensorboard = MetricsInMemory(), SamplesInMemory(), Silence()
+            self._metrics, self._samples, self._loggers = MetricsInMemory(), SamplesInMemory(), Silence()
         if group is not None:  # what is due at this step and done, all processes know
             rows, sampled = group.from_first(lambda: ([row for row in self.rows if row["step"] == step], self.has_sample(step)))
             if not self._writes:
@@ -116,8 +122,13 @@ class Log:
     def sample(self, step: int, text: str) -> None:
         """A text that the model wrote."""
         self._samples.append(step, text)
-        self._tensorboard.text(step, "sample", text)
+        self._loggers.text(step, "sample", text)
         self.line(f"--- the model writes, at step {step}:\n{text.rstrip()}\n---")
+
+    def final(self, metrics: Mapping[str, float]) -> None:
+        """What the run came to, beside its hyperparameters."""
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+        self._loggers.final({name: value for name, value in numbers.items() if math.isfinite(value)})
 
     def sync(self) -> None:
         """Put the rows and samples written so far on the disk; called before the checkpoint of a step."""
@@ -132,7 +143,7 @@ class Log:
         """End the bar and close the files."""
         self._terminal.close()
         self._metrics.close()
-        self._tensorboard.close()
+        self._loggers.close()
 
     def _row(self, step, split, loss, scores, tokens_per_second) -> dict:
         return {
@@ -147,7 +158,7 @@ class Log:
 
     def _write(self, row: dict) -> None:
         self._metrics.append(row)
-        self._tensorboard.scalars(row["step"], {
+        self._loggers.scalars(row["step"], {
             f"{row['split']}/{name}": value
             for name, value in row.items()
             if isinstance(value, float) and math.isfinite(value)
@@ -318,43 +329,6 @@ class Silence:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
-
-
-class TensorBoard:
-    """An event file, by tensorboardX's records but without its SummaryWriter.
-
-    That one writes from a thread of its own: a kill loses what waits there, and a full disk stops the thread
-    and then the run. Here a call returns when its event is written. Points after `last_step`, from before a
-    resume, are hidden by TensorBoard.
-    """
-
-    def __init__(self, directory: Path, *, last_step: int):
-        # Half a second that `import seqmodels` need not pay.
-        from tensorboardX import summary
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        self._event, self._summary = Event, summary
-        directory.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(directory / "events"), filename_suffix=f".{os.getpid()}")
-        self._write(last_step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One point in each of several curves."""
-        points = [self._summary.scalar(name, value).value[0] for name, value in values.items()]
-        self._write(step, summary=self._summary.Summary(value=points))
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """A text of one step."""
-        self._write(step, summary=self._summary.text(name, text))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._writer.close()
-
-    def _write(self, step: int, **content) -> None:
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
-        self._writer.flush()
 
 
 class Stopwatch:

@@ -32,8 +32,9 @@ from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
-from seqmodels.training import checkpoint, divergence, opening, optimizer, run_folder, sharding
+from seqmodels.training import checkpoint, divergence, loggers, opening, optimizer, run_folder, sharding
 from seqmodels.training.log import Log, peak_flops_per_second
+from seqmodels.training.profile import Profiler
 from seqmodels.training.signals import Signals, Stopped
 from seqmodels.training.state import Trainer
 from seqmodels.training.terminal import phase
@@ -43,6 +44,7 @@ from seqmodels.training.terminal import phase
 RESUMABLE_FIELDS = (
     "train.log_every_steps", "train.eval_every_steps", "train.checkpoint_every_steps",
     "train.keep_checkpoints", "train.sample_every_steps", "train.sample_prompt",
+    "train.loggers", "train.profile_steps",
     "train.skip_nonfinite", "train.compilation_cache_dir", "data.cache_dir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
 )  # fmt: skip
 # And of these, if the learning rates of the steps already done stay what they were.
@@ -91,6 +93,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         Stopped: SIGTERM or Ctrl-C; what was trained is saved.
     """
     workdir = Path(workdir)
+    loggers.check(config.train.logger_names)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes.Group())
         signals = stack.enter_context(Signals(group))
@@ -150,6 +153,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             tokens_per_step=config.data.batch_size * config.data.seq_len,
             flops_per_token=None if peak is None else setup.flops_per_token, flops_per_second=peak, seconds=seconds,
             written=None if restored is None else restored.record.get("log"), group=group,
+            names=config.train.logger_names, hyperparameters=config_lib.flatten(config_lib.to_dict(config)),
         )  # fmt: skip
         stack.callback(log.close)
         writer = checkpoint.Writer(workdir / "checkpoints", keep=config.train.keep_checkpoints)
@@ -162,6 +166,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         if restored is not None and "skipped" in restored.record:
             run.skipped, run.skipped_in_a_row = restored.record["skipped"]
         signals.running()
+        stack.callback(run.profiler.close)
         try:
             run.run()
         except Diverged as diverged:
@@ -172,6 +177,8 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             )  # fmt: skip
             raise
         writer.wait()
+        if step < config.train.steps:
+            log.final({name: value for name, value in log.evaluation(config.train.steps).items() if name != "step"})
         return group.from_first(lambda: _summary(config, dataset, setup, log, run.skipped))
 
 
@@ -220,6 +227,7 @@ class _Run:
         self.saved_step = step
         self.in_flight = None
         self.skipped = self.skipped_in_a_row = 0
+        self.profiler = Profiler(config.train.profiled, log.folder / "tensorboard")
 
     def run(self) -> None:
         try:
@@ -236,11 +244,13 @@ class _Run:
 
     def train_one_step(self) -> None:
         batch = self.setup.put_rows(functools.partial(self.dataset.train_batch, self.step))
+        self.profiler.before(self.step)
         self.state, metrics = self.setup.train_step(self.state, batch)
         self.step += 1
         # Only the metrics of the step before are waited for, so that the device always has a step to work on.
         self.settle()
         self.in_flight = self.step, metrics
+        self.profiler.after(self.step, self.settle)
 
     def settle(self) -> None:
         """Read the metrics in flight, and stop if they are not finite: that state must not be saved."""
@@ -311,7 +321,8 @@ class _Run:
 
     def sample(self) -> None:
         tokenizer = self.dataset.tokenizer
-        prompt = data.prompt_tokens(tokenizer, self.config.train.sample_prompt)
+        wanted = self.config.train.sample_prompt
+        prompt = data.prompt_tokens(tokenizer, self.dataset.prompt if wanted is None else wanted)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
         sampler = Sampler(Sampling(), key, tokenizer.ends, data.token_mask(tokenizer, self.setup.vocab_size))
         with self.signals.interrupting():

@@ -14,9 +14,9 @@ from seqmodels.training.log import (
     MetricsFile,
     SamplesFile,
     Stopwatch,
-    TensorBoard,
     peak_flops_per_second,
 )
+from seqmodels.training.loggers import TensorBoard
 
 
 def rows_of(path):
@@ -116,7 +116,7 @@ def test_tensorboard_events_are_written_at_once_and_purged_on_resume(tmp_path):
     assert scalars[3, "train/loss"] == pytest.approx(1 / 3) and (3, "train/gradient_norm") in scalars
     assert (3, "validation/bits_per_byte") in scalars and (3, "validation/loss") not in scalars
     assert (3, "sample/text_summary") in scalars
-    resumed = TensorBoard(tmp_path / "tensorboard", last_step=2)
+    resumed = TensorBoard(tmp_path, last_step=2, hyperparameters={})
     *_, last = events_of(tmp_path / "tensorboard")
     assert last.session_log.status == event_pb2.SessionLog.START and last.step == 3
     resumed.close()

@@ -1,0 +1,36 @@
+"""A profile of some steps, as train.profile_steps asks for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+
+class Profiler:
+    """Writes ``plugins/profile`` below a folder, which XProf and TensorBoard open.
+
+    Args:
+        steps: the first one, counted from 0, and the one after the last; None: there is no profile.
+        folder: where it goes.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, folder: Path):
+        self._steps, self._folder, self._runs = steps, folder, False
+
+    def before(self, step: int) -> None:
+        """A step is about to be started."""
+        if self._steps is not None and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._runs = True
+
+    def after(self, steps_done: int, wait: Callable[[], None]) -> None:
+        """So many steps have been started; ``wait`` returns when they are done."""
+        if self._runs and steps_done >= self._steps[1]:
+            wait()
+            self.close()
+
+    def close(self) -> None:
+        """End a profile that is being made."""
+        if self._runs:
+            self._runs = False
+            jax.profiler.stop_trace()
