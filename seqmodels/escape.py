@@ -76,6 +76,11 @@ def mute() -> None:
     _is_mute = True
 
 
+def is_mute() -> bool:
+    """Whether this process leaves speaking to another."""
+    return _is_mute
+
+
 def say(line: str, stream: TextIO | None = None) -> None:
     """Print one line, by default on stderr, whatever names are in it."""
     if stream is not None or not _is_mute:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TextIO
 
-from seqmodels.escape import escape
+from seqmodels.escape import escape, is_mute
 
 # What is shown of a row of metrics.jsonl, and how.
 SHOWN = {"loss": ".4f", "perplexity": ".2f", "accuracy": ".4f", "bits_per_byte": ".4f"}
@@ -98,6 +98,9 @@ def progress_line(width: int, step: int, total_steps: int, parts: list[str]) -> 
 @contextlib.contextmanager
 def phase(what: str, stream: TextIO | None = None) -> Iterator[None]:
     """Says what is being done, if it takes long: on a terminal with the seconds so far, until it is over; elsewhere in one line."""
+    if is_mute():
+        yield
+        return
     stream = sys.stderr if stream is None else stream
     begun = time.perf_counter()
     if stream.isatty():
