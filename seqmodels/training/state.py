@@ -132,8 +132,8 @@ class Trainer:
           rows_of_batch: gives the rows of a slice of the batch.
         """
         size = self.config.data.batch_size
-        shards = self.batch_sharding.addressable_devices_indices_map((size,)).values()
-        bounds = [rows.indices(size) for (rows,) in shards]
+        shards = self.batch_sharding.addressable_devices_indices_map((size, self.config.data.seq_len)).values()
+        bounds = [shard[0].indices(size) for shard in shards]
         first, end = min(begin for begin, _, _ in bounds), max(end for _, end, _ in bounds)
 
         def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
