@@ -5,6 +5,7 @@ site they lead to a page with the file's text. It imports nothing of seqmodels: 
 """
 
 import html
+import json
 import os
 import posixpath
 import re
@@ -40,6 +41,7 @@ def on_config(config):
 def on_files(files: Files, config) -> Files:
     """Add the pages that are made here."""
     files.append(File.generated(config, "index.md", content=(ROOT / "README.md").read_text(encoding="utf-8")))
+    files.append(File.generated(config, "tour.md", content=notebook_text(ROOT / "docs" / "tour.ipynb")))
     for name, text in api_pages().items():
         files.append(File.generated(config, f"api/{name}.md", content=text))
     for path in sorted(linked(files)):
@@ -101,6 +103,15 @@ def source_text(path: Path) -> str:
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     highlighted = [f"{fence}{language}", shown.rstrip("\n"), fence]
     return "\n".join([f"# {name}", "", *(highlighted if len(text) <= SHOWN_BYTES else [code]), ""])
+
+
+def notebook_text(path: Path) -> str:
+    """A notebook as Markdown: its texts, and its code between fences."""
+    parts = [f"The notebook is [{path.name}]({path.name}); CI runs it."]
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join([parts[1], parts[0], *parts[2:]]) + "\n"
 
 
 def api_pages() -> dict[str, str]:
