@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from seqmodels import config as config_lib
-from seqmodels import data, model, processes
+from seqmodels import data, model, processes, suggest
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
 from seqmodels.training import checkpoint
