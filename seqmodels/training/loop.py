@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -111,60 +111,26 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             setup.check_memory()
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
-        restored = checkpoint.restore(
-            workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group
-        )
-        if restored is None:
-            with phase("drawing the first parameters"):
-                step, state, seconds = 0, setup.init(), 0.0
-            if config.train.init_from is not None:
-                abstract_params = setup.abstract_state()["params"]
-                state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say, group=group)
-            if group.is_first:
-                dataset.save(workdir)
-        else:
-            step, state, seconds = restored.step, restored.state, restored.record["seconds"]
-            if restored.record["data"] != dataset.fingerprint:
-                older = dataset.tokenizer is not None and not (workdir / data.RECORD_NAME).exists()
-                also = " (or is text without <|endoftext|>, of which older runs held out other parts)" if older else ""
-                raise UserError(
-                    f"{dataset.name} is not what the run in {workdir} was begun with{also}; "
-                    "bring that back, or choose another --workdir"
-                )
-            dataset = dataset.with_order(restored.record.get("order"))
+        start = _start(config, dataset, setup, workdir, group)
+        if start.record:  # of a run that goes on
+            dataset = dataset.with_order(start.record.get("order"))
         if resume_learning_rate is not None:
-            config = _with_lower_rate(config, resume_learning_rate, step)
+            config = _with_lower_rate(config, resume_learning_rate, start.step)
             setup = Trainer(config, dataset.vocab_size)
         if group.is_first:
             config_lib.save(config, workdir / "config.json")
 
         # The run.
-        if step < config.train.steps:
-            with phase("tracing the training step"):
-                forms = setup.forms(functools.partial(dataset.train_batch, step))
-            if group.is_first:
-                about = opening.opening(config, dataset, setup, step, forms)
-                opening.append(about, workdir)
-                for line in opening.lines(about, workdir, config.train.steps):
-                    say(line)
-        peak = peak_flops_per_second(setup.mesh.devices.flatten())
-        log = Log(
-            workdir, step=step, total_steps=config.train.steps,
-            tokens_per_step=config.data.batch_size * config.data.seq_len,
-            flops_per_token=None if peak is None else setup.flops_per_token, flops_per_second=peak, seconds=seconds,
-            written=None if restored is None else restored.record.get("log"), group=group,
-            names=config.train.logger_names, hyperparameters=config_lib.flatten(config_lib.to_dict(config)),
-        )  # fmt: skip
+        _say_what_it_is(config, dataset, setup, start.step, workdir, group)
+        log = _open_log(config, setup, start, workdir, group)
         stack.callback(log.close)
         writer = checkpoint.Writer(workdir / "checkpoints", keep=config.train.keep_checkpoints)
         stack.push(functools.partial(_close, writer, group))
         if setup.mesh.size > 1:
             log.line(sharding.describe(setup.abstract_state()["params"], setup.mesh))
-        if step:
-            log.line(f"resuming {workdir} after step {step} of {config.train.steps}")
-        run = _Run(config, dataset, setup, log, writer, signals, step, state)
-        if restored is not None and "skipped" in restored.record:
-            run.skipped, run.skipped_in_a_row = restored.record["skipped"]
+        if start.step:
+            log.line(f"resuming {workdir} after step {start.step} of {config.train.steps}")
+        run = _Run(config, dataset, setup, log, writer, signals, start)
         signals.running()
         stack.callback(run.profiler.close)
         try:
@@ -180,6 +146,71 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         if step < config.train.steps:
             log.final({name: value for name, value in log.evaluation(config.train.steps).items() if name != "step"})
         return group.from_first(lambda: _summary(config, dataset, setup, log, run.skipped))
+
+
+class _Start(NamedTuple):
+    """Where a run begins, or goes on."""
+
+    step: int
+    state: dict
+    seconds: float  # trained so far
+    record: dict  # that was saved with the state; empty for a new run
+
+
+def _start(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: processes.Group) -> _Start:
+    """The newest checkpoint's state, or the first one, for which the folder gets what belongs to the data.
+
+    Raises:
+        UserError: a checkpoint cannot be read, or was trained on other data.
+    """
+    restored = checkpoint.restore(
+        workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group
+    )
+    if restored is None:
+        return _begin(config, dataset, setup, workdir, group)
+    if restored.record["data"] != dataset.fingerprint:
+        older = dataset.tokenizer is not None and not (workdir / data.RECORD_NAME).exists()
+        also = " (or is text without <|endoftext|>, of which older runs held out other parts)" if older else ""
+        raise UserError(
+            f"{dataset.name} is not what the run in {workdir} was begun with{also}; "
+            "bring that back, or choose another --workdir"
+        )
+    return _Start(restored.step, restored.state, restored.record["seconds"], restored.record)
+
+
+def _begin(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: processes.Group) -> _Start:
+    with phase("drawing the first parameters"):
+        state = setup.init()
+    if config.train.init_from is not None:
+        abstract_params = setup.abstract_state()["params"]
+        state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say, group=group)
+    if group.is_first:
+        dataset.save(workdir)
+    return _Start(0, state, 0.0, {})
+
+
+def _say_what_it_is(config: RunConfig, dataset, setup: Trainer, step: int, workdir: Path, group: processes.Group) -> None:
+    """The lines that a run begins with, and their record in the folder; none where nothing is left to train."""
+    if step >= config.train.steps:
+        return
+    with phase("tracing the training step"):
+        forms = setup.forms(functools.partial(dataset.train_batch, step))
+    if group.is_first:
+        about = opening.opening(config, dataset, setup, step, forms)
+        opening.append(about, workdir)
+        for line in opening.lines(about, workdir, config.train.steps):
+            say(line)
+
+
+def _open_log(config: RunConfig, setup: Trainer, start: _Start, workdir: Path, group: processes.Group) -> Log:
+    peak = peak_flops_per_second(setup.mesh.devices.flatten())
+    return Log(
+        workdir, step=start.step, total_steps=config.train.steps,
+        tokens_per_step=config.data.batch_size * config.data.seq_len,
+        flops_per_token=None if peak is None else setup.flops_per_token, flops_per_second=peak, seconds=start.seconds,
+        written=start.record.get("log"), group=group,
+        names=config.train.logger_names, hyperparameters=config_lib.flatten(config_lib.to_dict(config)),
+    )  # fmt: skip
 
 
 CLOSE_SECONDS = 10.0
@@ -219,14 +250,14 @@ def _summary(config: RunConfig, dataset, setup: Trainer, log: Log, skipped: int)
 class _Run:
     """The loop, and what it carries: `state` after `step` steps, and the metrics still on the device."""
 
-    def __init__(self, config, dataset, setup, log, writer, signals, step, state):
+    def __init__(self, config, dataset, setup, log, writer, signals, start: _Start):
         self.config, self.dataset, self.setup = config, dataset, setup
         self.log, self.writer, self.signals = log, writer, signals
-        self.step, self.state = step, state
+        self.step, self.state = start.step, start.state
         self.data_fingerprint = dataset.fingerprint
-        self.saved_step = step
+        self.saved_step = start.step
         self.in_flight = None
-        self.skipped = self.skipped_in_a_row = 0
+        self.skipped, self.skipped_in_a_row = start.record["skipped"] if "skipped" in start.record else (0, 0)
         self.profiler = Profiler(config.train.profiled, log.folder / "tensorboard")
 
     def run(self) -> None:

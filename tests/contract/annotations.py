@@ -1,10 +1,10 @@
 """Traces every mixer and a model with all shapes and types checked: what annotations say, arrays have.
 
-    python -m tests.contract.annotations [--all]
+    python -m tests.contract.annotations MIXER... [--all]
 
-prints each disagreement, of the default form of each mixer or, with --all, of every form in float32 and bfloat16. jaxtyping's import
-hook puts a check by beartype around every function of PACKAGES, and must come before they are imported: so this is a program of
-its own. The checks are made when a function is traced: nothing is compiled or computed.
+prints each disagreement, of the default form of each mixer (none: of a model) or, with --all, of every form in float32 and bfloat16.
+jaxtyping's import hook puts a check by beartype around every function of PACKAGES, and must come before they are imported: so this
+is a program of its own. The checks are made when a function is traced: nothing is compiled or computed.
 """
 
 import sys
@@ -29,7 +29,7 @@ PATTERN = "attention(window=4) mlp attention+mamba2 rwkv_channel_mix hgrn2 mlp"
 
 
 def trace_mixer(case, dtype) -> None:
-    """Training, reading documents from a state, and a step, of one form of a mixer.
+    """Training on documents, and reading on from a state, of one form of a mixer.
 
     Raises:
       jaxtyping.TypeCheckError: an annotation does not hold.
@@ -40,17 +40,17 @@ def trace_mixer(case, dtype) -> None:
     x = jax.ShapeDtypeStruct((BATCH, STEPS, D_MODEL), dtype)
     reset = jax.ShapeDtypeStruct((BATCH, STEPS), jnp.bool_)
 
-    def training(params, x):
-        return jnp.sum(nnx.merge(definition, params)(x)[0].astype(jnp.float32))
+    def training(params, x, reset):
+        return jnp.sum(nnx.merge(definition, params)(x, reset=reset)[0].astype(jnp.float32))
 
-    def decoding(params, x, reset):
+    def decoding(params, x):
         mixer = nnx.merge(definition, params)
-        _, state = mixer(x, mixer.init_state(BATCH, CAPACITY), reset=reset)
-        return mixer(x[:, :1], state)
+        return mixer(x, mixer.init_state(BATCH, CAPACITY))
 
     with context(case.implementation)():
-        jax.eval_shape(jax.grad(training), params, x)
-        jax.eval_shape(decoding, params, x, reset)
+        jax.eval_shape(jax.grad(training), params, x, reset)
+        for steps in (1, STEPS):
+            jax.eval_shape(decoding, params, jax.ShapeDtypeStruct((BATCH, steps, D_MODEL), dtype))
 
 
 def trace_model() -> None:
@@ -70,11 +70,13 @@ def trace_model() -> None:
     jax.eval_shape(lambda: model.init_params(config, VOCAB_SIZE, jax.random.key(0)))
 
 
-def disagreements(everything: bool) -> list[str]:
-    """What does not hold, with the trace that showed it."""
+def disagreements(names: list[str], everything: bool) -> list[str]:
+    """What does not hold in mixers and, where ``names`` is empty, in a model; with what showed it."""
     found = []
-    cases = [case for case in all_cases() if everything or case.implementation is None and case.name.endswith("-default")]
-    for case in cases:
+    for case in all_cases():
+        is_main = case.implementation is None and case.name.endswith("-default")
+        if case.build.mixer not in names or not (is_main or everything):
+            continue
         for dtype in (jnp.float32, jnp.bfloat16) if everything else (jnp.float32,):
             try:
                 trace_mixer(case, dtype)
@@ -83,12 +85,14 @@ def disagreements(everything: bool) -> list[str]:
             except jaxtyping.TypeCheckError as error:
                 found.append(f"{case.name} {case.implementation} {jnp.dtype(dtype).name}: {error}")
     try:
-        trace_model()
+        if not names:
+            trace_model()
     except jaxtyping.TypeCheckError as error:
         found.append(f"{PATTERN}: {error}")
     return found
 
 
 if __name__ == "__main__":
-    print("\n\n".join(lines := disagreements("--all" in sys.argv[1:])))
+    names = [argument for argument in sys.argv[1:] if argument != "--all"]
+    print("\n\n".join(lines := disagreements(names, everything=len(names) + 1 < len(sys.argv))))
     raise SystemExit(bool(lines))

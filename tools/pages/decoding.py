@@ -8,6 +8,7 @@
 
 import argparse
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.decode_report import draw
@@ -38,14 +39,50 @@ def main() -> None:
     print(f"wrote {PAGE.relative_to(ROOT)} and its picture")
 
 
+class Rows:
+    """What was measured, by mixer, batch size and context."""
+
+    def __init__(self, rows: list[dict]):
+        self._rows = {(row["name"], row["batch_size"], row["context"]): row for row in rows}
+        self.names, self.batch_sizes, self.contexts = (list(dict.fromkeys(key[axis] for key in self._rows)) for axis in range(3))
+
+    def __iter__(self):
+        return iter(self._rows.values())
+
+    def at(self, name: str, batch_size: int, context: int) -> dict:
+        return self._rows[name, batch_size, context]
+
+    def over_contexts(self, name: str, batch_size: int) -> list[dict]:
+        """From the shortest context to the longest."""
+        return [self.at(name, batch_size, context) for context in self.contexts]
+
+    def slowdown(self, name: str, batch_size: int) -> float | None:
+        """How many times as long a token takes after the longest context as after the shortest; None: not measured."""
+        first, *_, last = self.over_contexts(name, batch_size)
+        both = "seconds_per_step" in first and "seconds_per_step" in last
+        return last["seconds_per_step"] / first["seconds_per_step"] if both else None
+
+
 def page(results: dict, source: str) -> str:
     """The page as it should be; ``source`` is the name of the results' file."""
-    sizes, machine, host = (results[name] for name in ("sizes", "machine", "host"))
-    rows = {(row["name"], row["batch_size"], row["context"]): row for row in results["rows"]}
-    names, batch_sizes, contexts = (list(dict.fromkeys(key[axis] for key in rows)) for axis in range(3))
-    alone, last = batch_sizes[0], contexts[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items() if name in ("jax", "jaxlib"))
+    rows = Rows(results["rows"])
     lines = [
+        *opening(results, source),
+        *growth(rows),
+        "",
+        *(line for batch_size in rows.batch_sizes for line in milliseconds(rows, batch_size)),
+        *throughput(rows),
+        *states(rows),
+        *the_host(results["host"]),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def opening(results: dict, source: str) -> list[str]:
+    """What was measured, where and by which command."""
+    sizes, machine = results["sizes"], results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items() if name in ("jax", "jaxlib"))
+    return [
         "# What a decoded token costs",
         "",
         f"Made by `{COMMAND}` from `benchmarks/results/{source}`, which this command wrote on {results['date']} at commit "
@@ -62,70 +99,20 @@ def page(results: dict, source: str) -> str:
         "",
         f"![time and state against context]({PAGE.with_suffix('.png').name})",
         "",
-        *growth(rows, names, alone, contexts),
-        "",
     ]
-    for batch_size in batch_sizes:
-        lines += [f"## Milliseconds per token, batch {batch_size}", ""]
-        lines += table(
-            ["mixer", *(f"at {context:,}" for context in contexts), f"at {last:,} / at {contexts[0]:,}"],
-            [
-                [
-                    f"`{name}`",
-                    *(cell(rows[name, batch_size, each], "seconds_per_step", lambda s: f"{1e3 * s:.2f}") for each in contexts),
-                    ratio(rows, name, batch_size, contexts),
-                ]
-                for name in names
-            ],
-        )
-    lines += [f"## Tokens per second after {contexts[0]:,} tokens, and reading", ""]
-    lines += table(
-        ["mixer", *(f"decoding, batch {size}" for size in batch_sizes), *(f"reading the last of {c:,}" for c in contexts)],
-        [
-            [
-                f"`{name}`",
-                *(cell(rows[name, size, contexts[0]], "tokens_per_second", "{:,.0f}".format) for size in batch_sizes),
-                *(cell(rows[name, alone, each], "prefill_tokens_per_second", "{:,.0f}".format) for each in contexts),
-            ]
-            for name in names
-        ],
-    )
-    lines += [f"## Bytes of state, batch {alone}, and programs compiled", "", *states(rows, batch_sizes), ""]
-    lines += table(
-        ["mixer", *(f"at {each:,}" for each in contexts), *(f"programs, batch {size}" for size in batch_sizes)],
-        [
-            [
-                f"`{name}`",
-                *(f"{rows[name, alone, each]['counted_state_bytes']:,}" for each in contexts),
-                *(
-                    f"{sum(row.get('compilations') or 0 for row in of)} for {sum('compilations' in row for row in of)} contexts"
-                    for of in ([rows[name, size, each] for each in contexts] for size in batch_sizes)
-                ),
-            ]
-            for name in names
-        ],
-    )
-    lines += [
-        "## The host",
-        "",
-        f"A token that is streamed by {host['pattern']} of width {host['width']} takes {1e3 * host['streamed_s']:.2f} ms, of "
-        f"which the host needs {1e3 * host['dispatch_s']:.2f} until its call returns: {100 * host['share']:.1f} % (goal: under "
-        "5 %).",
-    ]
-    return "\n".join(lines).rstrip() + "\n"
 
 
-def growth(rows: dict, names: list[str], batch_size: int, contexts: list[int]) -> list[str]:
+def growth(rows: Rows) -> list[str]:
     """Who takes longer after a longer context: those whose state grows, and those whose state does not."""
-    first, last = contexts[0], contexts[-1]
+    alone = rows.batch_sizes[0]
     groups = {"grows": {}, "has one size": {}}
-    for name in names:
-        ends = [rows[name, batch_size, context] for context in (first, last)]
-        if all("seconds_per_step" in row for row in ends):
-            one_size = ends[0]["counted_state_bytes"] == ends[1]["counted_state_bytes"]
-            group = groups["has one size" if one_size else "grows"]
-            group[name] = ends[1]["seconds_per_step"] / ends[0]["seconds_per_step"]
-    lines = [f"A token after {last:,} tokens against one after {first:,}, batch {batch_size}:", ""]
+    for name in rows.names:
+        slowdown = rows.slowdown(name, alone)
+        if slowdown is not None:
+            first, *_, last = rows.over_contexts(name, alone)
+            one_size = first["counted_state_bytes"] == last["counted_state_bytes"]
+            groups["has one size" if one_size else "grows"][name] = slowdown
+    lines = [f"A token after {rows.contexts[-1]:,} tokens against one after {rows.contexts[0]:,}, batch {alone}:", ""]
     for which, ratios in groups.items():
         if ratios:
             ends = dict.fromkeys(f"{end(ratios.values()):.2f}" for end in (min, max))
@@ -134,34 +121,85 @@ def growth(rows: dict, names: list[str], batch_size: int, contexts: list[int]) -
     return lines
 
 
-def states(rows: dict, batch_sizes: list[int]) -> list[str]:
-    measured = [row for row in rows.values() if "state_bytes" in row]
+def milliseconds(rows: Rows, batch_size: int) -> list[str]:
+    first, *_, last = rows.contexts
+
+    def line(name):
+        slowdown = rows.slowdown(name, batch_size)
+        cells = [cell(row, "seconds_per_step", lambda s: f"{1e3 * s:.2f}") for row in rows.over_contexts(name, batch_size)]
+        return [f"`{name}`", *cells, "" if slowdown is None else f"{slowdown:.2f}"]
+
+    header = ["mixer", *(f"at {context:,}" for context in rows.contexts), f"at {last:,} / at {first:,}"]
+    return [f"## Milliseconds per token, batch {batch_size}", "", *table(header, map(line, rows.names))]
+
+
+def throughput(rows: Rows) -> list[str]:
+    alone, first = rows.batch_sizes[0], rows.contexts[0]
+
+    def line(name):
+        decoding = (cell(rows.at(name, size, first), "tokens_per_second", "{:,.0f}".format) for size in rows.batch_sizes)
+        reading = (cell(row, "prefill_tokens_per_second", "{:,.0f}".format) for row in rows.over_contexts(name, alone))
+        return [f"`{name}`", *decoding, *reading]
+
+    header = [
+        "mixer",
+        *(f"decoding, batch {size}" for size in rows.batch_sizes),
+        *(f"reading the last of {context:,}" for context in rows.contexts),
+    ]
+    return [f"## Tokens per second after {first:,} tokens, and reading", "", *table(header, map(line, rows.names))]
+
+
+def states(rows: Rows) -> list[str]:
+    alone = rows.batch_sizes[0]
+    measured = [row for row in rows if "state_bytes" in row]
     equal = sum(row["state_bytes"] == row["counted_state_bytes"] for row in measured)
-    left_out = len(rows) - len(measured)
-    lines = [
+    left_out = len(list(rows)) - len(measured)
+
+    def line(name):
+        compiled = [rows.over_contexts(name, size) for size in rows.batch_sizes]
+        return [
+            f"`{name}`",
+            *(f"{row['counted_state_bytes']:,}" for row in rows.over_contexts(name, alone)),
+            *(
+                f"{sum(row.get('compilations') or 0 for row in of)} for {sum('compilations' in row for row in of)} contexts"
+                for of in compiled
+            ),
+        ]
+
+    header = [
+        "mixer",
+        *(f"at {context:,}" for context in rows.contexts),
+        *(f"programs, batch {size}" for size in rows.batch_sizes),
+    ]
+    return [
+        f"## Bytes of state, batch {alone}, and programs compiled",
+        "",
         f"Counted over the shapes of `init_state`; of {len(measured)} states that were made, {equal} have just these bytes. "
         "The programs are those of the decoding loop: a state of one size needs one for each batch size, whatever the "
-        "context; a cache of keys and values is another shape for each."
+        "context; a cache of keys and values is another shape for each.",
+        *([f"{left_out} states were too large to be made here; their cells are empty."] if left_out else []),
+        "",
+        *table(header, map(line, rows.names)),
     ]
-    return lines + ([f"{left_out} states were too large to be made here; their cells are empty."] if left_out else [])
 
 
-def cell(row: dict, field: str, written) -> str:
+def the_host(host: dict) -> list[str]:
+    return [
+        "## The host",
+        "",
+        f"A token that is streamed by {host['pattern']} of width {host['width']} takes {1e3 * host['streamed_s']:.2f} ms, of "
+        f"which the host needs {1e3 * host['dispatch_s']:.2f} until its call returns: {100 * host['share']:.1f} % (goal: under "
+        "5 %).",
+    ]
+
+
+def cell(row: dict, field: str, written: Callable[[float], str]) -> str:
     return written(row[field]) if field in row else ""
 
 
-def ratio(rows: dict, name: str, batch_size: int, contexts: list[int]) -> str:
-    ends = [rows[name, batch_size, context] for context in (contexts[-1], contexts[0])]
-    if not all("seconds_per_step" in row for row in ends):
-        return ""
-    return f"{ends[0]['seconds_per_step'] / ends[1]['seconds_per_step']:.2f}"
-
-
-def table(header: list[str], body: list[list[str]]) -> list[str]:
+def table(header: list[str], body: Iterable[list[str]]) -> list[str]:
     rows = [header, ["---"] * len(header), *body]
     return [f"| {' | '.join(row)} |" for row in rows] + [""]
-
-
 
 
 if __name__ == "__main__":
