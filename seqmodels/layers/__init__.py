@@ -1,5 +1,6 @@
 """The parts that architectures share: projections, norms, initial values."""
 
+from seqmodels.layers.delta import DeltaInputs, delta_beta, delta_inputs
 from seqmodels.layers.dense import dense, matmul_precision
 from seqmodels.layers.elementwise import dropout, soft_cap
 from seqmodels.layers.heads import head_widths
@@ -11,6 +12,7 @@ from seqmodels.layers.positions import sinusoids
 from seqmodels.layers.rwkv_depth import RWKVDepth, rwkv_depth
 
 __all__ = [
+    "DeltaInputs",
     "LayerNorm",
     "NORMS",
     "NoWeightDecay",
@@ -19,6 +21,8 @@ __all__ = [
     "RWKVDepth",
     "Weight",
     "call_mixer",
+    "delta_beta",
+    "delta_inputs",
     "dense",
     "dropout",
     "fan_in_uniform_init",

@@ -39,13 +39,13 @@ from seqmodels.layers import (
     NoWeightDecay,
     RMSNorm,
     Weight,
+    delta_beta,
+    delta_inputs,
     dense,
     fan_in_uniform_init,
-    l2_norm,
     normal_init,
     step_size_bias_init,
 )
-from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ranges import Checked, Epsilon, Expansion, MultipleOf, Size, Taps
@@ -114,11 +114,6 @@ class Mixer(nnx.Module):
         shape = (batch_size, self.num_value_heads, self.key_head_dim, self.value_head_dim)
         return State(tail, jnp.zeros(shape, jnp.float32))
 
-    def beta(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H"]:
-        """beta_t, float32."""
-        beta = jax.nn.sigmoid(dense(x, self.beta_kernel[...]).astype(jnp.float32))
-        return 2.0 * beta if self.config.allow_neg_eigval else beta
-
     def log_decay(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H"]:
         """log(alpha_t) of every value head, float32."""
         dt = jax.nn.softplus(dense(x, self.dt_kernel[...]).astype(jnp.float32) + self.dt_bias[...])
@@ -131,13 +126,20 @@ class Mixer(nnx.Module):
         B, T, _ = x.shape
         H, K, V = self.config.num_heads, self.key_head_dim, self.value_head_dim
         tail, memory = (None, None) if state is None else state
-        mixed, tail = causal_conv(dense(x, self.input_kernel[...]), self.conv_kernel[...], state=tail, reset=reset)
-        q, k, v = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
+        q, k, v, tail = delta_inputs(
+            x,
+            self.input_kernel[...],
+            self.conv_kernel[...],
+            tail=tail,
+            reset=reset,
+            key_heads=(H, K),
+            value_heads=(self.num_value_heads, V),
+        )
         o, memory = delta_rule(
-            l2_norm(q.reshape(B, T, H, K)) * K**-0.5,
-            l2_norm(k.reshape(B, T, H, K)),
-            v.reshape(B, T, self.num_value_heads, V),
-            self.beta(x),
+            q,
+            k,
+            v,
+            delta_beta(x, self.beta_kernel[...], self.config.allow_neg_eigval),
             self.log_decay(x)[..., None],
             state=memory,
             reset=reset,

@@ -39,14 +39,14 @@ from seqmodels.layers import (
     NoWeightDecay,
     RMSNorm,
     Weight,
+    delta_beta,
+    delta_inputs,
     dense,
     fan_in_uniform_init,
     head_widths,
-    l2_norm,
     normal_init,
     step_size_bias_init,
 )
-from seqmodels.ops.causal_conv import causal_conv
 from seqmodels.ops.delta_rule import delta_rule
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ranges import Below, Checked, Epsilon, Expansion, Size, Taps
@@ -106,11 +106,6 @@ class Mixer(nnx.Module):
         shape = (batch_size, self.config.num_heads, self.key_head_dim, self.value_head_dim)
         return State(tail, jnp.zeros(shape, jnp.float32))
 
-    def beta(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H"]:
-        """beta_t, float32."""
-        beta = jax.nn.sigmoid(dense(x, self.beta_kernel[...]).astype(jnp.float32))
-        return 2.0 * beta if self.config.allow_neg_eigval else beta
-
     def log_decay(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
         """log(alpha_t) of every key channel, float32."""
         logit = dense(dense(x, self.dt_in_kernel[...]), self.dt_out_kernel[...]).astype(jnp.float32)
@@ -127,13 +122,14 @@ class Mixer(nnx.Module):
         B, T, _ = x.shape
         H, K, V = self.config.num_heads, self.key_head_dim, self.value_head_dim
         tail, memory = (None, None) if state is None else state
-        mixed, tail = causal_conv(dense(x, self.input_kernel[...]), self.conv_kernel[...], state=tail, reset=reset)
-        q, k, v = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
+        q, k, v, tail = delta_inputs(
+            x, self.input_kernel[...], self.conv_kernel[...], tail=tail, reset=reset, key_heads=(H, K), value_heads=(H, V)
+        )
         o, memory = delta_rule(
-            l2_norm(q.reshape(B, T, H, K)) * K**-0.5,
-            l2_norm(k.reshape(B, T, H, K)),
-            v.reshape(B, T, H, V),
-            self.beta(x),
+            q,
+            k,
+            v,
+            delta_beta(x, self.beta_kernel[...], self.config.allow_neg_eigval),
             self.log_decay(x),
             state=memory,
             reset=reset,

@@ -39,17 +39,6 @@ def test_logits_of_a_checkpoint(implementation):
     assert_logits(network, arrays, 5e-5)
 
 
-def test_negative_eigenvalues_are_a_doubled_beta():
-    x = 3.0 * jax.random.normal(jax.random.key(1), (1, 200, 32))
-    plain, negative = (
-        gated_deltanet.Mixer(gated_deltanet.Config(allow_neg_eigval=allow), 32, rngs=nnx.Rngs(params=0))
-        for allow in (False, True)
-    )
-    assert_close(negative.beta(x), 2 * plain.beta(x), 1e-7)
-    assert plain.beta(x).max() < 1 < negative.beta(x).max() < 2
-    assert not np.allclose(plain(x)[0], negative(x)[0], atol=1e-2)
-
-
 def test_value_heads_of_a_group_share_queries_and_keys():
     """Four value heads on two heads are four heads whose queries, keys and their convolutions are there twice."""
     grouped = gated_deltanet.Mixer(

@@ -43,17 +43,6 @@ def test_logits_of_a_checkpoint(implementation):
     assert_logits(network, arrays, 5e-5)
 
 
-def test_negative_eigenvalues_are_a_doubled_beta():
-    x = 3.0 * jax.random.normal(jax.random.key(1), (1, 200, 32))
-    plain, negative = (
-        kda.Mixer(kda.Config(allow_neg_eigval=allow), 32, rngs=nnx.Rngs(params=0))
-        for allow in (False, True)
-    )
-    assert_close(negative.beta(x), 2 * plain.beta(x), 1e-7)
-    assert plain.beta(x).max() < 1 < negative.beta(x).max() < 2
-    assert not np.allclose(plain(x)[0], negative(x)[0], atol=1e-2)
-
-
 def test_a_floor_under_the_log_decay():
     """-5 sigmoid(A (logit + b)), in float64; without a floor the same logits give -A softplus(logit + b)."""
     x = 3.0 * jax.random.normal(jax.random.key(2), (2, 20, 32))
