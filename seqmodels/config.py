@@ -120,8 +120,8 @@ class MeshConfig(Checked, where="mesh"):
 
     data: Annotated[int, AtLeast(-1)] = -1  # devices along the batch; -1: all that the other axes leave
     fsdp: Count = 1  # devices that share parameters and optimizer state, and split the batch too
-    tensor: Count = 1  # devices that split the layers' widths
-    sequence: Count = 1  # devices that split time; only 1 is built yet
+    tensor: Count = 1  # devices that split heads, the layers' widths and the vocabulary
+    sequence: Count = 1  # devices that split time; data.seq_len is a multiple of them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

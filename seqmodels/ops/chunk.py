@@ -191,8 +191,8 @@ unit_lower_inverse.defvjp(_unit_lower_inverse_forward, _unit_lower_inverse_backw
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def solve_unit_lower(
-    matrix: Float[Array, "*b C C"], right: tuple[Float[Array, "*b C X"], ...], precision: lax.Precision
-) -> tuple[Float[Array, "*b C X"], ...]:
+    matrix: Float[Array, "*b C C"], right: tuple[Float[Array, "*b C _"], ...], precision: lax.Precision
+) -> tuple[Float[Array, "*b C _"], ...]:
     """x of (I + L) x = r for every r of ``right``, by ``unit_lower_inverse``; ``precision`` is that of the products T r.
 
     Backward dr = T^T dx and dL = -sum(dr x^T) below the diagonal: the inverse is not differentiated, which would take two

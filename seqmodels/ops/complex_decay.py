@@ -32,7 +32,7 @@ def _over_time(op, q, k, v, log_decay, angle, *, state=None, reset=None, **optio
     return o, over_time.of_the_last(after)
 
 
-def _turned(state: Float[Array, "B H 2K V"], cos: Float[Array, "B H #K 1"], sin: Float[Array, "B H #K 1"]):
+def _turned(state: Float[Array, "B H keys V"], cos: Float[Array, "B H #K 1"], sin: Float[Array, "B H #K 1"]):
     """(real + i imaginary) (cos + i sin)."""
     real, imaginary = jnp.split(state, 2, axis=2)
     return jnp.concatenate([real * cos - imaginary * sin, real * sin + imaginary * cos], axis=2)
