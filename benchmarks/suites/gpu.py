@@ -432,8 +432,8 @@ def verdicts(rows: list[dict]) -> list[str]:
             if row["different_runs"]:
                 wrong.append(f"RACE: {row['name']}: {row['different_runs']} of {row['runs']} runs differ from the first")
     place = lambda row: (row["name"], row["shape"], row["part"])  # noqa: E731
-    ours = {place(row): row["contenders"]["pallas"]["ms"] for row in rows
-            if row["kind"] == "time" and "ms" in row.get("contenders", {}).get("pallas", {})}  # fmt: skip
+    timed = [row for row in rows if row["kind"] == "time" and "contenders" in row and "pallas" in row["contenders"]]
+    ours = {place(row): pallas["ms"] for row in timed if "ms" in (pallas := row["contenders"]["pallas"])}
     ratios = [(ours[place(row)] / row["ms"], place(row)) for row in rows
               if row["kind"] == "peer" and "ms" in row and place(row) in ours]  # fmt: skip
     return wrong + [f"{ratio:.2f} of the other library's time: {', '.join(where)}" for ratio, where in sorted(ratios, reverse=True)]

@@ -143,7 +143,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             )  # fmt: skip
             raise
         writer.wait()
-        if step < config.train.steps:
+        if start.step < config.train.steps:
             log.final({name: value for name, value in log.evaluation(config.train.steps).items() if name != "step"})
         return group.from_first(lambda: _summary(config, dataset, setup, log, run.skipped))
 

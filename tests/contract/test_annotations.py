@@ -10,6 +10,7 @@ import pytest
 from seqmodels import mixers, shapes
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS_OF_MIXERS = 4  # programs that take a few CPU seconds each
 PARTS = ("mixers", "channel_layers", "layers", "ops", "model.py")
 
 
@@ -19,9 +20,9 @@ def trace(*arguments):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(PARTS_OF_MIXERS))
 def test_mixers_are_as_annotated(part):
-    trace(*mixers.names()[part::3])
+    trace(*mixers.names()[part::PARTS_OF_MIXERS])
 
 
 def test_a_model_is_as_annotated():
