@@ -118,9 +118,9 @@ def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -
         state.save(options.save_state)
         say(f"{options.save_state}: the state after {len(state.tokens):,} tokens")
     if options.attention_plot is not None:
-        weights = run.attention_weights([state.tokens])[:, 0]
+        weights = run.attention_weights([state.tokens])
         plots.attention_weights(weights, options.attention_plot, [run.tokenizer.decode([token]) for token in state.tokens])
-        say(f"{options.attention_plot}: {weights.shape[0]} layers, {weights.shape[1]} heads")
+        say(f"{options.attention_plot}: {weights.shape[0]} layers, {weights.shape[2]} heads")
 
 
 def write_batches(run: Run, prompts: list[str], sampling: dict, batch_size: int, output: Path | None) -> None:

@@ -36,6 +36,7 @@ from seqmodels.ranges import (
     Positive,
     Seed,
     declared,
+    shown,
     unpacked,
 )
 
@@ -98,9 +99,10 @@ class TrainConfig(Checked, where="train"):
         super().__post_init__()
         for name in self.logger_names:
             if name not in LOGGERS:
-                raise UserError(f"train.loggers={self.loggers!r}: {suggest.hint(name, LOGGERS)}known: {', '.join(LOGGERS)}")
+                hint = suggest.hint(name, LOGGERS)
+                raise UserError(f"train.loggers={shown(self.loggers)} names {shown(name)}; {hint}known: {', '.join(LOGGERS)}")
         if self.profile_steps and self.profiled is None:
-            raise UserError(f"train.profile_steps={self.profile_steps!r} must be FIRST:END, such as 10:13")
+            raise UserError(f"train.profile_steps={shown(self.profile_steps)} must be FIRST:END, such as 10:13")
 
     @property
     def logger_names(self) -> tuple[str, ...]:

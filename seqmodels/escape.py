@@ -3,7 +3,7 @@
 import html
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TextIO
 
 Medium = Literal["terminal", "line", "json", "markdown", "html", "latex"]
@@ -79,6 +79,15 @@ def mute() -> None:
 def is_mute() -> bool:
     """Whether this process leaves speaking to another."""
     return _is_mute
+
+
+def html_table(title: str, rows: Mapping[str, object]) -> str:
+    """HTML of a heading and two columns, names and values: what a notebook shows of a value. All text is escaped."""
+    left = 'style="text-align:left"'
+    cells = "".join(
+        f"<tr><th {left}>{escape(name, 'html')}</th><td {left}>{escape(str(value), 'html')}</td></tr>" for name, value in rows.items()
+    )
+    return f"<div><b>{escape(title, 'html')}</b><table>{cells}</table></div>"
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

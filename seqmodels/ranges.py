@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from seqmodels.errors import UserError
+from seqmodels.escape import html_table
 
 INT32_MAX = 2**31 - 1
 FLOAT32_TINY = 2.0**-126  # the smallest normal number
@@ -160,9 +161,34 @@ class Checked:
         super().__init_subclass__(**options)
         if where is not None:
             cls.where = where
+        if "__repr__" not in vars(cls):  # or the dataclass makes one that says everything
+            cls.__repr__ = Checked.__repr__
 
     def __post_init__(self):
         check(self, self.where)
+
+    def __repr__(self) -> str:
+        changed = (
+            f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        )
+        return f"{type(self).__qualname__}({', '.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.where or type(self).__name__, dict(_flat(self)))
+
+
+def _flat(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field with its value, groups of fields and options by dotted names."""
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{prefix}{field.name}.")
+        elif isinstance(value, tuple) and value and isinstance(value[0], tuple) and dataclasses.is_dataclass(value[0][-1]):
+            for name, options in value:  # of layers, or of a task
+                yield from _flat(options, f"{prefix}{field.name}.{name}.")
+        else:
+            yield prefix + field.name, value
 
 
 def check(values: Any, where: str) -> None:

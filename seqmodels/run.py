@@ -20,7 +20,7 @@ from seqmodels.decoding import generate, session
 from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.decoding.session import DecodingState
 from seqmodels.errors import UserError
-from seqmodels.escape import say
+from seqmodels.escape import html_table, say
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, state_bytes
 from seqmodels.model import LanguageModel
@@ -47,6 +47,22 @@ class Run:
     fingerprint: str
     setup: Trainer
 
+    def __repr__(self) -> str:
+        model = self.config.model
+        size = f"{self.setup.num_parameters:,} parameters"
+        return f"Run({str(self.workdir)!r}, step {self.step:,}, {model.repeats} x {model.pattern!r}, {size})"
+
+    def _repr_html_(self) -> str:
+        of = self.config
+        return html_table(str(self.workdir), {
+            "step": f"{self.step:,} of {of.train.steps:,}",
+            "model": f"{of.model.repeats} x {of.model.pattern}, width {of.model.d_model}",
+            "parameters": f"{self.setup.num_parameters:,}",
+            "state": f"{self.state_bytes():,} bytes a sequence at {of.data.seq_len:,} tokens",
+            "data": of.data.source if of.data.synthetic_task is None else f"the task {of.data.task}",
+            "tokenizer": "none" if self.tokenizer is None else f"{self.tokenizer.name}, {self.tokenizer.vocab_size:,} tokens",
+        })  # fmt: skip
+
     def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T L"]:
         """Next-token logits after each token, float32, each row read from an empty state.
 
@@ -57,16 +73,18 @@ class Run:
         split = generate.split_rows(tokens, self._mesh)
         return _logits(self.setup.graphdef, self.params, split, mesh=self._mesh)[: len(tokens)]
 
-    def attention_weights(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "layers B H T T"]:
+    def attention_weights(self, tokens: str | Int[np.ndarray, "B T"]) -> Float[Array, "layers B H T T"]:
         """How each head of each attention layer spreads over the tokens so far, float32, each row summing to 1.
 
-        Layers are in the order of depth, other mixers' left out; `evaluation.plots.attention_weights` draws it.
+        Layers are in the order of depth, other mixers' left out; `evaluation.plots.attention_weights` draws it. A text is a batch
+        of one.
 
         Raises:
             ValueError: tokens are not [B, T] integers of the vocabulary.
             UserError: the model has no attention.
         """
-        return _attention_weights(self.setup.graphdef, self.params, self._checked(tokens))
+        batch = [self.prompt_tokens(tokens)] if isinstance(tokens, str) else tokens
+        return _attention_weights(self.setup.graphdef, self.params, self._checked(batch))
 
     @property
     def _mesh(self) -> Mesh | None:

@@ -22,6 +22,7 @@ from seqmodels.data import atomic
 from seqmodels.decoding import generate
 from seqmodels.decoding.sampling import Sampler
 from seqmodels.errors import UserError
+from seqmodels.escape import html_table
 from seqmodels.formats import json_text, npz
 from seqmodels.formats.limits import excerpt
 
@@ -43,6 +44,19 @@ class DecodingState:
     state: model.UnstackedState  # of a batch of one
     capacity: int  # tokens that the state was made for; a state that does not grow with it holds any number
     params_fingerprint: str  # what names the parameters
+
+    def __repr__(self) -> str:
+        return f"DecodingState({', '.join(f'{name} {value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return html_table("DecodingState", self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+        return {
+            "tokens": f"{len(self.tokens):,}", "sampled": f"{self.sampled:,}", "capacity": f"{self.capacity:,}", "bytes": f"{size:,}",
+            "model": self.params_fingerprint[:8],
+        }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one .npz file, whole or not at all.

@@ -107,15 +107,25 @@ def extrapolation(by_length: Mapping[int, Evaluation], trained_at: int, path: st
 
 
 def attention_weights(
-    weights: Float[np.ndarray, "layers H T T"], path: str | os.PathLike, tokens: Sequence[str] | None = None
+    weights: Float[np.ndarray, "layers B H T T"] | Float[np.ndarray, "layers H T T"],
+    path: str | os.PathLike,
+    tokens: Sequence[str] | None = None,
 ) -> None:
     """One square per layer (down) and head (across): queries down, keys across, dark where a query looks.
 
     Args:
-        weights: of one text, `run.attention_weights(tokens)[:, 0]`.
+        weights: of one text, what `run.attention_weights` gives; of a batch, its part ``[:, index]``.
         path: the PNG to write.
         tokens: the text's T pieces, to stand at the axes.
+
+    Raises:
+        ValueError: of a batch of several texts.
     """
+    weights = np.asarray(weights)
+    if weights.ndim == 5:
+        if weights.shape[1] != 1:
+            raise ValueError(f"weights of {weights.shape[1]} texts: choose one, weights[:, index]")
+        weights = weights[:, 0]
     layers, heads, length, _ = weights.shape
     figure = Figure(figsize=(2.4 * heads + 0.6, 2.4 * layers + 0.4), layout="constrained")
     for row, of_layer in enumerate(figure.subplots(layers, heads, squeeze=False)):

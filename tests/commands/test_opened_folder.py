@@ -148,7 +148,7 @@ def test_training_on_from_a_folder_asks_what_to_train_on(canary):
 
 def test_every_text_in_a_config_is_known_to_be_a_place_or_not():
     """A new field of free text needs a thought: where it says where something is, it belongs into PLACE_FIELDS."""
-    no_place = {"data.task", "model.pattern", "train.sample_prompt"}
+    no_place = {"data.task", "model.pattern", "train.sample_prompt", "train.loggers", "train.profile_steps"}
     texts = {
         f"{group.name}.{field}"
         for group in dataclasses.fields(config_lib.RunConfig)
