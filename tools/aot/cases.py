@@ -90,7 +90,7 @@ _recurrence = {"a": _float32(B, T, _E), "b": _float32(B, T, _E)}
 # The kernels that make gradients keep more addresses of shared memory than fit into registers: what they may spill is little above
 # what they do.
 _linear_spilling = functools.partial(Case, _linear, spilled_bytes=2_048)
-_delta_spilling = functools.partial(Case, _delta, spilled_bytes=3_328)
+_delta_spilling = functools.partial(Case, _delta, spilled_bytes=4_096)
 
 CASES = {
     "no decay": Case(_linear, _heads(128)),
@@ -106,6 +106,8 @@ CASES = {
     "delta rule with a decay per head": _delta_spilling(_heads(128, 1, beta=_array(B, T, H))),
     "delta rule with a decay per head (width 64)": _delta_spilling(_heads(64, 1, beta=_array(B, T, H))),
     "delta rule with a decay per channel": _delta_spilling(_heads(128, 128, beta=_array(B, T, H))),
+    "delta rule (keys of 256)": _delta_spilling(_heads(256, heads=16, beta=_array(B, T, 16))),
+    "delta rule with a decay per channel (keys of 256)": _delta_spilling(_heads(256, 256, heads=16, beta=_array(B, T, 16))),
     "selective scan": Case(_op(ops.selective_scan), _scan, matrix_products=False),
     "selective scan (documents)": Case(
         _op(ops.selective_scan), _scan | {"reset": _marks(B, T)}, matrix_products=False

@@ -35,7 +35,7 @@ from jaxtyping import Array, Float
 
 from seqmodels.ops.chunk import Chunk, power_of_two
 from seqmodels.ops.kernels.gpu import common
-from seqmodels.ops.kernels.gpu.tiles import CHANNELS, COLUMNS, OPERAND, STAGES, STEPS, load, matmul, pad, padded
+from seqmodels.ops.kernels.gpu.tiles import COLUMNS, NARROW, OPERAND, STAGES, STEPS, load, matmul, pad, padded
 
 MATRICES = ("read", "write", "value", "erase", "scores")
 
@@ -46,8 +46,8 @@ def unsupported_reason(*, precision: lax.Precision, channels: int, width: int, c
         return lacking
     if precision == lax.Precision.HIGHEST:
         return "float32 q and k ask for float32 products, which Hopper's tensor cores do not have"
-    if channels > CHANNELS[-1]:
-        return f"K = {channels} key channels are more than {CHANNELS[-1]}"
+    if channels > NARROW:
+        return f"K = {channels} key channels are more than {NARROW}"
     if power_of_two(chunk_size) > STEPS:
         return f"chunks of {chunk_size} steps are longer than {STEPS}"
     return None

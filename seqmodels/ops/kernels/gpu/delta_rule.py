@@ -48,8 +48,10 @@ from jaxtyping import Array, Float
 from seqmodels.ops.kernels.gpu import chunk_scan, common, delta_rule_per_channel
 from seqmodels.ops.kernels.gpu.tiles import (
     BLOCK,
+    CHANNELS,
     CLOSED,
     COLUMNS,
+    NARROW,
     OPERAND,
     PRECISE,
     STAGES,
@@ -86,7 +88,10 @@ def unsupported_reason(*, q: Array, k: Array, v: Array, decays: int, precision: 
     """What keeps a call from this kernel; ``decays``: how many a head has, 0, 1 or one per channel."""
     if chunk_size < q.shape[1] and chunk_size != STEPS:
         return f"its chunks have {STEPS} steps, not {chunk_size}"
-    return chunk_scan.unsupported_reason(precision=precision, channels=q.shape[3], width=v.shape[3], chunk_size=STEPS)
+    if q.shape[3] > CHANNELS[-1]:
+        return f"K = {q.shape[3]} key channels are more than {CHANNELS[-1]}"
+    channels = min(q.shape[3], NARROW)  # the rest is as for any matrix state
+    return chunk_scan.unsupported_reason(precision=precision, channels=channels, width=v.shape[3], chunk_size=STEPS)
 
 
 def forward(
@@ -131,7 +136,8 @@ def backward(
     inputs |= {"v": sizes.flat(v, sizes.V), "dr": walked["dr"], "starts": kept["starts"], "ends": walked["ends"]}
     # A part of the value channels has no more than fit into shared memory; what q and k get is a sum over all of them.
     blocks = range(sizes.V // COLUMNS)
-    parts = [blocks[first : first + BLOCKS_AT_ONCE] for first in blocks[::BLOCKS_AT_ONCE]]
+    at_once = 1 if sizes.per != "channel" and sizes.K > NARROW else BLOCKS_AT_ONCE
+    parts = [blocks[first : first + at_once] for first in blocks[::at_once]]
     dtype = OPERAND if len(parts) == 1 and sizes.G == sizes.H else jnp.float32
     make = delta_rule_per_channel.gradients if sizes.per == "channel" else _gradients
     found = [make(sizes, inputs, part, v.dtype, dtype, interpret) for part in parts]
@@ -253,7 +259,7 @@ def _walk(sizes, inputs, state, dtype, keep_starts, interpret):
             return S
 
         S = load(ref.state.at[of_head, columns])
-        S = chunks.run(step, _tiles(chunks, ref, *names, block=block), carry=S, stages=STAGES)
+        S = chunks.run(step, _tiles(chunks, ref, *names, block=block), carry=S, stages=_stages(sizes))
         ref.final.at[of_head, columns][...] = S
         plgpu.wait_smem_to_gmem(0)
 
@@ -318,7 +324,7 @@ def _backward_walk(sizes, inputs, d_final, interpret):
             return product(tile[erase].transpose((1, 0)), ref.du_s, plus=dS)
 
         dS = load(ref.d_final.at[of_head, columns])
-        dS = chunks.run(step, _tiles(chunks, ref, *names, block=block), carry=dS, stages=STAGES)
+        dS = chunks.run(step, _tiles(chunks, ref, *names, block=block), carry=dS, stages=_stages(sizes))
         ref.first.at[of_head, columns][...] = dS
         plgpu.wait_smem_to_gmem(0)
 
@@ -449,6 +455,11 @@ def _tiles(chunks: Chunks, ref: types.SimpleNamespace, *names: str, block=None) 
     specs |= dict.fromkeys(("read", "erase", "write"), chunks.prepared())
     specs |= dict.fromkeys(("v", "do", "dr"), chunks.values(block)) | dict.fromkeys(("starts", "ends"), chunks.state(block))
     return {name: (getattr(ref, name), specs[name]) for name in names}
+
+
+def _stages(sizes):
+    """Chunks in shared memory of a walk: of wide keys there is room for one."""
+    return STAGES if sizes.K <= NARROW else 1
 
 
 def _of_state(sizes, n, head):

@@ -42,10 +42,10 @@ from seqmodels.ops.kernels.gpu import chunk_scan, common
 from seqmodels.ops.kernels.gpu.local_sums import Decays, level_sums, opened, reader_or_read, sums_of_single_steps
 from seqmodels.ops.kernels.gpu.tiles import (
     BLOCK,
-    CHANNELS,
     CLOSED,
     COLUMNS,
     LEVELS,
+    NARROW,
     OPERAND,
     PRECISE,
     STAGES,
@@ -74,7 +74,7 @@ def unsupported_reason(*, q: Array, k: Array, v: Array, decays: int, precision: 
     """What keeps a call from this kernel; ``decays``: how many a head has, 0, 1 or one per channel."""
     if chunk_size < q.shape[1] and chunk_size != STEPS:
         return f"its chunks have {STEPS} steps, not {chunk_size}"
-    channels = min(q.shape[3], CHANNELS[-1])  # more are taken in blocks
+    channels = min(q.shape[3], NARROW)  # more are taken in blocks
     return chunk_scan.unsupported_reason(precision=precision, channels=channels, width=v.shape[3], chunk_size=STEPS)
 
 
@@ -176,7 +176,7 @@ class _KeyBlocks(NamedTuple):
     @classmethod
     def of(cls, q: Float[Array, "B T G K"], v: Float[Array, "B T H V"]) -> "_KeyBlocks | None":
         groups, channels = q.shape[2:]
-        count = -(-channels // CHANNELS[-1])
+        count = -(-channels // NARROW)
         return None if count == 1 else cls(groups, v.shape[2] // groups, channels, count)
 
     @property

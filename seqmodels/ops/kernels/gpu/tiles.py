@@ -19,7 +19,8 @@ STEPS = 64  # of a chunk: the least that wgmma multiplies
 LEVELS = 6  # of blocks of 1, 2, 4, ... 32 steps
 COLUMNS = 64  # of the state in a block of the grid: 128 x 64 float32 are 64 registers a thread
 BLOCK = 64  # key channels that are worked on at once
-CHANNELS = (64, 128)
+CHANNELS = (64, 128, 192, 256)  # key channels of a head, padded
+NARROW = 128  # the most of which a state and two chunks have room
 STAGES = 2  # chunks in shared memory: the one in work and the next
 BLOCKS = 264  # of a grid at least, if there are as many chunks: two for each multiprocessor
 

@@ -29,6 +29,8 @@ SIGNATURES = {
     "per head, groups": {"steps": 130, "channels": 40, "width": 24, "decay": "head", "heads": 2, "groups": 1},
     "per channel": {"steps": 65, "channels": 128, "width": 64, "decay": "channel"},
     "per channel, groups": {"steps": 70, "channels": 40, "width": 72, "decay": "channel", "heads": 2, "groups": 1},
+    "no decay, wide keys": {"steps": 65, "channels": 140, "width": 72},
+    "per channel, wide keys": {"steps": 65, "channels": 136, "width": 64, "decay": "channel"},
     "per head, wide": {"steps": 65, "channels": 64, "width": 136, "decay": "head"},
 }
 
@@ -128,4 +130,5 @@ def test_what_the_kernel_lacks_is_said():
     assert ask(width=136) is None
     assert ask(decays=64) is None
     assert "float32" in ask(precision=jax.lax.Precision.HIGHEST)
-    assert "K = 256" in ask(q=jnp.zeros((1, 4, 1, 256), jnp.bfloat16))
+    assert ask(q=jnp.zeros((1, 4, 1, 256), jnp.bfloat16)) is None
+    assert "K = 257" in ask(q=jnp.zeros((1, 4, 1, 257), jnp.bfloat16))
