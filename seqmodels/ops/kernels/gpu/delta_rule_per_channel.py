@@ -82,9 +82,9 @@ def prepare(sizes: Sizes, inputs: dict[str, jax.Array], interpret: bool) -> dict
             def add_level(level, P, O, sums):
                 at = Tile.make(row + level)
                 decay = jnp.exp(sums)
-                ref.Z_s[...] = (load(tile["k"]) * decay).astype(OPERAND)
-                plgpu.commit_smem()
                 read, keys = (load(tile["q"]) * decay).astype(OPERAND), ref.Z_s.transpose((1, 0))
+                ref.Z_s[...] = (load(tile["k"]) * decay).astype(OPERAND)
+                plgpu.commit_smem()  # the last barrier of a turn, after which its tiles may be overwritten
                 P = P + jnp.where(at.is_pair_below(level), product(read, keys), 0.0)
                 return P, O + jnp.where(at.is_pair_below(level), product(ref.Z_s, keys), 0.0)
 
