@@ -7,9 +7,10 @@ that is missing, misspelt or of another type is an error here and never a silent
 """
 
 import dataclasses
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from ml_collections import ConfigDict, config_dict
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict, config_dict
 from seqmodels import channel_layers, migrations, mixers, suggest
 from seqmodels.data import TEXT, DataConfig, atomic, tasks
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.fields import build
 from seqmodels.formats import json_text
 from seqmodels.model import ModelConfig
@@ -189,18 +191,32 @@ def to_dict(config: RunConfig) -> dict:
 
 
 def save(config: RunConfig, path: str) -> None:
-    """Write config.json, whole or not at all."""
-    atomic.write_text(path, json.dumps({"version": migrations.VERSION} | to_dict(config), indent=2) + "\n")
+    """Write config.json, whole or not at all, with the digest of what it says."""
+    values = {"version": migrations.VERSION} | to_dict(config)
+    atomic.write_text(path, json.dumps({"digest": _digest(values)} | values, indent=2) + "\n")
 
 
-def load(path: str) -> RunConfig:
-    """Read config.json. Raises UserError when it is missing or not the config of a run."""
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: str, *, report: Callable[[str], None] = say) -> RunConfig:
+    """Read config.json.
+
+    Args:
+      report: called with one line where the digest in it is another one: the file was edited, or damaged.
+
+    Raises:
+      UserError: it is missing, or not the config of a run.
+    """
     try:
         values = json_text.read(path, most_bytes=MOST_CONFIG_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: is this the folder of a run?") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
+    if values.pop("digest", None) not in (None, _digest(values)):
+        report(f"{path} is not as it was written: somebody has edited it, or it is damaged")
     try:
         return from_config_dict(migrations.up_to_date(values))
     except migrations.Newer as newer:

@@ -336,7 +336,7 @@ def load_run(
     """
     xla_cpu.warn_of_wrong_fusions()
     workdir = Path(workdir)
-    config = read_config(workdir, cache_dir=cache_dir)
+    config = read_config(workdir, cache_dir=cache_dir, report=report)
     tokenizer = read_tokenizer(workdir, config)
     devices = jax.devices()[:devices] if isinstance(devices, int) and devices <= len(jax.devices()) else devices
     if isinstance(devices, int):
@@ -348,6 +348,8 @@ def load_run(
     )
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
+    if tokenizer is not None and restored.record.get("tokenizer") not in (None, data.tokenizer_digest(tokenizer)):
+        report(f"{workdir / 'tokenizer.json'} is not the one that the run was trained with: it was replaced, or is damaged")
     return Run(workdir, config, tokenizer, restored.step, restored.state["params"], restored.fingerprint, setup)
 
 

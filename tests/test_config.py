@@ -1,6 +1,7 @@
 """A config is a tree of frozen dataclasses; a mistake in it is one line that says what to do."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -122,3 +123,16 @@ def test_missing_config_json(tmp_path):
 
 def test_base_is_what_the_fields_declare():
     assert base_config.PATH.read_text() == base_config.text(), "run: python -m tools.pages.base_config"
+
+
+def test_an_edited_config_is_said(tmp_path):
+    """Whoever changes config.json, a person or a failing disk: it is read, and one line says so. Older files have no digest."""
+    path, said = tmp_path / "config.json", []
+    config.save(tiny(), path)
+    text = path.read_text()
+    assert config.load(path, report=said.append) == tiny() and not said
+    path.write_text(text.replace('"seed": 0', '"seed": 4'))
+    assert config.load(path, report=said.append).seed == 4
+    assert len(said) == 1 and str(path) in said[0] and "edited" in said[0]
+    path.write_text(re.sub(r'"digest": "[0-9a-f]+",', "", path.read_text()))
+    assert config.load(path, report=said.append).seed == 4 and len(said) == 1

@@ -373,6 +373,7 @@ class _Run:
             "seed": self.config.seed,
             "data": self.data_fingerprint,
             "order": self.dataset.order,
+            "tokenizer": None if self.dataset.tokenizer is None else data.tokenizer_digest(self.dataset.tokenizer),
             "seconds": self.log.stopwatch.seconds,
             "log": self.log.written(),
             **({"skipped": [self.skipped, self.skipped_in_a_row]} if self.config.train.skip_nonfinite else {}),

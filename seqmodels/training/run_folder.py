@@ -12,6 +12,7 @@ from seqmodels import config as config_lib
 from seqmodels import data, model, processes, suggest
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
+from seqmodels.escape import say
 from seqmodels.training import checkpoint
 
 LOCK_NAME = ".lock"  # held by the process that trains
@@ -52,6 +53,7 @@ def read_config(
     *,
     cache_dir: str = config_lib.DEFAULT_CACHE_DIR,
     compilation_cache_dir: str = config_lib.DEFAULT_COMPILATION_CACHE_DIR,
+    report: Callable[[str], None] = say,
 ) -> RunConfig:
     """The config of the run folder `workdir`, which may be anybody's: its caches are the reader's.
 
@@ -60,6 +62,7 @@ def read_config(
 
     Args:
         cache_dir, compilation_cache_dir: of who reads, in place of data.cache_dir and train.compilation_cache_dir.
+        report: called with one line where the file is not as it was written.
 
     Raises:
         UserError: `workdir` is not a run folder.
@@ -72,7 +75,7 @@ def read_config(
             f"{workdir} is not a run folder ({reason}); {suggest.hint(str(workdir), there)}train one with train.py --workdir={workdir}"
         )
     return config_lib.with_caches(
-        config_lib.load(path), cache_dir=cache_dir, compilation_cache_dir=compilation_cache_dir
+        config_lib.load(path, report=report), cache_dir=cache_dir, compilation_cache_dir=compilation_cache_dir
     )
 
 
