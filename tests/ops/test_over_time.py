@@ -1,7 +1,13 @@
 """Ops whose time is split over devices: their numbers, and that what devices exchange does not grow with T."""
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 
+from seqmodels import ops
+from seqmodels.errors import UserError
+from seqmodels.training.sharding import AXES
 from tests.eight_devices import on_eight_devices
 from tests.ops.over_time_program import T, cases
 
@@ -39,3 +45,11 @@ def test_what_is_exchanged_does_not_grow_with_time(rows, op):
             assert long <= short
         else:
             assert long == short
+
+
+def test_a_nonlinear_recurrence_says_why_it_cannot():
+    z, kernel = jnp.zeros((2, 16, 8)), jnp.zeros((2, 8))
+    with ops.on_mesh(AbstractMesh((1, 1, 1, 8), AXES)):
+        with pytest.raises(UserError, match="mesh.sequence=8 cannot split lstm over time: its recurrence is nonlinear"):
+            ops.lstm(z, kernel)
+        jax.eval_shape(ops.lstm, z[:, :1], kernel)  # a decoded token is computed by all

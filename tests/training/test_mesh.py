@@ -6,7 +6,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from benchmarks.suites.meshes import MESHES
 from seqmodels import mixers, model
-from seqmodels.training import sharding
+from seqmodels.errors import UserError
+from seqmodels.training import scale, sharding
 from tests.configs import tiny
 from tests.eight_devices import on_eight_devices
 
@@ -55,6 +56,12 @@ def test_eight_devices_train_on_a_long_text(steps, mixer):
     assert eight["temporary_bytes"] < 1.4 * one["temporary_bytes"] / 8
     assert eight["largest_collective"] < one["temporary_bytes"] / 8 / 4
     assert (eight["in_loops"], eight["rematerialisations"]) == ([], [])
+
+
+def test_a_length_that_does_not_divide_is_refused():
+    config = tiny(**{"data.seq_len": 36, "mesh.data": 1, "mesh.sequence": 8})
+    with pytest.raises(UserError, match="data.seq_len=36 does not divide over the 8 devices of mesh.sequence"):
+        scale.abstract_trainer(config, 48, config.mesh)
 
 
 @pytest.mark.tools
