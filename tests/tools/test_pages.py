@@ -6,7 +6,7 @@ import pytest
 
 from seqmodels import mixers
 from seqmodels.comparison.report import content
-from tools.pages import comparisons, starts
+from tools.pages import comparisons, meshes, starts
 from tools.pages import mixers as page
 
 
@@ -43,3 +43,8 @@ def test_the_index_of_comparisons_is_current():
         folder = comparisons.FOLDER / name
         assert content.headline(found) in (folder / "report.md").read_text(encoding="utf-8").replace("\\", "")
         assert all((folder / each).is_file() for each in ("report.html", "table.tex", "figures/curves.pdf"))
+
+
+def test_the_page_of_the_meshes_is_current():
+    results = json.loads(meshes.RESULTS.read_text(encoding="utf-8"))
+    assert meshes.PAGE.read_text(encoding="utf-8") == meshes.page(results), "run python -m tools.pages.meshes"
