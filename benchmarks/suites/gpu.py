@@ -16,6 +16,7 @@ The chunked form is not timed here: XLA takes minutes to choose its products at 
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -318,14 +319,14 @@ def profile(row: Row, session: Session) -> dict:
             for _ in range(calls):
                 jax.block_until_ready(program(*arguments))
         (trace,) = Path(folder).rglob("*.xplane.pb")
-        spent = {}
+        spent = collections.Counter()
         for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
             if not plane.name.startswith("/device:GPU"):
                 continue
             for line in plane.lines:
                 if line.name.startswith("Stream"):
                     for event in line.events:
-                        spent[event.name] = spent.get(event.name, 0.0) + event.duration_ns / 1e6 / calls
+                        spent[event.name] += event.duration_ns / 1e6 / calls
     return {"ms_by_kernel": dict(sorted(spent.items(), key=lambda item: -item[1]))}
 
 
