@@ -39,9 +39,14 @@ def as_typed(argv: Sequence[str]) -> str:
 
 
 def check_packages() -> None:
-    """Ends the process with a line on stderr and exit code 1 if a package is missing. Imports none of them."""
+    """Ends the process with a line on stderr and exit code 1 if a package is missing. Imports none of them.
+
+    Where stderr is a terminal, it says that they are being loaded.
+    """
     lacking = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if not lacking:
+        if sys.stderr.isatty():  # importing them takes seconds; what is said next stands in place of this line
+            print("loading JAX ...", end="\r", file=sys.stderr, flush=True)
         return
     activate = CLONE / ".venv" / "bin" / "activate"
     if IS_INSTALLED:

@@ -21,8 +21,12 @@ def test_a_python_without_the_packages(command):
     assert re.fullmatch(r"error: \S+ has no jax, flax, .*yaml: (activate|install) .*\(.*\)\n", done.stderr), done.stderr
 
 
-def test_nothing_is_missing_here():
+def test_nothing_is_missing_here(capsys, monkeypatch):
     packages.check_packages()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    packages.check_packages()
+    assert capsys.readouterr().err == "loading JAX ...\r"
 
 
 def test_the_modules_are_those_of_requirements():
