@@ -51,9 +51,10 @@ window.addEventListener("load", () => {
   document.querySelectorAll(".md-code__nav").forEach(each => each.setAttribute("aria-label", "Code"));
   const seen = {};
   document.querySelectorAll("nav[aria-label]").forEach(each => {
-    const name = each.getAttribute("aria-label");
-    seen[name] = (seen[name] || 0) + 1;
-    if (seen[name] > 1) each.setAttribute("aria-label", `${name} ${seen[name]}`);
+    const name = each.getAttribute("aria-label").trim();
+    const key = name.toLowerCase();  // names of landmarks are compared without case
+    seen[key] = (seen[key] || 0) + 1;
+    if (seen[key] > 1) each.setAttribute("aria-label", `${name} ${seen[key]}`);
   });
   document.querySelectorAll(".md-typeset__scrollwrap").forEach(each => {
     each.tabIndex = 0;

@@ -67,7 +67,7 @@ def read(path: Path) -> dict:
     found["about"] = {"training_data": "not noted"} | found["about"]
     row = {"is_control": False, "gain": None, "start": None, "rates_at_length": None}
     found["mixers"] = {label: row | each for label, each in found["mixers"].items()}
-    pair = {"over_seeds_pooled": None, "significant_pooled": False}
+    pair = {"over_seeds_pooled": None, "significant_pooled": None}
     found["pairs"] = [pair | each for each in found["pairs"]]
     if found["validation"] is not None:
         found["validation"] = {"frequent_pairs": 0} | found["validation"]

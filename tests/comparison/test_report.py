@@ -147,6 +147,8 @@ def test_results_of_earlier_versions_are_read():
     old = json.loads((ROOT / "docs" / "results" / "compare_toy" / "results.json").read_text())
     read = results.read(ROOT / "docs" / "results" / "compare_toy" / "results.json")
     assert "Lowest mean of 3: mamba" in content.headline(read)
+    assert "alike for all" not in content.headline(read), "what that version did not test is not said"
+    assert "gain over no mixer" not in html.page(read, [], LINKS), "no empty column"
     assert all(old["mixers"][label].items() <= row.items() for label, row in read["mixers"].items())
     assert "</html>" in html.page(read, [], LINKS)
 

@@ -62,11 +62,14 @@ def _evidence(results: Mapping, labels: Sequence[str]) -> str:
     seeds = results["comparison"]["seeds"]
     if seeds == 1:
         return "One seed cannot show a difference between mixers."
-    pooled = sum(pair["significant_pooled"] for pair in pairs)
-    if_alike = f"If the noise between seeds is alike for all mixers, {pooled} of {len(pairs)} pairs differ."
+    pooled = [pair["significant_pooled"] for pair in pairs]
+    if_alike = (
+        "" if None in pooled  # earlier versions have no such test
+        else f" If the noise between seeds is alike for all mixers, {sum(pooled)} of {len(pairs)} pairs differ."
+    )  # fmt: skip
     if not sure:
-        return f"{seeds} seeds do not show a difference between any two of these mixers. {if_alike}"
-    return f"The tests show {sure} of {len(pairs)} pairs of mixers to differ. {if_alike}"
+        return f"{seeds} seeds do not show a difference between any two of these mixers.{if_alike}"
+    return f"The tests show {sure} of {len(pairs)} pairs of mixers to differ.{if_alike}"
 
 
 def _over_no_mixer(results: Mapping, labels: Sequence[str]) -> str:
@@ -235,9 +238,15 @@ def _diverged(row: Mapping) -> str:
 
 def main_table(results: Mapping, part: str) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of a part, the best first; a mixer without figures is last, its cells empty."""
-    shown = [column for column in columns(results) if column.part == part]
+    shown = shown_columns(results, part)
     rows = [[label, *(column.text(row) for column in shown)] for label, row in ranked(results)]
     return ["mixer", *(column.title for column in shown)], rows
+
+
+def shown_columns(results: Mapping, part: str) -> list[Column]:
+    """Those of a part that say something of some mixer."""
+    rows = results["mixers"].values()
+    return [column for column in columns(results) if column.part == part and any(column.text(row) for row in rows)]
 
 
 def papers(results: Mapping, label: str) -> list[references.Reference]:

@@ -100,7 +100,7 @@ def _matrix(results: Mapping) -> str:
 def _sortable(results: Mapping, part: str, name: str, links: Mapping[str, str]) -> str:
     """A part of the main table, sorted by a press on a head; below it what its columns mean."""
     heads, rows = content.main_table(results, part)
-    columns = [column for column in content.columns(results) if column.part == part]
+    columns = content.shown_columns(results, part)
     head = "".join(
         f'<th scope="col"><button type="button" title="{_text(meaning)}">{_text(title)}</button></th>'
         for title, meaning in zip(heads, ["as in config.mixers", *(column.meaning for column in columns)])

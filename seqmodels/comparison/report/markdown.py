@@ -18,7 +18,7 @@ def page(results: Mapping, pictures: Sequence[ReportFigure], links: Mapping[str,
     lines += ["", *(f"- {name}: {_text(text)}" for name, text in content.circumstances(results)), ""]
     for title, part in (("Quality", content.QUALITY), ("Cost", content.COST)):
         lines += [f"## {title}", "", *table(*content.main_table(results, part)), ""]
-        lines += [*(f"- {column.title}: {column.meaning}" for column in content.columns(results) if column.part == part), ""]
+        lines += [*(f"- {column.title}: {column.meaning}" for column in content.shown_columns(results, part)), ""]
     lines += ["## What the tests show", "", *map(_text, content.paragraph_on_pairs(results)), ""]
     lines += table(*content.pair_matrix(results))
     for picture in pictures:
