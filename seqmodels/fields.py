@@ -72,7 +72,9 @@ def source(group: type, name: str) -> tuple[str, str]:
     """
     for declaring in group.__mro__:
         above = []
-        for line in inspect.getsource(declaring).splitlines() if name in vars(declaring).get("__annotations__", ()) else ():
+        if name not in inspect.get_annotations(declaring):
+            continue
+        for line in inspect.getsource(declaring).splitlines():
             line = line.strip()
             if line.startswith("#"):
                 above.append(line.removeprefix("#").strip())
