@@ -215,7 +215,7 @@ class LanguageModel(nnx.Module):
             for layer, scale in zip(self._layers(), self._branch_scales(tokens)):
                 scale_output(layer.layer, scale)
 
-    def _branch_scales(self, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "R"], ...]:
+    def _branch_scales(self, tokens: Int[Array, "B T"]) -> tuple[Float[Array, " R"], ...]:
         """Factors for what the layers put out, one array per pattern position: with them each adds the wanted rms.
 
         A layer is measured on the stream that the scaled layers before it leave. Float32, whatever the compute dtype.

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from seqmodels.circumstances import num_cores
+
 
 class Attention(nn.Module):
     def __init__(self, d_model, num_heads, seq_len):

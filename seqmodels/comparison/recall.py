@@ -16,7 +16,7 @@ FREQUENT = 1e-5
 SAMPLE, BLOCK = 2**24, 2**16  # tokens of the training split that are counted, in blocks spread evenly over it
 
 
-def frequent_pairs(tokens: Integer[np.ndarray, "N"]) -> Int32[np.ndarray, "pairs 2"]:
+def frequent_pairs(tokens: Integer[np.ndarray, " N"]) -> Int32[np.ndarray, "pairs 2"]:
     """The pairs of neighbours that make up at least FREQUENT of a text of some tokens, counted on at most SAMPLE of them."""
     words = 1 + max(int(block.max()) for block in _blocks(tokens))
     pairs = np.concatenate([block[:-1].astype(np.int64) * words + block[1:] for block in _blocks(tokens)])
@@ -25,7 +25,7 @@ def frequent_pairs(tokens: Integer[np.ndarray, "N"]) -> Int32[np.ndarray, "pairs
     return np.stack([found // words, found % words], axis=1).astype(np.int32)
 
 
-def _blocks(tokens: Integer[np.ndarray, "N"]) -> Iterator[np.ndarray]:
+def _blocks(tokens: Integer[np.ndarray, " N"]) -> Iterator[np.ndarray]:
     number = max(1, min(len(tokens), SAMPLE) // BLOCK)
     size = len(tokens) if number == 1 else BLOCK
     for begin in np.linspace(0, len(tokens) - size, number, dtype=np.int64):
@@ -33,11 +33,11 @@ def _blocks(tokens: Integer[np.ndarray, "N"]) -> Iterator[np.ndarray]:
 
 
 def is_repeated_bigram(
-    inputs: Integer[np.ndarray, "N"],
-    targets: Integer[np.ndarray, "N"],
-    groups: Integer[np.ndarray, "N"],
+    inputs: Integer[np.ndarray, " N"],
+    targets: Integer[np.ndarray, " N"],
+    groups: Integer[np.ndarray, " N"],
     frequent: Integer[np.ndarray, "pairs 2"] | None = None,
-) -> Bool[np.ndarray, "N"]:
+) -> Bool[np.ndarray, " N"]:
     """True where (input, target) has occurred at an earlier place with the same group and is not frequent.
 
     Args:

@@ -31,18 +31,18 @@ class Scores:
     A synthetic task's documents are its test examples, its tokens their labels.
     """
 
-    loss: Float[np.ndarray, "documents"]  # nats
-    tokens: Float[np.ndarray, "documents"]
-    bytes: Float[np.ndarray, "documents"]  # of text that the tokens stand for
+    loss: Float[np.ndarray, " documents"]  # nats
+    tokens: Float[np.ndarray, " documents"]
+    bytes: Float[np.ndarray, " documents"]  # of text that the tokens stand for
     # nats, of the targets that the same window and story hold the answer to, and that are rare in training (comparison.recall)
-    hit_loss: Float[np.ndarray, "documents"]
-    hit_tokens: Float[np.ndarray, "documents"]
-    errors: Float[np.ndarray, "documents"]  # labels that the model does not put above all else; of text 0
-    segment: Int[np.ndarray, "documents"]  # which of the segments an example is of; of text 0
+    hit_loss: Float[np.ndarray, " documents"]
+    hit_tokens: Float[np.ndarray, " documents"]
+    errors: Float[np.ndarray, " documents"]  # labels that the model does not put above all else; of text 0
+    segment: Int[np.ndarray, " documents"]  # which of the segments an example is of; of text 0
     segment_names: tuple[str, ...]  # of the task's test; of text ()
     segment_lengths: tuple[int, ...]  # tokens of an example
-    position_loss: Float[np.ndarray, "T"]  # nats, reported documents; of a task empty
-    position_tokens: Float[np.ndarray, "T"]
+    position_loss: Float[np.ndarray, " T"]  # nats, reported documents; of a task empty
+    position_tokens: Float[np.ndarray, " T"]
     validation_tokens: int  # what was asked for; 0: all
     frequent_pairs: int  # how many pairs of tokens are no recall hits for being frequent in training
 
@@ -52,13 +52,13 @@ class Scores:
         return "errors" if self.segment_names else "loss"
 
     @property
-    def reported(self) -> Bool[np.ndarray, "documents"]:
+    def reported(self) -> Bool[np.ndarray, " documents"]:
         """The odd-numbered documents."""
         return np.arange(len(self.loss)) % 2 == 1
 
     def sums(
-        self, name: str, documents: Bool[np.ndarray, "documents"]
-    ) -> tuple[Float[np.ndarray, "chosen"], Float[np.ndarray, "chosen"]]:
+        self, name: str, documents: Bool[np.ndarray, " documents"]
+    ) -> tuple[Float[np.ndarray, " chosen"], Float[np.ndarray, " chosen"]]:
         """Of some documents: a quantity, and the tokens it is summed over, such that sum / sum is the mean.
 
         The segments of a test count alike, whatever they hold, as in evaluation.accuracy: a document weighs the more, the
@@ -78,12 +78,12 @@ class Scores:
         weights = tokens.sum() / np.count_nonzero(held) / np.where(held > 0, held, np.inf) if held.any() else held
         return values * weights[segment], tokens * weights[segment]
 
-    def mean(self, name: str, documents: Bool[np.ndarray, "documents"]) -> float:
+    def mean(self, name: str, documents: Bool[np.ndarray, " documents"]) -> float:
         """The mean of a quantity (see `sums`) per token over some documents; nan of nothing."""
         values, tokens = self.sums(name, documents)
         return float(values.sum() / tokens.sum()) if tokens.any() else float("nan")
 
-    def by_position(self) -> Float[np.ndarray, "T"]:
+    def by_position(self) -> Float[np.ndarray, " T"]:
         """Nats per token after so many tokens of the window; nan where nothing was scored."""
         with np.errstate(invalid="ignore"):
             return self.position_loss / np.where(self.position_tokens > 0, self.position_tokens, np.nan)

@@ -109,7 +109,7 @@ def resamples_for(tests: int) -> int:
 
 def resampled_means(
     losses: Float[np.ndarray, "models documents"],
-    tokens: Float[np.ndarray, "documents"],
+    tokens: Float[np.ndarray, " documents"],
     *,
     seed: int,
     resamples: int = RESAMPLES,
@@ -136,8 +136,8 @@ def resampled_means(
 
 def paired_over_documents(
     mean: float,
-    first: Float[np.ndarray, "resamples"],
-    second: Float[np.ndarray, "resamples"],
+    first: Float[np.ndarray, " resamples"],
+    second: Float[np.ndarray, " resamples"],
     confidence: float = CONFIDENCE,
 ) -> Difference:
     """The paired bootstrap (Koehn 2004): `first` and `second` are `resampled_means` of the same drawing.
@@ -189,7 +189,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> Correlation | N
     return Correlation(rho, float(2.0 * special.stdtr(n - 2, -t)), n)
 
 
-def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2.0)[inverse]

@@ -73,26 +73,26 @@ class Sampler:
     key: Key[Array, ""]
     ends: tuple[int, ...] = ()  # tokens that end a text
     # ids that are tokens; None: all are. A model may have more rows than its tokenizer has tokens.
-    is_token: Bool[Array, "L"] | None = None
+    is_token: Bool[Array, " L"] | None = None
     first_row: Int[Array, ""] | int = 0  # place of the first row, where the batch is a part of a longer list
 
-    def __call__(self, logits: Float[Array, "B L"], index: Int[Array, ""]) -> Int[Array, "B"]:
+    def __call__(self, logits: Float[Array, "B L"], index: Int[Array, ""]) -> Int[Array, " B"]:
         """The token of each row at a place of the key's sequence."""
         key = jax.random.fold_in(self.key, index)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self.first_row + jnp.arange(logits.shape[0]))
         return sample(logits, keys, self.sampling, self.is_token)
 
-    def is_end(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
+    def is_end(self, token: Int[Array, " B"]) -> Bool[Array, " B"]:
         """Which tokens end their texts."""
         return functools.reduce(jnp.logical_or, (token == end for end in self.ends), jnp.zeros(token.shape, bool))
 
 
 def sample(
     logits: Float[Array, "B L"],
-    keys: Key[Array, "B"],
+    keys: Key[Array, " B"],
     sampling: Sampling,
-    is_token: Bool[Array, "L"] | None = None,
-) -> Int[Array, "B"]:
+    is_token: Bool[Array, " L"] | None = None,
+) -> Int[Array, " B"]:
     """One token per row, with a key per row.
 
     Args:

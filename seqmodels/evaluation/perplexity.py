@@ -40,11 +40,11 @@ class Evaluation:
     loss: float  # nats per token
     perplexity: float  # exp(loss)
     bits_per_byte: float  # bits per byte of the text the targets account for; nan where that is no text
-    loss_by_position: Float[np.ndarray, "T"]  # nats per token at each window position; nan where nothing counted
+    loss_by_position: Float[np.ndarray, " T"]  # nats per token at each window position; nan where nothing counted
     tokens: int  # targets that counted
     tokens_per_second: float  # read by the forward pass, the first batch (which compiles) left out if there are more
     accuracy: float | None = None  # share of the targets that the model puts above all else; None for text
-    accuracy_by_position: Float[np.ndarray, "T"] | None = None
+    accuracy_by_position: Float[np.ndarray, " T"] | None = None
 
     @property
     def scores(self) -> dict[str, float]:
@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def evaluate(
-    eval_step: Callable[[Params, Any], Mapping[str, Float[Array, "T"]]],
+    eval_step: Callable[[Params, Any], Mapping[str, Float[Array, " T"]]],
     params: Params,
     validation: ValidationSet,
     *,
@@ -124,7 +124,7 @@ class _Totals:
         self.sums: dict[str, np.ndarray] = {}
         self._num_bytes = 0.0
 
-    def add(self, batch: Batch, sums: Mapping[str, Float[Array, "T"]]) -> None:
+    def add(self, batch: Batch, sums: Mapping[str, Float[Array, " T"]]) -> None:
         for name, by_position in sums.items():
             self.sums[name] = np.asarray(by_position, np.float64) + (self.sums[name] if name in self.sums else 0.0)
         if "bytes" in batch:
@@ -151,13 +151,13 @@ class _Totals:
             accuracy_by_position=self._mean_by_position("correct", seq_len) if labelled else None,
         )
 
-    def _mean_by_position(self, name: str, seq_len: int) -> Float[np.ndarray, "T"]:
+    def _mean_by_position(self, name: str, seq_len: int) -> Float[np.ndarray, " T"]:
         means, weight = np.full(seq_len, np.nan), self.sums["weight"]
         means[weight > 0] = self.sums[name][weight > 0] / weight[weight > 0]
         return means
 
 
-def by_context_length(loss_by_position: Float[np.ndarray, "T"]) -> dict[tuple[int, int], float]:
+def by_context_length(loss_by_position: Float[np.ndarray, " T"]) -> dict[tuple[int, int], float]:
     """Mean loss after 1, 2, 3..4, 5..8, ... tokens of context: the curve in a few numbers.
 
     Keys are the first and the last number of tokens of a range; ranges in which nothing counted are left out.

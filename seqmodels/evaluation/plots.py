@@ -51,7 +51,7 @@ def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
     atomic.write_whole(path, lambda file: figure.savefig(file, format=form, dpi=120))
 
 
-def loss_by_position(runs: Mapping[str, Float[np.ndarray, "T"]], path: str | os.PathLike) -> None:
+def loss_by_position(runs: Mapping[str, Float[np.ndarray, " T"]], path: str | os.PathLike) -> None:
     """Each run's loss against how many tokens of context the model had, with means over powers of two.
 
     Args:
@@ -139,7 +139,7 @@ def attention_weights(
     atomic.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-def sparkline(values: Float[np.ndarray, "N"], width: int = 64) -> str:
+def sparkline(values: Float[np.ndarray, " N"], width: int = 64) -> str:
     """A row of at most `width` bars for the terminal; a longer series is averaged over neighbours, nans left out."""
     blocks = np.array_split(values, min(width, len(values)))
     means = np.array([np.mean(block[np.isfinite(block)]) for block in blocks if np.isfinite(block).any()])

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"] | None = None, *, eps: float) -> Float[Array, "... D"]:
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None = None, *, eps: float) -> Float[Array, "... D"]:
     """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv 1910.07467, eq. 4)."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
@@ -24,7 +24,7 @@ def l2_norm(x: Float[Array, "... K"], *, eps: float = 1e-6) -> Float[Array, "...
 def gated_rms_norm(
     x: Float[Array, "... D"],
     gate: Float[Array, "... D"],
-    scale: Float[Array, "D"] | None = None,
+    scale: Float[Array, " D"] | None = None,
     *,
     eps: float,
     num_groups: int = 1,

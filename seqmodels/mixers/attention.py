@@ -48,7 +48,7 @@ class Config(Checked, where="model.mixers.attention"):
 
 class State(NamedTuple):
     cache: Cache
-    position: Int[Array, "B"]  # of the next token within its document
+    position: Int[Array, " B"]  # of the next token within its document
 
 
 class Mixer(nnx.Module):

@@ -59,7 +59,7 @@ class Config(Checked, where="model.mixers.gated_retention"):
 
 class State(NamedTuple):
     memory: Float[Array, "B H K V"]  # S
-    position: Int[Array, "B"]  # of the next token within its document
+    position: Int[Array, " B"]  # of the next token within its document
 
 
 class Mixer(nnx.Module):

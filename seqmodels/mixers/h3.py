@@ -90,7 +90,7 @@ class Mixer(nnx.Module):
         self.C_imag = NoWeightDecay(normal_init(rngs.params(), (self.num_heads, modes), 0.5**0.5))
         self.D = nnx.Param(jax.random.normal(rngs.params(), (self.num_heads,), jnp.float32))
 
-    def _per_head(self, values: Float[np.ndarray, "M"]) -> nnx.Param:
+    def _per_head(self, values: Float[np.ndarray, " M"]) -> nnx.Param:
         return NoWeightDecay(jnp.asarray(np.tile(values, (self.num_heads, 1)), jnp.float32))
 
     def init_state(self, batch_size: int, max_len: int) -> State:

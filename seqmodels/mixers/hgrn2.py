@@ -86,7 +86,7 @@ class Mixer(nnx.Module):
         return jnp.zeros((batch_size, self.config.num_heads, self.head_dim, self.head_dim), jnp.float32)
 
     def gate(
-        self, x: Float[Array, "B T D"], bound: Float[Array, "D"]
+        self, x: Float[Array, "B T D"], bound: Float[Array, " D"]
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
         """log(alpha_t) and the key 1 - alpha_t of every channel, float32."""
         return bounded_gate(dense(x, self.gate_logit_kernel[...]), bound)

@@ -62,7 +62,7 @@ class Config(Checked, where="model.mixers.retnet"):
 
 class State(NamedTuple):
     memory: Float[Array, "B H K V"]  # S
-    position: Int[Array, "B"]  # of the next token within its document
+    position: Int[Array, " B"]  # of the next token within its document
 
 
 class Mixer(nnx.Module):
@@ -90,7 +90,7 @@ class Mixer(nnx.Module):
         shape = (batch_size, self.config.num_heads, self.key_head_dim, self.value_head_dim)
         return State(jnp.zeros(shape, jnp.float32), jnp.zeros((batch_size,), jnp.int32))
 
-    def log_decay(self) -> Float[np.ndarray, "H"]:
+    def log_decay(self) -> Float[np.ndarray, " H"]:
         """log(gamma_h) of every head; nothing learns it."""
         return np.log1p(-(2.0 ** (-5.0 - np.arange(self.config.num_heads)))).astype(np.float32)
 

@@ -102,7 +102,7 @@ class Mixer(nnx.Module):
         self.gate_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))
         self.gate_bias = nnx.Param(jnp.zeros((d_model,), jnp.float32))
 
-    def _per_channel(self, values: Float[np.ndarray, "M"]) -> nnx.Param:
+    def _per_channel(self, values: Float[np.ndarray, " M"]) -> nnx.Param:
         return NoWeightDecay(jnp.asarray(np.tile(values, (self.d_model, 1)), jnp.float32))
 
     def init_state(self, batch_size: int, max_len: int) -> State:

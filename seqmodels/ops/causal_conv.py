@@ -36,7 +36,7 @@ def _over_time(op, x, weight, bias=None, *, state=None, reset=None):
 def causal_conv(
     x: Float[Array, "B T D"],
     weight: Float[Array, "W D"],
-    bias: Float[Array, "D"] | None = None,
+    bias: Float[Array, " D"] | None = None,
     *,
     state: Float[Array, "B tail D"] | None = None,
     reset: Bool[Array, "B T"] | None = None,

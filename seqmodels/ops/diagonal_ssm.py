@@ -36,7 +36,7 @@ RULES = ("zoh", "bilinear")
 
 
 def discretise(
-    A: Complex[Array, "D M"], B: Complex[Array, "D M"], dt: Float[Array, "D"], rule: str = "zoh"
+    A: Complex[Array, "D M"], B: Complex[Array, "D M"], dt: Float[Array, " D"], rule: str = "zoh"
 ) -> tuple[Complex[Array, "D M"], Complex[Array, "D M"]]:
     """One step of dx/ds = A x + B u over dt, the input held (zoh) or averaged (bilinear).
 

@@ -47,7 +47,7 @@ def nan_reach(
     bad: Bool[Array, "B T *heads"],
     reset: Bool[Array, "B T"],
     *,
-    carried: Bool[Array, "B *heads"] | None = None,
+    carried: Bool[Array, " B *heads"] | None = None,
 ) -> Bool[Array, "B T *heads"]:
     """Whether anything bad happened at or before step t within t's own document.
 

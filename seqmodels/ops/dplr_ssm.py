@@ -50,7 +50,7 @@ def dplr_ssm(
     P: Complex[Array, "D M"],
     B: Complex[Array, "D M"],
     C: Complex[Array, "D M"],
-    dt: Float[Array, "D"],
+    dt: Float[Array, " D"],
     *,
     state: Float[Array, "B D N"] | None = None,
     reset: Bool[Array, "B T"] | None = None,
@@ -93,7 +93,7 @@ def kernel(
     P: Complex[Array, "D M"],
     B: Complex[Array, "D M"],
     C: Complex[Array, "D M"],
-    dt: Float[Array, "D"],
+    dt: Float[Array, " D"],
     steps: int,
 ) -> Float[Array, "D T"]:
     """Response to an impulse after 0 .. steps - 1 steps, float32; arguments as of ``dplr_ssm``."""

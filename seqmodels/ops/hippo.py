@@ -10,7 +10,7 @@ from jaxtyping import Complex, Float
 MODES = ("lin", "inv", "real", "legs")
 
 
-def legs(states: int) -> tuple[Float[np.ndarray, "N N"], Float[np.ndarray, "N"]]:
+def legs(states: int) -> tuple[Float[np.ndarray, "N N"], Float[np.ndarray, " N"]]:
     """``(A, B)`` of HiPPO-LegS: dx/ds = A x + B u keeps the Legendre coefficients of u's past (arXiv 2111.00396, eq. 2).
 
     A[n, k] = -sqrt((2 n + 1) (2 k + 1)) below the diagonal, -(n + 1) on it; B[n] = sqrt(2 n + 1).
@@ -22,7 +22,7 @@ def legs(states: int) -> tuple[Float[np.ndarray, "N N"], Float[np.ndarray, "N"]]
 
 def normal_plus_low_rank_legs(
     states: int,
-) -> tuple[Complex[np.ndarray, "M"], Complex[np.ndarray, "M"], Complex[np.ndarray, "M"]]:
+) -> tuple[Complex[np.ndarray, " M"], Complex[np.ndarray, " M"], Complex[np.ndarray, " M"]]:
     """``(A, P, B)``: HiPPO-LegS in the basis where it is diag(A) - P P^* (arXiv 2111.00396, theorem 1 and appendix C.1).
 
     With P[n] = sqrt(n + 1/2), LegS + P P^T is -1/2 plus a skew-symmetric matrix, whose eigenvectors are unitary. Their phases
@@ -37,7 +37,7 @@ def normal_plus_low_rank_legs(
     return -0.5 + 1j * rates[half], into_basis @ P, into_basis @ B
 
 
-def diagonal_modes(kind: str, modes: int) -> Complex[np.ndarray, "M"]:
+def diagonal_modes(kind: str, modes: int) -> Complex[np.ndarray, " M"]:
     """The diagonal of S4D's state matrix (arXiv 2206.11893, section 4), N = 2 M, n = 0 .. M - 1.
 
     lin: -1/2 - i pi n; inv: -1/2 - i N / pi (N / (2 n + 1) - 1); real: -(n + 1); legs: the eigenvalues above.

@@ -53,10 +53,10 @@ def linear_recurrence(
     a: Inexact[Array, "B T *channels"],
     b: Inexact[Array, "B T *channels"],
     *,
-    state: Inexact[Array, "B *channels"] | None = None,
+    state: Inexact[Array, " B *channels"] | None = None,
     reset: Bool[Array, "B T"] | None = None,
     implementation: str | None = None,
-) -> tuple[Inexact[Array, "B T *channels"], Inexact[Array, "B *channels"]]:
+) -> tuple[Inexact[Array, "B T *channels"], Inexact[Array, " B *channels"]]:
     """h_t = a_t * h_{t-1} + b_t along axis 1, every channel by itself.
 
     Args:

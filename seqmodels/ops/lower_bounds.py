@@ -26,7 +26,7 @@ class LowerBounds(NamedTuple):
         bounds = jnp.concatenate([jnp.zeros_like(shares[:1]), jnp.cumsum(shares[1:], axis=0)])
         return cls(bounds, jnp.zeros((), jnp.int32))
 
-    def current(self) -> Float[Array, "D"]:
+    def current(self) -> Float[Array, " D"]:
         """The bound of the layer whose turn it is."""
         return self.bounds[self.layer]
 
@@ -36,7 +36,7 @@ class LowerBounds(NamedTuple):
 
 
 def bounded_gate(
-    gate_logit: Float[Array, "... D"], bound: Float[Array, "D"]
+    gate_logit: Float[Array, "... D"], bound: Float[Array, " D"]
 ) -> tuple[Float[Array, "... D"], Float[Array, "... D"]]:
     """The gate's logarithm and its complement, in float32.
 

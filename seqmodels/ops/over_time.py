@@ -21,12 +21,12 @@ from jaxtyping import Array, Bool, Int
 from seqmodels.ops.placement import split_of
 
 
-def starts_within(reset: Bool[Array, "B T"] | None, batch: int) -> Bool[Array, "B"]:
+def starts_within(reset: Bool[Array, "B T"] | None, batch: int) -> Bool[Array, " B"]:
     """``cut``: whether a document starts among this device's steps."""
     return jnp.zeros((batch,), bool) if reset is None else jnp.any(reset, axis=1)
 
 
-def select(cut: Bool[Array, "B"], yes, no):
+def select(cut: Bool[Array, " B"], yes, no):
     """Row by row, of trees of arrays [B, ...]."""
     return jax.tree.map(lambda x, y: jnp.where(cut.reshape(cut.shape + (1,) * (x.ndim - 1)), x, y), yes, no)
 
@@ -49,7 +49,7 @@ def state_before(first: Any, summary: Any, advance: Callable[[Any, Any], Any]) -
     return lax.scan(step, first, (devices, lax.all_gather(summary, axes)))[0]
 
 
-def affine(cut: Bool[Array, "B"], decay: Any, added: Any, apply: Callable[[Any, Any], Any]) -> tuple[Any, Callable]:
+def affine(cut: Bool[Array, " B"], decay: Any, added: Any, apply: Callable[[Any, Any], Any]) -> tuple[Any, Callable]:
     """Summary and ``advance`` for ``state_before``: S -> apply(decay, S) + added, of the steps since a cut ``added`` alone."""
 
     def advance(summary, state):
@@ -79,7 +79,7 @@ def of_the_last(x: Any) -> Any:
     return jax.tree.map(lambda x: lax.psum(jnp.where(is_last, x, jnp.zeros_like(x)), axes), x)
 
 
-def steps_since_start(reset: Bool[Array, "B T"] | None, first: Int[Array, "B"], steps: int) -> Int[Array, "B"]:
+def steps_since_start(reset: Bool[Array, "B T"] | None, first: Int[Array, " B"], steps: int) -> Int[Array, " B"]:
     """How many steps of its document are before this device's, ``first`` before the first device's."""
     cut = starts_within(reset, first.shape[0])
     latest = jnp.zeros_like(first)

@@ -21,7 +21,7 @@ def rotary(
     *,
     base: float = 10000.0,
     interleaved: bool = False,
-    frequencies: Float[Array, "pairs"] | None = None,
+    frequencies: Float[Array, " pairs"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Turns the features of every head by ``positions * frequency``, in float32; the result has x's dtype.
 
@@ -53,7 +53,7 @@ def rotary(
 
 
 def document_positions(
-    num_steps: int, *, start: Int[Array, "B"] | None = None, reset: Bool[Array, "B T"] | None = None
+    num_steps: int, *, start: Int[Array, " B"] | None = None, reset: Bool[Array, "B T"] | None = None
 ) -> Int[Array, "#B T"]:
     """The position of each step within its document, for ``rotary``.
 
@@ -74,7 +74,7 @@ def _over_time(op, reset, start):
 
 
 @per_shard({"reset": "b t", "start": "b"}, results="b t", over_time=_over_time)
-def _positions_in_documents(reset: Bool[Array, "B T"], start: Int[Array, "B"]) -> Int[Array, "B T"]:
+def _positions_in_documents(reset: Bool[Array, "B T"], start: Int[Array, " B"]) -> Int[Array, "B T"]:
     steps = jnp.arange(reset.shape[1], dtype=jnp.int32)[None, :]
     latest_start = lax.cummax(jnp.where(reset, steps, -1), axis=1)
     return jnp.where(latest_start >= 0, steps - latest_start, start[:, None] + steps)

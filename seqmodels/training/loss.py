@@ -148,10 +148,10 @@ class _Softmax(NamedTuple):
     """Of one chunk; of a vocabulary that is split, logits and exponentials are this device's part."""
 
     logits: Float[Array, "tokens L"]
-    target_logits: Float[Array, "tokens"]
-    losses: Float[Array, "tokens"]
+    target_logits: Float[Array, " tokens"]
+    losses: Float[Array, " tokens"]
     exponentials: Float[Array, "tokens L"]  # exp(logits - the largest); 0 in the padding
-    total: Float[Array, "tokens"]  # of the exponentials
+    total: Float[Array, " tokens"]  # of the exponentials
     is_target: Bool[Array, "tokens L"] | None  # None: the vocabulary is whole
 
 

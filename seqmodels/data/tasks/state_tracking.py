@@ -223,12 +223,12 @@ def _median(numbers: list[int]) -> int:
 _APPLY: Final = (min, max, _median, lambda numbers: sum(numbers) % 10)
 
 
-def _lengths(rng: np.random.Generator, rows: int, shortest: int, longest: int, training: bool) -> Int[np.ndarray, "rows"]:
+def _lengths(rng: np.random.Generator, rows: int, shortest: int, longest: int, training: bool) -> Int[np.ndarray, " rows"]:
     """In training any of ``shortest`` to ``longest``, each as likely; in a test the longest."""
     return rng.integers(shortest, longest, rows, endpoint=True) if training else np.full(rows, longest)
 
 
-def _is_test(elements: Int[np.ndarray, "rows k"], lengths: Int[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows"]:
+def _is_test(elements: Int[np.ndarray, "rows k"], lengths: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
     """A fifth of all words, whichever they are next to."""
     digest = lengths.astype(np.uint64)
     for place, column in enumerate(elements.astype(np.uint64).T):

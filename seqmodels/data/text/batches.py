@@ -62,7 +62,7 @@ class Windows:
     an epoch has each token as a target once, but for the first and the incomplete last window.
     """
 
-    def __init__(self, tokens: Integer[np.ndarray, "tokens"], *, seq_len: int, batch_size: int, seed: int):
+    def __init__(self, tokens: Integer[np.ndarray, " tokens"], *, seq_len: int, batch_size: int, seed: int):
         self.rows_per_epoch = max(len(tokens) - 1, 0) // seq_len
         _check_one_batch(self.rows_per_epoch, batch_size, seq_len, len(tokens))
         self._tokens, self._seq_len = tokens, seq_len
@@ -171,17 +171,17 @@ class ShuffledRows:
         """The same rows, shuffled otherwise."""
         return ShuffledRows(self._count, self._batch_size, self._seed, order)
 
-    def __call__(self, step: int) -> Int[np.ndarray, "B"]:
+    def __call__(self, step: int) -> Int[np.ndarray, " B"]:
         epochs, places = np.divmod(step * self._batch_size + np.arange(self._batch_size), self._count)
         return np.concatenate([self._shuffled(int(epoch), places[epochs == epoch]) for epoch in np.unique(epochs)])
 
-    def _shuffled(self, epoch: int, places: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
+    def _shuffled(self, epoch: int, places: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
         if self.order == PERMUTATION:
             return self._permutation(epoch)[places]
         return feistel(places, self._count, (self._seed, epoch))
 
 
-def feistel(places: Int[np.ndarray, "b"], count: int, key: tuple[int, ...]) -> Int[np.ndarray, "b"]:
+def feistel(places: Int[np.ndarray, " b"], count: int, key: tuple[int, ...]) -> Int[np.ndarray, " b"]:
     """Where a pseudo-random permutation of 0..``count`` - 1 sends some places, at a cost that does not depend on ``count``.
 
     A Feistel network (Luby and Rackoff 1988) permutes the numbers of an even number of bits, at most 4 times as many as wanted;
@@ -215,8 +215,8 @@ def _in_order(batches, order: str):
 
 
 def pack(
-    lengths: Integer[np.ndarray, "pieces"], capacity: int
-) -> tuple[Int[np.ndarray, "pieces"], Int[np.ndarray, "rows"]]:
+    lengths: Integer[np.ndarray, " pieces"], capacity: int
+) -> tuple[Int[np.ndarray, " pieces"], Int[np.ndarray, " rows"]]:
     """Best-fit decreasing: pieces of 1..``capacity`` into as few rows as that gives.
 
     Returns the pieces in the order of their rows, and for each row the end of its pieces in that order.

@@ -129,9 +129,9 @@ class TokenStream:
     All are memory maps, read-only; a large one of tokens is a `VerifiedArray`.
     """
 
-    tokens: UInt[np.ndarray, "tokens"] | VerifiedArray
-    document_ends: Int64[np.ndarray, "documents"]
-    document_bytes: Int64[np.ndarray, "documents"]
+    tokens: UInt[np.ndarray, " tokens"] | VerifiedArray
+    document_ends: Int64[np.ndarray, " documents"]
+    document_bytes: Int64[np.ndarray, " documents"]
     left_out: dict[str, int] = field(default_factory=dict)
     """Documents without text, by reason (`readers.NULL`, `readers.BLANK`)."""
 
@@ -255,7 +255,7 @@ def _write(folder: Path, pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple
     return totals, {name: shard.digests for name, shard in shards.items()}
 
 
-def _check_ids(ids: Int64[np.ndarray, "tokens"], tokenizer: Tokenizer) -> None:
+def _check_ids(ids: Int64[np.ndarray, " tokens"], tokenizer: Tokenizer) -> None:
     """Ids beyond the vocabulary would be cut by the type of the shard, or read as other rows of the embedding."""
     wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
     if len(wrong):

@@ -66,7 +66,7 @@ class Tokenizer(Protocol):
         """The ids of several texts, each an integer array [T]."""
         ...
 
-    def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
+    def decode(self, ids: Sequence[int] | Integer[np.ndarray, " T"]) -> str:
         """The text of ids; an incomplete character becomes U+FFFD.
 
         Separators are left out, and ids that are no tokens: there is no sequence of integers that raises.
@@ -104,7 +104,7 @@ class BytesTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(well_formed(text).encode("utf-8"), np.uint8) for text in texts]
 
-    def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
+    def decode(self, ids: Sequence[int] | Integer[np.ndarray, " T"]) -> str:
         return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int, before: int | None) -> bytes | None:
@@ -166,7 +166,7 @@ class LibraryTokenizer:
             for text, is_cached in zip(texts, cached, strict=True)
         ]
 
-    def decode(self, ids: Sequence[int] | Integer[np.ndarray, "T"]) -> str:
+    def decode(self, ids: Sequence[int] | Integer[np.ndarray, " T"]) -> str:
         known = [int(i) for i in ids if 0 <= i < self.vocab_size]
         if self._bytes.has_fallback_byte(known):
             # The library makes U+FFFD of whole characters beside a broken one.
@@ -289,7 +289,7 @@ def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*tokenizer.beginning, *tokenizer.encode(text)] or [tokenizer.end_of_text]
 
 
-def token_mask(tokenizer: Tokenizer, vocab_size: int) -> Bool[np.ndarray, "L"] | None:
+def token_mask(tokenizer: Tokenizer, vocab_size: int) -> Bool[np.ndarray, " L"] | None:
     """Which of a model's ``vocab_size`` ids are tokens; None: all of them.
 
     The others are rows of padding, and gaps between the ids of a file.

@@ -34,9 +34,9 @@ class ValidationSet:
     "documents" the batches carry ``reset``, as the training batches did.
     """
 
-    tokens: Integer[np.ndarray, "tokens"]
-    document_ends: Integer[np.ndarray, "documents"]
-    document_bytes: Integer[np.ndarray, "documents"]
+    tokens: Integer[np.ndarray, " tokens"]
+    document_ends: Integer[np.ndarray, " documents"]
+    document_bytes: Integer[np.ndarray, " documents"]
     end_of_text: int
     tokenizer_name: str
     source: str

@@ -13,8 +13,8 @@ class Cache(NamedTuple):
 
     keys: Float[Array, "B G S K"]  # by head, as the products want them: a step must not transpose the cache
     values: Float[Array, "B G S V"]
-    cursor: Int[Array, "B"]  # the slot that the next token takes
-    live: Int[Array, "B"]  # how many of the newest tokens still count; a document start sets it to 0
+    cursor: Int[Array, " B"]  # the slot that the next token takes
+    live: Int[Array, " B"]  # how many of the newest tokens still count; a document start sets it to 0
 
 
 def init_cache(
@@ -70,7 +70,7 @@ def fresh(k, v, reset, window) -> Cache:
     return full if reset is None else _clear_dead(full)
 
 
-def gathered(cache: Cache, k, v, written: Int[Array, ""], live: Int[Array, "B"]) -> Cache:
+def gathered(cache: Cache, k, v, written: Int[Array, ""], live: Int[Array, " B"]) -> Cache:
     """The cache with room for all T tokens of ``k`` and ``v`` [B, T, G, X], of which the first ``written`` count as read.
 
     Args:
@@ -88,7 +88,7 @@ def gathered(cache: Cache, k, v, written: Int[Array, ""], live: Int[Array, "B"])
     return Cache(joined(cache.keys, k), joined(cache.values, v), cursor, live)
 
 
-def _live_after(reset, num_steps: int, live: Int[Array, "B"]) -> Int[Array, "B"]:
+def _live_after(reset, num_steps: int, live: Int[Array, " B"]) -> Int[Array, " B"]:
     if reset is None:
         return live + num_steps
     latest_start = jnp.max(jnp.where(reset, jnp.arange(num_steps, dtype=jnp.int32)[None, :], -1), axis=1)

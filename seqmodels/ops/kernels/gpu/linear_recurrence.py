@@ -34,12 +34,12 @@ def unsupported_reason(dtype: jnp.dtype) -> str | None:
 def scan(
     a: Inexact[Array, "B T *channels"],
     b: Inexact[Array, "B T *channels"],
-    carry: Inexact[Array, "B *channels"],
+    carry: Inexact[Array, " B *channels"],
     reset: Bool[Array, "B T"] | None,
     *,
     reverse: bool,
     interpret: bool,
-) -> tuple[Inexact[Array, "B T *channels"], Inexact[Array, "B *channels"]]:
+) -> tuple[Inexact[Array, "B T *channels"], Inexact[Array, " B *channels"]]:
     """All outputs and the last carry, in the dtype of the arguments, float32 or complex64."""
     batch, steps = a.shape[:2]
     channels = math.prod(a.shape[2:])

@@ -31,12 +31,12 @@ def unsupported_reason(*, dtype: DTypeLike) -> str | None:
 def scan(
     a: Inexact[Array, "B T *channels"],
     b: Inexact[Array, "B T *channels"],
-    carry: Inexact[Array, "B *channels"],
+    carry: Inexact[Array, " B *channels"],
     reset: Bool[Array, "B T"] | None,
     *,
     reverse: bool,
     interpret,
-) -> tuple[Inexact[Array, "B T *channels"], Inexact[Array, "B *channels"]]:
+) -> tuple[Inexact[Array, "B T *channels"], Inexact[Array, " B *channels"]]:
     """Forwards every h_t and the last; in reverse, with b = dh and carry = the last state's gradient, every g_t and a_1 g_1."""
     batch, steps = a.shape[:2]
     channels = a.size // (batch * steps)
