@@ -79,7 +79,7 @@ drills: $(VENV)/run.stamp
 	@cd "$(ROOT)" && JAX_PLATFORMS=cpu TQDM_DISABLE=1 "$(VENV)/bin/python" -m tools.drills $(if $(LONG),--long) $(DRILLS)
 
 lint: $(VENV)/dev.stamp
-	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check --quiet .
 
 # What `pip install git+...` makes, built and tried in a clean environment (half a minute of CPU time).
 wheel: $(VENV)/run.stamp

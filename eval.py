@@ -82,17 +82,13 @@ def documents_scored(validation: ValidationSet | HeldOut, max_tokens: int | None
     return {"validation_documents": validation.documents_in(max_tokens)} if isinstance(validation, ValidationSet) else {}
 
 
-def evaluate_with_progress(
-    run: Run, validation: ValidationSet | HeldOut, max_tokens: int | None
-) -> Evaluation | LabelEvaluation:
+def evaluate_with_progress(run: Run, validation: ValidationSet | HeldOut, max_tokens: int | None) -> Evaluation | LabelEvaluation:
     """`run.evaluate` under a bar, where stderr is a terminal."""
     columns = (TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     total = min(max_tokens or len(validation), len(validation))
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total)
-        return run.evaluate(
-            validation, max_tokens=max_tokens, progress=lambda done: progress.update(task, completed=done)
-        )
+        return run.evaluate(validation, max_tokens=max_tokens, progress=lambda done: progress.update(task, completed=done))
 
 
 def check_finite(run: Run, evaluation: Evaluation | LabelEvaluation) -> None:

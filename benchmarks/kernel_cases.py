@@ -57,7 +57,6 @@ class Case:
         forward = shape.batch * shape.steps * self.flops_of_token(shape)
         return forward if part == "forward" else (1.0 + self.backward) * forward
 
-
     def exponentials(self, shape: Shape, part: str) -> float:
         return (1.0 if part == "forward" else 3.0) * shape.batch * shape.steps * self.exponentials_of_token(shape)
 

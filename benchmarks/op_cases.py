@@ -36,10 +36,7 @@ class Op:
 
 
 def _queries_keys_values(random, sizes, batch, steps):
-    q, k = (
-        random.normal(size=(batch, steps, sizes["heads"], sizes["key_dim"])) * sizes["key_dim"] ** -0.5
-        for _ in range(2)
-    )
+    q, k = (random.normal(size=(batch, steps, sizes["heads"], sizes["key_dim"])) * sizes["key_dim"] ** -0.5 for _ in range(2))
     return q, k, random.normal(size=(batch, steps, sizes["heads"], sizes["value_dim"]))
 
 

@@ -31,9 +31,7 @@ def judge(rows: list[dict], growth: list[dict], sizes: dict[str, int]) -> list[d
 
 def judge_comparison(goal, rows, sizes) -> dict:
     gradients = {
-        row["implementation"]: row["gradient"]
-        for row in rows
-        if row["op"] == goal.op and row["seq_len"] == STATED_LENGTH
+        row["implementation"]: row["gradient"] for row in rows if row["op"] == goal.op and row["seq_len"] == STATED_LENGTH
     }
     stated = {name: STATED_SIZES[name] for name in ("batch_size", *OPS[goal.op].sizes)}
     what = "memory" if goal.measure == "temp_bytes" else "time"

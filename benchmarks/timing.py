@@ -18,9 +18,7 @@ from seqmodels.data.atomic import write_whole
 AT_LEAST_TURNS = 2
 
 
-def take_turns(
-    contenders: dict[str, Callable], rounds: int, seconds: float = math.inf
-) -> dict[str, dict[str, float]]:
+def take_turns(contenders: dict[str, Callable], rounds: int, seconds: float = math.inf) -> dict[str, dict[str, float]]:
     """Milliseconds of one call of each, after one to warm up: the least wall time, its median, the least CPU time.
 
     The call to warm up never counts, however long it took: a gradient that needs 2 GiB took three to six times as long

@@ -24,9 +24,7 @@ def get_config(run: str = ""):
     theirs = config_lib.to_dict(run_folder.read_config(folder))
     config = base.get_config()
     config.model.update(theirs["model"])
-    config.data.update({
-        name: value for name, value in theirs["data"].items() if f"data.{name}" not in config_lib.PLACE_FIELDS
-    })
+    config.data.update({name: value for name, value in theirs["data"].items() if f"data.{name}" not in config_lib.PLACE_FIELDS})
     config.data.source = ""
     config.data.tokenizer = str(folder / "tokenizer.json")
     if theirs["data"]["task"] != TEXT:

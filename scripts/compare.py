@@ -130,7 +130,12 @@ def measure_starts(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset,
     summaries = {}
     for candidate in planned.candidates:
         values = config_lib.to_dict(candidate.config)
-        asked = {"model": values["model"], "seed": values["seed"], "vocab_size": dataset.vocab_size, "training_data": training_data}
+        asked = {
+            "model": values["model"],
+            "seed": values["seed"],
+            "vocab_size": dataset.vocab_size,
+            "training_data": training_data,
+        }
         asked = json.loads(json.dumps(asked))  # as it is read back
         known = jobs.start(candidate)
         if known is None or known["asked"] != asked:
@@ -186,7 +191,9 @@ def train_command(run: plan.RunPlan) -> list[str]:
     understood, _ = train.parse([*command, f"--workdir={run.folder}"])
     if understood != run.config:
         changed = ", ".join(config_lib.differences(run.config, understood))
-        raise UserError(f"config.base has values that --config.FIELD=VALUE cannot give: {changed}; change them in configs/base.py")
+        raise UserError(
+            f"config.base has values that --config.FIELD=VALUE cannot give: {changed}; change them in configs/base.py"
+        )
     return command
 
 

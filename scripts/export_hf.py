@@ -35,7 +35,10 @@ def main() -> None:
         run.config.model, run.params, run.setup.vocab_size, run.tokenizer, options.out.expanduser(), dtype=options.dtype,
         history=history(run),
     )  # fmt: skip
-    say(f"{options.out}: {kind.architecture} of {kind.library}, {run.setup.num_parameters:,} parameters, step {run.step}", sys.stdout)
+    say(
+        f"{options.out}: {kind.architecture} of {kind.library}, {run.setup.num_parameters:,} parameters, step {run.step}",
+        sys.stdout,
+    )
 
 
 def history(run: Run) -> dict[str, object]:

@@ -53,9 +53,7 @@ def main() -> None:
 
 
 def parse_flags() -> argparse.Namespace:
-    parser = command_line.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
     parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--prompt", help="the text to continue")

@@ -54,7 +54,9 @@ FLAGS = {
 def main(argv: Sequence[str]) -> None:
     asked = command_line.asked_for_help(argv)
     if asked is not None:
-        print(config_help.page(asked) if asked else command_line.help_page(__doc__, FLAGS, f"{', '.join(config_help.GROUPS)}, all"))
+        print(
+            config_help.page(asked) if asked else command_line.help_page(__doc__, FLAGS, f"{', '.join(config_help.GROUPS)}, all")
+        )
         return
     switches = {name: f"--{name}" in argv for name in ("lower", "compile")}
     argv = [text for text in argv if text not in ("--lower", "--compile")]

@@ -32,9 +32,14 @@ def main() -> None:
     parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="a run folder, or a folder of some")
     parser.add_argument(
-        "--format", choices=run_list.FORMATS, default="table", help="table (Markdown, aligned; the default), csv or latex (booktabs)"
+        "--format",
+        choices=run_list.FORMATS,
+        default="table",
+        help="table (Markdown, aligned; the default), csv or latex (booktabs)",
     )
-    parser.add_argument("--sort", choices=SORTS, default="name", help="by what, ascending (default name); what is not known is last")
+    parser.add_argument(
+        "--sort", choices=SORTS, default="name", help="by what, ascending (default name); what is not known is last"
+    )
     parser.add_argument("--plot", type=command_line.output_file, help="draw the losses of all runs here: .png, .svg or .pdf")
     options = parser.parse_args()
     if options.plot is not None and options.plot.suffix not in plots.SUFFIXES:

@@ -25,7 +25,9 @@ def main() -> NoReturn:
         print(f"seqmodels {importlib.metadata.version('seqmodels')}")
         sys.exit(0)
     if name not in packages.COMMANDS:
-        sys.exit(f"error: there is no command {name!r}; {suggest.hint(name, packages.COMMANDS)}known: {', '.join(packages.COMMANDS)}")
+        sys.exit(
+            f"error: there is no command {name!r}; {suggest.hint(name, packages.COMMANDS)}known: {', '.join(packages.COMMANDS)}"
+        )
     path = packages.ROOT / packages.COMMANDS[name]
     sys.argv = [str(path), *sys.argv[2:]]
     sys.path.insert(0, str(packages.ROOT))  # the commands import configs

@@ -80,9 +80,7 @@ def config_and_flags(
     """
     argv, absent = _without_none(_with_packaged_config(argv))
     values = flags.FlagValues()  # not the process-wide ones: absl allows to define those only once
-    config_flags.DEFINE_config_file(
-        "config", help_string="the config", lock_config=True, flag_values=values, sys_argv=list(argv)
-    )
+    config_flags.DEFINE_config_file("config", help_string="the config", lock_config=True, flag_values=values, sys_argv=list(argv))
     for name, default in defaults.items():
         define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
         define(name, default, "", flag_values=values)
@@ -106,7 +104,9 @@ def config_and_flags(
     except flags.UnrecognizedFlagError as error:
         near = suggest.nearest(error.flagname, [*defaults, "config", *_fields(argv)])
         known = ", ".join(f"--{name}" for name in ("config", *defaults))
-        raise UserError(f"--{error.flagname} is not a flag; " + (f"did you mean --{near}?" if near else f"known: {known}")) from error
+        raise UserError(
+            f"--{error.flagname} is not a flag; " + (f"did you mean --{near}?" if near else f"known: {known}")
+        ) from error
     except (flags.Error, OSError, SyntaxError) as error:
         first = error
         while first.__cause__ or first.__context__:

@@ -85,7 +85,8 @@ def html_table(title: str, rows: Mapping[str, object]) -> str:
     """HTML of a heading and two columns, names and values: what a notebook shows of a value. All text is escaped."""
     left = 'style="text-align:left"'
     cells = "".join(
-        f"<tr><th {left}>{escape(name, 'html')}</th><td {left}>{escape(str(value), 'html')}</td></tr>" for name, value in rows.items()
+        f"<tr><th {left}>{escape(name, 'html')}</th><td {left}>{escape(str(value), 'html')}</td></tr>"
+        for name, value in rows.items()
     )
     return f"<div><b>{escape(title, 'html')}</b><table>{cells}</table></div>"
 

@@ -120,9 +120,7 @@ class ResidualLayer(nnx.Module):
         num_layers = config.repeats * len(parse_pattern(config.pattern))
         self.name = layer_name(word)
         self.norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
-        parts = [
-            (name, _layer(name, options, config, layer_index, num_layers, rngs=rngs)) for name, options in parts_of(word)
-        ]
+        parts = [(name, _layer(name, options, config, layer_index, num_layers, rngs=rngs)) for name, options in parts_of(word)]
         if len(parts) == 1:
             self.layer = parts[0][1]
         else:
@@ -206,7 +204,9 @@ class LanguageModel(nnx.Module):
         if config.embedding_norm and config.tie_embeddings:
             self.final_norm.scale[...] = self.final_norm.scale[...] * min(1.0, TIED_HEAD_WIDTH / config.d_model)
         if config.readout == "last":
-            self.readout_kernel = Weight(normal_init(rngs.params(), (config.d_model, config.d_model), stddev=config.d_model**-0.5))
+            self.readout_kernel = Weight(
+                normal_init(rngs.params(), (config.d_model, config.d_model), stddev=config.d_model**-0.5)
+            )
             self.readout_bias = nnx.Param(jnp.zeros(config.d_model))
         if not config.tie_embeddings:
             self.output_kernel = Weight(normal_init(rngs.params(), (config.d_model, vocab_size), stddev=EMBEDDING_STDDEV))
@@ -244,6 +244,7 @@ class LanguageModel(nnx.Module):
           batch_size: B.
           max_len: how many live tokens the state must hold (a reset frees the older ones).
         """
+
         def stacked(layer):
             single = layer.layer.init_state(batch_size, max_len)
             return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], self.config.repeats, axis=0), single)
@@ -252,9 +253,7 @@ class LanguageModel(nnx.Module):
 
     def unstack_state(self, state: tuple[State, ...]) -> UnstackedState:
         """The same state for one-token steps (see UnstackedState)."""
-        return UnstackedState(
-            tuple(jax.tree.map(lambda leaf, r=r: leaf[r], state) for r in range(self.config.repeats))
-        )
+        return UnstackedState(tuple(jax.tree.map(lambda leaf, r=r: leaf[r], state) for r in range(self.config.repeats)))
 
     def stack_state(self, state: UnstackedState) -> tuple[State, ...]:
         """The inverse of ``unstack_state``."""

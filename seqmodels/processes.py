@@ -59,7 +59,9 @@ def start(*, coordinator: str = "", num_processes: int | None = None, process_id
     given = {"--coordinator": coordinator or None, "--num_processes": num_processes, "--process_id": process_id}
     missing = [flag for flag, value in given.items() if value is None]
     if 0 < len(missing) < 3:
-        raise UserError(f"{' and '.join(missing)} missing: several processes need --coordinator, --num_processes and --process_id")
+        raise UserError(
+            f"{' and '.join(missing)} missing: several processes need --coordinator, --num_processes and --process_id"
+        )
     if missing:
         if not _scheduler_has_several():
             return

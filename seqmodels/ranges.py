@@ -169,7 +169,8 @@ class Checked:
 
     def __repr__(self) -> str:
         changed = (
-            f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self)
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
             if getattr(self, field.name) != field.default
         )
         return f"{type(self).__qualname__}({', '.join(changed)})"

@@ -177,7 +177,12 @@ class Run:
         tokens = self._checked(np.asarray([text], np.int32))[0]
         self._check_made_here(after)
         return session.read(
-            self.setup.graphdef, self.params, tokens, params_fingerprint=self.fingerprint, after=after, extra_capacity=extra_capacity
+            self.setup.graphdef,
+            self.params,
+            tokens,
+            params_fingerprint=self.fingerprint,
+            after=after,
+            extra_capacity=extra_capacity,
         )
 
     def continue_from(
@@ -301,9 +306,7 @@ class Run:
             test = data.held_out(task, tuple(task.segment(length, task.test_examples) for length in lengths))
             scored = self.evaluate(test, max_tokens=max_tokens).segments.values()
         else:
-            scored = [
-                self.setup.evaluate(self.params, validation, seq_len=length, max_tokens=max_tokens) for length in lengths
-            ]
+            scored = [self.setup.evaluate(self.params, validation, seq_len=length, max_tokens=max_tokens) for length in lengths]
         return dict(zip(lengths, scored, strict=True))
 
     def state_bytes(self, max_len: int | None = None) -> int:
@@ -343,9 +346,7 @@ def load_run(
         raise UserError(f"{devices} devices are asked for and there are {len(jax.devices())}")
     mesh = MeshConfig(data=len(devices), fsdp=1, tensor=1, sequence=1) if mesh is None else mesh
     setup = Trainer(_on_mesh(config, mesh), num_pieces(config, tokenizer), devices=list(devices))
-    restored = checkpoint.restore(
-        workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report
-    )
+    restored = checkpoint.restore(workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report)
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
     if tokenizer is not None and restored.record.get("tokenizer") not in (None, data.tokenizer_digest(tokenizer)):

@@ -212,7 +212,8 @@ def _markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def line(cells):
         placed = (
-            cell.ljust(width) if name in TEXTS else cell.rjust(width) for name, cell, width in zip(names, cells, widths, strict=True)
+            cell.ljust(width) if name in TEXTS else cell.rjust(width)
+            for name, cell, width in zip(names, cells, widths, strict=True)
         )
         return f"| {' | '.join(placed)} |"
 

@@ -112,7 +112,9 @@ def pytest_configure(config):
     # their own. `make test-all` has the optimisations, and so has a device, whose programs are not LLVM's alone.
     if os.environ["JAX_PLATFORMS"] == "cpu" and config.option.markexpr != "":
         jax.config.update("jax_disable_most_optimizations", True)
-        os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *flags_that_compile_fast(jax.__version_info__))).strip()
+        os.environ["XLA_FLAGS"] = " ".join(
+            (os.environ.get("XLA_FLAGS", ""), *flags_that_compile_fast(jax.__version_info__))
+        ).strip()
     jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

@@ -16,13 +16,24 @@ TOPS = ("seqmodels", "configs", "benchmarks", "scripts", "tools", "tests", "trai
 # below, or what shares its name here. Names on one floor do not know each other. No file is exempt.
 FLOORS = (
     (
-        "seqmodels.errors", "seqmodels.escape", "seqmodels.failures", "seqmodels.shapes", "seqmodels.huge_pages",
-        "seqmodels.packages", "seqmodels.suggest", "seqmodels.xla_cpu",
+        "seqmodels.errors",
+        "seqmodels.escape",
+        "seqmodels.failures",
+        "seqmodels.shapes",
+        "seqmodels.huge_pages",
+        "seqmodels.packages",
+        "seqmodels.suggest",
+        "seqmodels.xla_cpu",
     ),
     (
-        "seqmodels.circumstances", "seqmodels.ranges", "seqmodels.formats", "seqmodels.migrations", "seqmodels.processes",
+        "seqmodels.circumstances",
+        "seqmodels.ranges",
+        "seqmodels.formats",
+        "seqmodels.migrations",
+        "seqmodels.processes",
         "seqmodels.ops.target",
-        "seqmodels.ops.arguments", "seqmodels.ops.placement",
+        "seqmodels.ops.arguments",
+        "seqmodels.ops.placement",
     ),
     ("seqmodels.fields", "seqmodels.registry", "seqmodels.ops.chunk", "seqmodels.ops.documents", "seqmodels.ops.over_time"),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.gpu.tiles", "seqmodels.ops.kernels.tpu.common"),
@@ -85,9 +96,7 @@ def imports(path: pathlib.Path, known: dict[str, pathlib.Path]) -> set[str]:
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            names |= {
-                full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names
-            }
+            names |= {full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
     return {name if name in known else name.split(".")[0] for name in names}
 
 

@@ -41,7 +41,12 @@ def test_the_config_of_an_old_run_is_still_read(path):
 def test_a_run_of_the_first_day_did_what_it_did():
     """The fields that came later have the values of what that day's code did."""
     first = config.load(RUN_CONFIGS[0])
-    assert (first.model.norm, first.model.embedding_norm, first.model.branch_rms, first.model.logit_cap) == ("rms", False, None, None)
+    assert (first.model.norm, first.model.embedding_norm, first.model.branch_rms, first.model.logit_cap) == (
+        "rms",
+        False,
+        None,
+        None,
+    )
     assert dict(first.model.mixers)["linear_attention"].conv_width == 0 and first.data.task == "text"
     assert first.optim.rate_changes == () and not first.train.skip_nonfinite and first.train.init_from is None
 

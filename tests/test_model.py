@@ -51,9 +51,7 @@ def test_unstacked_state_is_the_same_step():
     logits, after = network(step, state)
     unstacked_logits, unstacked = network(step, network.unstack_state(state))
     np.testing.assert_allclose(logits, unstacked_logits, rtol=0, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), after, network.stack_state(unstacked)
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), after, network.stack_state(unstacked))
 
 
 @pytest.mark.parametrize("repeats", [1, 2])

@@ -56,9 +56,7 @@ def test_the_sweep_covers_every_field_of_the_base_config():
     assert set(listed) == set(FIELDS)
 
 
-@pytest.mark.parametrize(
-    "field", ["seed", "optim.eps", "model.d_model", "model.mixers.gla.num_heads", "data.tasks.mqar.pairs"]
-)
+@pytest.mark.parametrize("field", ["seed", "optim.eps", "model.d_model", "model.mixers.gla.num_heads", "data.tasks.mqar.pairs"])
 def test_the_whole_config_refuses_what_its_part_does(field):
     for case in list(odd_values.cases(field))[::7]:
         assert (odd_values.made(case) is None) >= (odd_values.made_alone(case) is None), str(case)

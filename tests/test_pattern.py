@@ -118,6 +118,6 @@ def test_comparisons_understand_both():
 
 def test_options_hold_over_those_of_all_layers():
     config = tiny(**{"model.pattern": "attention(num_heads=1) mlp", "model.mixers.attention.num_heads": 4}).model
-    (name, options), = pattern.parts_of(pattern.parse_pattern(config.pattern)[0])
+    ((name, options),) = pattern.parts_of(pattern.parse_pattern(config.pattern)[0])
     found = pattern.with_options(dict(config.mixers)[name], name, options)
     assert found == dataclasses.replace(mixers.load("attention").Config(), num_heads=1)

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_the_map_is_complete():
     readme = (ROOT / "README.md").read_text()
-    tree = readme[readme.index("## What lies where"):]
+    tree = readme[readme.index("## What lies where") :]
     tree = tree[: tree.index("\n```\n", 30)]
     listed, path = set(), []
     for indent, name in re.findall(r"^( *)(\w+)/ ", tree, flags=re.MULTILINE):

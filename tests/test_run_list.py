@@ -24,6 +24,7 @@ def row(step, split, loss, **more):
 @pytest.fixture
 def folder(tmp_path):
     """Three runs that have nothing to do with each other, and two damaged folders."""
+
     def make(name, rows, **overrides):
         path = tmp_path / name
         path.mkdir(parents=True)

@@ -103,9 +103,7 @@ def main() -> None:
         print(f"{'holds' if holds else 'DOES NOT HOLD' if holds is not None else 'not run':>14}  {truth}")
 
 
-def run_all(
-    probes: Mapping[str, Probe], workdir: Path, results: dict, out: Path, after_each: Callable[[dict], None]
-) -> None:
+def run_all(probes: Mapping[str, Probe], workdir: Path, results: dict, out: Path, after_each: Callable[[dict], None]) -> None:
     """Train what is not trained, score it into ``results["rows"]``, and write the results after each run.
 
     Args:

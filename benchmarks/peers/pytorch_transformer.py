@@ -31,8 +31,7 @@ class Attention(nn.Module):
     def forward(self, x):
         batch, time, width = x.shape
         q, k, v = (
-            project(x).view(batch, time, self.num_heads, -1).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
+            project(x).view(batch, time, self.num_heads, -1).transpose(1, 2) for project in (self.query, self.key, self.value)
         )
         o = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True)
         return self.output(o.transpose(1, 2).reshape(batch, time, width))

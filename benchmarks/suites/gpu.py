@@ -287,9 +287,7 @@ def check(row: Row, session: Session) -> dict:
     d_output = jnp.asarray(given["d_output"], abstract[1].dtype)
     program = program_of(session, row.name, "check", "gradient")
     output, (gradients,) = first = program(inputs, d_output)
-    errors = {
-        name: kernels.relative_error(found, expected[name]) for name, found in ({"output": output} | gradients).items()
-    }
+    errors = {name: kernels.relative_error(found, expected[name]) for name, found in ({"output": output} | gradients).items()}
 
     @jax.jit
     def same(a, b):
@@ -410,7 +408,9 @@ def print_row(row: dict) -> None:
         bound = f", {row['bound_ms'] / ours['ms']:.0%} of the bound" if "bound_ms" in row and "ms" in ours else ""
         said = f"{ours['ms']:.3f} ms{bound}" if "ms" in ours else "went through"
     elif "ms_by_kernel" in row:
-        said = ", ".join(f"{name} {ms:.3f}" for name, ms in list(row["ms_by_kernel"].items())[:5]) or "nothing of a GPU in the trace"
+        said = (
+            ", ".join(f"{name} {ms:.3f}" for name, ms in list(row["ms_by_kernel"].items())[:5]) or "nothing of a GPU in the trace"
+        )
     elif "ms" in row:
         said = f"{row['ms']:.3f} ms"
     elif "train_tokens_per_second" in row:
@@ -429,7 +429,9 @@ def verdicts(rows: list[dict]) -> list[str]:
     wrong = []
     for row in rows:
         if row["kind"] == "check" and "error" in row:
-            wrong += [f"WRONG: {row['name']}, {name}: {error:.1e} off" for name, error in row["error"].items() if not error <= RIGHT]
+            wrong += [
+                f"WRONG: {row['name']}, {name}: {error:.1e} off" for name, error in row["error"].items() if not error <= RIGHT
+            ]
             if row["different_runs"]:
                 wrong.append(f"RACE: {row['name']}: {row['different_runs']} of {row['runs']} runs differ from the first")
     place = lambda row: (row["name"], row["shape"], row["part"])  # noqa: E731
@@ -437,7 +439,9 @@ def verdicts(rows: list[dict]) -> list[str]:
     ours = {place(row): pallas["ms"] for row in timed if "ms" in (pallas := row["contenders"]["pallas"])}
     ratios = [(ours[place(row)] / row["ms"], place(row)) for row in rows
               if row["kind"] == "peer" and "ms" in row and place(row) in ours]  # fmt: skip
-    return wrong + [f"{ratio:.2f} of the other library's time: {', '.join(where)}" for ratio, where in sorted(ratios, reverse=True)]
+    return wrong + [
+        f"{ratio:.2f} of the other library's time: {', '.join(where)}" for ratio, where in sorted(ratios, reverse=True)
+    ]
 
 
 def main() -> None:

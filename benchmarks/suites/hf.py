@@ -31,9 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=positive, default=8, help="sequences per step")
     parser.add_argument("--seq_len", type=positive, default=256, help="tokens per sequence")
     parser.add_argument("--rounds", type=positive, default=4, help="turns of each contender")
-    parser.add_argument(
-        "--seconds", type=float, default=30.0, help="a contender whose turns took so long gets no third"
-    )
+    parser.add_argument("--seconds", type=float, default=30.0, help="a contender whose turns took so long gets no third")
 
 
 def run(options: argparse.Namespace) -> dict:

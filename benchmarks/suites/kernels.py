@@ -79,7 +79,9 @@ def run(options: argparse.Namespace) -> dict:
         so_far = [row for row in so_far if PEER in row["contenders"] or CASES[row["op"]].peer is None]
     results = {"rows": so_far, "rehearsal": options.rehearse}
     done = {(row["op"], row["shape"], row["pass"]) for row in results["rows"]}
-    possible = [(name, shape, part) for shape in shapes for name in options.ops if CASES[name].has(shapes[shape]) for part in PASSES]
+    possible = [
+        (name, shape, part) for shape in shapes for name in options.ops if CASES[name].has(shapes[shape]) for part in PASSES
+    ]
     about = {"commit": circumstances()["commit"], "device": device.device_kind}
     # On a device its own kernels; else, in the interpreter, those of the GPU, where this JAX has one.
     interpreted = "gpu" if jax.__version_info__ >= common.NEEDS_JAX else "tpu"
@@ -90,7 +92,9 @@ def run(options: argparse.Namespace) -> dict:
             if (name, shape, part) not in programs:
                 place = wanted.index((name, shape, part))
                 together = wanted[place : place + ROWS_COMPILED_TOGETHER]
-                progress(f"compiling our programs for this and the next {len(together) - 1} rows; at large sizes this takes minutes")
+                progress(
+                    f"compiling our programs for this and the next {len(together) - 1} rows; at large sizes this takes minutes"
+                )
                 programs = compile_rows(together, shapes, ours)
             made = programs.pop((name, shape, part))
             row = measure(CASES[name], shapes[shape], part, made, peer, chip, rehearse=options.rehearse)

@@ -57,8 +57,14 @@ def run(options: argparse.Namespace) -> dict:
     results = {"rows": [], "before": []} | {name: found[name] for name in ("rows", "before") if name in found}
     rows = results["rows"]
     wanted = [
-        {"mixer": mixer, "mesh": mesh, "width": options.width, "seq_len": options.seq_len, "batch_size": options.batch_size,
-         "commit": commit}  # fmt: skip
+        {
+            "mixer": mixer,
+            "mesh": mesh,
+            "width": options.width,
+            "seq_len": options.seq_len,
+            "batch_size": options.batch_size,
+            "commit": commit,
+        }  # fmt: skip
         for mixer in options.mixers
         for mesh in options.meshes
     ]
@@ -91,9 +97,7 @@ def measure(row: dict) -> dict:
     except UserError as error:
         return {"error": str(error)}
     shape = (row["batch_size"], row["seq_len"])
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=trainer.batch_sharding) for name in ("inputs", "targets")
-    }
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=trainer.batch_sharding) for name in ("inputs", "targets")}
     lowered = trainer.train_step.lower(trainer.abstract_state(), batch)
     try:
         with hlo.compiler_messages() as messages:

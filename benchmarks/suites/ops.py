@@ -44,12 +44,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=positive, default=STATED_SIZES["channels"], help="E of what has none")
     parser.add_argument("--states", type=positive, default=STATED_SIZES["states"], help="N of selective_scan")
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each contender")
-    parser.add_argument(
-        "--seconds", type=float, default=3.0, help="a contender whose turns took so long gets no third"
-    )
-    parser.add_argument(
-        "--memory_gib", type=float, default=4.0, help="a program that needs more, outputs included, is not run"
-    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="a contender whose turns took so long gets no third")
+    parser.add_argument("--memory_gib", type=float, default=4.0, help="a program that needs more, outputs included, is not run")
 
 
 def run(options: argparse.Namespace) -> dict:

@@ -42,7 +42,9 @@ CONTROLS: Final = 3  # runs
 TRANSFORMERS: Final = ("torch", "transformers")
 FLA: Final = (*TRANSFORMERS, "fla", "triton")
 # model -> the packages of its other side
-MODELS: Final = dict.fromkeys(("llama", "mamba", "mamba2", "xlstm"), TRANSFORMERS) | dict.fromkeys(("gla", "hgrn2", "retnet"), FLA)
+MODELS: Final = dict.fromkeys(("llama", "mamba", "mamba2", "xlstm"), TRANSFORMERS) | dict.fromkeys(
+    ("gla", "hgrn2", "retnet"), FLA
+)
 INSTALL: Final = {"fla": "flash-linear-attention"}
 
 
@@ -113,7 +115,9 @@ def compare(peer: Peer, steps: int, batch_size: int, seq_len: int, seed: int) ->
     return {"ours": ours, "theirs": theirs, "control": {"losses": control} | furthest} | largest_difference(ours, theirs)
 
 
-def losses(trainer: Trainer, optimizer: optax.GradientTransformation, params, trained_on: list[dict[str, np.ndarray]]) -> list[float]:
+def losses(
+    trainer: Trainer, optimizer: optax.GradientTransformation, params, trained_on: list[dict[str, np.ndarray]]
+) -> list[float]:
     """Of every step from ``params``, before the step, nats per token."""
     params = jax.tree.map(jnp.array, params)
     state = {"params": params, "optimizer": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}

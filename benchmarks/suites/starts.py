@@ -61,8 +61,15 @@ def run(options: argparse.Namespace) -> dict:
     results = _results_so_far(options.out)
     done = {_key(row) for row in results["rows"]}
     wanted = [
-        {"mixer": name, "width": width, "start": start, "learning_rate": rate, "seed": seed, "steps": options.steps,
-         "repeats": options.repeats}  # fmt: skip
+        {
+            "mixer": name,
+            "width": width,
+            "start": start,
+            "learning_rate": rate,
+            "seed": seed,
+            "steps": options.steps,
+            "repeats": options.repeats,
+        }  # fmt: skip
         for name in options.mixers
         for width in options.widths
         for start in options.starts

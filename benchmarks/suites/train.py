@@ -221,8 +221,7 @@ def our_parts(names, d_model, repeats, sizes) -> dict[str, Callable]:
     batch, embedding = training.batch, params["embedding"]
     random = np.random.default_rng(0)
     x, y_gradient = (
-        jnp.asarray(random.normal(size=(sizes["batch_size"], sizes["seq_len"], d_model)), jnp.float32)
-        for _ in range(2)
+        jnp.asarray(random.normal(size=(sizes["batch_size"], sizes["seq_len"], d_model)), jnp.float32) for _ in range(2)
     )
     rngs = nnx.Rngs(0)
     layers = {name: mixers.load(name) for name in names}
@@ -244,9 +243,7 @@ def our_parts(names, d_model, repeats, sizes) -> dict[str, Callable]:
         apply = lambda params, x, graphdef=graphdef: nnx.merge(graphdef, params)(x)[0]  # noqa: E731
         parts[name] = forward_and_backward(apply, y_gradient, layer_params, x)
     graphdef, norm_params = nnx.split(norm)
-    parts["norm"] = forward_and_backward(
-        lambda params, x: nnx.merge(graphdef, params)(x), y_gradient, norm_params, x
-    )
+    parts["norm"] = forward_and_backward(lambda params, x: nnx.merge(graphdef, params)(x), y_gradient, norm_params, x)
     parts["embedding"] = forward_and_backward(
         lambda embedding: jnp.take(embedding, batch["inputs"], axis=0), y_gradient, embedding
     )

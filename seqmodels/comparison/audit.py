@@ -132,9 +132,7 @@ def _figures(config, vocab_size, gradients, params, tokens, targets, weights, re
         observed = by_layer, _rms(network.embed(tokens))
         if not gradients:
             return jnp.zeros(()), observed
-        total, weight = cross_entropy(
-            hidden, network.head_kernel(), targets, weights, logit_cap=network.config.logit_cap
-        )
+        total, weight = cross_entropy(hidden, network.head_kernel(), targets, weights, logit_cap=network.config.logit_cap)
         return total / weight, observed
 
     if not gradients:
@@ -227,8 +225,6 @@ def table(starts: Mapping[str, Mapping[str, float]]) -> str:
     """The `summary` of each mixer as an aligned table of plain text."""
     names = [name for name in MEANINGS if any(name in summary for summary in starts.values())]
     heads = ["start", *(name.replace("gradient_norm_", "grad_") for name in names)]
-    rows = [
-        [label, *(f"{summary[name]:.3g}" if name in summary else "" for name in names)] for label, summary in starts.items()
-    ]
+    rows = [[label, *(f"{summary[name]:.3g}" if name in summary else "" for name in names)] for label, summary in starts.items()]
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *rows])

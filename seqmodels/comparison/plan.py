@@ -151,16 +151,16 @@ class Plan:
         if not wanted or not all(map(mixers_in_pattern, found.values())):
             return found
         if CONTROL in map(folder_name, found):
-            raise UserError(f"config.mixers names {CONTROL!r}, which is the control's label: rename it, or set config.control=False")
+            raise UserError(
+                f"config.mixers names {CONTROL!r}, which is the control's label: rename it, or set config.control=False"
+            )
         return found | {CONTROL: _channel_layer(self.base) or channel_layers.DEFAULT}
 
     def _without_state(self, label: str, pattern: str, vocab_size: int) -> Matched:
         """Of layers that carry no state, sizes that match in parameters."""
         first = sizes.with_sizes(self.base, sizes.as_the_base(self.base, next(iter(self._entries().values()))))
         target = sizes.count("params", first, vocab_size)
-        matched = sizes.match(
-            label, "params", self.base, pattern, vocab_size, target=target, tolerance=self.compare.tolerance
-        )
+        matched = sizes.match(label, "params", self.base, pattern, vocab_size, target=target, tolerance=self.compare.tolerance)
         return Matched(matched.sizes, 0.0, -1.0)
 
     def rates(self) -> list[float]:
@@ -170,9 +170,7 @@ class Plan:
     def rate_runs(self, candidate: Candidate, rates: Iterable[float]) -> list[RunPlan]:
         """Those that choose the learning rate among `rates`."""
         steps = self.compare.rate_steps or None
-        return [
-            self._run(candidate, rate, index, steps) for rate in sorted(rates) for index in range(self.compare.rate_seeds)
-        ]
+        return [self._run(candidate, rate, index, steps) for rate in sorted(rates) for index in range(self.compare.rate_seeds)]
 
     def seed_runs(self, candidate: Candidate, rate: float) -> list[RunPlan]:
         """Those that are reported, at the best rate."""
@@ -200,6 +198,7 @@ class Plan:
 
 def _shortened(optim: OptimConfig, share: float) -> OptimConfig:
     """The same schedule in a share of the steps: warm-up and decay take as large a part of a short run as of a long one."""
+
     def of(steps):
         return None if steps is None else max(min(steps, 1), round(steps * share))
 
@@ -285,6 +284,4 @@ def check_folders(plan: Plan) -> None:
                 changed = {name: values for name, values in changed.items() if name not in loop.RESUMABLE_FIELDS}
                 if changed:
                     (name, (before, after)), *_ = changed.items()
-                    raise UserError(
-                        f"{run.folder} holds a run with {name} {before!r}, not {after!r}: choose another --workdir"
-                    )
+                    raise UserError(f"{run.folder} holds a run with {name} {before!r}, not {after!r}: choose another --workdir")

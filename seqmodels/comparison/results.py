@@ -89,13 +89,11 @@ def audit_of_starts(plan: Plan, rows: dict) -> dict:
     mixers = [candidate.label for candidate in plan.candidates if not candidate.is_control]
     starts = {label: rows[label]["start"]["summary"] for label in mixers if rows[label]["start"] is not None}
     quality = {label: rows[label]["quality"] for label in mixers if rows[label]["quality"] is not None}
-    position_1 = {
-        label: each["position_1_loss"]["mean"] for label, each in quality.items() if "position_1_loss" in each
-    }
+    position_1 = {label: each["position_1_loss"]["mean"] for label, each in quality.items() if "position_1_loss" in each}
     losses = {label: each["loss"]["mean"] for label, each in quality.items()}
-    figures = {
-        name: {label: each[name] for label, each in starts.items() if name in each} for name in audit.MEANINGS
-    } | {"position_1_loss": position_1}
+    figures = {name: {label: each[name] for label, each in starts.items() if name in each} for name in audit.MEANINGS} | {
+        "position_1_loss": position_1
+    }
     spearman = {}
     for name, values in figures.items():
         both = [label for label in values if label in losses]
@@ -411,7 +409,9 @@ def _warnings(plan: Plan, known: ResultsCache) -> list[str]:
     )  # fmt: skip
     found = [text.format(", ".join(whom)) for whom, text in ends if whom]
     if len(plan.rates()) == 1:
-        found.append(f"one learning rate was tried, {plan.rates()[0]:g}; another may be better, for one mixer more than for another")
+        found.append(
+            f"one learning rate was tried, {plan.rates()[0]:g}; another may be better, for one mixer more than for another"
+        )
     return found
 
 

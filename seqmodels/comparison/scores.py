@@ -94,9 +94,7 @@ class Scores:
         return [1.0 - self.mean("errors", self.reported & (self.segment == index)) for index in segments]
 
 
-def score(
-    run: Run, validation_tokens: int = 0, frequent_pairs: Integer[np.ndarray, "pairs 2"] | None = None
-) -> Scores:
+def score(run: Run, validation_tokens: int = 0, frequent_pairs: Integer[np.ndarray, "pairs 2"] | None = None) -> Scores:
     """Score a run on its own validation data as eval.py does: text in windows of the training length, a task's examples.
 
     Args:
@@ -185,7 +183,9 @@ def _scored(run: Run, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[_Don
     labelled = run.config.data.synthetic_task is not None
 
     def done(batch, losses, correct=None):
-        return _Done(batch, batch["weights"] > 0, np.asarray(losses, np.float64), correct if correct is None else np.asarray(correct))
+        return _Done(
+            batch, batch["weights"] > 0, np.asarray(losses, np.float64), correct if correct is None else np.asarray(correct)
+        )
 
     in_flight = None
     for batch in batches:

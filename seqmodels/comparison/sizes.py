@@ -142,9 +142,7 @@ def match(name: str, quantity: str, base: Mapping, pattern: str, vocab_size: int
 class _Search:
     """Counts of one pattern, remembered, and where to look next."""
 
-    def __init__(
-        self, quantity: str, base: Mapping, pattern: str, vocab_size: int, target: float, tolerance: float
-    ):
+    def __init__(self, quantity: str, base: Mapping, pattern: str, vocab_size: int, target: float, tolerance: float):
         self.quantity, self.base, self.vocab_size = quantity, base, vocab_size
         self.target, self.tolerance = target, tolerance
         of = base["model"]

@@ -55,9 +55,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
     return Estimate(mean, mean - reach, mean + reach, n)
 
 
-def paired_over_seeds(
-    first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE
-) -> Difference:
+def paired_over_seeds(first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
     """Student's paired test: `first[i]` and `second[i]` are of the same seed, and so of the same order of the data."""
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} values are no pairs")

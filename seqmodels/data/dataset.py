@@ -108,7 +108,9 @@ class Dataset:
         source = self.name.partition("=")[2]
         if source == "toy" or "tinystories" in source.lower():
             return STORY_PROMPT
-        text = self.tokenizer.decode([int(token) for token in self.validation.tokens[: int(self.validation.document_ends[0])][:32]])
+        text = self.tokenizer.decode(
+            [int(token) for token in self.validation.tokens[: int(self.validation.document_ends[0])][:32]]
+        )
         found = re.match(rf"\s*(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+", text)
         return found[0][:PROMPT_CHARACTERS] if found else STORY_PROMPT
 
@@ -154,9 +156,7 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
     if seed < 0:
         raise UserError(f"seed is {seed}: it must be 0 or more")
     if config.synthetic_task is not None:
-        return TaskDataset(
-            config.task, config.synthetic_task, seq_len=config.seq_len, batch_size=config.batch_size, seed=seed
-        )
+        return TaskDataset(config.task, config.synthetic_task, seq_len=config.seq_len, batch_size=config.batch_size, seed=seed)
     source = sources.open_source(config.source, revision=config.revision, toy_documents=config.toy_documents)
     if config.validation_source:
         source = sources.validate_on(source, config.validation_source, revision=config.revision)
@@ -168,9 +168,7 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
     line = sources.said(source)
     say(line)
     tokenizer = _tokenizer(config, train)
-    stream = cached_tokens(
-        config.cache_dir, train, tokenizer, label=f"training split of {_short(source.name)}"
-    )
+    stream = cached_tokens(config.cache_dir, train, tokenizer, label=f"training split of {_short(source.name)}")
     batches = train_batches(
         stream,
         packing=config.packing,

@@ -54,7 +54,10 @@ class DecodingState:
     def _facts(self) -> dict[str, object]:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
         return {
-            "tokens": f"{len(self.tokens):,}", "sampled": f"{self.sampled:,}", "capacity": f"{self.capacity:,}", "bytes": f"{size:,}",
+            "tokens": f"{len(self.tokens):,}",
+            "sampled": f"{self.sampled:,}",
+            "capacity": f"{self.capacity:,}",
+            "bytes": f"{size:,}",
             "model": self.params_fingerprint[:8],
         }
 
@@ -135,9 +138,7 @@ def continue_from(
     )
 
 
-def stream(
-    graphdef: nnx.GraphDef, params: Params, state: DecodingState, sampler: Sampler, *, max_tokens: int
-) -> Iterator[int]:
+def stream(graphdef: nnx.GraphDef, params: Params, state: DecodingState, sampler: Sampler, *, max_tokens: int) -> Iterator[int]:
     """The tokens that `continue_from` would return, each as soon as it is known, and then the one that ends the text."""
     generate.check_max_tokens(max_tokens)
     state = read(graphdef, params, (), params_fingerprint=state.params_fingerprint, after=state, extra_capacity=max_tokens)

@@ -67,9 +67,7 @@ def measure(
     return measure_after(graphdef, params, before, batch_size=batch_size, tokens=tokens, rounds=rounds)
 
 
-def read(
-    graphdef: nnx.GraphDef, params: Params, vocab_size: int, *, context: int, room: int, key: jax.Array
-) -> Context:
+def read(graphdef: nnx.GraphDef, params: Params, vocab_size: int, *, context: int, room: int, key: jax.Array) -> Context:
     """Read `context` random tokens in pieces."""
     prompt = jax.random.randint(key, (1, context), 0, vocab_size, jnp.int32)
     pieces = [prompt[:, begin : begin + PREFILL_CHUNK] for begin in range(0, context, PREFILL_CHUNK)]

@@ -77,6 +77,7 @@ def evaluate(
     Raises:
         ValueError: the validation set holds not a single target.
     """
+
     def score(batch):
         return eval_step(params, put({name: array for name, array in batch.items() if name != "bytes"}))
 

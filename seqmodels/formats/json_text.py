@@ -48,9 +48,7 @@ def parse(text: str, name: str | os.PathLike[str], *, infinity: bool = False) ->
         return float(literal)
 
     try:
-        return json.loads(
-            text, object_pairs_hook=_object, parse_int=_whole_number, parse_float=_number, parse_constant=constant
-        )
+        return json.loads(text, object_pairs_hook=_object, parse_int=_whole_number, parse_float=_number, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"{name} is not valid JSON ({error})") from None
 

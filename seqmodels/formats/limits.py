@@ -69,4 +69,3 @@ def excerpt(value: object, most: int = 60) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
-

@@ -245,9 +245,7 @@ _SEQUENCES: Final = {
 _REPLACE: Final[Checks] = {"pattern": _pattern, "content": _text()}
 _PARTS: Final[Mapping[str, Mapping[str, Checks]]] = {
     "normalizer": {
-        **dict.fromkeys(
-            "Sequence BertNormalizer Strip StripAccents NFC NFD NFKC NFKD Lowercase Nmt ByteLevel".split(), _NOTHING
-        ),
+        **dict.fromkeys("Sequence BertNormalizer Strip StripAccents NFC NFD NFKC NFKD Lowercase Nmt ByteLevel".split(), _NOTHING),
         "Precompiled": {"precompiled_charsmap": _charsmap},
         "Replace": _REPLACE,
         "Prepend": {"prepend": _longer_by},

@@ -175,9 +175,7 @@ def export_folder(
         begin = tokenizer.beginning[0] if tokenizer.beginning else tokenizer.end_of_text
         ids |= {"bos_token_id": begin, "eos_token_id": tokenizer.end_of_text}
     theirs |= ids | {"dtype": dtype, "use_cache": True}
-    tensors = {
-        name: tensor.astype(EXPORT_DTYPES[dtype]) for name, tensor in table.write_tensors(kind, config, params).items()
-    }
+    tensors = {name: tensor.astype(EXPORT_DTYPES[dtype]) for name, tensor in table.write_tensors(kind, config, params).items()}
     # As scripts/generate.py draws, which a person has read samples of.
     generation = ids | {"do_sample": True, "temperature": Sampling().temperature, "top_k": 0}
     if tokenizer is not None and len(tokenizer.ends) > 1:

@@ -28,9 +28,7 @@ def folder(path_or_id: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(path_or_id, revision=revision, allow_patterns=list(FILES), local_files_only=not reachable)
-        )
+        return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=list(FILES), local_files_only=not reachable))
     except Exception as error:  # of huggingface_hub, httpx and the disk, without a common base
         if not reachable:
             raise UserError(

@@ -85,10 +85,9 @@ def read(path: str | os.PathLike) -> Tensors:
     entries = {name: _entry(path, name, values) for name, values in header.items()}
     _check_bytes_used_once(path, entries, size - 8 - length)
     data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
-    return Tensors({
-        name: data[entry.first : entry.end].view(DTYPES[entry.dtype]).reshape(entry.shape)
-        for name, entry in entries.items()
-    })
+    return Tensors(
+        {name: data[entry.first : entry.end].view(DTYPES[entry.dtype]).reshape(entry.shape) for name, entry in entries.items()}
+    )
 
 
 class _Entry(NamedTuple):

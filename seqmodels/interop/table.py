@@ -19,7 +19,15 @@ REQUIRED: Final = object()
 OMIT: Final = object()
 
 # What the trained weights compute does not depend on these fields of ours.
-IMMATERIAL: Final = ("branch_rms", "dropout", "remat", "compute_dtype", "mixer.implementation", "mixer.chunk_size", "mixer.input_bias")
+IMMATERIAL: Final = (
+    "branch_rms",
+    "dropout",
+    "remat",
+    "compute_dtype",
+    "mixer.implementation",
+    "mixer.chunk_size",
+    "mixer.input_bias",
+)
 
 # Fields of theirs that mean the same in every kind, or nothing to what the weights compute.
 IGNORED: Final = frozenset(
@@ -156,9 +164,7 @@ class Kind:
 # -- configs ----------------------------------------------------------------------------------------------------
 
 
-def read_config(
-    kind: Kind, theirs: Mapping[str, Any], report: Callable[[str], None] = lambda line: None
-) -> ModelConfig:
+def read_config(kind: Kind, theirs: Mapping[str, Any], report: Callable[[str], None] = lambda line: None) -> ModelConfig:
     """Our config of theirs.
 
     Args:
@@ -253,9 +259,7 @@ def _read_field(kind: Kind, entry: Field, theirs: Mapping[str, Any], present: li
     names = entry.theirs.split()
     differing = [name for name in present[1:] if theirs[name] != theirs[present[0]]]
     if differing:
-        raise UserError(
-            f"config.json has {present[0]}={theirs[present[0]]!r} but {differing[0]}={theirs[differing[0]]!r}"
-        )
+        raise UserError(f"config.json has {present[0]}={theirs[present[0]]!r} but {differing[0]}={theirs[differing[0]]!r}")
     if not present and entry.default is REQUIRED:
         raise UserError(f"config.json of a {kind.model_type} lacks {names[0]}")
     value = theirs[present[0]] if present else entry.default
@@ -288,9 +292,7 @@ def _written(kind: Kind, entry: Field, flat: Mapping[str, Any]) -> Any:
         if ours == value:
             return theirs
     name = entry.ours.split()[0]
-    raise UserError(
-        f"{_our_name(kind, name)}={value!r} has no place in a {kind.model_type} checkpoint of {kind.library}"
-    )
+    raise UserError(f"{_our_name(kind, name)}={value!r} has no place in a {kind.model_type} checkpoint of {kind.library}")
 
 
 def _refuse(kind: Kind, name: str, theirs: Mapping[str, Any], values: tuple[Any, ...]):
@@ -390,9 +392,7 @@ def write_tensors(kind: Kind, config: ModelConfig, params: dict) -> dict[str, np
         return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     for tensor in _outer(kind, config):
-        tensors[tensor.theirs] = written(
-            tensor, [np.asarray(_get(params, kind.path(path))) for path in tensor.ours.split()]
-        )
+        tensors[tensor.theirs] = written(tensor, [np.asarray(_get(params, kind.path(path))) for path in tensor.ours.split()])
     for tensor in kind.inner:
         stacks = [np.asarray(_get(params, kind.path(path))) for path in tensor.ours.split()]
         for layer in range(config.repeats):

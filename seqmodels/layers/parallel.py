@@ -45,9 +45,7 @@ class ParallelMixers(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], state, shared: dict[str, Any], *, reset=None):
         total, states = 0.0, []
         for index, (name, mixer) in enumerate(self.parts()):
-            y, new_state, shared = call_mixer(
-                name, mixer, x, None if state is None else state[index], shared, reset=reset
-            )
+            y, new_state, shared = call_mixer(name, mixer, x, None if state is None else state[index], shared, reset=reset)
             total = total + self.norms[f"{index}_{name}"](y) / len(self.names)
             states.append(new_state)
         return total, tuple(states), shared

@@ -60,9 +60,7 @@ class Mixer(nnx.Module):
 
     def __init__(self, config: Config, d_model: int, *, compute_dtype=jnp.float32, rngs: nnx.Rngs):
         if config.head_dim is None and d_model % config.num_heads:
-            raise UserError(
-                f"model.mixers.attention.num_heads={config.num_heads} must divide model.d_model={d_model}"
-            )
+            raise UserError(f"model.mixers.attention.num_heads={config.num_heads} must divide model.d_model={d_model}")
         self.config = config
         self.compute_dtype = compute_dtype
         self.num_kv_heads = config.num_kv_heads or config.num_heads

@@ -56,7 +56,6 @@ class Config(Checked, where="model.mixers.deltanet"):
     implementation: Implementation | None = None  # of delta_rule; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls, d_model: int) -> "Config":
         """The published sizes: K = V = 128 (arXiv 2406.06484); d_model a multiple of 128."""

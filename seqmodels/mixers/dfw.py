@@ -51,7 +51,6 @@ class Config(Checked, where="model.mixers.dfw"):
     implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls) -> "Config":
         """One head, keys and values as wide as the model: 6 D^2 parameters, D^2 numbers of state."""

@@ -63,7 +63,6 @@ class Config(Checked, where="model.mixers.gated_deltanet"):
     implementation: Implementation | None = None  # of delta_rule; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls, d_model: int) -> "Config":
         """The authors' sizes: K = 256, V = 512, 6 heads at d_model 2048; for d_model a multiple of 1024."""

@@ -50,7 +50,6 @@ class Config(Checked, where="model.mixers.gated_retention"):
     implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls, d_model: int) -> "Config":
         """The sizes of YOCO's code: heads of width 256, keys as wide as values; d_model is a multiple of 256."""
@@ -79,9 +78,7 @@ class Mixer(nnx.Module):
         self.key_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, key_dim), gain=INPUT_GAIN))
         self.value_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, d_model), gain=INPUT_GAIN))
         self.gate_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, d_model), gain=INPUT_GAIN))
-        self.decay_kernel = NoWeightDecay(
-            xavier_uniform_init(rngs.params(), (d_model, config.num_heads), gain=INPUT_GAIN)
-        )
+        self.decay_kernel = NoWeightDecay(xavier_uniform_init(rngs.params(), (d_model, config.num_heads), gain=INPUT_GAIN))
         self.output_kernel = Weight(xavier_uniform_init(rngs.params(), (d_model, d_model), gain=OUTPUT_GAIN))
 
     def init_state(self, batch_size: int, max_len: int) -> State:

@@ -65,7 +65,6 @@ class Config(Checked, where="model.mixers.gateloop"):
     implementation: Implementation | None = None  # of the op; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form (unused with max heads); None: the fastest
 
-
     @classmethod
     def max_heads(cls, d_model: int, gate: str = "polar") -> "Config":
         """One complex number of state per channel of the model: 7 D^2 parameters with either gate."""

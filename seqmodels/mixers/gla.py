@@ -49,7 +49,6 @@ class Config(Checked, where="model.mixers.gla"):
     implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls) -> "Config":
         """The published sizes (4 heads at every width, arXiv 2312.06635, section 5), which are the defaults."""
@@ -74,9 +73,7 @@ class Mixer(nnx.Module):
         self.gate_kernel = Weight(normal_init(rngs.params(), (d_model, value_dim)))
         self.decay_in_kernel = NoWeightDecay(xavier_uniform_init(rngs.params(), (d_model, rank), gain=GAIN))
         self.decay_out_kernel = NoWeightDecay(xavier_uniform_init(rngs.params(), (rank, key_dim), gain=GAIN))
-        self.decay_bias = nnx.Param(
-            jax.random.uniform(rngs.params(), (key_dim,), jnp.float32, -(rank**-0.5), rank**-0.5)
-        )
+        self.decay_bias = nnx.Param(jax.random.uniform(rngs.params(), (key_dim,), jnp.float32, -(rank**-0.5), rank**-0.5))
         self.head_norm = RMSNorm(self.value_head_dim, eps=config.norm_eps, rngs=rngs)
         self.output_kernel = Weight(normal_init(rngs.params(), (value_dim, d_model)))
 

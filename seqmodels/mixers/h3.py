@@ -51,7 +51,6 @@ class Config(Checked, where="model.mixers.h3"):
     implementation: Implementation | None = None  # of diagonal_ssm; None: the fastest for length and reset
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest
 
-
     @classmethod
     def paper(cls) -> "Config":
         """The published sizes (N = W = 64, P = 1, arXiv 2212.14052, appendix C), which are the defaults."""

@@ -47,7 +47,6 @@ class Config(Checked, where="model.mixers.hgrn2"):
     implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls, d_model: int) -> "Config":
         """The published expansion, K = V = 128 (arXiv 2404.07904, section 4); d_model is a multiple of 128."""
@@ -85,9 +84,7 @@ class Mixer(nnx.Module):
         """Zeros; the size does not depend on ``max_len``."""
         return jnp.zeros((batch_size, self.config.num_heads, self.head_dim, self.head_dim), jnp.float32)
 
-    def gate(
-        self, x: Float[Array, "B T D"], bound: Float[Array, " D"]
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+    def gate(self, x: Float[Array, "B T D"], bound: Float[Array, " D"]) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
         """log(alpha_t) and the key 1 - alpha_t of every channel, float32."""
         return bounded_gate(dense(x, self.gate_logit_kernel[...]), bound)
 

@@ -66,7 +66,6 @@ class Config(Checked, where="model.mixers.kda"):
     implementation: Implementation | None = None  # of delta_rule; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls, d_model: int) -> "Config":
         """The published sizes: K = V = 128, ranks of 128 (arXiv 2510.26692); d_model a multiple of 128."""

@@ -90,9 +90,7 @@ class Mixer(nnx.Module):
 
     def __init__(self, config: Config, d_model: int, *, rngs: nnx.Rngs):
         if d_model % config.num_heads:
-            raise UserError(
-                f"model.mixers.linear_attention.num_heads={config.num_heads} must divide model.d_model={d_model}"
-            )
+            raise UserError(f"model.mixers.linear_attention.num_heads={config.num_heads} must divide model.d_model={d_model}")
         self.config = config
         self.head_dim = d_model // config.num_heads
         self.query_kernel = Weight(normal_init(rngs.params(), (d_model, d_model)))

@@ -73,7 +73,5 @@ class Mixer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], State]:
         """Mixes T steps that follow those of ``state``; ``reset`` marks the steps at which a new document starts."""
         z = dense(x, self.input_kernel[...]) + self.bias[...].astype(x.dtype)
-        h, state = lstm(
-            z, self.recurrent_kernel[...], state=state, reset=reset, implementation=self.config.implementation
-        )
+        h, state = lstm(z, self.recurrent_kernel[...], state=state, reset=reset, implementation=self.config.implementation)
         return dense(h, self.output_kernel[...]), state

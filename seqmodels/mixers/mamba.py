@@ -51,7 +51,6 @@ class Config(Checked, where="model.mixers.mamba"):
     implementation: Implementation | None = None  # of selective_scan; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls) -> "Config":
         """The published sizes (arXiv 2312.00752, section 3.4 and appendix E.2), which are the defaults."""
@@ -88,9 +87,7 @@ class Mixer(nnx.Module):
         tail = jnp.zeros((batch_size, self.config.conv_width - 1, self.inner), jnp.float32)
         return State(tail, jnp.zeros((batch_size, self.inner, self.config.d_state), jnp.float32))
 
-    def selection(
-        self, u: Float[Array, "B T E"]
-    ) -> tuple[Float[Array, "B T E"], Float[Array, "B T N"], Float[Array, "B T N"]]:
+    def selection(self, u: Float[Array, "B T E"]) -> tuple[Float[Array, "B T E"], Float[Array, "B T N"], Float[Array, "B T N"]]:
         """The step sizes dt (float32), B and C that the channels' inputs choose."""
         N = self.config.d_state
         r, B, C = jnp.split(dense(u, self.selection_kernel[...]), [self.rank, self.rank + N], axis=-1)

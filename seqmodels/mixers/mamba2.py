@@ -56,7 +56,6 @@ class Config(Checked, where="model.mixers.mamba2"):
     implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls) -> "Config":
         """The published sizes (arXiv 2405.21060, section 9.2 and appendix D): N = 128, P = 64."""

@@ -72,7 +72,6 @@ class Config(Checked, where="model.mixers.mlstm"):
     implementation: Implementation | None = None  # of mlstm_cell; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls) -> "Config":
         """The published block (4 heads, twice the width inside, blocks and convolution of 4), which is the default."""
@@ -129,9 +128,7 @@ class Mixer(nnx.Module):
             gate_inputs = d_model
         H = config.num_heads
         self.input_gate_logit_kernel = NoWeightDecay(jnp.zeros((gate_inputs, H), jnp.float32))
-        self.input_gate_logit_bias = nnx.Param(
-            config.input_bias + normal_init(rngs.params(), (H,), INPUT_BIAS_DEVIATION)
-        )
+        self.input_gate_logit_bias = nnx.Param(config.input_bias + normal_init(rngs.params(), (H,), INPUT_BIAS_DEVIATION))
         self.forget_gate_logit_kernel = NoWeightDecay(jnp.zeros((gate_inputs, H), jnp.float32))
         self.forget_gate_logit_bias = nnx.Param(jnp.linspace(*FORGET_BIAS, H, dtype=jnp.float32))
         self.head_norm_scale = nnx.Param(jnp.ones((value_dim,), jnp.float32))

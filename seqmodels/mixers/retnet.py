@@ -53,7 +53,6 @@ class Config(Checked, where="model.mixers.retnet"):
     implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls, d_model: int) -> "Config":
         """The published sizes: K = 256, V = 512 (arXiv 2307.08621, section 3.1); d_model is a multiple of 256."""

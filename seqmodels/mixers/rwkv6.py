@@ -59,7 +59,6 @@ class Config(Checked, where="model.mixers.rwkv6"):
     implementation: Implementation | None = None  # of gated_linear_attention; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
-
     @classmethod
     def paper(cls, d_model: int) -> "Config":
         """The published sizes: K = V = 64, ranks 32 and 64 (twice that from d_model 4096); a multiple of 64."""
@@ -103,9 +102,7 @@ class Mixer(nnx.Module):
         growing = (jnp.arange(d_model, dtype=jnp.float32) / d_model) ** depth.remaining
         slowly = (jnp.arange(d_model, dtype=jnp.float32) / d_model) ** (0.5 * depth.remaining)
         self.shift_mix = nnx.Param(1.0 - growing)
-        self.mix = NoWeightDecay(
-            1.0 - jnp.stack([growing, growing, growing + 0.3 * depth.reached, slowly, slowly])
-        )
+        self.mix = NoWeightDecay(1.0 - jnp.stack([growing, growing, growing + 0.3 * depth.reached, slowly, slowly]))
         # Named so that weight decay leaves them alone: pulled to zero, the blends would lose touch with the token.
         self.mix_in = NoWeightDecay(jnp.zeros((d_model, 5 * config.mix_rank), jnp.float32))
         self.mix_out = NoWeightDecay(_low_rank_init(rngs.params(), (5, config.mix_rank, d_model)))

@@ -30,7 +30,8 @@ def _over_time(op, x, weight, bias=None, *, state=None, reset=None):
 
 
 @per_shard(
-    {"x": "b t h", "weight": "_ h", "bias": "h", "state": "b _ h", "reset": "b t"}, results=("b t h", "b _ h"),
+    {"x": "b t h", "weight": "_ h", "bias": "h", "state": "b _ h", "reset": "b t"},
+    results=("b t h", "b _ h"),
     over_time=_over_time,
 )
 def causal_conv(

@@ -84,9 +84,7 @@ def _pairs(x, block):
     return x.reshape(*lead, steps // (2 * block), 2, block, features)
 
 
-def local_sums(
-    log_decay: Float[Array, "*b C X"], before: Float[Array, "*b C X"] | None = None
-) -> LocalSums:
+def local_sums(log_decay: Float[Array, "*b C X"], before: Float[Array, "*b C X"] | None = None) -> LocalSums:
     """All local sums of a chunk, each made from those of half the length by one addition.
 
     Args:

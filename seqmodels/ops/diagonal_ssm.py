@@ -95,7 +95,8 @@ def _over_time(op, u, dA_minus_1, dB, C, *, state=None, reset=None, **options):
 
 
 @per_shard(
-    {"u": "b t h", "dA_minus_1": "h", "dB": "h", "C": "h", "state": "b h", "reset": "b t"}, results=("b t h", "b h"),
+    {"u": "b t h", "dA_minus_1": "h", "dB": "h", "C": "h", "state": "b h", "reset": "b t"},
+    results=("b t h", "b h"),
     over_time=_over_time,
 )
 def diagonal_ssm(

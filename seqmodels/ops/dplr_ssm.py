@@ -83,9 +83,7 @@ def dplr_ssm(
     system = _discretise(*(x.astype(jnp.complex64) for x in (A, P, B, C)), dt.astype(jnp.float32)[:, None])
     # Measured on a CPU at B 16, T 256, D 128, N 64, forward and backward: parallel 45 ms, chunked 91 (with documents
     # 155 and 100), recurrent 890.
-    return time_invariant.run(
-        "dplr_ssm", _FORMS, u, system, state, reset, implementation=implementation, chunk_size=chunk_size
-    )
+    return time_invariant.run("dplr_ssm", _FORMS, u, system, state, reset, implementation=implementation, chunk_size=chunk_size)
 
 
 def kernel(

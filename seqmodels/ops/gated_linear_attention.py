@@ -186,9 +186,7 @@ def _recurrent(q, k, v, log_decay, value_log_decay, bonus, state, reset):
         read = state if bonus is None else before + bonus.astype(jnp.float32)[:, :, None] * update
         return state, jnp.einsum("bhk,bhkv->bhv", q, read, precision=lax.Precision.HIGHEST)
 
-    by_step = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, log_decay, value_log_decay, reset)
-    )
+    by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, log_decay, value_log_decay, reset))
     state, o = lax.scan(step, state, by_step)
     return jnp.moveaxis(o, 0, 1), state
 
@@ -437,9 +435,7 @@ def _prepare(inputs: _Inputs, *, read_before: bool, precision: lax.Precision) ->
         before = jnp.zeros_like(log_decay) if start_log_mask is None else jnp.broadcast_to(start_log_mask, log_decay.shape)
     sums = local_sums(log_decay, before)
     diagonal = jnp.broadcast_to(0.0 if read_before else jnp.sum(q * k, axis=-1), v.shape[:-1])
-    chunk = Chunk(
-        read=q * jnp.exp(sums.prefix), write=k * jnp.exp(sums.suffix), value=v, inside=v, keep=jnp.exp(sums.total)
-    )
+    chunk = Chunk(read=q * jnp.exp(sums.prefix), write=k * jnp.exp(sums.suffix), value=v, inside=v, keep=jnp.exp(sums.total))
     if value_log_decay is not None:
         value_sums = local_sums(value_log_decay, jnp.zeros_like(value_log_decay) if read_before else None)
         return chunk._replace(

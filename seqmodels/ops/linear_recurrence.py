@@ -46,7 +46,8 @@ def _over_time(op, a, b, *, state=None, reset=None, **options):
 
 
 @per_shard(
-    {"a": "b t h", "b": "b t h", "state": "b h", "reset": "b t"}, results=("b t h", "b h"),
+    {"a": "b t h", "b": "b t h", "state": "b h", "reset": "b t"},
+    results=("b t h", "b h"),
     over_time=_over_time,
 )
 def linear_recurrence(

@@ -30,7 +30,8 @@ class LSTMState(NamedTuple):
 
 
 @per_shard(
-    {"z": "r t", "kernel": "_", "state": LSTMState("r", "r"), "reset": "r t"}, results=("r t", LSTMState("r", "r")),
+    {"z": "r t", "kernel": "_", "state": LSTMState("r", "r"), "reset": "r t"},
+    results=("r t", LSTMState("r", "r")),
     over_time="its recurrence is nonlinear, so that what a device's steps do to a state is known only once the steps before are done",
 )
 def lstm(
@@ -85,9 +86,7 @@ def _product(x, kernel, contract_kernel_axis: int):
     """x times the kernel (or its transpose), operands in the kernel's dtype, sums in float32."""
     precision = lax.Precision.HIGHEST if kernel.dtype == jnp.float32 else lax.Precision.DEFAULT
     dimensions = (((x.ndim - 1,), (contract_kernel_axis,)), ((), ()))
-    return lax.dot_general(
-        x.astype(kernel.dtype), kernel, dimensions, precision=precision, preferred_element_type=jnp.float32
-    )
+    return lax.dot_general(x.astype(kernel.dtype), kernel, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _by_time(*arrays):

@@ -169,9 +169,7 @@ def _recurrent(q, k, v, i, log_f, state, reset, eps):
         q, k, v, i, log_f = (x.astype(jnp.float32) for x in inputs[:5])
         starts = inputs[5]
         if starts is not None:
-            state = MLSTMState(
-                *(jnp.where(starts.reshape(starts.shape + (1,) * (x.ndim - 1)), 0.0, x) for x in state)
-            )
+            state = MLSTMState(*(jnp.where(starts.reshape(starts.shape + (1,) * (x.ndim - 1)), 0.0, x) for x in state))
         m = jnp.maximum(log_f + state.m, i)
         decay, weight = jnp.exp(log_f + state.m - m), jnp.exp(i - m)
         written = weight[..., None] * k

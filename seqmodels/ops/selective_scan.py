@@ -280,9 +280,7 @@ def _pallas(kernel: kernels.Kernel, x, dt, A, B, C, state, reset):
 
 
 def _pallas_forward(kernel, x, dt, A, B, C, state, reset):
-    y, final, starts = kernel.passes.forward(
-        x, dt, A, B, C, state, reset, keep_starts=True, interpret=kernel.interpret
-    )
+    y, final, starts = kernel.passes.forward(x, dt, A, B, C, state, reset, keep_starts=True, interpret=kernel.interpret)
     return (y, final), (x, dt, A, B, C, reset, starts)
 
 

@@ -67,9 +67,7 @@ def run(
     return y.astype(u.dtype), state
 
 
-def convolve(
-    u: Float[Array, "B T D"], kernel: Float[Array, "D W"], reset: Bool[Array, "B T"] | None
-) -> Float[Array, "B T D"]:
+def convolve(u: Float[Array, "B T D"], kernel: Float[Array, "D W"], reset: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
     """y_t = sum of kernel[l] u_{t-l} over the steps t - l of t's own document.
 
     Without ``reset`` by FFT, O(T log T). With it one age l after the other, O(T^2) for a kernel of T steps: no FFT keeps
@@ -152,9 +150,7 @@ def last_state(
     return state
 
 
-def response(
-    tables: Tables, state: Float[Array, "B D N"], steps: int, reset: Bool[Array, "B T"] | None
-) -> Float[Array, "B T D"]:
+def response(tables: Tables, state: Float[Array, "B D N"], steps: int, reset: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
     """What the outputs of the next ``steps`` steps hold of ``state``."""
     length = tables.kernel.shape[1]
     if reset is not None:

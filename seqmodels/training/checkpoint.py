@@ -172,10 +172,12 @@ class Writer:
             # Without `best_fn` Orbax does not write the losses; a resumed run would not know its best step.
             best_fn=loss,
             best_mode="min",
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([
-                checkpoint_managers.LatestN(keep),
-                checkpoint_managers.BestN(get_metric_fn=loss, reverse=True, n=1),
-            ]),
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [
+                    checkpoint_managers.LatestN(keep),
+                    checkpoint_managers.BestN(get_metric_fn=loss, reverse=True, n=1),
+                ]
+            ),
             cleanup_tmp_directories=True,
             temporary_path_class=_SyncedPath,
         )
@@ -242,9 +244,7 @@ class Writer:
             raise UserError(f"a checkpoint cannot be written in {self._directory}: {reason}; mend that, then {saved}") from error
 
 
-def _restore_step(
-    directory: Path, abstract_state: dict, group: processes.Group
-) -> tuple[Restored | None, dict[str, Any]]:
+def _restore_step(directory: Path, abstract_state: dict, group: processes.Group) -> tuple[Restored | None, dict[str, Any]]:
     """A step, or why it cannot be had: the ``reason``, and whether it is an ``obstacle`` outside the data.
 
     All processes take the step or none does: each reads its part without waiting for another, then they compare.

@@ -187,13 +187,13 @@ def begins(data: bytes, summary: Mapping) -> bool:
     return len(data) >= summary["bytes"] and Content(data[: summary["bytes"]]).summary() == summary
 
 
-def _keep_if_damaged(
-    path: Path, data: bytes, expected: Mapping | None, last_step: int, report: Callable[[str], None]
-) -> None:
+def _keep_if_damaged(path: Path, data: bytes, expected: Mapping | None, last_step: int, report: Callable[[str], None]) -> None:
     """Report a file that does not begin with what the checkpoint of `last_step` implies, and keep a copy of it."""
     if expected is None or begins(data, expected):
         return
-    lost = f"{len(data)} of at least {expected['bytes']} bytes are left" if len(data) < expected["bytes"] else "bytes were changed"
+    lost = (
+        f"{len(data)} of at least {expected['bytes']} bytes are left" if len(data) < expected["bytes"] else "bytes were changed"
+    )
     kept = ""
     if data:
         number = next(n for n in range(1, sys.maxsize) if not path.with_name(f"{path.name}.damaged{n}").exists())

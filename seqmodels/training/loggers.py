@@ -79,7 +79,9 @@ class TensorBoard:
     def final(self, metrics: Mapping[str, float]) -> None:
         """A row of the HPARAMS page: the hyperparameters, and what the run came to under ``final/``."""
         metrics = {f"final/{name}": value for name, value in metrics.items()}
-        shown = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in self._hyperparameters.items()}
+        shown = {
+            name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in self._hyperparameters.items()
+        }
         for summary in self._summary.hparams(shown, metrics):
             self._write(self._last_step, summary=summary)
         self.scalars(self._last_step, metrics)

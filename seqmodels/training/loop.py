@@ -163,17 +163,14 @@ def _start(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: pro
     Raises:
         UserError: a checkpoint cannot be read, or was trained on other data.
     """
-    restored = checkpoint.restore(
-        workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group
-    )
+    restored = checkpoint.restore(workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group)
     if restored is None:
         return _begin(config, dataset, setup, workdir, group)
     if restored.record["data"] != dataset.fingerprint:
         older = dataset.tokenizer is not None and not (workdir / data.RECORD_NAME).exists()
         also = " (or is text without <|endoftext|>, of which older runs held out other parts)" if older else ""
         raise UserError(
-            f"{dataset.name} is not what the run in {workdir} was begun with{also}; "
-            "bring that back, or choose another --workdir"
+            f"{dataset.name} is not what the run in {workdir} was begun with{also}; bring that back, or choose another --workdir"
         )
     return _Start(restored.step, restored.state, restored.record["seconds"], restored.record)
 
@@ -236,9 +233,7 @@ def _summary(config: RunConfig, dataset, setup: Trainer, log: Log, skipped: int)
         **{name: evaluation[name] for name in SCORES if name in evaluation},
         "tokens_per_second": statistics.median_high(speeds) if speeds else None,
         "parameters": setup.num_parameters,
-        "state_bytes": perplexity.state_bytes(
-            setup.graphdef, setup.abstract_state()["params"], config.data.seq_len
-        ),
+        "state_bytes": perplexity.state_bytes(setup.graphdef, setup.abstract_state()["params"], config.data.seq_len),
         "state_max_len": config.data.seq_len,
         **({"task": config.data.task} if dataset.tokenizer is None else {"tokenizer": dataset.tokenizer.name}),
         "train_tokens": evaluation["tokens"],
@@ -301,9 +296,7 @@ class _Run:
             if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
                 raise self.diverged(step, f"{self.skipped_in_a_row} steps one after the other were skipped")
         elif not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
-            raise self.diverged(
-                step, f"the loss is {metrics['loss']:.4g}, the gradient norm {metrics['gradient_norm']:.4g}"
-            )
+            raise self.diverged(step, f"the loss is {metrics['loss']:.4g}, the gradient norm {metrics['gradient_norm']:.4g}")
         if step % self.config.train.log_every_steps == 0 or step == self.config.train.steps:
             if "accuracy" in metrics:
                 scores = {"accuracy": metrics.pop("accuracy")}
@@ -346,9 +339,7 @@ class _Run:
             )  # fmt: skip
         if not math.isfinite(result.loss):
             raise self.diverged(self.step, f"the validation loss is {result.loss:.4g}", evaluating=True)
-        self.log.validation(
-            self.step, loss=result.loss, scores=result.scores, tokens_per_second=result.tokens_per_second
-        )
+        self.log.validation(self.step, loss=result.loss, scores=result.scores, tokens_per_second=result.tokens_per_second)
 
     def sample(self) -> None:
         tokenizer = self.dataset.tokenizer
@@ -357,9 +348,7 @@ class _Run:
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
         sampler = Sampler(Sampling(), key, tokenizer.ends, data.token_mask(tokenizer, self.setup.vocab_size))
         with self.signals.interrupting():
-            [tokens] = generate.generate(
-                self.setup.graphdef, self.state["params"], [prompt], sampler, max_tokens=SAMPLE_TOKENS
-            )
+            [tokens] = generate.generate(self.setup.graphdef, self.state["params"], [prompt], sampler, max_tokens=SAMPLE_TOKENS)
         text = tokenizer.decode([*prompt, *tokens])
         # A model that has not learnt much writes control characters, which a terminal would obey.
         self.log.sample(self.step, escape(text, "terminal"))
@@ -428,8 +417,7 @@ def _check_config(config: RunConfig, workdir: Path) -> RunConfig:
     if fixed:
         more = f" and {len(fixed) - 5} more" if len(fixed) > 5 else ""
         raise UserError(
-            f"{workdir} holds a run of another config: {', '.join(fixed[:5])}{more}; choose another "
-            "--workdir to begin anew"
+            f"{workdir} holds a run of another config: {', '.join(fixed[:5])}{more}; choose another --workdir to begin anew"
         )
     if not changes:
         return config

@@ -215,9 +215,7 @@ def _sums_forward(cap, vocabulary, hidden, kernel, targets, weights):
         return (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, softmax.losses)
 
     start = jnp.float32(0), jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32)
-    (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, losses) = lax.scan(
-        add_chunk, start, (hidden, targets, weights)
-    )
+    (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, losses) = lax.scan(add_chunk, start, (hidden, targets, weights))
     return (loss_sum, hit_sum), (hidden_gradient, kernel_gradient.astype(kernel.dtype), losses)
 
 

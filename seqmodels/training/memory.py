@@ -49,9 +49,7 @@ def gib(size: int) -> str:
 def per_device(shapes, mesh) -> int:
     """Bytes that a tree of ShapeDtypeStructs takes on one device, placed by the table of `training.sharding`."""
     places = sharding.tree_shardings(shapes, mesh)
-    sizes = jax.tree.map(
-        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, places
-    )
+    sizes = jax.tree.map(lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, places)
     return sum(jax.tree.leaves(sizes))
 
 

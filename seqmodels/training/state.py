@@ -103,7 +103,8 @@ class Trainer:
         """Shapes, dtypes and shardings of the train state: what a checkpoint is restored into."""
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            self._shapes, self.shardings,
+            self._shapes,
+            self.shardings,
         )
 
     def forms(self, rows_of_batch: Callable[[slice], dict[str, np.ndarray]]) -> list[str]:
@@ -141,9 +142,7 @@ class Trainer:
             return array[begin - first : stop - first, *index[1:]]
 
         return {
-            name: jax.make_array_from_callback(
-                (size, *array.shape[1:]), self.batch_sharding, functools.partial(part, array)
-            )
+            name: jax.make_array_from_callback((size, *array.shape[1:]), self.batch_sharding, functools.partial(part, array))
             for name, array in rows_of_batch(slice(first, end)).items()
         }
 
@@ -198,9 +197,7 @@ class Trainer:
     def _check_batch(self):
         data, accumulation = self.config.data, self.config.optim.accumulation_steps
         if data.batch_size % accumulation:
-            raise UserError(
-                f"data.batch_size={data.batch_size} is not a multiple of optim.accumulation_steps={accumulation}"
-            )
+            raise UserError(f"data.batch_size={data.batch_size} is not a multiple of optim.accumulation_steps={accumulation}")
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if (data.batch_size // accumulation) % parts:
             raise UserError(

@@ -50,9 +50,7 @@ def train_step(
         (total, (correct, weight)), gradients = value_and_grad(params, batch, key)
     else:
         # Rows are dealt out in turn, so that each micro-batch stays spread over the devices as the batch was.
-        micro_batches = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, accumulation_steps, *leaf.shape[1:]).swapaxes(0, 1), batch
-        )
+        micro_batches = jax.tree.map(lambda leaf: leaf.reshape(-1, accumulation_steps, *leaf.shape[1:]).swapaxes(0, 1), batch)
 
         def accumulate(sums, inputs):
             index, micro_batch = inputs

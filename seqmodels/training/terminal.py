@@ -68,7 +68,9 @@ class Terminal:
     def _bar_line(self, width: int) -> str:
         if self._started is None and self._step < self._total_steps:
             return progress_line(width, self._step, self._total_steps, [f"compiling, {time.perf_counter() - self._opened:.0f} s"])
-        return progress_line(width, self._step, self._total_steps, [*self._numbers[:1], self._left(), self._speed, *self._numbers[1:]])
+        return progress_line(
+            width, self._step, self._total_steps, [*self._numbers[:1], self._left(), self._speed, *self._numbers[1:]]
+        )
 
     def _left(self) -> str:
         done = self._step - self._first_step

@@ -90,9 +90,7 @@ def test_its_state_is_the_last_input_and_survives_unstacking():
     logits, after = network(step, state)
     unstacked_logits, unstacked = network(step, unstacked)
     np.testing.assert_allclose(logits, unstacked_logits, rtol=0, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), after, network.stack_state(unstacked)
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), after, network.stack_state(unstacked))
     forgotten, _ = network(step, (state[0], jnp.zeros_like(state[1])))
     assert float(jnp.abs(forgotten - logits).max()) > 1e-4, "the state of the channel layer changes nothing"
 

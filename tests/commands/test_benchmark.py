@@ -353,7 +353,9 @@ def test_kernels_bound():
     array = 2 * 2 * 8 * 3 * 16
     bytes_of = kernels.bytes_of
     assert bytes_of(inputs, inputs["v"], "forward") == 4 * array and bytes_of(inputs, inputs["v"], "gradient") == 11 * array
-    assert case.flops(shape, "forward") == 2 * 8 * 3 * 4 * 16 * 16 and case.flops(shape, "gradient") == 3 * 2 * 8 * 3 * 4 * 16 * 16
+    assert (
+        case.flops(shape, "forward") == 2 * 8 * 3 * 4 * 16 * 16 and case.flops(shape, "gradient") == 3 * 2 * 8 * 3 * 4 * 16 * 16
+    )
 
 
 def test_kernels_bound_by_exponentials():

@@ -45,9 +45,7 @@ class NumpyPeer:
     def start(self, config, decayed):
         self.optim, self.steps = config.optim, 0
         masks = {name: mask.astype(np.float32) for name, mask in decayed.items()}
-        self.masks = jax.tree.leaves(
-            table.read_tensors(self.foreign.kind, self.foreign.config, self.foreign.params, masks)
-        )
+        self.masks = jax.tree.leaves(table.read_tensors(self.foreign.kind, self.foreign.config, self.foreign.params, masks))
         self.params, self.treedef = jax.tree.flatten(self.foreign.params)
         self.m, self.v = ([np.zeros_like(leaf) for leaf in self.params] for _ in range(2))
 

@@ -42,6 +42,8 @@ def test_a_config_that_comes_with_the_package_is_found_from_anywhere(tmp_path, m
     with pytest.raises(UserError, match=r"no file configs/tinystory\.py; did you mean 'configs/tinystories\.py'"):
         command_line.config_and_flags(["train.py", "--config=configs/tinystory.py:gla", "--workdir=x"], {"workdir": None})
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "tinystories.py").write_text("from configs import base\nget_config = lambda name: base.get_config()\n")
+    (tmp_path / "configs" / "tinystories.py").write_text(
+        "from configs import base\nget_config = lambda name: base.get_config()\n"
+    )
     config, _ = command_line.config_and_flags(["train.py", *flag, "--workdir=x"], {"workdir": None})
     assert config.model.pattern == "attention mlp"

@@ -37,7 +37,7 @@ def error_of(*argv):
         ([], "--config is missing"),
         ([CONFIG], "--workdir is missing"),
         (["--workdir={}"], "--config is missing"),
-        ([CONFIG, "--wrokdir={}"], 'wrokdir'),
+        ([CONFIG, "--wrokdir={}"], "wrokdir"),
         ([CONFIG, "--workdri={}"], "did you mean --workdir?"),
         ([CONFIG, "--workdir={}", "--lr=0.1"], "--lr is not a flag; did you mean --config.optim.learning_rate?"),
         ([CONFIG, "--workdir={}", "--config.layers=3"], "did you mean --config.model.repeats?"),

@@ -25,7 +25,9 @@ def command(script: str, *arguments: str) -> None:
 
 def test_the_walk(tmp_path, capsys):
     text = tmp_path / "my text.txt"
-    text.write_text("<|endoftext|>".join(f"Day {day}: the river rose by {day % 7} feet, said the keeper.\n" for day in range(300)))
+    text.write_text(
+        "<|endoftext|>".join(f"Day {day}: the river rose by {day % 7} feet, said the keeper.\n" for day in range(300))
+    )
     losses = {}
     for mixer in MIXERS:
         fields = {
@@ -45,6 +47,8 @@ def test_the_walk(tmp_path, capsys):
         command("eval.py", f"--workdir={tmp_path / mixer}")
         judged = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert judged["step"] == 20 and judged["bits_per_byte"] > 0
-    command("scripts/generate.py", f"--workdir={tmp_path / MIXERS[1]}", "--prompt=Day 5: the", "--max_tokens=12", "--temperature=0")
+    command(
+        "scripts/generate.py", f"--workdir={tmp_path / MIXERS[1]}", "--prompt=Day 5: the", "--max_tokens=12", "--temperature=0"
+    )
     written = capsys.readouterr().out
     assert written.startswith("Day 5: the") and len(written) > len("Day 5: the\n")

@@ -42,7 +42,10 @@ class Processes:
         self.children = [
             subprocess.Popen(
                 [sys.executable, *argv, f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={index}"],
-                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
                 env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST},
             )  # fmt: skip
             for index in range(count)
@@ -92,7 +95,14 @@ def story(tmp_path_factory):
 
     steps = checkpoint.steps(workdir / "checkpoints")[-1] + 2
     summary = loop.train(*train.parse(arguments(folder, steps)))
-    return {"folder": folder, "stopped": stopped, "stopped_at": stopped_at, "killed": killed, "seconds": seconds, "summary": summary}
+    return {
+        "folder": folder,
+        "stopped": stopped,
+        "stopped_at": stopped_at,
+        "killed": killed,
+        "seconds": seconds,
+        "summary": summary,
+    }
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step(story):

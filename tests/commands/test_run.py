@@ -122,9 +122,7 @@ def test_logits_are_float32_and_row_by_row(run):
     np.testing.assert_allclose(run.logits(tokens[1:2, :9])[0], logits[1, :9], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "tokens", [np.zeros(4, np.int32), np.zeros((1, 4)), np.full((1, 4), 10**6), np.full((1, 4), -1)]
-)
+@pytest.mark.parametrize("tokens", [np.zeros(4, np.int32), np.zeros((1, 4)), np.full((1, 4), 10**6), np.full((1, 4), -1)])
 def test_tokens_that_are_none_are_refused(run, tokens):
     with pytest.raises(ValueError, match="tokens must be"):
         run.logits(tokens)

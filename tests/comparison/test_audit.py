@@ -44,9 +44,7 @@ def test_figures_are_those_of_the_model():
         centred = [(each - each.mean(axis=(0, 1))).ravel() for each in (entering, x)]
         rows.append((np.corrcoef(*centred)[0, 1] ** 2, np.sqrt(np.mean(x**2)), np.sqrt(np.mean((x - before) ** 2))))
     assert figures.layers == ("linear_attention", "mlp") * 2
-    np.testing.assert_allclose(
-        np.transpose([figures.token_share, figures.stream_rms, figures.branch_rms]), rows, rtol=2e-4
-    )
+    np.testing.assert_allclose(np.transpose([figures.token_share, figures.stream_rms, figures.branch_rms]), rows, rtol=2e-4)
     assert figures.token_rms == pytest.approx(float(np.sqrt(np.mean(entering**2))), rel=1e-5)
 
     def loss(params):
@@ -76,9 +74,7 @@ def test_a_constant_says_nothing_of_the_token():
 
 
 def test_unlike_starts_are_said():
-    figures = audit.StartFigures(
-        ("gla", "mlp"), 1.0, (0.9, 0.8), (1.0, 1.2), (0.3, 0.4), 4.0, {"embedding": 1.0, "mixer": 2.0}
-    )
+    figures = audit.StartFigures(("gla", "mlp"), 1.0, (0.9, 0.8), (1.0, 1.2), (0.3, 0.4), 4.0, {"embedding": 1.0, "mixer": 2.0})
     assert audit.group("layers/1_mlp/layer/gate_kernel") == "mlp" and audit.group("embedding_norm/scale") == "embedding"
     alike = {"gla": audit.summary(figures), "mamba": audit.summary(dataclasses.replace(figures, token_share=(0.6, 0.5)))}
     assert audit.differences(alike, {"gla": 5.0, "mamba": 5.2}) == []

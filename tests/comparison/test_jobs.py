@@ -170,6 +170,7 @@ def test_a_short_search_is_apart_from_the_runs_that_are_reported(programs):
 
 def test_a_short_search_has_a_short_schedule(programs):
     """Warm-up and decay take the same part of a short run as of a long one; a warm-up of no step stays that."""
+
     def optim(warmup, decay, rate_steps):
         of = planned(programs, rate_steps=rate_steps)
         changed = {**of.base, "train": {**of.base["train"], "steps": 490}}
@@ -262,7 +263,9 @@ def test_starts_that_go_with_the_result_are_said(programs):
         [run] = of.seed_runs(candidate, 1e-2)
         with np.load(run.folder / "scores.npz") as saved:
             values = dict(saved)
-        np.savez(run.folder / "scores.npz", **(values | {"loss": values["loss"] + index, "position_loss": values["loss"] + 8 * index}))
+        np.savez(
+            run.folder / "scores.npz", **(values | {"loss": values["loss"] + index, "position_loss": values["loss"] + 8 * index})
+        )
         summary = {"token_share_first": 0.9 - 0.2 * index, "stream_rms_last": 1.0 + 0.1 * index}
         jobs.write_json(candidate.folder / jobs.START, {"asked": {}, "figures": {}, "summary": summary})
     found = results.gather(of, VOCAB_SIZE, ABOUT)
@@ -381,9 +384,7 @@ def test_a_run_that_goes_on_elsewhere_is_waited_for(programs):
         "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); "
         "time.sleep(2)"
     )
-    holder = jobs.subprocess.Popen(
-        [jobs.sys.executable, "-c", program, run.folder / ".lock"], stdout=jobs.subprocess.PIPE
-    )
+    holder = jobs.subprocess.Popen([jobs.sys.executable, "-c", program, run.folder / ".lock"], stdout=jobs.subprocess.PIPE)
     holder.stdout.readline()
     execute(programs, of)
     assert holder.poll() is not None

@@ -134,7 +134,9 @@ def test_files_for_a_paper(found):
     assert files["table.tex"].count("{") == files["table.tex"].count("}")
     table = list(csv.DictReader(io.StringIO(files["table.csv"])))
     best = found["mixers"]["mamba"]["quality"]["bits_per_byte"]
-    assert [float(table[0][f"bits_per_byte{end}"]) for end in ("", "_low", "_high")] == [best[end] for end in ("mean", "low", "high")]
+    assert [float(table[0][f"bits_per_byte{end}"]) for end in ("", "_low", "_high")] == [
+        best[end] for end in ("mean", "low", "high")
+    ]
     assert len(table) == COUNT and table[0]["mixer"] == "mamba"
     cited = set(re.findall(r"[\w]+", " ".join(re.findall(r"\\cite\{([^}]*)\}", files["methods.tex"] + files["table.tex"]))))
     entries = set(re.findall(r"^@\w+\{(\w+),", files["references.bib"], flags=re.MULTILINE))
@@ -157,7 +159,9 @@ def test_every_mixer_names_its_paper():
     for name in mixers.names():
         reference = references.of_mixer(name)
         assert reference is not None and reference.url.startswith("https://arxiv.org/abs/"), name
-        assert f"eprint = {{{reference.arxiv}}}" in reference.bibtex and reference.bibtex.count("{") == reference.bibtex.count("}")
+        assert f"eprint = {{{reference.arxiv}}}" in reference.bibtex and reference.bibtex.count("{") == reference.bibtex.count(
+            "}"
+        )
     assert references.mixers_in("attention(window=64) mlp gla+mamba2 mlp gla no_such") == ["attention", "gla", "mamba2"]
 
 

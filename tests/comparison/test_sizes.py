@@ -73,7 +73,9 @@ def test_state_bytes():
 
 def test_refusal_names_the_closest():
     """One token more or less of a cache of 4,096 cannot be had from a fixed state of this width and depth."""
-    with pytest.raises(UserError, match=r"hgrn does not come within 1.0% of [\d,]+ bytes of state.*closest is .* x \[hgrn, mlp\]"):
+    with pytest.raises(
+        UserError, match=r"hgrn does not come within 1.0% of [\d,]+ bytes of state.*closest is .* x \[hgrn, mlp\]"
+    ):
         matched("hgrn", "state_bytes", **{"data.seq_len": 4096})
 
 

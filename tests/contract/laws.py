@@ -568,8 +568,7 @@ def state_size(case: Case) -> float:
     demand(jax.tree.structure(counted) == jax.tree.structure(state), "init_state differs under eval_shape")
     case.subject(case.subject.inputs(1), state, no_marks(1))
     allocated, promised, twice = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        for tree in (state, counted, doubled)
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) for tree in (state, counted, doubled)
     )
     axis = case.subject.batch_axis
     batched = all(leaf.ndim > axis and leaf.shape[axis] == BATCH for leaf in jax.tree.leaves(state))

@@ -54,9 +54,7 @@ class DecayMixer(nnx.Module):
     def __call__(self, x, state=None, *, reset=None):
         fault = self.config.fault
         if self.config.implementation not in (None, "recurrent", "chunked"):
-            raise NotImplementedError(
-                "" if fault == "refuses without a word" else f"no {self.config.implementation} form"
-            )
+            raise NotImplementedError("" if fault == "refuses without a word" else f"no {self.config.implementation} form")
         chunked = self.config.implementation == "chunked"
         reset = _marks(x, reset)
         dtype, length = x.dtype, x.shape[1]
@@ -153,11 +151,7 @@ class HistoryMixer(nnx.Module):
             cache = jnp.where(written[:, :, None], value[:, None].astype(cache.dtype), cache)
             live = live + 1
             readable = jnp.arange(capacity)[None] < live[:, None]
-            total = (
-                jnp.where(readable[:, :, None], cache, jnp.zeros((), cache.dtype))
-                .astype(jnp.float32)
-                .sum(axis=1)
-            )
+            total = jnp.where(readable[:, :, None], cache, jnp.zeros((), cache.dtype)).astype(jnp.float32).sum(axis=1)
             return (cache, live), total / live[:, None].astype(jnp.float32)
 
         tokens = (jnp.moveaxis(values, 1, 0), jnp.moveaxis(reset, 1, 0))

@@ -27,9 +27,7 @@ def case(mixer, fault=None, implementation="chunked"):
 
 
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.name)
-@pytest.mark.parametrize(
-    ("mixer", "implementation"), [(mutants.DecayMixer, "chunked"), (mutants.HistoryMixer, "recurrent")]
-)
+@pytest.mark.parametrize(("mixer", "implementation"), [(mutants.DecayMixer, "chunked"), (mutants.HistoryMixer, "recurrent")])
 def test_a_correct_mixer_passes(mixer, implementation, law):
     assert law.measure(case(mixer, implementation=implementation)) <= law.bound
 

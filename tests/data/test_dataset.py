@@ -52,9 +52,7 @@ def test_the_streams_hold_the_stories(config, tokenizer):
         ("validation", dataset.validation, toy.VALIDATION_DOCUMENTS),
     ):
         starts = [0, *stream.document_ends[:-1]]
-        texts = [
-            dataset.tokenizer.decode(stream.tokens[a : b - 1]) for a, b in zip(starts, stream.document_ends)
-        ]
+        texts = [dataset.tokenizer.decode(stream.tokens[a : b - 1]) for a, b in zip(starts, stream.document_ends)]
         assert texts == list(toy.stories(split, count))
         assert all(stream.tokens[end - 1] == dataset.tokenizer.end_of_text for end in stream.document_ends)
         text_bytes = sum(len(text.encode()) for text in texts)
@@ -104,9 +102,7 @@ def test_the_run_folder_is_all_that_evaluation_needs(config, tmp_path):
     data.save_validation(dataset, tmp_path)
     tokenizer, validation = data.load_tokenizer(tmp_path / "tokenizer.json"), data.load_validation(tmp_path)
     assert validation.tokenizer_name == tokenizer.name == f"bpe-{dataset.tokenizer.vocab_size}"
-    assert tokenizer.decode(validation.tokens[: validation.document_ends[0]]) == next(
-        toy.stories("validation", 1)
-    )
+    assert tokenizer.decode(validation.tokens[: validation.document_ends[0]]) == next(toy.stories("validation", 1))
     np.testing.assert_array_equal(validation.tokens, dataset.validation.tokens)
 
 
@@ -151,9 +147,7 @@ def test_other_text_is_judged_with_the_tokenizer_of_the_run(config, cache, tmp_p
     assert judged.document_bytes.tolist() == [25]
     assert (judged.tokenizer_name, judged.packing) == (tokenizer.name, "documents")
     toys = data.validation_from_source("toy", tokenizer, cache_dir=cache)
-    np.testing.assert_array_equal(
-        toys.tokens, data.prepare(with_(config, tokenizer="bpe"), seed=0).validation.tokens
-    )
+    np.testing.assert_array_equal(toys.tokens, data.prepare(with_(config, tokenizer="bpe"), seed=0).validation.tokens)
     with pytest.raises(UserError, match="does not exist"):
         data.validation_from_source("no_such.txt", tokenizer, cache_dir=cache)
 

@@ -102,9 +102,7 @@ def test_ids_that_are_no_tokens_are_not_written(network):
 
 
 def test_the_seed_decides_and_streaming_agrees(network):
-    first, again, other = (
-        generate(*network, PROMPTS, sampler(seed, top_k=20, top_p=0.95), max_tokens=12) for seed in (0, 0, 1)
-    )
+    first, again, other = (generate(*network, PROMPTS, sampler(seed, top_k=20, top_p=0.95), max_tokens=12) for seed in (0, 0, 1))
     assert first == again and first != other
     assert list(stream(*network, PROMPTS[0], sampler(top_k=20, top_p=0.95), max_tokens=12)) == first[0]
 

@@ -16,7 +16,9 @@ def draws(logits, count=4000, is_token=None, **options):
     """How often each id is drawn."""
     keys = jax.random.split(jax.random.key(0), count)
     logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(logits)))
-    return np.bincount(draw(logits, keys, Sampling(**{"temperature": 1.0, **options}), is_token), minlength=logits.shape[-1]) / count
+    return (
+        np.bincount(draw(logits, keys, Sampling(**{"temperature": 1.0, **options}), is_token), minlength=logits.shape[-1]) / count
+    )
 
 
 def test_samples_follow_softmax_at_the_temperature():
@@ -63,7 +65,9 @@ def test_large_temperatures_are_uniform_in_the_limit(temperature):
     np.testing.assert_allclose(draws(LOGITS, temperature=temperature), np.full(3, 1 / 3), atol=0.03)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 1e10}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 1e10}]
+)
 def test_only_ids_that_are_tokens_are_drawn(options):
     """Whatever an untrained row says; the others are drawn as if it were not there."""
     is_token = np.array([True, False, True, False])

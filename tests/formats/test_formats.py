@@ -31,7 +31,13 @@ def use_tensors(path):
     return {name: float(np.sum(tensor.astype(np.float32))) for name, tensor in safetensors.read(path).items()}
 
 
-READERS = {"json": json_text.read, "npz": npz.read, "safetensors": use_tensors, "yaml": yaml_texts.read, "tokenizer": use_tokenizer}
+READERS = {
+    "json": json_text.read,
+    "npz": npz.read,
+    "safetensors": use_tensors,
+    "yaml": yaml_texts.read,
+    "tokenizer": use_tokenizer,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,9 @@ from tests.mixers.goldens import assert_close
 
 ROOT = Path(__file__).resolve().parents[2]
 # Kinds by the names of their goldens; flash-linear-attention's begin with fla_.
-GOLDENS = {name.removeprefix("fla_"): f"hf/{name}" for name in (entry.removeprefix("hf/") for entry in manifest() if "hf/" in entry)}
+GOLDENS = {
+    name.removeprefix("fla_"): f"hf/{name}" for name in (entry.removeprefix("hf/") for entry in manifest() if "hf/" in entry)
+}
 
 
 def config_of(kind: str) -> dict:
@@ -62,9 +64,7 @@ def imported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("import")
     word_tokenizer(90).save(str(copy_of("llama", folder / "llama") / "tokenizer.json"))
     lines = []
-    checkpoint.import_folder(
-        folder / "llama", folder / "run", defaults=from_config_dict(base.get_config()), report=lines.append
-    )
+    checkpoint.import_folder(folder / "llama", folder / "run", defaults=from_config_dict(base.get_config()), report=lines.append)
     assert len(lines) == 1 and "eos_token_id 1 is 'w1', no special token" in lines[0]
     shutil.rmtree(folder / "llama")
     return folder / "run"
@@ -91,9 +91,7 @@ def test_a_run_of_a_checkpoint(imported):
 def test_eval_takes_it(imported, monkeypatch, capsys, tmp_path):
     (tmp_path / "text.txt").write_text("w1 w2 w3<|endoftext|>w4 w5<|endoftext|>" * 20)
     assert "give --data" in error_of(monkeypatch, "eval.py", f"--workdir={imported}")
-    monkeypatch.setattr(
-        sys, "argv", ["eval.py", f"--workdir={imported}", f"--data={tmp_path / 'text.txt'}", "--max_tokens=50"]
-    )
+    monkeypatch.setattr(sys, "argv", ["eval.py", f"--workdir={imported}", f"--data={tmp_path / 'text.txt'}", "--max_tokens=50"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
     assert stopped.value.code == 0

@@ -53,9 +53,7 @@ def _unused(tensors: dict[str, np.ndarray], used: collections.Counter) -> dict[s
     return {name: tensor for name, tensor in tensors.items() if used[name] != tensor.size}
 
 
-def layer(
-    module: nnx.Module, golden: Golden, names: dict[str, Place], prefix: str = "w.", missing: tuple[str, ...] = ()
-):
+def layer(module: nnx.Module, golden: Golden, names: dict[str, Place], prefix: str = "w.", missing: tuple[str, ...] = ()):
     """The pure dict of ``module``'s parameters with the weights of a layer golden: our name -> place among torch's.
 
     Args:
@@ -74,9 +72,7 @@ def layer(
     return loaded
 
 
-def assert_layer(
-    module: nnx.Module, golden: Golden, names: dict[str, Place], bound: float, ungraded: tuple[str, ...] = ()
-):
+def assert_layer(module: nnx.Module, golden: Golden, names: dict[str, Place], bound: float, ungraded: tuple[str, ...] = ()):
     """Outputs and gradients (inputs and every weight) of a mixer are those of the reference layer.
 
     Args:
@@ -140,9 +136,7 @@ def checkpoint_model(name: str, **options) -> tuple[model.LanguageModel, dict[st
 Checkpoint = tuple[model.LanguageModel, dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
-def fla_model(
-    name: str, mixer: str, config, weights: dict[tuple[str, ...], Place], short_conv: bool = False
-) -> Checkpoint:
+def fla_model(name: str, mixer: str, config, weights: dict[tuple[str, ...], Place], short_conv: bool = False) -> Checkpoint:
     """A checkpoint of flash-linear-attention (mixer, gated MLP, two norms per layer) in our language model.
 
     Args:

@@ -34,9 +34,7 @@ def written_out(params, x, heads, state):
 def test_the_recurrence_written_out(implementation, heads):
     """With gates that stand anywhere between open and closed, from a state that is not empty."""
     generator = np.random.default_rng(0)
-    module = dfw.Mixer(
-        dfw.Config(num_heads=heads, implementation=implementation, chunk_size=8), 32, rngs=nnx.Rngs(params=0)
-    )
+    module = dfw.Mixer(dfw.Config(num_heads=heads, implementation=implementation, chunk_size=8), 32, rngs=nnx.Rngs(params=0))
     for bias in (module.key_decay_bias, module.value_decay_bias):
         bias[...] = jnp.asarray(generator.uniform(-4.0, 6.0, bias[...].shape), jnp.float32)
     x = generator.standard_normal((2, 37, 32)).astype(np.float32)

@@ -22,9 +22,7 @@ def mixer(request):
 
 def test_a_mixer_says_what_it_is(mixer):
     said = mixer.__doc__.lower()
-    missing = [
-        word for word in ("arxiv", "state", "numerical trap", "deviations from the paper") if word not in said
-    ]
+    missing = [word for word in ("arxiv", "state", "numerical trap", "deviations from the paper") if word not in said]
     assert not missing, f"the header of {mixer.__name__} says nothing of: {missing}"
 
 
@@ -36,9 +34,7 @@ def test_config_is_frozen_complete_and_commented(mixer):
         config.implementation = "recurrent"
     assert hash(config) == hash(mixer.Config()), "it sits in the graphdef: tuples, no dicts or lists"
     source = pathlib.Path(mixer.__file__).read_text()
-    (definition,) = [
-        node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "Config"
-    ]
+    (definition,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "Config"]
     lines = source.splitlines()
     for node in definition.body:
         if isinstance(node, ast.AnnAssign):

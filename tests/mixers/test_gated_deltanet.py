@@ -41,12 +41,8 @@ def test_logits_of_a_checkpoint(implementation):
 
 def test_value_heads_of_a_group_share_queries_and_keys():
     """Four value heads on two heads are four heads whose queries, keys and their convolutions are there twice."""
-    grouped = gated_deltanet.Mixer(
-        gated_deltanet.Config(num_heads=2, num_value_heads=4), 32, rngs=nnx.Rngs(params=0)
-    )
-    plain = gated_deltanet.Mixer(
-        gated_deltanet.Config(num_heads=4, key_expansion=1.0), 32, rngs=nnx.Rngs(params=1)
-    )
+    grouped = gated_deltanet.Mixer(gated_deltanet.Config(num_heads=2, num_value_heads=4), 32, rngs=nnx.Rngs(params=0))
+    plain = gated_deltanet.Mixer(gated_deltanet.Config(num_heads=4, key_expansion=1.0), 32, rngs=nnx.Rngs(params=1))
     for name in ("input_kernel", "conv_kernel"):
         q, k, v = jnp.split(getattr(grouped, name)[...], [16, 32], axis=1)
         twice = [jnp.repeat(x.reshape(-1, 2, 8), 2, axis=1).reshape(-1, 32) for x in (q, k)]

@@ -33,9 +33,7 @@ def test_lucidrains_layer(name, heads, implementation):
         "gate_kernel": "to_gates.0.weight",
         "output_kernel": "to_out.weight",
     }
-    config = gateloop.Config(
-        num_heads=heads, key_expansion=1.0, gate="cartesian", implementation=implementation, chunk_size=8
-    )
+    config = gateloop.Config(num_heads=heads, key_expansion=1.0, gate="cartesian", implementation=implementation, chunk_size=8)
     module = gateloop.Mixer(config, 12, rngs=nnx.Rngs(params=0))
     assert_layer(module, dataclasses.replace(golden, arrays=arrays), names, 1e-5)
 
@@ -192,9 +190,7 @@ def test_initialisation_of_a_cartesian_gate():
     params = initial("gateloop", gateloop.Config.max_heads(256, gate="cartesian"), 256)
     assert params["decay_kernel"].shape == (256, 512)
     assert_uniform(params["decay_kernel"], 1 / 16)
-    biases = [
-        initial("gateloop", gateloop.Config(num_heads=64, gate="cartesian"), 256, seed)["decay_bias"] for seed in range(8)
-    ]
+    biases = [initial("gateloop", gateloop.Config(num_heads=64, gate="cartesian"), 256, seed)["decay_bias"] for seed in range(8)]
     assert_uniform(np.concatenate(biases), 1 / 16)
 
 

@@ -35,9 +35,7 @@ def test_logits_of_a_checkpoint(implementation):
         ("head_norm", "scale"): "o_norm.weight",
         ("output_kernel",): "o_proj.weight",
     }
-    config = kda.Config(
-        num_heads=2, key_expansion=0.5, value_expansion=0.5, norm_eps=1e-6, implementation=implementation
-    )
+    config = kda.Config(num_heads=2, key_expansion=0.5, value_expansion=0.5, norm_eps=1e-6, implementation=implementation)
     network, arrays, rest = fla_model("hf/fla_kda", "kda", config, weights, short_conv=True)
     assert not rest
     assert_logits(network, arrays, 5e-5)
@@ -46,9 +44,7 @@ def test_logits_of_a_checkpoint(implementation):
 def test_a_floor_under_the_log_decay():
     """-5 sigmoid(A (logit + b)), in float64; without a floor the same logits give -A softplus(logit + b)."""
     x = 3.0 * jax.random.normal(jax.random.key(2), (2, 20, 32))
-    floored, free = (
-        kda.Mixer(kda.Config(log_decay_floor=floor), 32, rngs=nnx.Rngs(params=0)) for floor in (-5.0, None)
-    )
+    floored, free = (kda.Mixer(kda.Config(log_decay_floor=floor), 32, rngs=nnx.Rngs(params=0)) for floor in (-5.0, None))
     params = initial("kda", kda.Config(), 32)
     logit = np.asarray(x, np.float64) @ params["dt_in_kernel"] @ params["dt_out_kernel"] + params["dt_bias"]
     logit, A = logit.reshape(2, 20, 4, 8), np.exp(params["A_log"].astype(np.float64))[:, None]

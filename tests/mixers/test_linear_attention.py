@@ -41,11 +41,11 @@ FEATURE_MAPS = {
 def quadratic(mixer, x):
     """Every pair of steps, as the paper's eq. 4 with a causal mask; no state anywhere."""
     config, (batch, steps, _) = mixer.config, x.shape
-    kernels = {name: np.asarray(getattr(mixer, f"{name}_kernel")[...], np.float64) for name in ("query", "key", "value", "output")}
+    kernels = {
+        name: np.asarray(getattr(mixer, f"{name}_kernel")[...], np.float64) for name in ("query", "key", "value", "output")
+    }
     phi = FEATURE_MAPS[config.feature_map]
-    q, k, v = (
-        (np.float64(x) @ kernels[name]).reshape(batch, steps, config.num_heads, -1) for name in ("query", "key", "value")
-    )
+    q, k, v = ((np.float64(x) @ kernels[name]).reshape(batch, steps, config.num_heads, -1) for name in ("query", "key", "value"))
     scores = np.einsum("bthk,bshk->bhts", phi(q), phi(k)) * np.tri(steps)
     if config.normalize:
         scores = scores / (scores.sum(-1, keepdims=True) + config.eps)

@@ -45,9 +45,7 @@ def test_scan_of_transformers(name, implementation):
     golden = load(name).arrays
     (_, _, heads, width), (groups, states) = golden["x"].shape, golden["Bm"].shape[2:]
     limits = {"dt_smallest": 0.1, "dt_largest": 0.9} if name == "mamba2_dtlimit" else {}
-    config = mamba2.Config(
-        expand=1, head_dim=width, d_state=states, num_groups=groups, implementation=implementation, **limits
-    )
+    config = mamba2.Config(expand=1, head_dim=width, d_state=states, num_groups=groups, implementation=implementation, **limits)
     module = mamba2.Mixer(config, heads * width, rngs=nnx.Rngs(params=0))
     definition, params = nnx.graphdef(module), nnx.to_pure_dict(nnx.state(module, nnx.Param))
     names = ("x", "dt", "Bm", "C", "h0", "A_log", "D", "dt_bias")
@@ -115,9 +113,7 @@ def test_what_weight_decay_leaves_alone():
     }
 
 
-@pytest.mark.parametrize(
-    ("config", "sizes"), [(mamba2.Config(), (32, 64, 1)), (mamba2.Config.paper(), (64, 128, 1))]
-)
+@pytest.mark.parametrize(("config", "sizes"), [(mamba2.Config(), (32, 64, 1)), (mamba2.Config.paper(), (64, 128, 1))])
 def test_sizes(config, sizes):
     assert (config.head_dim, config.d_state, config.num_groups) == sizes
     P, N, G = sizes

@@ -24,9 +24,7 @@ LAYER_BOUND = 1e-4
 @pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "parallel", "chunked"))
 def test_torchscale_layer(implementation):
     golden = load("layer_retnet")
-    config = retnet.Config(
-        num_heads=2, key_expansion=1.0, value_expansion=2.0, norm_eps=1e-6, implementation=implementation
-    )
+    config = retnet.Config(num_heads=2, key_expansion=1.0, value_expansion=2.0, norm_eps=1e-6, implementation=implementation)
     names = {
         "query_kernel": "q_proj.weight",
         "key_kernel": "k_proj.weight",

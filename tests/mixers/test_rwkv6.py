@@ -75,8 +75,7 @@ def numpy_time_mix(w, x):
         x_w, x_k, x_v, x_r, x_g = (now + xx * (w["mix"][i] + low[:, i] @ w["mix_out"][i]) for i in range(5))
         decay = np.exp(-np.exp(w["decay_bias"] + np.tanh(x_w @ w["decay_in_kernel"]) @ w["decay_out_kernel"]))
         r, k, v = (
-            (each @ w[f"{name}_kernel"]).reshape(B, H, K)
-            for each, name in ((x_r, "receptance"), (x_k, "key"), (x_v, "value"))
+            (each @ w[f"{name}_kernel"]).reshape(B, H, K) for each, name in ((x_r, "receptance"), (x_k, "key"), (x_v, "value"))
         )
         kv = k[..., :, None] * v[..., None, :]
         o = np.einsum("bhk,bhkv->bhv", r, S + w["bonus"][:, :, None] * kv)
@@ -92,9 +91,7 @@ def numpy_time_mix(w, x):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_layer_of_the_authors(implementation):
     golden = relaid()
-    module = rwkv6.Mixer(
-        dataclasses.replace(GOLDEN_SIZES, implementation=implementation), 16, rngs=nnx.Rngs(params=0)
-    )
+    module = rwkv6.Mixer(dataclasses.replace(GOLDEN_SIZES, implementation=implementation), 16, rngs=nnx.Rngs(params=0))
     names = {name.removeprefix("w."): name.removeprefix("w.") for name in golden.arrays if name.startswith("w.")}
     assert_layer(module, golden, names, 1e-5, ungraded=("mix_in", "mix_out"))
 

@@ -45,8 +45,9 @@ def cases(steps: int) -> dict:
     beta = jax.nn.sigmoid(numbers(B, steps, H, seed=7))
     state = numbers(B, H, K, V, seed=8)
     x, channels = numbers(B, steps, D, seed=9), numbers(B, D, seed=10)
-    modes = jax.lax.complex(jnp.full((D, N), -0.3), 0.3 * numbers(D, N, seed=11)), *(
-        jax.lax.complex(numbers(D, N, seed=i), numbers(D, N, seed=i + 1)) for i in (12, 14)
+    modes = (
+        jax.lax.complex(jnp.full((D, N), -0.3), 0.3 * numbers(D, N, seed=11)),
+        *(jax.lax.complex(numbers(D, N, seed=i), numbers(D, N, seed=i + 1)) for i in (12, 14)),
     )
     system = {"A": modes[0] * 5, "P": modes[1], "B": modes[2], "C": modes[1] - modes[2], "dt": jnp.linspace(0.05, 0.2, D)}
     # Input gates so small that exp(-m) bounds the denominator: where q . n nears zero, two forms on one device differ by 2e-4.

@@ -14,7 +14,12 @@ TOLERANCE = 1e-6  # float32 against float64, relative to the largest value
 
 def sample(steps=19, width=4, channels=5, batch=2, seed=0):
     rng = np.random.default_rng(seed)
-    shapes = {"x": (batch, steps, channels), "weight": (width, channels), "bias": (channels,), "state": (batch, width - 1, channels)}
+    shapes = {
+        "x": (batch, steps, channels),
+        "weight": (width, channels),
+        "bias": (channels,),
+        "state": (batch, width - 1, channels),
+    }
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 

@@ -175,8 +175,7 @@ DECAYS = {
     "to -5": lambda rng, shape: -rng.uniform(1e-2, 5, shape),
     "-20": lambda rng, shape: np.full(shape, -20.0),
     "to -300": lambda rng, shape: -np.exp(rng.uniform(np.log(1e-3), np.log(300), shape)),
-    "one shut gate": lambda rng, shape: np.where(np.arange(shape[1])[None, :, None, None] == 43, -1e9, -0.01)
-    * np.ones(shape),
+    "one shut gate": lambda rng, shape: np.where(np.arange(shape[1])[None, :, None, None] == 43, -1e9, -0.01) * np.ones(shape),
 }
 
 
@@ -255,9 +254,9 @@ def test_a_beta_of_one_stores_and_two_reflects():
 def test_any_length_and_any_chunk_size(chunk_size):
     for steps in (1, 7, 33):
         inputs = sample(steps=steps, decay="channel")
-        found_o, found_state = fast_jit(
-            lambda inputs: delta_rule(**inputs, implementation="chunked", chunk_size=chunk_size)
-        )(inputs)
+        found_o, found_state = fast_jit(lambda inputs: delta_rule(**inputs, implementation="chunked", chunk_size=chunk_size))(
+            inputs
+        )
         o, state, _ = judge(inputs, None, *cotangents_for(inputs))
         assert relative_error(found_o, o) < TOLERANCE
         assert relative_error(found_state, state) < TOLERANCE

@@ -10,9 +10,7 @@ RESET = jnp.array([[0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 0, 1]], bool)
 
 
 def test_segment_zero_continues_the_incoming_state():
-    np.testing.assert_array_equal(
-        documents.segment_ids(RESET), [[0, 0, 1, 1, 2, 2], [1, 1, 1, 1, 1, 2]]
-    )
+    np.testing.assert_array_equal(documents.segment_ids(RESET), [[0, 0, 1, 1, 2, 2], [1, 1, 1, 1, 1, 2]])
 
 
 def test_same_document_is_equality_of_numbers():

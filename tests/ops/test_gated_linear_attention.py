@@ -96,10 +96,10 @@ DECAYS = {
     "to -5": lambda rng, shape: -rng.uniform(1e-2, 5, shape),
     "-20": lambda rng, shape: np.full(shape, -20.0),
     "to -300": lambda rng, shape: -np.exp(rng.uniform(np.log(1e-3), np.log(300), shape)),
-    "one closed gate": lambda rng, shape: np.where(np.arange(shape[1])[None, :, None, None] == 43, -200.0, -0.01)
-    * np.ones(shape),
-    "one shut gate": lambda rng, shape: np.where(np.arange(shape[1])[None, :, None, None] == 43, -1e9, -0.01)
-    * np.ones(shape),
+    "one closed gate": lambda rng, shape: (
+        np.where(np.arange(shape[1])[None, :, None, None] == 43, -200.0, -0.01) * np.ones(shape)
+    ),
+    "one shut gate": lambda rng, shape: np.where(np.arange(shape[1])[None, :, None, None] == 43, -1e9, -0.01) * np.ones(shape),
     "0": lambda rng, shape: np.zeros(shape),
 }
 
@@ -256,7 +256,9 @@ def check_accidents(form, inputs, value):
         elsewhere[0] = ids[0] != document
         for moved in inputs.keys() - {"state", "bonus"}:
             np.testing.assert_array_equal(
-                np.asarray(grads[moved])[elsewhere], np.asarray(clean_gradients[moved])[elsewhere], err_msg=f"{accident}, d {moved}"
+                np.asarray(grads[moved])[elsewhere],
+                np.asarray(clean_gradients[moved])[elsewhere],
+                err_msg=f"{accident}, d {moved}",
             )
 
 

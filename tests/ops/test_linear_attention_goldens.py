@@ -48,16 +48,12 @@ def normalised(form, x):
 
 
 def dfw(form, x):
-    o, final = gated_linear_attention(
-        x["q"], x["k"], x["v"], x["gk"], value_log_decay=x["gv"], state=x["h0"], **options(form)
-    )
+    o, final = gated_linear_attention(x["q"], x["k"], x["v"], x["gk"], value_log_decay=x["gv"], state=x["h0"], **options(form))
     return {"o": o, "ht": final}
 
 
 def rwkv6(form, x):
-    o, final = gated_linear_attention(
-        x["r"], x["k"], x["v"], x["w"], bonus=x["u"], state=x["h0"], **options(form)
-    )
+    o, final = gated_linear_attention(x["r"], x["k"], x["v"], x["w"], bonus=x["u"], state=x["h0"], **options(form))
     return {"o": o, "ht": final}
 
 
@@ -77,9 +73,7 @@ def mamba2(form, x):
 
 def gateloop(form, x):
     state = jnp.concatenate([x["h0_re"], x["h0_im"]], axis=2)
-    o, final = complex_gated_linear_attention(
-        x["q"], x["k"], x["v"], x["log_a"], x["theta"], state=state, **options(form)
-    )
+    o, final = complex_gated_linear_attention(x["q"], x["k"], x["v"], x["log_a"], x["theta"], state=state, **options(form))
     real, imaginary = jnp.split(final, 2, axis=2)
     return {"o": o, "ht_re": real, "ht_im": imaginary}
 

@@ -285,9 +285,7 @@ def test_transformations_agree_with_the_plain_gradient(form):
         h, state = linear_recurrence(**inputs, reset=reset, implementation=form)
         return jnp.sum(h * cotangents[0]) + jnp.sum(state * cotangents[1])
 
-    mapped = fast_jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(
-        *jax.tree.map(lambda x: x[:, None], (inputs, reset, cotangents))
-    )
+    mapped = fast_jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(*jax.tree.map(lambda x: x[:, None], (inputs, reset, cotangents)))
     for name in inputs:
         assert relative_error(mapped[name][:, 0], plain[name]) < TOLERANCE
 

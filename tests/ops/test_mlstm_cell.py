@@ -91,9 +91,7 @@ def call(form, inputs, reset=None, eps=1e-6):
     state = MLSTMState(inputs["C"], inputs["n"], inputs["m"])
     chunk_size = CHUNK_SIZE if form == "chunked" else None
     arguments = [inputs[name] for name in INPUTS]
-    return mlstm_cell(
-        *arguments, state=state, reset=reset, implementation=form, chunk_size=chunk_size, eps=eps
-    )
+    return mlstm_cell(*arguments, state=state, reset=reset, implementation=form, chunk_size=chunk_size, eps=eps)
 
 
 @functools.cache

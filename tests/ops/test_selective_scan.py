@@ -264,9 +264,7 @@ def test_an_accident_stays_in_its_document(form, value):
 
 @every_form
 def test_narrow_inputs_keep_a_float32_state(form):
-    inputs = {
-        name: x if name in ("A", "state") else jnp.asarray(x, jnp.bfloat16) for name, x in sample(steps=37).items()
-    }
+    inputs = {name: x if name in ("A", "state") else jnp.asarray(x, jnp.bfloat16) for name, x in sample(steps=37).items()}
     cotangents = cotangents_for(inputs)
     cotangents = jnp.asarray(cotangents[0], jnp.bfloat16), cotangents[1]
     with jax.numpy_dtype_promotion("strict"):

@@ -190,9 +190,7 @@ def gradients(attend, q, k, v, cache, reset, window, o_bar, keys_bar):
     """Of the outputs and of the returned ring, for the inputs and the given ring."""
 
     def loss(q, k, v, keys, values):
-        o, after = attend(
-            q, k, v, cache=cache._replace(keys=keys, values=values), reset=reset, window=window
-        )
+        o, after = attend(q, k, v, cache=cache._replace(keys=keys, values=values), reset=reset, window=window)
         return jnp.vdot(o, o_bar) + jnp.vdot(after.keys, keys_bar)
 
     return jax.grad(loss, argnums=(0, 1, 2, 3, 4))(q, k, v, cache.keys, cache.values)

@@ -95,7 +95,9 @@ def test_the_table_is_current():
 def test_an_update_keeps_the_other_results():
     first, second = list(aot.CASES)[:2]
     old = [{"case": name, "chip": chip, "seconds": 1} for name in (first, second) for chip in ("v5e", "sm_90a")]
-    found = aot.updated({"date": "old", "results": old}, {"date": "new", "results": [{"case": second, "chip": "v5e", "seconds": 2}]})
+    found = aot.updated(
+        {"date": "old", "results": old}, {"date": "new", "results": [{"case": second, "chip": "v5e", "seconds": 2}]}
+    )
     assert found["date"] == "new"
     assert [(each["case"], each["chip"], each["seconds"]) for each in found["results"]] == [
         (first, "v5e", 1), (first, "sm_90a", 1), (second, "v5e", 2), (second, "sm_90a", 1)

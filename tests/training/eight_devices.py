@@ -45,7 +45,9 @@ def compile_gradient(graphdef, shapes, mesh, batch: dict):
             return total / weight, (hidden, correct)
 
         with ops.on_mesh(mesh):
-            results, (gradients, of_weights) = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)(params, batch["weights"])
+            results, (gradients, of_weights) = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)(
+                params, batch["weights"]
+            )
             return results, gradients | {"weights": of_weights}
 
     places, rows = sharding.tree_shardings(shapes, mesh), NamedSharding(mesh, sharding.BATCH)

@@ -213,9 +213,7 @@ def test_a_reader_beside_a_writer_takes_what_is_newest_now(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint, "_read_step", meanwhile)
     shutil.rmtree(tmp_path / "30")
     with pytest.raises(UserError, match=r"step 40 .* was deleted by the run that writes there.* there are \[50, 60\]"):
-        monkeypatch.setattr(
-            checkpoint, "_read_step", lambda *a: (write(tmp_path, (50, None), (60, None)), read_step(*a))
-        )
+        monkeypatch.setattr(checkpoint, "_read_step", lambda *a: (write(tmp_path, (50, None), (60, None)), read_step(*a)))
         checkpoint.restore(tmp_path, ABSTRACT, step=40)
 
 

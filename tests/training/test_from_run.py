@@ -62,7 +62,10 @@ def test_training_on_from_an_imported_checkpoint(imported, tmp_path, capsys):
         ({"model.d_model": 32}, r"does not fit config.model: \S+ is \[97, 64\] there and \[97, 32\] here; --config=configs/from"),
         ({"model.repeats": 1}, r"is \[2, .*\] there and \[1, .*\] here"),
         ({"model.tie_embeddings": True}, r"output_kernel is \[64, 97\] there and absent here"),
-        ({"data.tokenizer": "bytes", "model.vocab_size": 257}, r"another tokenizer .* set --config.data.tokenizer=\S+tokenizer.json"),
+        (
+            {"data.tokenizer": "bytes", "model.vocab_size": 257},
+            r"another tokenizer .* set --config.data.tokenizer=\S+tokenizer.json",
+        ),
         ({"train.init_from": "no/such/run"}, "no/such/run is not a run folder"),
     ],
 )

@@ -106,4 +106,3 @@ def test_what_every_device_has_whole_is_known():
     assert whole["final_norm/scale"] == 4 * 32
     assert not [path for path in whole if path.endswith(("kernel", "A_log", "embedding"))]
     assert sharding.replicated(shapes, AbstractMesh((1, 1, 1, 1), sharding.AXES)) == {}
-

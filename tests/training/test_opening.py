@@ -37,8 +37,12 @@ def test_five_lines(run):
     folder, said, setup, _ = run
     lines = "\n".join(line for line in said if line.startswith("  "))
     parameters = f"{setup.num_parameters:,}"
-    assert re.search(rf"  model  1 x 'attention mlp': 2 layers, {parameters} parameters, a state of [\d,]+ bytes at 16 tokens", lines)
-    assert re.search(r"   data  [\d,]+ documents, [\d,]+ bytes, [\d,]+ tokens of bytes; 64 tokens to read, \S+ epochs in all", lines)
+    assert re.search(
+        rf"  model  1 x 'attention mlp': 2 layers, {parameters} parameters, a state of [\d,]+ bytes at 16 tokens", lines
+    )
+    assert re.search(
+        r"   data  [\d,]+ documents, [\d,]+ bytes, [\d,]+ tokens of bytes; 64 tokens to read, \S+ epochs in all", lines
+    )
     assert re.search(r" device  \d x cpu \(cpu\), mesh data 1 x fsdp 1", lines)
     assert f"folder  {folder}, 2 steps" in lines
     assert "  forms  softmax_attention: " in lines

@@ -43,9 +43,7 @@ def test_accumulation_is_the_same_step():
     whole, losses = run(Trainer(tiny(), VOCAB), numbers)
     parts, part_losses = run(Trainer(tiny(**{"optim.accumulation_steps": 4}), VOCAB), numbers)
     np.testing.assert_allclose(losses, part_losses, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), whole["params"], parts["params"]
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), whole["params"], parts["params"])
 
 
 def test_targets_of_weight_zero_move_nothing():

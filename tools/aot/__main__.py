@@ -57,7 +57,9 @@ def main() -> None:
         "--seconds", type=float, default=300.0, help="a compiler that has not ended by then will not: search for layouts may"
     )
     parser.add_argument("--jobs", type=int, default=num_cores(), help="compilers that run side by side")
-    parser.add_argument("--update", action="store_true", help=f"write these cases into {OUT.relative_to(ROOT)}, beside the others")
+    parser.add_argument(
+        "--update", action="store_true", help=f"write these cases into {OUT.relative_to(ROOT)}, beside the others"
+    )
     options = parser.parse_args()
     complete = set(options.cases) == set(names) and set(options.chips) == set(CHIPS)
     results = about() | {"results": compile_all(options)}
@@ -172,8 +174,7 @@ def environment(folder: str, cases: list[str]) -> dict[str, str]:
     }
     if cases[0] in CASES:
         variables["LIBTPU_INIT_ARGS"] = (
-            f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
-            "--xla_jf_dump_llo_pass_label_regex=final_(hlo|bundles).*"
+            f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_(hlo|bundles).*"
         )
     return os.environ | variables
 

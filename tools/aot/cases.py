@@ -30,9 +30,7 @@ CHIPS = {
     "v6e": Chip("TPU v6e", "tpu", "tpu", "v6e:2x2", 128 * 2**20),
     # XLA's own part of a gradient takes a minute of optimisation, and nothing here is read off it; Mosaic's kernels and ptxas
     # do not ask for this option.
-    "sm_90a": Chip(
-        "NVIDIA H200 (sm_90a)", "gpu", "cuda", "1x1x1", 232_448, options={"xla_backend_optimization_level": 0}
-    ),
+    "sm_90a": Chip("NVIDIA H200 (sm_90a)", "gpu", "cuda", "1x1x1", 232_448, options={"xla_backend_optimization_level": 0}),
 }
 
 

@@ -98,9 +98,7 @@ def no_home(place: Place) -> Count:
         # Where HOME is not set, ~ is what the system has for this user; tokens go to a folder of the drill instead.
         flags += [] if home else [f"--config.data.cache_dir={place.folder / 'tokens'}"]
         ended = train_in_child(flags, environment={"HOME": home} | caches)
-        count.judge(
-            ended.code == 0 or ended.in_one_line, f"HOME={home!r}: exit status {ended.code}: {ended.err[-200:]}"
-        )
+        count.judge(ended.code == 0 or ended.in_one_line, f"HOME={home!r}: exit status {ended.code}: {ended.err[-200:]}")
     return count
 
 
@@ -108,9 +106,13 @@ def no_home(place: Place) -> Count:
 def small_disk(place: Place, kibibytes: int) -> Iterator[Path | None]:
     """A file system in memory of that size; None where this process may not mount one."""
     disk = place.new("disk")
-    mounted = os.geteuid() == 0 and shutil.which("mount") is not None and not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", disk], capture_output=True
-    ).returncode
+    mounted = (
+        os.geteuid() == 0
+        and shutil.which("mount") is not None
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", disk], capture_output=True
+        ).returncode
+    )
     try:
         yield disk if mounted else None
     finally:

@@ -193,7 +193,13 @@ def replace(pattern: dict, content: str, times: int = 1) -> dict:
 
 
 def tokenizer_files() -> dict[str, bytes]:
-    charsmaps = (b"", b"AAAA", base64.b64encode(b"\xff" * 8), base64.b64encode((1 << 30).to_bytes(4, "little") + bytes(16)), b"!!")
+    charsmaps = (
+        b"",
+        b"AAAA",
+        base64.b64encode(b"\xff" * 8),
+        base64.b64encode((1 << 30).to_bytes(4, "little") + bytes(16)),
+        b"!!",
+    )
     described = {
         "doubled_until_memory_ends": tokenizer(normalizer=replace({"String": "a"}, "aa", 40)),
         "doubled_by_an_expression": tokenizer(normalizer=replace({"Regex": "a"}, "aa", 40)),

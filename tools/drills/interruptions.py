@@ -27,7 +27,9 @@ def stop_training(place: Place) -> Count:
 
 def kill_on_mesh(place: Place) -> Count:
     """SIGKILL at a uniform moment of a run on four virtual devices (data=2, fsdp=2), then the same command: the same end."""
-    return _interrupted_training(place, place.some(1, 20), signal.SIGKILL, devices=4, mesh__data=2, mesh__fsdp=2, data__batch_size=4)
+    return _interrupted_training(
+        place, place.some(1, 20), signal.SIGKILL, devices=4, mesh__data=2, mesh__fsdp=2, data__batch_size=4
+    )
 
 
 def _interrupted_training(place: Place, trials: int, *numbers: int, devices: int = 1, **changes: object) -> Count:
@@ -43,7 +45,11 @@ def _interrupted_training(place: Place, trials: int, *numbers: int, devices: int
         where = f"signal {number} after {after:.2f} s"
         # Before the program has its handlers, a signal ends it as it ends any program.
         allowed = {0, -number} | ({128 + number} if number != signal.SIGKILL else set())
-        if first.code not in allowed or "Traceback" in first.err.replace("KeyboardInterrupt", "") and first.code not in (-number, 130):
+        if (
+            first.code not in allowed
+            or "Traceback" in first.err.replace("KeyboardInterrupt", "")
+            and first.code not in (-number, 130)
+        ):
             count.judge(False, f"{where}: exit status {first.code}: {first.err[-200:]}")
         elif again.code != 0:
             count.judge(False, f"{where}, started again: exit status {again.code}: {again.err[-200:]}")
@@ -125,7 +131,14 @@ def kill_comparing(place: Place) -> Count:
 
 def _compared(place: Place, workdir: Path, **options) -> Ended:
     base = place.flags(workdir, train__steps=6, train__eval_every_steps=3, train__checkpoint_every_steps=3)[3:]
-    values = {"learning_rates": "1e-3,", "seeds": 1, "control": False, "validation_tokens": 256, "contexts": "8,", "decode_tokens": 2}
+    values = {
+        "learning_rates": "1e-3,",
+        "seeds": 1,
+        "control": False,
+        "validation_tokens": 256,
+        "contexts": "8,",
+        "decode_tokens": 2,
+    }
     argv = [
         "compare.py", "--config=configs/compare/toy.py", f"--workdir={workdir}", "--mixers=linear_attention,hgrn", "--jobs=2",
         *(flag.replace("--config.", "--config.base.") for flag in base if "model.pattern" not in flag),
@@ -143,4 +156,3 @@ def _figures(workdir: Path) -> dict:
 def _with_argv(argv, main) -> None:
     sys.argv = argv
     main()
-

@@ -24,9 +24,7 @@ COMMAND = "python -m tools.pages.decoding"
 
 
 def main() -> None:
-    parser = command_line.Parser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_line.Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="what --suite=decode wrote")
     options = parser.parse_args()
     if not options.results.is_file():

@@ -25,9 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
-    parser = command_line.Parser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_line.Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--mixers", default=",".join(mixers.names()), help="whose rows to measure")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()

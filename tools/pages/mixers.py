@@ -65,7 +65,9 @@ def comparison_table(results: dict) -> str:
 
     def rank(item):
         name, row = item
-        return controlled and name == results["control"], row["quality"]["bits_per_byte"]["mean"] if row["quality"] else float("inf")
+        return controlled and name == results["control"], row["quality"]["bits_per_byte"]["mean"] if row["quality"] else float(
+            "inf"
+        )
 
     def extras(row):
         if not controlled:

@@ -15,11 +15,26 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=[)\s])")
-LANGUAGES = {".py": "python", ".json": "json", ".bib": "bibtex", ".cff": "yaml", ".md": "markdown", ".toml": "toml", ".yml": "yaml"}
+LANGUAGES = {
+    ".py": "python",
+    ".json": "json",
+    ".bib": "bibtex",
+    ".cff": "yaml",
+    ".md": "markdown",
+    ".toml": "toml",
+    ".yml": "yaml",
+}
 SHOWN_BYTES = 200_000  # of a file; beyond, its beginning
 # Modules of the API reference, by page; a package stands for itself, "package.*" for its modules.
 API = {
-    "seqmodels": ["seqmodels.run", "seqmodels.model", "seqmodels.pattern", "seqmodels.config", "seqmodels.errors", "seqmodels.shapes"],
+    "seqmodels": [
+        "seqmodels.run",
+        "seqmodels.model",
+        "seqmodels.pattern",
+        "seqmodels.config",
+        "seqmodels.errors",
+        "seqmodels.shapes",
+    ],
     "ops": ["seqmodels.ops", "seqmodels.ops.*"],
     "mixers": ["seqmodels.mixers", "seqmodels.mixers.*"],
     "layers": ["seqmodels.layers.*"],

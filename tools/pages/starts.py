@@ -54,9 +54,7 @@ def main() -> None:
 def rows_at(results: dict, **setting) -> dict[tuple[str, str], dict]:
     """(mixer, start) -> row, of the rows with this setting."""
     return {
-        (row["mixer"], row["start"]): row
-        for row in results["rows"]
-        if all(row[name] == value for name, value in setting.items())
+        (row["mixer"], row["start"]): row for row in results["rows"] if all(row[name] == value for name, value in setting.items())
     }
 
 

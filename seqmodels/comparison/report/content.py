@@ -127,7 +127,9 @@ def circumstances(results: Mapping) -> list[tuple[str, str]]:
     facts.append(("Training data", f"{about['training_data']}: a digest, equal for equal text, split and tokenizer"))
     grid = _listed(sorted(compare["learning_rates"]))
     several = len(compare["learning_rates"]) > 1
-    facts.append(("Learning rates", f"{grid} and beyond, each mixer its own (see below)" if several else f"{grid}, for every mixer"))
+    facts.append(
+        ("Learning rates", f"{grid} and beyond, each mixer its own (see below)" if several else f"{grid}, for every mixer")
+    )
     if validation is not None:
         facts.append((
             "Reported on",
@@ -176,7 +178,13 @@ def columns(results: Mapping) -> list[Column]:
             return mean if ends is None else f"{mean} [{number(ends[0], digits)}, {number(ends[1], digits)}]"
 
         return Column(
-            QUALITY, name, title, f"{meaning}: {over_seeds}", text, lambda row: (estimate(row) or {"mean": None})["mean"], interval
+            QUALITY,
+            name,
+            title,
+            f"{meaning}: {over_seeds}",
+            text,
+            lambda row: (estimate(row) or {"mean": None})["mean"],
+            interval,
         )
 
     def cost(name, title, meaning, *path, scale=1.0, digits=0):
@@ -365,13 +373,15 @@ def start_tables(results: Mapping) -> list[tuple[list[str], list[list[str]]]]:
         tables.append((heads, [[label, *row] for (label, _), row in zip(rows, cells)]))
     spearman = results["audit"]["spearman"]
     if spearman:
-        tables.append((
-            ["figure", "Spearman with the loss over the mixers", "p", "mixers"],
-            [
-                [each["in_words"], f"{each['rho']:+.2f}", probability(each["p_value"]), str(each["values"])]
-                for each in spearman.values()
-            ],
-        ))
+        tables.append(
+            (
+                ["figure", "Spearman with the loss over the mixers", "p", "mixers"],
+                [
+                    [each["in_words"], f"{each['rho']:+.2f}", probability(each["p_value"]), str(each["values"])]
+                    for each in spearman.values()
+                ],
+            )
+        )
     return tables
 
 
@@ -465,7 +475,9 @@ def methods(results: Mapping) -> list[str | tuple[str, ...]]:
         parts += ["of TinyStories", ("eldan2023tinystories",), " "]
     parts.append(f"({base['train']['steps']:,} steps of {data['batch_size']} sequences of {data['seq_len']} tokens) with ")
     parts += ["AdamW", ("loshchilov2017adamw",)] if _optimizer(optim) == "adamw" else [_optimizer(optim)]
-    parts.append(f", weight decay {optim['weight_decay']:g}, {optim['warmup_steps']} warm-up steps and a {optim['schedule']} schedule")
+    parts.append(
+        f", weight decay {optim['weight_decay']:g}, {optim['warmup_steps']} warm-up steps and a {optim['schedule']} schedule"
+    )
     if several:
         of_length = f"runs of {compare['rate_steps']:,} steps" if compare["rate_steps"] else "runs of full length"
         parts.append(

@@ -352,9 +352,7 @@ def _contexts(results: Mapping) -> list[Drawer]:
 
 def _rates(results: Mapping) -> list[Drawer]:
     measure = measures.of(results)
-    tried = {
-        label: [each for each in row["rates"] if each["loss"] is not None] for label, row in results["mixers"].items()
-    }
+    tried = {label: [each for each in row["rates"] if each["loss"] is not None] for label, row in results["mixers"].items()}
     tried = {label: sorted(rates, key=lambda each: each["rate"]) for label, rates in tried.items() if rates}
 
     def panel(into: Panel) -> None:

@@ -174,9 +174,7 @@ def _for_a_paper(results: Mapping) -> str:
         for name, source in latex.files(results).items()
         if name != "table.csv"
     )
-    return (
-        f"<p>{text}</p><p>Beside this page: table.csv with every figure in full, figures/*.pdf, and these files.</p>{sources}"
-    )
+    return f"<p>{text}</p><p>Beside this page: table.csv with every figure in full, figures/*.pdf, and these files.</p>{sources}"
 
 
 def _citation(url: str | None, key: str) -> str:

@@ -31,7 +31,9 @@ def spread(axes: Axes, names: Sequence[Text], ends: Mapping[str, tuple[float, fl
     box, renderer = axes.get_window_extent(), axes.figure.canvas.get_renderer()
     sizes = [name.get_window_extent(renderer).height / box.height for name in names]
     gap = max(sizes) + PADDING * axes.figure.dpi / 72 / box.height
-    wanted = [axes.transAxes.inverted().transform(axes.transData.transform(end)) for end in (ends[each.get_text()] for each in names)]
+    wanted = [
+        axes.transAxes.inverted().transform(axes.transData.transform(end)) for end in (ends[each.get_text()] for each in names)
+    ]
     heights = apart([y for _, y in wanted], gap, gap / 2, 1 - gap / 2)
     for name, (x, y), height in zip(names, wanted, heights):
         name.set_y(height)
@@ -113,9 +115,7 @@ def _best_place(
             cosine, sine = math.cos(angle), math.sin(angle)
             x = point[0] + radius * unit * cosine + width / 2 * float(np.sign(round(cosine, 6)))
             y = point[1] + radius * unit * sine + height / 2 * float(np.sign(round(sine, 6)))
-            box = Bbox.from_bounds(
-                x - width / 2 - PADDING * unit, y - height / 2, width + 2 * PADDING * unit, height
-            )
+            box = Bbox.from_bounds(x - width / 2 - PADDING * unit, y - height / 2, width + 2 * PADDING * unit, height)
             if box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1:
                 continue
             covered = sum(overlap(box, other) for other in taken)

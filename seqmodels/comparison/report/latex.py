@@ -38,7 +38,8 @@ def table(results: Mapping) -> str:
         rows.append([escape(label, "latex") + cite, *(_cell(column, row) for column in columns)])
     measure = measures.of(results)
     caption = escape(
-        f"{measure.better} {measure.title} is better; ± is half of the 95 % interval over seeds. {content.headline(results)}", "latex"
+        f"{measure.better} {measure.title} is better; ± is half of the 95 % interval over seeds. {content.headline(results)}",
+        "latex",
     )
     return "\n".join([
         "% Made from results.json; needs \\usepackage{booktabs}, and references.bib for the citations.",

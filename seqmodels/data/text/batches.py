@@ -40,18 +40,14 @@ class Batches(Protocol):
         ...
 
 
-def train_batches(
-    stream: TokenStream, *, packing: str, seq_len: int, batch_size: int, end_of_text: int, seed: int
-) -> Batches:
+def train_batches(stream: TokenStream, *, packing: str, seq_len: int, batch_size: int, end_of_text: int, seed: int) -> Batches:
     """The training order of a token stream.
 
     Raises:
         UserError: the stream does not fill one batch.
     """
     if packing == "documents":
-        return PackedDocuments(
-            stream, seq_len=seq_len, batch_size=batch_size, end_of_text=end_of_text, seed=seed
-        )
+        return PackedDocuments(stream, seq_len=seq_len, batch_size=batch_size, end_of_text=end_of_text, seed=seed)
     return Windows(stream.tokens, seq_len=seq_len, batch_size=batch_size, seed=seed)
 
 
@@ -79,9 +75,7 @@ class Windows:
 
     def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
         length = self._seq_len
-        windows = np.stack(
-            [self._tokens[row * length : row * length + length + 1] for row in self._rows(step)[rows]]
-        )
+        windows = np.stack([self._tokens[row * length : row * length + length + 1] for row in self._rows(step)[rows]])
         windows = windows.astype(np.int32)
         return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
 
@@ -137,9 +131,7 @@ class PackedDocuments:
             # Before the first token of a document stands the end of the document before it, except at 0,
             # where the array has an end of text already.
             skip = 1 if start == 0 else 0
-            batch["inputs"][b, column + skip : column + length] = self._tokens[
-                start + skip - 1 : start + length - 1
-            ]
+            batch["inputs"][b, column + skip : column + length] = self._tokens[start + skip - 1 : start + length - 1]
             batch["reset"][b, column] = True
             batch["weights"][b, here] = 1.0
             column += length
@@ -214,9 +206,7 @@ def _in_order(batches, order: str):
     return other
 
 
-def pack(
-    lengths: Integer[np.ndarray, " pieces"], capacity: int
-) -> tuple[Int[np.ndarray, " pieces"], Int[np.ndarray, " rows"]]:
+def pack(lengths: Integer[np.ndarray, " pieces"], capacity: int) -> tuple[Int[np.ndarray, " pieces"], Int[np.ndarray, " rows"]]:
     """Best-fit decreasing: pieces of 1..``capacity`` into as few rows as that gives.
 
     Returns the pieces in the order of their rows, and for each row the end of its pieces in that order.

@@ -22,9 +22,7 @@ _SPLITS: Final = {
     "train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION, "dev": VALIDATION, "test": TEST,
 }  # fmt: skip
 # A prefix, a split's word, and the number of a shard, "-of-" and how many there are, and a digest.
-_NAME = re.compile(
-    rf"(?:(?P<prefix>.+)[-_.])?(?P<word>{'|'.join(_SPLITS)})(?P<shard>[-_.]\d+(?P<of>-of-\d+)?(?:-[0-9a-f]+)?)?"
-)
+_NAME = re.compile(rf"(?:(?P<prefix>.+)[-_.])?(?P<word>{'|'.join(_SPLITS)})(?P<shard>[-_.]\d+(?P<of>-of-\d+)?(?:-[0-9a-f]+)?)?")
 
 
 class Unread(NamedTuple):
@@ -67,9 +65,7 @@ def _files(folder: Path) -> list[Path]:
             files = sorted(path for path in found if path.suffix.lower() == ending)
             if files:
                 return files
-    raise UserError(
-        f"the folder '{folder}' holds no {', '.join(FORMATS)} files, neither in itself nor in its subfolders"
-    )
+    raise UserError(f"the folder '{folder}' holds no {', '.join(FORMATS)} files, neither in itself nor in its subfolders")
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:

@@ -48,13 +48,9 @@ def load(name: str, revision: str) -> Any:
         raise UserError(_unreachable(name)) from error
     except Exception as error:  # of datasets, huggingface_hub, httpx and pyarrow, without a common base
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {reason}"
-        ) from error
+        raise UserError(f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {reason}") from error
     # Without the hub, datasets opens the copy used last, whatever its revision.
-    if not online and not all(
-        revision in file["filename"] for split in splits.values() for file in split.cache_files
-    ):
+    if not online and not all(revision in file["filename"] for split in splits.values() for file in split.cache_files):
         raise UserError(_unreachable(name))
     return splits
 
@@ -67,9 +63,7 @@ def texts(split: Any, name: str) -> Iterator[str | None]:
     """
     if "text" not in split.column_names:
         columns = ", ".join(split.column_names)
-        raise UserError(
-            f"the hub's data set '{name}' has no column 'text' (its columns: {columns}); choose another"
-        )
+        raise UserError(f"the hub's data set '{name}' has no column 'text' (its columns: {columns}); choose another")
     for batch in split.select_columns(["text"]).iter(batch_size=1024):
         for text in batch["text"]:
             if not isinstance(text, str | None):

@@ -134,9 +134,7 @@ def _open_parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"'{path}' is not a readable parquet file ({_first_line(error)}); fetch it again"
-        ) from error
+        raise UserError(f"'{path}' is not a readable parquet file ({_first_line(error)}); fetch it again") from error
 
 
 def _parquet(path: Path) -> Iterator[str | None]:
@@ -145,9 +143,7 @@ def _parquet(path: Path) -> Iterator[str | None]:
     file = _open_parquet(path)
     names = file.schema_arrow.names
     if "text" not in names:
-        raise UserError(
-            f"'{path}' has no column 'text' (its columns: {', '.join(names)}); rename the one to train on"
-        )
+        raise UserError(f"'{path}' has no column 'text' (its columns: {', '.join(names)}); rename the one to train on")
     kind = file.schema_arrow.field("text").type
     if not _holds_strings(kind):
         raise UserError(f"the column 'text' of '{path}' holds {kind}, not strings; convert it")
@@ -256,10 +252,7 @@ def _decoded(path: Path, begin: int, end: int | None) -> Iterator[str]:
 
 
 def _not_text(path: Path, position: int) -> str:
-    return (
-        f"'{path}' is not UTF-8 text (see byte {position:,}): data is .parquet, .jsonl, or text parted by "
-        f"{SEPARATOR}"
-    )
+    return f"'{path}' is not UTF-8 text (see byte {position:,}): data is .parquet, .jsonl, or text parted by {SEPARATOR}"
 
 
 def _first_line(error: Exception) -> str:

@@ -144,9 +144,7 @@ class TokenStream:
         return float(self.document_bytes.sum()) / len(self.tokens)
 
 
-def cached_tokens(
-    cache_dir: str | os.PathLike[str], split: Split, tokenizer: Tokenizer, *, label: str
-) -> TokenStream:
+def cached_tokens(cache_dir: str | os.PathLike[str], split: Split, tokenizer: Tokenizer, *, label: str) -> TokenStream:
     """The tokens of a split, from the cache if they are there, else made and put there.
 
     ``label`` says to people which split of what this is.
@@ -180,9 +178,7 @@ def key_lock(cache_dir: str | os.PathLike[str], key: str, waiting: str | None) -
         yield is_held
 
 
-def _build(
-    folder: Path, entry: Path, split: Split, tokenizer: Tokenizer, description: dict[str, Any], label: str
-) -> TokenStream:
+def _build(folder: Path, entry: Path, split: Split, tokenizer: Tokenizer, description: dict[str, Any], label: str) -> TokenStream:
     building = folder / f"{entry.name}.building.{atomic.unique()}"
     try:
         building.mkdir()
@@ -191,9 +187,7 @@ def _build(
         totals, digests = _write(building, pieces, tokenizer)
         if not totals["documents"]:
             raise UserError(f"the {label} holds no text")
-        _write_manifest(
-            building, {"description": description, "totals": totals, "left_out": dict(left_out), "digests": digests}
-        )
+        _write_manifest(building, {"description": description, "totals": totals, "left_out": dict(left_out), "digests": digests})
         stream = _opened(building, description, tokenizer.vocab_size)  # before it has its name, which others may touch
         if stream is None:
             raise UserError(f"tokens written to '{folder}' do not read back: set another data.cache_dir")
@@ -291,9 +285,7 @@ def _batched(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _opened(
-    entry: Path, description: dict[str, Any], vocab_size: int, *, notify: bool = False
-) -> TokenStream | None:
+def _opened(entry: Path, description: dict[str, Any], vocab_size: int, *, notify: bool = False) -> TokenStream | None:
     """The tokens in a complete entry; None where there is none, or it is damaged.
 
     Raises:

@@ -106,13 +106,8 @@ def open_source(name: str, *, revision: str, toy_documents: int) -> Source:
     if name and path.exists():
         return _local(name, path)
     if hub.is_hub_id(name) and path.suffix.lower() not in folder.FORMATS:
-        return _hub(
-            name, "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision
-        )
-    raise UserError(
-        f"data.source '{name}' does not exist: give a file, a folder, a hub id such as {hub.TINYSTORIES}, "
-        "or 'toy'"
-    )
+        return _hub(name, "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision)
+    raise UserError(f"data.source '{name}' does not exist: give a file, a folder, a hub id such as {hub.TINYSTORIES}, or 'toy'")
 
 
 def validate_on(source: Source, name: str, *, revision: str) -> Source:
@@ -131,9 +126,7 @@ def validate_on(source: Source, name: str, *, revision: str) -> Source:
     if source.validation is not None and held_out is not source.validation:
         unread += (Unread(source.validation.names, f"{what} is held out instead"),)
     others = {split: opened for split, opened in source.others.items() if split != name}
-    return _without_held_out(
-        replace(source, validation=held_out, others=others, unread=unread, held_out=what)
-    )
+    return _without_held_out(replace(source, validation=held_out, others=others, unread=unread, held_out=what))
 
 
 def _named_text(name: str, source: Source, revision: str) -> Split:
@@ -265,6 +258,7 @@ def _end_held_out(source: Source, file: Path) -> Source:
 
 def first_documents(split: Split, count: int) -> Split:
     """The first ``count`` documents of a split."""
+
     def first(left_out: Counter[str]) -> Iterator[Piece]:
         numbered = _numbered(split.pieces(left_out))
         return (piece for _, piece in itertools.takewhile(lambda each: each[0] < count, numbered))
@@ -343,9 +337,7 @@ def _local(name: str, path: Path) -> Source:
     if path.is_file():
         return Source(name, train=_files_split([path]), validation=None)
     if not path.is_dir():
-        raise UserError(
-            f"data.source '{name}' is neither a file nor a folder: it must be read more than once"
-        )
+        raise UserError(f"data.source '{name}' is neither a file nor a folder: it must be read more than once")
     layout = folder.layout(path)
     _refuse_two_versions(layout.splits.get(TRAIN) or ())
     splits = {split: _files_split(files) for split, files in layout.splits.items()}
@@ -380,9 +372,7 @@ def _refuse_two_versions(files: Iterable[Path]) -> None:
     """TinyStories has two versions as text side by side, of which a run means one."""
     files = list(files)
     if {"TinyStories-train.txt", "TinyStoriesV2-GPT4-train.txt"} <= {file.name for file in files}:
-        raise UserError(
-            f"'{files[0].parent}' holds both versions of TinyStories: set data.source to the file of one"
-        )
+        raise UserError(f"'{files[0].parent}' holds both versions of TinyStories: set data.source to the file of one")
 
 
 def _files_split(files: Iterable[Path]) -> Split:
@@ -396,9 +386,9 @@ def _files_split(files: Iterable[Path]) -> Split:
         pieces,
         fingerprint=_fingerprint(files),
         text_bytes=lambda: sum(readers.text_bytes(file) for file in files),
-        label=f"{_listed(file.name for file in files)}" if len(files) <= _SHOWN_NAMES else (
-            f"{len(files):,} files, {files[0].name!r} to {files[-1].name!r}"
-        ),
+        label=f"{_listed(file.name for file in files)}"
+        if len(files) <= _SHOWN_NAMES
+        else (f"{len(files):,} files, {files[0].name!r} to {files[-1].name!r}"),
         files=files,
     )
 
@@ -434,9 +424,7 @@ def _hub(name: str, revision: str) -> Source:
     else:
         splits = tuple(hub.load(name, revision))
     if TRAIN not in splits and VALIDATION not in splits:
-        raise UserError(
-            f"the hub's data set '{name}' has neither a split 'train' nor 'validation' ({', '.join(splits)})"
-        )
+        raise UserError(f"the hub's data set '{name}' has neither a split 'train' nor 'validation' ({', '.join(splits)})")
     return Source(
         name,
         *(_hub_split(name, revision, split) if split in splits else None for split in (TRAIN, VALIDATION)),

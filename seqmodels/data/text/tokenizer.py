@@ -239,10 +239,7 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
     if path.is_dir() and (path / FILE_NAME).exists():
         path = path / FILE_NAME
     if not path.is_file():
-        raise UserError(
-            f"no tokenizer at '{path_or_name}': data.tokenizer is 'bpe', 'bytes' or the path of a "
-            "tokenizer.json"
-        )
+        raise UserError(f"no tokenizer at '{path_or_name}': data.tokenizer is 'bpe', 'bytes' or the path of a tokenizer.json")
     try:
         tokenizer = from_json(
             read_text(path, tokenizer_json.MOST_BYTES), "it", lambda library: end_of_text.beside(path, library, report)
@@ -257,9 +254,7 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
     return tokenizer
 
 
-def from_json(
-    text: str, name: str = FILE_NAME, ends_of: Callable[[Any], Sequence[int]] = lambda library: ()
-) -> Tokenizer:
+def from_json(text: str, name: str = FILE_NAME, ends_of: Callable[[Any], Sequence[int]] = lambda library: ()) -> Tokenizer:
     """The tokenizer a tokenizer.json describes.
 
     Args:

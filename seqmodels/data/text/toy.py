@@ -19,26 +19,17 @@ VALIDATION_DOCUMENTS: Final = 200
 MEAN_BYTES: Final = 660
 """Of a story, about."""
 
-_GIRLS: Final = (
-    "Anna Bella Clara Daisy Ella Fay Grace Holly Ivy June Kate Lily Mia Nora Olive Penny Rose Sara Tess Zoe"
-).split()
-_BOYS: Final = (
-    "Adam Ben Carl Dan Eli Finn Gus Henry Ian Jack Kit Leo Max Ned Oscar Paul Ray Sam Tom Will"
-).split()
+_GIRLS: Final = ("Anna Bella Clara Daisy Ella Fay Grace Holly Ivy June Kate Lily Mia Nora Olive Penny Rose Sara Tess Zoe").split()
+_BOYS: Final = ("Adam Ben Carl Dan Eli Finn Gus Henry Ian Jack Kit Leo Max Ned Oscar Paul Ray Sam Tom Will").split()
 _COLOURS: Final = "red blue green yellow purple orange pink white black brown golden silver".split()
 _THINGS: Final = (
     "ball kite drum doll truck boat book box bell hat scarf key lamp cup robot puzzle crown mask shovel "
     "bucket whistle ribbon blanket balloon button coin feather shell marble mitten"
 ).split()
-_ANIMALS: Final = (
-    "dog cat rabbit duck frog pony lamb goat mouse owl fox bear turtle squirrel hen puppy kitten bird"
-).split()
-_PETS: Final = (
-    "Spot Fluffy Pip Coco Biscuit Pepper Snowy Buddy Muffin Ginger Dot Bruno Socks Honey Patch Momo"
-).split()
+_ANIMALS: Final = ("dog cat rabbit duck frog pony lamb goat mouse owl fox bear turtle squirrel hen puppy kitten bird").split()
+_PETS: Final = ("Spot Fluffy Pip Coco Biscuit Pepper Snowy Buddy Muffin Ginger Dot Bruno Socks Honey Patch Momo").split()
 _PLACES: Final = (
-    "park garden forest beach farm market school library meadow playground village zoo lake hill river "
-    "orchard"
+    "park garden forest beach farm market school library meadow playground village zoo lake hill river orchard"
 ).split()
 _HIDING_PLACES: Final = (
     "under the bed",
@@ -128,8 +119,7 @@ _PRESENT: Final = (
         '"Who gave you the {other_thing}?" asked {friend}. "My {kin} did," said {hero}. '
         '"It is {other_colour}, just as I like it."',
         '{hero} showed the {other_colour} {other_thing} to {friend}. "I got it from my {kin}," {she} said.',
-        "In the evening {hero} went to {her} {kin} and said, "
-        '"Thank you for the {other_colour} {other_thing}!"',
+        'In the evening {hero} went to {her} {kin} and said, "Thank you for the {other_colour} {other_thing}!"',
         'They met the {kin} of {hero}. "Do you like the {other_thing}?" the {kin} asked. '
         '"Oh yes," said {hero}, "{other_colour} is the best!"',
     ),
@@ -151,20 +141,16 @@ _PROMISE: Final = (
 _LOST_PET: Final = (
     (
         "{hero} had a {animal} named {pet}. But {pet} had run away to the {other_place}.",
-        'That morning the {animal} was gone. "{pet}! {pet}!" called {hero}. '
-        "Nobody came from the {other_place}.",
-        "A {size} {animal} named {pet} followed {hero} everywhere, "
-        "but at the {other_place} they lost each other.",
+        'That morning the {animal} was gone. "{pet}! {pet}!" called {hero}. Nobody came from the {other_place}.',
+        "A {size} {animal} named {pet} followed {hero} everywhere, but at the {other_place} they lost each other.",
         'At the {other_place} {hero} met a {animal}. "My name is {pet}," it said. Then it ran off.',
     ),
     (
-        'They went back to the {other_place}. "Look, there is {pet}!" cried {friend}. '
-        "The {animal} jumped and ran to {hero}.",
+        'They went back to the {other_place}. "Look, there is {pet}!" cried {friend}. The {animal} jumped and ran to {hero}.',
         "Just then something moved. It was {pet}, the {animal}! It had waited at the {other_place} all day.",
         '"Have you seen a {animal}?" asked {hero}. "Is its name {pet}?" said a man. '
         '"It is at the {other_place}." So they found it.',
-        "{hero} heard a sound from the {other_place}. The {animal} came out. "
-        '"{pet}!" said {hero}. "There you are!"',
+        '{hero} heard a sound from the {other_place}. The {animal} came out. "{pet}!" said {hero}. "There you are!"',
     ),
 )
 _COUNTING: Final = (
@@ -188,8 +174,7 @@ _DISTRACTIONS: Final = (
         "Outside it was {weather}. The birds flew over the {place} and sang a song.",
     ),
     (
-        "On the road they met an old man who could not lift his bag. {hero} helped him, "
-        "and he said thank you.",
+        "On the road they met an old man who could not lift his bag. {hero} helped him, and he said thank you.",
         "At the {place} a baby bird had fallen from its nest. {hero} and {friend} put it back with care.",
         'A woman had lost her way. "The {place} is over there," said {friend}. The woman was {mood}.',
         "{friend} fell and was {low_mood}. {hero} gave {friend} a hug, and soon it was all right.",
@@ -201,11 +186,9 @@ _DISTRACTIONS: Final = (
         "They sang a song, first loud and then very quiet, and the {place} was full of it.",
     ),
     (
-        "But a big dog barked at them. {hero} was {low_mood}, but {friend} was brave and said, "
-        '"Go home, dog!"',
+        'But a big dog barked at them. {hero} was {low_mood}, but {friend} was brave and said, "Go home, dog!"',
         "Then it began to rain. They hid in a small house and waited, and {hero} felt {low_mood}.",
-        'Suddenly the road ended. "Which way now?" asked {hero}. "Left," said {friend}, '
-        "and {friend} was right.",
+        'Suddenly the road ended. "Which way now?" asked {hero}. "Left," said {friend}, and {friend} was right.',
         '{friend} wanted to stop, but {hero} said, "Let us try one more time." So they tried again.',
     ),
 )

@@ -99,9 +99,7 @@ def write(validation: ValidationSet, workdir: str | os.PathLike[str]) -> None:
     with atomic.disk_errors_as_user_errors("workdir", workdir):
         atomic.write_whole(
             Path(workdir) / FILE_NAME,
-            lambda file: np.savez(
-                file, **{name: np.asarray(value) for name, value in vars(validation).items()}
-            ),
+            lambda file: np.savez(file, **{name: np.asarray(value) for name, value in vars(validation).items()}),
         )
 
 
@@ -128,9 +126,7 @@ def load_validation(workdir: str | os.PathLike[str], vocab_size: int | None = No
     try:
         found = npz.read(path)
     except FileNotFoundError:
-        raise UserError(
-            f"'{workdir}' has no {FILE_NAME}: it is not the folder of a run that train.py started"
-        ) from None
+        raise UserError(f"'{workdir}' has no {FILE_NAME}: it is not the folder of a run that train.py started") from None
     except npz.Malformed as error:
         raise UserError(f"{error}; running train.py again writes it anew") from error
     try:

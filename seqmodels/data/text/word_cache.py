@@ -10,9 +10,7 @@ import re
 from typing import Any, Final
 
 # GPT-2's pattern, its classes of letters, digits and white space restricted to ASCII.
-_WORD = re.compile(
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^ \t-\rA-Za-z0-9]+|[ \t-\r]+(?![^ \t-\r])|[ \t-\r]+"
-)
+_WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^ \t-\rA-Za-z0-9]+|[ \t-\r]+(?![^ \t-\r])|[ \t-\r]+")
 _MOST_WORDS: Final = 1 << 20
 
 

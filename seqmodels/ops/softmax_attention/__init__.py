@@ -55,7 +55,8 @@ def _over_time(op, q, k, v, *, cache=None, reset=None, window=None, **options):
 
 
 @per_shard(
-    {"q": "b t h", "k": "b t g", "v": "b t g", "cache": _CACHE_AXES, "reset": "b t"}, results=("b t h", _CACHE_AXES),
+    {"q": "b t h", "k": "b t g", "v": "b t g", "cache": _CACHE_AXES, "reset": "b t"},
+    results=("b t h", _CACHE_AXES),
     over_time=_over_time,
 )
 def softmax_attention(

@@ -263,6 +263,7 @@ def test_listops_that_are_too_rare():
 
 # -- all --------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_an_example_depends_on_the_seed_and_its_number_alone(name):
     task = ListOps(longer_than=8) if name == "listops" else tasks.TASKS[name]()

@@ -86,20 +86,14 @@ def documents_in(batch, row):
     """The parts of a row that ``reset`` begins: pairs of inputs and targets."""
     used = int(batch["weights"][row].sum())
     starts = [*np.flatnonzero(batch["reset"][row]), used]
-    return [
-        (batch["inputs"][row, a:b].tolist(), batch["targets"][row, a:b].tolist())
-        for a, b in zip(starts, starts[1:])
-    ]
+    return [(batch["inputs"][row, a:b].tolist(), batch["targets"][row, a:b].tolist()) for a, b in zip(starts, starts[1:])]
 
 
 def test_packed_documents_are_whole_and_parted_by_reset():
     short = [length for length in LENGTHS if length < 10]
     batches = packed(short, batch_size=1)
     stream = stream_of(short)
-    expected = Counter(
-        tuple(stream.tokens[end - length - 1 : end].tolist())
-        for length, end in zip(short, stream.document_ends)
-    )
+    expected = Counter(tuple(stream.tokens[end - length - 1 : end].tolist()) for length, end in zip(short, stream.document_ends))
     seen = Counter()
     for step in range(batches.rows_per_epoch):
         batch = batches(step)

@@ -21,9 +21,7 @@ def made(path, names):
 
 
 def splits(path):
-    return {
-        split: [str(file.relative_to(path)) for file in files] for split, files in folder.layout(path).splits.items()
-    }
+    return {split: [str(file.relative_to(path)) for file in files] for split, files in folder.layout(path).splits.items()}
 
 
 @pytest.mark.parametrize(
@@ -76,9 +74,7 @@ def test_every_file_is_read_or_said(tmp_path, seed, capsys):
     draw = random.Random(seed)
     parts = ["", "data/", "raw/", "raw/deep/", "train/", "validation/"]
     stems = ["train", "valid", "test", "notes", "train-00000-of-00001", "test_1", "dev-2", ".hidden"]
-    names = {
-        draw.choice(parts) + draw.choice(stems) + draw.choice([".txt", ".jsonl", ".md", ".txt.gz"]) for _ in range(10)
-    }
+    names = {draw.choice(parts) + draw.choice(stems) + draw.choice([".txt", ".jsonl", ".md", ".txt.gz"]) for _ in range(10)}
     path = made(tmp_path / "texts", names | {"story.txt"})
     layout = folder.layout(path)
     read = {str(file.relative_to(path)) for files in layout.splits.values() for file in files}
@@ -119,9 +115,7 @@ def test_a_folder_of_two_formats_is_read_in_one_and_the_other_is_said(tmp_path):
 
 def test_what_a_name_holds_does_not_reach_the_terminal_raw(tmp_path):
     name = "a\x1b[31m\n\u202e\udcff.txt"
-    source = sources.with_validation(
-        sources.open_source(str(made(tmp_path, [name, "b.txt"])), revision="", toy_documents=1)
-    )
+    source = sources.with_validation(sources.open_source(str(made(tmp_path, [name, "b.txt"])), revision="", toy_documents=1))
     said = sources.said(source)
     assert said.isprintable() and said.isascii() and r"\x1b[31m\n\u202e\udcff" in said
 

@@ -48,9 +48,7 @@ def entries(cache):
 def test_tokens_ends_and_bytes(tmp_path, monkeypatch):
     for batch_characters in (1, 5, 1 << 20):
         monkeypatch.setattr(shards, "_BATCH_CHARACTERS", batch_characters)
-        stream = cached_tokens(
-            tmp_path / str(batch_characters), split_of(TEXTS), BytesTokenizer(), label="test"
-        )
+        stream = cached_tokens(tmp_path / str(batch_characters), split_of(TEXTS), BytesTokenizer(), label="test")
         assert stream.tokens.tolist() == tokens_of(TEXTS)
         assert stream.tokens.dtype == np.uint16 and isinstance(stream.tokens, np.memmap)
         assert stream.document_ends.tolist() == np.cumsum([len(t.encode()) + 1 for t in TEXTS]).tolist()
@@ -101,9 +99,7 @@ def test_a_damaged_entry_is_made_again_with_one_line_of_notice(tmp_path, capsys,
     notices = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert len(notices) == 1 and str(entry) in notices[0]
     assert entries(tmp_path) == [entry] and len(list((tmp_path / "tokens").iterdir())) == 1
-    assert cached_tokens(tmp_path, unread(), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(
-        TEXTS
-    )
+    assert cached_tokens(tmp_path, unread(), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):
@@ -216,7 +212,9 @@ def test_an_entry_of_another_text_under_this_one_s_name_is_not_used(tmp_path, ca
     [entry], [other] = entries(tmp_path / "test"), entries(tmp_path / "other")
     shutil.rmtree(entry)
     other.rename(entry)
-    assert cached_tokens(tmp_path / "test", split_of(["test"]), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(["test"])
+    assert cached_tokens(tmp_path / "test", split_of(["test"]), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(
+        ["test"]
+    )
     assert "is of another text or tokenizer" in capsys.readouterr().err
 
 

@@ -39,9 +39,7 @@ def documents(split):
     return list(split.documents())
 
 
-@pytest.mark.parametrize(
-    "write, name", [(write_parquet, "a.parquet"), (write_json_lines, "a.jsonl"), (write_text, "a.txt")]
-)
+@pytest.mark.parametrize("write, name", [(write_parquet, "a.parquet"), (write_json_lines, "a.jsonl"), (write_text, "a.txt")])
 def test_a_file_gives_its_documents_exactly_and_again(tmp_path, write, name):
     source = opened(write(tmp_path / name, STORIES))
     assert documents(source.train) == STORIES
@@ -251,9 +249,7 @@ def fake_hub(monkeypatch):
     import datasets
 
     splits = datasets.DatasetDict(
-        train=datasets.Dataset.from_dict(
-            {"text": ["itâ€™s\n\nhere", "plain\n\ntext", None, ""], "id": [0, 1, 2, 3]}
-        ),
+        train=datasets.Dataset.from_dict({"text": ["itâ€™s\n\nhere", "plain\n\ntext", None, ""], "id": [0, 1, 2, 3]}),
         validation=datasets.Dataset.from_dict({"text": ["held out"], "id": [0]}),
     )
     fake = FakeHub(splits)

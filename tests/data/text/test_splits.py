@@ -163,9 +163,7 @@ def test_pieces_have_the_tokens_of_the_whole_text(tmp_path, monkeypatch):
         made = prepared(tmp_path / "a.txt", tmp_path / str(longest), tokenizer="bpe", vocab_size=300)
         tokens[longest] = made.train.tokens.tolist()
         assert made.tokenizer.decode(made.train.tokens[:-1]) == next(
-            sources.with_validation(
-                sources.open_source(str(tmp_path / "a.txt"), revision="", toy_documents=1)
-            ).train.documents()
+            sources.with_validation(sources.open_source(str(tmp_path / "a.txt"), revision="", toy_documents=1)).train.documents()
         )
     assert tokens[100] == tokens[1 << 20]
 
@@ -185,9 +183,7 @@ def splits_of(made):
 def test_a_path_to_validate_on_and_all_of_the_source_is_trained_on(tmp_path):
     folder_of_chapters(tmp_path / "texts")
     write(tmp_path / "held out.txt", [marked("other", 20)], parted=False)
-    made = prepared(
-        tmp_path / "texts", tmp_path / "cache", tokenizer="bytes", validation_source=str(tmp_path / "held out.txt")
-    )
+    made = prepared(tmp_path / "texts", tmp_path / "cache", tokenizer="bytes", validation_source=str(tmp_path / "held out.txt"))
     assert splits_of(made) == ({f"c{number}" for number in range(6)}, {"other"})
     assert made.validation.source == str(tmp_path / "held out.txt")
 

@@ -178,9 +178,7 @@ def test_the_word_cache_leaves_other_tokenizers_to_the_library(bpe, change):
 
 
 def word_level(words):
-    library = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="?")
-    )
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="?"))
     library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     return library
 
@@ -216,9 +214,7 @@ def test_a_folder_with_a_tokenizer_json(bpe, tmp_path):
     assert data.load_tokenizer(tmp_path).name == bpe.name
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"{}", b"[1]", b'{"model": {"type": "Magic"}}', b"\xff\xfe", b"text"]
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[1]", b'{"model": {"type": "Magic"}}', b"\xff\xfe", b"text"])
 def test_what_is_not_a_tokenizer(tmp_path, content):
     (tmp_path / "t.json").write_bytes(content)
     with pytest.raises(UserError, match="is not a tokenizer.json") as error:

@@ -44,8 +44,6 @@ def test_random_texts_become_unicode_and_sound_ones_stay_the_same_object():
         assert len(formed) == len(text) - pairs
 
 
-
-
 def prepared(path, cache, tokenizer):
     fields = {"data.source": str(path), "data.tokenizer": tokenizer, "data.vocab_size": 270, "data.cache_dir": str(cache)}
     return data.prepare(tiny(**fields, **{"data.seq_len": 4, "data.batch_size": 1}).data, seed=0)

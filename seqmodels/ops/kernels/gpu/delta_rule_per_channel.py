@@ -90,7 +90,10 @@ def prepare(sizes: Sizes, inputs: dict[str, jax.Array], interpret: bool) -> dict
 
             P, O = add_level(0, P, O, sums_of_single_steps(tile, at, False))
             P, O = lax.fori_loop(
-                1, LEVELS, lambda level, carry: add_level(level, *carry, level_sums(interpret, row, level, ref.g_s, False)), (P, O)
+                1,
+                LEVELS,
+                lambda level, carry: add_level(level, *carry, level_sums(interpret, row, level, ref.g_s, False)),
+                (P, O),
             )
 
             @pl.when(block == blocks - 1)

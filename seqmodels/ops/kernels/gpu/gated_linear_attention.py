@@ -453,7 +453,13 @@ def _prepare_per_head(sizes, inputs, read_before, interpret):
     if sizes.per is not None:
         keys, vector = jax.ShapeDtypeStruct((rows * STEPS, sizes.K), OPERAND), plgpu.SMEM((STEPS,), jnp.float32)
         outputs |= {"read": keys, "write": keys, "keep": jax.ShapeDtypeStruct((rows, sizes.K), jnp.float32)}
-        scratch |= {"g_s": plgpu.SMEM((STEPS, STEPS), PRECISE), "read_s": tile, "write_s": tile, "keep_s": vector, "vector_s": vector}
+        scratch |= {
+            "g_s": plgpu.SMEM((STEPS, STEPS), PRECISE),
+            "read_s": tile,
+            "write_s": tile,
+            "keep_s": vector,
+            "vector_s": vector,
+        }
     return common.call(
         prepare, inputs, outputs=outputs, scratch=scratch, grid={"head": sizes.heads, "part": parts}, interpret=interpret
     )

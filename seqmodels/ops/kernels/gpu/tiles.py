@@ -47,9 +47,7 @@ class Sizes(NamedTuple):
     """``"head"``, ``"channel"`` or None."""
 
     @classmethod
-    def of(
-        cls, q: Float[Array, "B T G K"], v: Float[Array, "B T H V"], log_decay: Float[Array, "B T H X"] | None
-    ) -> "Sizes":
+    def of(cls, q: Float[Array, "B T G K"], v: Float[Array, "B T H V"], log_decay: Float[Array, "B T H X"] | None) -> "Sizes":
         batch, steps, groups, channels = q.shape
         per = None if log_decay is None else "head" if log_decay.shape[3] == 1 else "channel"
         return cls(batch, -(-steps // STEPS), groups, v.shape[2], *padded(channels, v.shape[3]), per)

@@ -99,9 +99,7 @@ def _forward_kernel(refs, state_ref, outputs_ref, *starts_ref, precision, keep_s
         output = product(chunk["read"], operand, 1, 0)
         if "value_read" in chunk:
             output *= chunk["value_read"]
-        outputs_ref[head] = output + (
-            chunk["inside"] if "inside" in chunk else product(chunk["scores"], update, 1, 0)
-        )
+        outputs_ref[head] = output + (chunk["inside"] if "inside" in chunk else product(chunk["scores"], update, 1, 0))
         state_ref[head] = _kept(state, chunk) + product(chunk["write"], update, 0, 0)
 
 
@@ -199,10 +197,7 @@ class _Walk:
             heads
             for heads in range(1, _MOST_HEADS + 1)
             if self.problems % heads == 0
-            and (
-                heads == 1
-                or _step_bytes(heads, self.channels, self.block, steps, _operand_dtype(precision)) <= _VMEM_BYTES
-            )
+            and (heads == 1 or _step_bytes(heads, self.channels, self.block, steps, _operand_dtype(precision)) <= _VMEM_BYTES)
         )
 
     def call(self, kernel, arrays, state, *, by_chunk: list[int], interpret):
@@ -215,9 +210,7 @@ class _Walk:
         shape = (self.problems, self.repeats, self.channels, self.width)
         per_state = pl.BlockSpec((self.heads, None, self.channels, self.block), lambda p, r, v, n: (p, r, 0, v))
         outputs = [jax.ShapeDtypeStruct(shape, jnp.float32)]
-        outputs += [
-            jax.ShapeDtypeStruct((self.count, *shape[:2], rows, self.width), jnp.float32) for rows in by_chunk
-        ]
+        outputs += [jax.ShapeDtypeStruct((self.count, *shape[:2], rows, self.width), jnp.float32) for rows in by_chunk]
         last = self.count - 1
 
         def body(*refs):
@@ -241,14 +234,10 @@ class _Walk:
             out_specs=[per_state] + [self._per_chunk("value", x) for x in outputs[1:]],
             out_shape=outputs,
             scratch_shapes=[pltpu.VMEM((self.heads, self.channels, self.block), jnp.float32)],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
-            ),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
             interpret=interpret,
         )(*flat, state.reshape(shape))
-        return [found[0].reshape(state.shape)] + [
-            x.reshape(self.count, self.batch, self.groups, *x.shape[2:]) for x in found[1:]
-        ]
+        return [found[0].reshape(state.shape)] + [x.reshape(self.count, self.batch, self.groups, *x.shape[2:]) for x in found[1:]]
 
     def _per_chunk(self, name, x):
         """One chunk of [N, B G, R, rows, X], where R may be 1 for all."""

@@ -137,9 +137,7 @@ class Walk:
             out_shape=[jax.ShapeDtypeStruct(state.shape, jnp.float32)]
             + [jax.ShapeDtypeStruct(kinds[kind].shape, dtype) for kind, dtype in outputs.values()],
             scratch_shapes=[pltpu.VMEM((self.heads.groups * self.heads.repeats, *state.shape[2:]), jnp.float32)],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
-            ),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
             interpret=interpret,
         )(state, *(x for _, x in inputs.values()))
         return final, dict(zip(outputs, found))
@@ -156,7 +154,9 @@ class Walk:
             return count - 1 - n if self.reverse else n
 
         def lanes(each):  # of every head of a block
-            return Kind((batch, time, all_heads * each), (None, steps, heads * each), lambda b, g, r, n: (b, at(n), g * parts + r))
+            return Kind(
+                (batch, time, all_heads * each), (None, steps, heads * each), lambda b, g, r, n: (b, at(n), g * parts + r)
+            )
 
         return {
             "keys": Kind((batch, time, all_keys), (None, steps, groups * channels), lambda b, g, r, n: (b, at(n), g)),
@@ -173,7 +173,9 @@ class Walk:
             ),
             "row": Kind((batch, count, 1, steps), (None, None, 1, steps), lambda b, g, r, n: (b, at(n), 0, 0)),
             "starts": Kind(
-                (count, batch, all_heads, *matrix), (None, None, heads, *matrix), lambda b, g, r, n: (at(n), b, g * parts + r, 0, 0)
+                (count, batch, all_heads, *matrix),
+                (None, None, heads, *matrix),
+                lambda b, g, r, n: (at(n), b, g * parts + r, 0, 0),
             ),
             "state": Kind(state.shape, (None, heads, *matrix), lambda b, g, r, n: (b, g * parts + r, 0, 0)),
         }

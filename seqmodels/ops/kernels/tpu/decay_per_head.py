@@ -172,12 +172,8 @@ def backward(
                 kept_part = jnp.sum(state.astype(jnp.float32) * d_kept, axis=0, keepdims=True)
                 between = _exact(d_pairs * scores, masks.before, 1, precision)
                 by_step = jnp.where(masks.reads, between + read_part, 0.0) + jnp.where(masks.after, written_part, 0.0)
-                d_decays[head : head + 1, :] = jnp.sum(by_step, axis=0, keepdims=True) + jnp.sum(
-                    kept_part, axis=1, keepdims=True
-                )
-            dv[:, heads.values(head)] = (dv_h + dot(shown.astype(operand), do_h.astype(operand), 0, 0)).astype(
-                dv.dtype
-            )
+                d_decays[head : head + 1, :] = jnp.sum(by_step, axis=0, keepdims=True) + jnp.sum(kept_part, axis=1, keepdims=True)
+            dv[:, heads.values(head)] = (dv_h + dot(shown.astype(operand), do_h.astype(operand), 0, 0)).astype(dv.dtype)
             dq_g += dq_read
             dk_g += dot(written, d_state.astype(operand), 1, 1)
             d_states[head] = d_kept + dot(q_g, d_read, 0, 0)

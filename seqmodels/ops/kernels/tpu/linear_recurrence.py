@@ -50,9 +50,7 @@ def scan(
         x = x.reshape(batch, -1, channels)
         missing = ((0, 0), (0, -x.shape[1] % rows), (0, -channels % block))
         parts = ((x.real, fill), (x.imag, 0.0)) if is_complex else ((x, fill),)
-        return [
-            jnp.pad(part, missing, constant_values=value) if any(map(sum, missing)) else part for part, value in parts
-        ]
+        return [jnp.pad(part, missing, constant_values=value) if any(map(sum, missing)) else part for part, value in parts]
 
     # A step that fills a stretch keeps any carry as it is.
     rows = [*planes(a, length, fill=1.0), *planes(b, length)]

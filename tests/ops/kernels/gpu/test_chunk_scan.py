@@ -110,8 +110,7 @@ DECAYS = {
     "to -5": lambda rng, shape: -rng.uniform(1e-2, 5, shape),
     "-20": lambda rng, shape: np.full(shape, -20.0),
     "to -300": lambda rng, shape: -np.exp(rng.uniform(np.log(1e-3), np.log(300), shape)),
-    "one shut gate": lambda rng, shape: np.where(np.arange(shape[1])[None, :, None, None] == 43, -np.inf, -0.01)
-    * np.ones(shape),
+    "one shut gate": lambda rng, shape: np.where(np.arange(shape[1])[None, :, None, None] == 43, -np.inf, -0.01) * np.ones(shape),
 }
 
 

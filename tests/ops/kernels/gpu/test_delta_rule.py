@@ -62,9 +62,7 @@ def test_alike_keys(decay):
     decay=st.sampled_from([None, "head", "channel"]),
 )
 def test_any_shape(steps, channels, width, groups, repeats, decay):
-    inputs = sample(
-        steps=steps, batch=1, heads=groups * repeats, groups=groups, channels=channels, width=width, decay=decay
-    )
+    inputs = sample(steps=steps, batch=1, heads=groups * repeats, groups=groups, channels=channels, width=width, decay=decay)
     found = delta(inputs)
     assert max(found.values()) < TOLERANCE, found
 

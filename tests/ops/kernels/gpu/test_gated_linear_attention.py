@@ -116,7 +116,9 @@ def test_lowers_for_a_gpu_under_checkpoint(signature):
     inputs = narrow(sample(steps=256, **LOWERED[signature]))
     log_decay = inputs.pop("log_decay", None)
     if log_decay is None:
-        lower(jax.grad(lambda x: jnp.sum(ops.gated_linear_attention(**x, implementation="pallas")[0].astype(jnp.float32))), inputs)
+        lower(
+            jax.grad(lambda x: jnp.sum(ops.gated_linear_attention(**x, implementation="pallas")[0].astype(jnp.float32))), inputs
+        )
     else:
         lower(jax.grad(functools.partial(stacked, implementation="pallas", wrap=jax.checkpoint)), log_decay, inputs)
 

@@ -47,7 +47,11 @@ def test_values_states_and_gradients():
 
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    steps=st.integers(1, 40), batch=st.integers(1, 2), channels=st.integers(1, 70), states=st.integers(1, 32), seed=st.integers(0, 99)
+    steps=st.integers(1, 40),
+    batch=st.integers(1, 2),
+    channels=st.integers(1, 70),
+    states=st.integers(1, 32),
+    seed=st.integers(0, 99),
 )
 def test_any_shape(steps, batch, channels, states, seed):
     inputs = sample(steps=steps, batch=batch, channels=channels, states=states, seed=seed)

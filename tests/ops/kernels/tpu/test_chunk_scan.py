@@ -141,9 +141,7 @@ def test_passes_in_every_layout(case):
     for got, want in zip(found, expected):
         assert relative_error(got, want) < 2e-6
     without_starts = fast_jit(
-        lambda chunk, state: chunk_scan.forward(
-            chunk, state, precision=lax.Precision.HIGHEST, keep_starts=False, interpret=True
-        )
+        lambda chunk, state: chunk_scan.forward(chunk, state, precision=lax.Precision.HIGHEST, keep_starts=False, interpret=True)
     )(*arguments[:2])
     assert without_starts[2] is None
     np.testing.assert_array_equal(without_starts[0], found[0])
@@ -240,9 +238,7 @@ def test_a_sweep_of_small_shapes(steps, chunk_size, groups, repeats, marked, see
 
     @fast_jit
     def compute(inputs, reset, cotangents):
-        outputs, pull = jax.vjp(
-            lambda x: delta_rule(**x, reset=reset, implementation="pallas", chunk_size=chunk_size), inputs
-        )
+        outputs, pull = jax.vjp(lambda x: delta_rule(**x, reset=reset, implementation="pallas", chunk_size=chunk_size), inputs)
         return outputs, pull(cotangents)[0]
 
     with kernels_of("tpu"):

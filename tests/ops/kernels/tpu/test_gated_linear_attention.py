@@ -178,9 +178,7 @@ SIZES = {  # G, H, K, V, decays
 }
 
 
-@pytest.mark.parametrize(
-    "model, dtype", [*((model, "bfloat16") for model in SIZES), ("GLA", "float32"), ("Mamba-2", "float32")]
-)
+@pytest.mark.parametrize("model, dtype", [*((model, "bfloat16") for model in SIZES), ("GLA", "float32"), ("Mamba-2", "float32")])
 def test_lowers_for_a_tpu(model, dtype):
     groups, heads, channels, width, decays = SIZES[model]
 
@@ -215,9 +213,7 @@ def test_a_sweep_of_small_shapes(steps, chunk_size, groups, repeats, marked, see
 
     @fast_jit
     def both(inputs, cotangents):
-        outputs, pull = jax.vjp(
-            functools.partial(call, reset=reset, implementation="pallas", chunk_size=chunk_size), inputs
-        )
+        outputs, pull = jax.vjp(functools.partial(call, reset=reset, implementation="pallas", chunk_size=chunk_size), inputs)
         return outputs, pull(cotangents)[0]
 
     def call(inputs, **options):

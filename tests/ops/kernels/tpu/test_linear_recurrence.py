@@ -82,9 +82,9 @@ def test_the_interpreter_that_models_the_memories_agrees():
     reset = xla.marks(inputs, (5,), ())
     params = pltpu.InterpretParams(uninitialized_memory="nan")
     found, expected = (
-        jax.jit(
-            lambda a, b, state, reset, how=how: kernel.scan(a, b, state, reset, reverse=True, interpret=how)
-        )(inputs["a"], inputs["b"], inputs["state"], reset)
+        jax.jit(lambda a, b, state, reset, how=how: kernel.scan(a, b, state, reset, reverse=True, interpret=how))(
+            inputs["a"], inputs["b"], inputs["state"], reset
+        )
         for how in (params, True)
     )
     for got, want in zip(found, expected):
