@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "starts.json"
 PAGE = ROOT / "docs" / "starts.md"
 MAIN = {"width": 64, "learning_rate": 0.008, "seed": 0, "steps": 150, "repeats": 4}  # the setting with all mixers
+FEWEST_RANKED = 5  # mixers, of which a rank correlation says something
 
 INTRODUCTION = """\
 # How models start, and what it does to a ranking
@@ -40,6 +41,13 @@ The starts compared here:
 
 | start | `model.embedding_norm` | `model.branch_rms` |
 |---|---|---|
+"""
+
+OTHER_SETTINGS = """\
+## Other settings
+
+After few steps at a low rate some mixers end above the model without one. The LSTM is the farthest: its block has no MLP, and its
+branches learn slowly at that rate. The tables below say whether more steps or a higher rate bring it below.
 """
 
 
@@ -73,7 +81,8 @@ def page(results: dict) -> str:
         "",
     ]
     lines += table(main)
-    lines += ["", *conclusions(main), ""]
+    complete = [start for start in STARTS if all((name, start) in main for name, _ in main)]
+    lines += ["", *conclusions(main, complete), "", OTHER_SETTINGS]
     others = {}
     for row in results["rows"]:
         setting = {name: row[name] for name in MAIN}
@@ -86,6 +95,8 @@ def page(results: dict) -> str:
             f"learning rate {setting['learning_rate']:g}, seed {setting['seed']}",
             "",
             *table(found),
+            "",
+            *conclusions(found, [start for start in STARTS if (NO_MIXER, start) in found]),
             "",
         ]
     return "\n".join(lines).rstrip() + "\n"
@@ -108,28 +119,33 @@ def table(rows: dict) -> list[str]:
     return lines
 
 
-def conclusions(rows: dict) -> list[str]:
-    """What the rows of one setting say of each start that all mixers were trained from."""
-    names = {name for name, _ in rows}
+def conclusions(rows: dict, starts: list[str]) -> list[str]:
+    """What the rows of one setting say of each of these starts, from which the model without a mixer was trained as well."""
     lines = []
-    for start in STARTS:
+    for start in starts:
         found = {name: row for (name, its), row in rows.items() if its == start}
-        if found.keys() != names:
-            continue
         of_mixers = {name: row for name, row in found.items() if name != NO_MIXER}
         control = found[NO_MIXER]["loss"]
         at_one = sorted(of_mixers, key=lambda name: of_mixers[name]["position_1_loss"])
         spread = of_mixers[at_one[-1]]["position_1_loss"] - of_mixers[at_one[0]]["position_1_loss"]
         better = sum(row["loss"] < control for row in of_mixers.values())
-        order = scipy.stats.spearmanr(
-            [row["token_share"][0] for row in of_mixers.values()], [row["loss"] for row in of_mixers.values()]
-        ).statistic
+        above = {name: row["loss"] - control for name, row in of_mixers.items() if row["loss"] > control}
+        worst = max(above, key=above.get, default=None)
+        farthest = "" if worst is None else f" The one farthest above it is {worst}, by {above[worst]:.2f} nats."
         lines.append(
-            f"- `{start}`: {better} of {len(of_mixers)} mixers end below the model without one ({control:.3f}). The loss after one "
-            f"token spreads over {spread:.2f} nats ({at_one[0]} to {at_one[-1]}). Spearman's rank correlation of the token's share "
-            f"after the first layer with the loss is {order:.2f}."
+            f"- `{start}`: {better} of {len(of_mixers)} mixers end below the model without one ({control:.3f}).{farthest} "
+            f"The loss after one token spreads over {spread:.2f} nats ({at_one[0]} to {at_one[-1]})."
+            + (_of_the_share(of_mixers) if len(of_mixers) >= FEWEST_RANKED else "")
         )
     return lines
+
+
+def _of_the_share(rows: dict[str, dict]) -> str:
+    """Whether the mixers rank by the start alone."""
+    order = scipy.stats.spearmanr(
+        [row["token_share"][0] for row in rows.values()], [row["loss"] for row in rows.values()]
+    ).statistic
+    return f" Spearman's rank correlation of the token's share after the first layer with the loss is {order:.2f}."
 
 
 def draw(results: dict, path: Path) -> None:
