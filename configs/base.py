@@ -41,9 +41,7 @@ def get_config() -> ConfigDict:
     config.model.tie_embeddings = True  # the head is the embedding's transpose
     config.model.embedding_norm = True  # a norm on the embedding: each token enters the residual stream with rms 1
     config.model.branch_rms = config_dict.placeholder(float)
-    config.model.branch_rms = (
-        0.3  # each of n layers starts by adding rms branch_rms / sqrt(n); None: what its initialisation gives
-    )
+    config.model.branch_rms = 0.3  # each of n layers starts by adding rms branch_rms / sqrt(n); None: as initialised
     config.model.norm = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
     config.model.norm_eps = 1e-5  # epsilon of the norms between layers
     config.model.logit_cap = config_dict.placeholder(float)  # logits go through cap tanh(. / cap); None: as they are

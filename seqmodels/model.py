@@ -67,7 +67,7 @@ class ModelConfig(Checked, where="model"):
     repeats: Annotated[Count, AtMost(2**16)] = 4  # R, how often the pattern is repeated
     tie_embeddings: bool = True  # the head is the embedding's transpose
     embedding_norm: bool = True  # a norm on the embedding: each token enters the residual stream with rms 1
-    # each of n layers starts by adding rms branch_rms / sqrt(n); None: what its initialisation gives
+    # each of n layers starts by adding rms branch_rms / sqrt(n); None: as initialised
     branch_rms: NonNegative | None = 0.3
     norm: Annotated[str, OneOf(NORMS)] = "rms"  # between layers: "rms" (RMSNorm) or "layer" (LayerNorm with a bias)
     norm_eps: Epsilon = 1e-5  # epsilon of the norms between layers

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -123,7 +124,7 @@ def test_every_command_trains_what_was_planned(compared, script):
     """It names every field in which a run differs from configs/base.py, and so needs no file of the comparison."""
     folder, *_ = compared
     for name, each in outcomes(folder).items():
-        python, program, *argv = script.shlex.split(each["command"])
+        python, program, *argv = shlex.split(each["command"])
         config, workdir = script.train.parse([program, *argv])
         assert python == "python" and workdir == folder / "compare" / name
         assert config == script.config_lib.load(workdir / "config.json")

@@ -38,7 +38,12 @@ def poison(monkeypatch, at, change):
     def patched(self, *args, **kwargs):
         build(self, *args, **kwargs)
         step = self.train_step
-        self.train_step = lambda before, batch: step(change(before) if int(before["step"]) == at else before, batch)
+
+        def changed_step(before, batch):
+            return step(change(before) if int(before["step"]) == at else before, batch)
+
+        changed_step.trace = step.trace
+        self.train_step = changed_step
 
     monkeypatch.setattr(state.Trainer, "__init__", patched)
 
