@@ -21,6 +21,8 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # tests/commands starts takes most); `make test-slow` starts no test after so many minutes.
 CPU_LIMIT ?= 600
 MINUTES_SLOW ?= 600
+# `make test-tools` and `make aot-test`, each
+MINUTES_TOOLS ?= 600
 PYTEST := -m pytest -n $(JOBS) --dist loadgroup
 
 .PHONY: help docs demo test test-tools test-slow test-all drills lint wheel benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
@@ -55,7 +57,7 @@ test: $(VENV)/dev.stamp
 	@$(RUN) $(PYTEST) --cpu-limit=$(CPU_LIMIT)
 
 test-tools: $(VENV)/dev.stamp
-	@$(RUN) $(PYTEST) -m "tools and not slow"
+	@$(RUN) $(PYTEST) -m "tools and not slow" --minutes=$(MINUTES_TOOLS)
 
 # What make test-all adds to the two above: the contract, then the rest.
 test-slow: $(VENV)/dev.stamp
@@ -105,7 +107,7 @@ aot: $(VENV_AOT)/run.stamp
 	@$(RUN_AOT) -m tools.aot
 
 aot-test: $(VENV_AOT)/run.stamp
-	@$(RUN_AOT) $(PYTEST) -m gpu_kernels
+	@$(RUN_AOT) $(PYTEST) -m gpu_kernels --minutes=$(MINUTES_TOOLS)
 	@$(RUN_AOT) $(PYTEST) -m "not slow" $(NEWEST)
 
 # For an environment with jax[cuda13] >= 0.11 and pytest; PYTHON_GPU=... names another one's Python. What MINUTES end goes on from there.
