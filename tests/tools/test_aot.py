@@ -75,7 +75,8 @@ def test_what_is_a_fault():
         return aot.find_faults(result)
 
     assert not faults()
-    assert "spills 8" in faults(case="delta rule", spills=8)[0]
+    assert "spills 8" in faults(case="selective scan", spills=8)[0]
+    assert not faults(case="delta rule", spills=4_096) and "spills 4097" in faults(case="delta rule", spills=4_097)[0]
     assert not faults(spills=2_048) and "spills 2049" in faults(spills=2_049)[0]
     assert "on chip" in faults(memory_bytes=232_449)[0]
     assert "matrix unit" in faults(matrix_instructions=0)[0]
