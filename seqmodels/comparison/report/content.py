@@ -313,10 +313,13 @@ def pair_matrix(results: Mapping) -> tuple[list[str], list[list[str]]]:
     rows = []
     for better in order[:-1]:
         cells = [by_pair[better, worse] if (better, worse) in by_pair else None for worse in order[1:]]
-        rows.append([better, *(
-            EMPTY if pair is None else number(abs(pair["difference"]), 3) + mark(pair) for pair in cells
-        )])  # fmt: skip
+        rows.append([better, *(EMPTY if pair is None else _better_by(pair) for pair in cells)])
     return ["better by", *order[1:]], rows
+
+
+def _better_by(pair: Mapping) -> str:
+    """Nothing where no document that is reported was scored: there is no difference then."""
+    return EMPTY if pair["difference"] is None else number(abs(pair["difference"]), 3) + mark(pair)
 
 
 def mark(pair: Mapping) -> str:

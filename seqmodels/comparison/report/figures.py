@@ -126,8 +126,10 @@ class Panel:
         if len(x):
             self._ends[label] = (float(x[-1]), float(y[-1]))
 
-    def point(self, label: str, x: float, y: float, interval: tuple[float, float] | None = None) -> None:
+    def point(self, label: str, x: float | None, y: float | None, interval: tuple[float, float] | None = None) -> None:
         """One figure of a mixer, with an interval of its height where the mixer is named."""
+        if x is None or y is None:
+            return  # of a mixer whose quality is not known
         named = label in self._colours
         if named and interval is not None:
             reach = [[y - interval[0]], [interval[1] - y]]

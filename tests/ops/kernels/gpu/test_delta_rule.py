@@ -64,7 +64,9 @@ def test_alike_keys(decay):
 def test_any_shape(steps, channels, width, groups, repeats, decay):
     inputs = sample(steps=steps, batch=1, heads=groups * repeats, groups=groups, channels=channels, width=width, decay=decay)
     found = delta(inputs)
-    assert max(found.values()) < TOLERANCE, found
+    # Of a few numbers the error is that of one: several roundings to bfloat16 (0.4 % each) that do not average out.
+    few = steps * min(channels, width) < 64
+    assert max(found.values()) < (3 * TOLERANCE if few else TOLERANCE), found
 
 
 @pytest.mark.parametrize("kind", ["head", "channel"])
