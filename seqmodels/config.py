@@ -7,7 +7,6 @@ that is missing, misspelt or of another type is an error here and never a silent
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -193,11 +192,7 @@ def to_dict(config: RunConfig) -> dict:
 def save(config: RunConfig, path: str) -> None:
     """Write config.json, whole or not at all, with the digest of what it says."""
     values = {"version": migrations.VERSION} | to_dict(config)
-    atomic.write_text(path, json.dumps({"digest": _digest(values)} | values, indent=2) + "\n")
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    atomic.write_text(path, json.dumps({"digest": json_text.digest(values)} | values, indent=2) + "\n")
 
 
 def load(path: str, *, report: Callable[[str], None] = say) -> RunConfig:
@@ -215,7 +210,7 @@ def load(path: str, *, report: Callable[[str], None] = say) -> RunConfig:
         raise UserError(f"{path} does not exist: is this the folder of a run?") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the config of a run")
-    if values.pop("digest", None) not in (None, _digest(values)):
+    if values.pop("digest", None) not in (None, json_text.digest(values)):
         report(f"{path} is not as it was written: somebody has edited it, or it is damaged")
     try:
         return from_config_dict(migrations.up_to_date(values))

@@ -1,5 +1,6 @@
 """JSON as RFC 8259 has it, within limits: no NaN, no number that overflows, no name twice in an object."""
 
+import hashlib
 import json
 import os
 import re
@@ -51,6 +52,11 @@ def parse(text: str, name: str | os.PathLike[str], *, infinity: bool = False) ->
         return json.loads(text, object_pairs_hook=_object, parse_int=_whole_number, parse_float=_number, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"{name} is not valid JSON ({error})") from None
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value's JSON with sorted names, in hexadecimal: a file that holds it beside the value shows damage."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _check_depth(text: str, name: str | os.PathLike[str]) -> None:

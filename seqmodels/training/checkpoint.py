@@ -15,8 +15,6 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
-import hashlib
-import json
 import logging
 import math
 import os
@@ -34,6 +32,7 @@ from orbax.checkpoint import checkpoint_managers
 from seqmodels import failures, migrations, processes
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from seqmodels.formats import json_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +206,7 @@ class Writer:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state),
-                    record=ocp.args.JsonSave({**record, "digest": _digest(record)}),
+                    record=ocp.args.JsonSave({**record, "digest": json_text.digest(record)}),
                 ),
                 # Orbax warns of a save without metrics; an infinite loss competes as well as none.
                 metrics={"validation_loss": math.inf if validation_loss is None else validation_loss},
@@ -266,7 +265,7 @@ def _restore_step(directory: Path, abstract_state: dict, group: processes.Group)
             return None, {"obstacle": False, "reason": reason}
     former = migrations.former_layer_names(_names(abstract_state), saved)
     state = _renamed(state, {old: new for new, old in former.items()})
-    return Restored(record["step"], state, record, _digest(checksums)), {}
+    return Restored(record["step"], state, record, json_text.digest(checksums)), {}
 
 
 def _reason(error: Exception) -> dict[str, Any]:
@@ -280,7 +279,7 @@ def _read_step(directory: Path, abstract_state: dict) -> tuple[dict, dict]:
     """The record, checked and without its digest, and the arrays, under the names that they were saved with."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), **_without_barriers()) as checkpointer:
         record = dict(checkpointer.restore(directory, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record)
-        if record.pop("digest") != _digest(record) or record["step"] != int(directory.name):
+        if record.pop("digest") != json_text.digest(record) or record["step"] != int(directory.name):
             raise ValueError("its record is damaged")
         as_saved = _renamed(abstract_state, migrations.former_layer_names(_names(abstract_state), record["checksums"]))
         arrays = ocp.args.PyTreeRestore(
@@ -336,10 +335,6 @@ def _set_aside(directory: Path, damaged: list[int]) -> None:
         attic.mkdir(exist_ok=True)
         shutil.rmtree(attic / str(step), ignore_errors=True)
         os.replace(directory / str(step), attic / str(step))
-
-
-def _digest(record: Mapping) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _checksums(state: dict) -> dict[str, jax.Array]:

@@ -250,6 +250,7 @@ class _Run:
         self.log, self.writer, self.signals = log, writer, signals
         self.step, self.state = start.step, start.state
         self.data_fingerprint = dataset.fingerprint
+        self.tokenizer_digest = None if dataset.tokenizer is None else data.tokenizer_digest(dataset.tokenizer)
         self.saved_step = start.step
         self.in_flight = None
         self.skipped, self.skipped_in_a_row = start.record["skipped"] if "skipped" in start.record else (0, 0)
@@ -362,7 +363,7 @@ class _Run:
             "seed": self.config.seed,
             "data": self.data_fingerprint,
             "order": self.dataset.order,
-            "tokenizer": None if self.dataset.tokenizer is None else data.tokenizer_digest(self.dataset.tokenizer),
+            "tokenizer": self.tokenizer_digest,
             "seconds": self.log.stopwatch.seconds,
             "log": self.log.written(),
             **({"skipped": [self.skipped, self.skipped_in_a_row]} if self.config.train.skip_nonfinite else {}),
