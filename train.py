@@ -35,9 +35,7 @@ from seqmodels.training import loop
 def main(argv: Sequence[str]) -> None:
     asked = command_line.asked_for_help(argv)
     if asked is not None:
-        print(
-            config_help.page(asked) if asked else command_line.help_page(__doc__, FLAGS, f"{', '.join(config_help.GROUPS)}, all")
-        )
+        config_help.say_help(asked, __doc__, FLAGS)
         return
     config, workdir, flags = _parse(argv)
     processes.start(coordinator=flags["coordinator"], num_processes=flags["num_processes"], process_id=flags["process_id"])

@@ -48,8 +48,7 @@ from seqmodels.training import loop
 def main(argv: Sequence[str]) -> None:
     asked = command_line.asked_for_help(argv)
     if asked is not None:
-        groups = f"comparison, {', '.join(config_help.GROUPS)}, all"
-        print(help_of_fields(asked) if asked else command_line.help_page(__doc__, FLAGS, groups))
+        config_help.say_help(asked, __doc__, FLAGS, groups=("comparison", *config_help.GROUPS), group_page=help_of_fields)
         return
     jax.config.update("jax_platforms", "cpu")  # the device is for the runs; here shapes are counted
     config, values = command_line.config_and_flags(argv, {"workdir": None, "mixers": "", "jobs": 1})

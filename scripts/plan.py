@@ -54,9 +54,7 @@ FLAGS = {
 def main(argv: Sequence[str]) -> None:
     asked = command_line.asked_for_help(argv)
     if asked is not None:
-        print(
-            config_help.page(asked) if asked else command_line.help_page(__doc__, FLAGS, f"{', '.join(config_help.GROUPS)}, all")
-        )
+        config_help.say_help(asked, __doc__, FLAGS)
         return
     switches = {name: f"--{name}" in argv for name in ("lower", "compile")}
     argv = [text for text in argv if text not in ("--lower", "--compile")]

@@ -13,16 +13,17 @@ import sys
 from typing import NoReturn
 
 from seqmodels import packages, suggest
+from seqmodels.escape import escape
 
 
 def main() -> NoReturn:
     """Run the command that the first argument names, in this process, as ``python FILE`` does."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
-        print(usage())
+        print(escape(usage(), "terminal"))
         sys.exit(0)
     if name == "--version":
-        print(f"seqmodels {importlib.metadata.version('seqmodels')}")
+        print(escape(f"seqmodels {importlib.metadata.version('seqmodels')}", "terminal"))
         sys.exit(0)
     if name not in packages.COMMANDS:
         sys.exit(

@@ -50,21 +50,6 @@ def asked_for_help(argv: Sequence[str]) -> str | None:
     return next((match[1] or "" for match in found if match), None)
 
 
-def help_page(doc: str, meanings: Mapping[str, str], groups: str) -> str:
-    """What ``--help`` prints of a command with a config.
-
-    Args:
-        meanings: of its flags, by their names.
-        groups: of fields, as ``--help=GROUP`` takes them.
-    """
-    width = max(map(len, (*meanings, "config.FIELD=VALUE"))) + 2
-    flags = [f"  --{name:{width}}{meaning}" for name, meaning in meanings.items()]
-    return "\n".join([
-        doc.strip(), "", "flags:", *flags, f"  --{'config.FIELD=VALUE':{width}}another value of a field",
-        f"  --{'help=GROUP':{width}}the fields of a group, with meaning, default and range: {groups}",
-    ])  # fmt: skip
-
-
 def config_and_flags(
     argv: Sequence[str], defaults: Mapping[str, str | int | None]
 ) -> tuple[ConfigDict, dict[str, str | int | None]]:

@@ -1,12 +1,13 @@
-"""What ``--help=GROUP`` prints: the fields of a group of the config, from the dataclasses that declare them."""
+"""What ``--help`` and ``--help=GROUP`` print: a command's flags; a group's fields, from the dataclasses that declare them."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from seqmodels import channel_layers, fields, mixers, ranges, suggest
 from seqmodels.config import LAYER_KINDS, RunConfig
 from seqmodels.data import tasks
 from seqmodels.errors import UserError
+from seqmodels.escape import escape
 
 GROUPS = ("data", "model", "optim", "train", "mesh")
 OPTIONS = ("data.tasks", *(f"model.{kind}" for kind in LAYER_KINDS))  # groups of groups: one for each layer or task
@@ -43,6 +44,36 @@ def page(asked: str, prefix: str = "config.") -> str:
         near = suggest.hint(asked, [*known, *OPTIONS, *(name.rpartition(".")[2] for name in known)])
         raise UserError(f"--help={asked}: there is no such group of fields; {near}known: {', '.join((*GROUPS, *OPTIONS))}, all")
     return "\n\n".join("\n".join(_lines(name, known[name], prefix)) for name in found)
+
+
+def say_help(
+    asked: str,
+    doc: str,
+    meanings: Mapping[str, str],
+    *,
+    groups: Iterable[str] = GROUPS,
+    group_page: Callable[[str], str] = page,
+) -> None:
+    """Print what ``--help``, or ``--help=GROUP``, prints of a command with a config.
+
+    Args:
+        asked: the group; "" for the command itself.
+        doc: of the command.
+        meanings: of its flags, by their names.
+        groups: of fields, as ``--help=GROUP`` takes them.
+        group_page: what is printed of a group.
+    """
+    text = group_page(asked) if asked else _help_page(doc, meanings, f"{', '.join(groups)}, all")
+    print(escape(text, "terminal"))
+
+
+def _help_page(doc: str, meanings: Mapping[str, str], groups: str) -> str:
+    width = max(map(len, (*meanings, "config.FIELD=VALUE"))) + 2
+    flags = [f"  --{name:{width}}{meaning}" for name, meaning in meanings.items()]
+    return "\n".join([
+        doc.strip(), "", "flags:", *flags, f"  --{'config.FIELD=VALUE':{width}}another value of a field",
+        f"  --{'help=GROUP':{width}}the fields of a group, with meaning, default and range: {groups}",
+    ])  # fmt: skip
 
 
 def _lines(name: str, group: type, prefix: str) -> Iterable[str]:

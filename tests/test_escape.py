@@ -99,9 +99,6 @@ def test_a_line_is_one_line(capsys):
 ROOT = Path(__file__).parent.parent
 
 
-OWN_TEXT = ("page", "help_of_fields", "help_page", "usage", "version")  # what --help and --version print: the project's own
-
-
 def is_escaped(node: ast.expr) -> bool:
     """Whether an argument of `print` can hold nobody's text: `escape` or `json.dumps` made it, or only numbers are in it."""
     if isinstance(node, ast.JoinedStr):
@@ -110,13 +107,7 @@ def is_escaped(node: ast.expr) -> bool:
         form = "" if node.format_spec is None else ast.unparse(node.format_spec)
         return is_escaped(node.value) or form.rstrip("'\"")[-1:] in tuple("dfg%")
     if isinstance(node, ast.Call):
-        return ast.unparse(node.func).rpartition(".")[2] in OWN_TEXT or ast.unparse(node.func) in (
-            "escape",
-            "escape.escape",
-            "json.dumps",
-        )
-    if isinstance(node, ast.IfExp):
-        return is_escaped(node.body) and is_escaped(node.orelse)
+        return ast.unparse(node.func) in ("escape", "escape.escape", "json.dumps")
     return isinstance(node, ast.Constant) or ast.unparse(node) == "__doc__"
 
 
