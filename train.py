@@ -28,6 +28,7 @@ from typing import Any
 
 from seqmodels import command_line, config_help, packages, processes, ranges
 from seqmodels.config import RunConfig, from_config_dict
+from seqmodels.data import atomic
 from seqmodels.escape import say
 from seqmodels.training import loop
 
@@ -83,7 +84,7 @@ def _parse(argv: Sequence[str]) -> tuple[RunConfig, Path, dict[str, Any]]:
     config, values = command_line.config_and_flags(argv, {"workdir": None, "coordinator": "", **dict.fromkeys(OPTIONAL, "")})
     for name, hint in OPTIONAL.items():
         values[name] = ranges.parser(hint, name)(values[name]) if values[name] else None
-    return from_config_dict(config), Path(values["workdir"]).expanduser(), values
+    return from_config_dict(config), atomic.expanded(values["workdir"]), values
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ begin anew. What to train on, and where things are kept, is not that folder's to
 The peak of the learning rate is a tenth of base.py's.
 """
 
-from pathlib import Path
-
 from configs import base
 from seqmodels import config as config_lib
-from seqmodels.data import TEXT
+from seqmodels.data import TEXT, atomic
 from seqmodels.errors import UserError
 from seqmodels.training import run_folder
 
@@ -20,7 +18,7 @@ from seqmodels.training import run_folder
 def get_config(run: str = ""):
     if not run:
         raise UserError("say which run: --config=configs/from_run.py:RUN_FOLDER")
-    folder = Path(run).expanduser()
+    folder = atomic.expanded(run)
     theirs = config_lib.to_dict(run_folder.read_config(folder))
     config = base.get_config()
     config.model.update(theirs["model"])

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         if "mixers" not in config:
             raise UserError("--mixers is for a comparison's config (see configs/compare)")
         config.mixers = values["mixers"]
-    workdir = Path(values["workdir"]).expanduser()
+    workdir = atomic.expanded(values["workdir"])
     _, base = plan.read(config)
     with atomic.disk_errors_as_user_errors("--workdir", workdir):
         workdir.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
     check_packages()
 
 from seqmodels import command_line
+from seqmodels.data import atomic
 from seqmodels.escape import say
 from seqmodels.interop import checkpoint
 from seqmodels.ranges import CountOrZero
@@ -32,7 +33,7 @@ def main() -> None:
 
     run = load_run(options.workdir, options.step)
     kind = checkpoint.export_folder(
-        run.config.model, run.params, run.setup.vocab_size, run.tokenizer, options.out.expanduser(), dtype=options.dtype,
+        run.config.model, run.params, run.setup.vocab_size, run.tokenizer, atomic.expanded(options.out), dtype=options.dtype,
         history=history(run),
     )  # fmt: skip
     say(

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 from configs import base
 from seqmodels import command_line
 from seqmodels.config import from_config_dict
+from seqmodels.data import atomic
 from seqmodels.escape import say
 from seqmodels.interop import checkpoint, hub
 
@@ -33,7 +34,7 @@ def main() -> None:
 
     config = checkpoint.import_folder(
         hub.folder(options.source, options.revision),
-        options.workdir.expanduser(),
+        atomic.expanded(options.workdir),
         defaults=from_config_dict(base.get_config()),
         compute_dtype=options.compute_dtype,
         report=say,

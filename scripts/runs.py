@@ -21,6 +21,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 import jax
 
 from seqmodels import command_line, run_list
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import plots
@@ -45,7 +46,7 @@ def main() -> None:
     if options.plot is not None and options.plot.suffix not in plots.SUFFIXES:
         raise UserError(f"--plot={options.plot} must end in {', '.join(plots.SUFFIXES)}")
     jax.config.update("jax_platforms", "cpu")  # shapes are counted
-    runs = run_list.read(run_list.find(folder.expanduser() for folder in options.folders))
+    runs = run_list.read(run_list.find(map(atomic.expanded, options.folders)))
     known = [run for run in runs if getattr(run, options.sort) not in (None, "")]
     known.sort(key=lambda run: getattr(run, options.sort))
     runs = known + [run for run in runs if run not in known]

@@ -244,5 +244,5 @@ def use_compilation_cache(directory: str) -> None:
     a small model's are small, and they are many.
     """
     if jax.config.jax_compilation_cache_dir is None and directory:
-        jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", str(atomic.expanded(directory)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from seqmodels import data, model, ops, xla_cpu
 from seqmodels.config import DEFAULT_CACHE_DIR, MeshConfig, RunConfig
+from seqmodels.data import atomic
 from seqmodels.data.text import hub
 from seqmodels.data.text.incremental import IncrementalText
 from seqmodels.decoding import generate, session
@@ -338,7 +339,7 @@ def load_run(
         UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`; there are fewer devices.
     """
     xla_cpu.warn_of_wrong_fusions()
-    workdir = Path(workdir)
+    workdir = atomic.expanded(workdir)
     config = read_config(workdir, cache_dir=cache_dir, report=report)
     tokenizer = read_tokenizer(workdir, config)
     devices = jax.devices()[:devices] if isinstance(devices, int) and devices <= len(jax.devices()) else devices

@@ -25,7 +25,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
         UserError: ``path`` is not the name of a file, as `check_file_name` has it.
     """
     path = check_file_name(path)
-    temporary = path.with_name(f".{path.name}.{unique()}")
+    temporary = path.with_name(f".{path.name[:40]}.{unique()}")  # a name may be as long as names can be
     try:
         with open(temporary, "xb") as file:
             write(file)
@@ -134,6 +134,18 @@ _REFUSALS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT,
     errno.ELOOP,
 )  # fmt: skip
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path that a person gave, with the home folder in place of ``~``.
+
+    Raises:
+        UserError: nobody knows whose ``~`` that is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"'{os.fspath(path)}': there is no home folder of that name; give the whole path") from None
 
 
 def unique() -> str:

@@ -284,7 +284,7 @@ def _tokenizer(config: DataConfig, train: sources.Split) -> Tokenizer:
         "bpe": config.vocab_size,
         "text": tokenizers.BPE_TRAINING_BYTES,
     }
-    folder, key = Path(config.cache_dir).expanduser() / "tokenizers", fingerprint.key_of(description)
+    folder, key = atomic.expanded(config.cache_dir) / "tokenizers", fingerprint.key_of(description)
     with atomic.disk_errors_as_user_errors("data.cache_dir", config.cache_dir):
         tokenizer = _cached_tokenizer(folder, key)
         if tokenizer is not None:

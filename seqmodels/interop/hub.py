@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from seqmodels.data import atomic
 from seqmodels.data.text import hub
 from seqmodels.errors import UserError
 
@@ -17,7 +18,7 @@ def folder(path_or_id: str, revision: str | None = None) -> Path:
     Raises:
         UserError: there is no such folder, no such id, or no network.
     """
-    path = Path(path_or_id).expanduser()
+    path = atomic.expanded(path_or_id)
     if path.exists():
         if revision is not None:
             raise UserError(f"--revision={revision} is for a hub id; {path_or_id} is a local folder")

@@ -180,7 +180,8 @@ def load(workdir: str | Path) -> Recorded:
     Raises:
       UserError: there is none, or it is not complete.
     """
-    folder = Path(workdir) / FOLDER
+    workdir = atomic.expanded(workdir)
+    folder = workdir / FOLDER
     if not (folder / "about.json").is_file():
         raise UserError(f"{workdir} has no {FOLDER}/about.json: no run has diverged there since such records are made")
     try:

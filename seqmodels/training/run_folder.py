@@ -11,6 +11,7 @@ import jax
 from seqmodels import config as config_lib
 from seqmodels import data, model, processes, suggest
 from seqmodels.config import RunConfig
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.training import checkpoint
@@ -118,7 +119,7 @@ def initial_params(
     Raises:
         UserError: it is not a run folder, holds no checkpoint, has another tokenizer, or parameters of other shapes.
     """
-    source = Path(config.train.init_from).expanduser()
+    source = atomic.expanded(config.train.init_from)
     theirs = read_config(source)
     their_tokenizer = read_tokenizer(source, theirs)
     if None not in (their_tokenizer, tokenizer) and data.tokenizer_digest(their_tokenizer) != data.tokenizer_digest(tokenizer):

@@ -23,6 +23,12 @@ def test_the_new_content_takes_the_name_and_the_old_stays_with_its_readers(tmp_p
     assert path.read_bytes() == b"new content"
 
 
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / ("é" * 127)
+    write_whole(path, lambda file: file.write(b"content"))
+    assert path.read_bytes() == b"content" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_writer_that_fails_leaves_the_old_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")

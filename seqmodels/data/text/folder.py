@@ -6,7 +6,10 @@ or the bare word, ``validation``), and where a file beside it is named alike but
 ``stories-valid``). Any other file, ``test_of_time`` or ``dev-notes``, is text to train on.
 """
 
+import os
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,10 +22,15 @@ FORMATS: Final = (".parquet", ".jsonl", ".txt")
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 _SPLITS: Final = {
-    "train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION, "dev": VALIDATION, "test": TEST,
+    "train": TRAIN, "training": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION, "dev": VALIDATION,
+    "test": TEST,
 }  # fmt: skip
+_MOST_SHARDS: Final = 10_000
 # A prefix, a split's word, and the number of a shard, "-of-" and how many there are, and a digest.
-_NAME = re.compile(rf"(?:(?P<prefix>.+)[-_.])?(?P<word>{'|'.join(_SPLITS)})(?P<shard>[-_.]\d+(?P<of>-of-\d+)?(?:-[0-9a-f]+)?)?")
+_NAME = re.compile(
+    rf"(?:(?P<prefix>.+)[-_.])?(?P<word>{'|'.join(_SPLITS)})"
+    r"(?P<shard>[-_.](?P<number>\d+)(?P<of>-of-(?P<count>\d+))?(?:-[0-9a-f]+)?)?"
+)
 
 
 class Unread(NamedTuple):
@@ -51,21 +59,43 @@ def layout(folder: Path) -> Layout:
         splits: dict[str, list[Path]] = {}
         for file, split in zip(files, _splits_of(files, folder), strict=True):
             splits.setdefault(split, []).append(file)
-        return Layout({split: tuple(of) for split, of in splits.items()}, _unread(folder, files))
+        unread = (*_unread(folder, files), *_missing_shards(folder, files))
+        return Layout({split: tuple(of) for split, of in splits.items()}, unread)
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
 
 
 def _files(folder: Path) -> list[Path]:
     """The files of the first format found in the first place that has any, in the order of names."""
-    places = ((folder / "data").glob("*"), folder.glob("*"), folder.rglob("*"))
+    places = ((folder / "data").glob("*"), folder.glob("*"), _below(folder))
     for place in places:
         found = [path for path in place if not _is_hidden(path, folder) and path.is_file()]
         for ending in FORMATS:
             files = sorted(path for path in found if path.suffix.lower() == ending)
             if files:
                 return files
-    raise UserError(f"the folder '{folder}' holds no {', '.join(FORMATS)} files, neither in itself nor in its subfolders")
+    others = Counter(path.suffix.lower() for path in found if path.suffix)
+    there = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(3))
+    raise UserError(
+        f"the folder '{folder}' holds no {', '.join(FORMATS)} files, neither in itself nor in its subfolders"
+        + (f", but {there}: save their texts as .parquet or .jsonl, in a column 'text'" if there else "")
+    )
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below a folder.
+
+    Raises:
+        OSError: a folder among them cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            yield Path(place, name)
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
@@ -75,13 +105,13 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 def _splits_of(files: list[Path], folder: Path) -> list[str]:
     """The split that each file's name says, or that of the subfolder it is in; training text where none is said."""
     names = [_NAME.fullmatch(file.stem.lower()) for file in files]
-    beside_training = {_without_word(file, name) for file, name in zip(files, names) if name and name["word"] == TRAIN}
+    beside_training = {_without_word(file, name) for file, name in zip(files, names) if name and _SPLITS[name["word"]] == TRAIN}
     splits = []
     for file, name in zip(files, names):
         if name and (name["of"] or (not name["prefix"] and not name["shard"]) or _without_word(file, name) in beside_training):
             splits.append(_SPLITS[name["word"]])
         else:
-            subfolders = [part for part in file.relative_to(folder).parts[:-1] if part in _SPLITS]
+            subfolders = [part for part in map(str.lower, file.relative_to(folder).parts[:-1]) if part in _SPLITS]
             splits.append(_SPLITS[subfolders[-1]] if subfolders else TRAIN)
     return splits
 
@@ -103,6 +133,8 @@ def _unread(folder: Path, files: list[Path]) -> tuple[Unread, ...]:
                 reason = "hidden"
             elif path.is_dir():
                 reason = "a folder beside the files that are read"
+            elif not path.is_file():
+                reason = "a link that leads nowhere, a pipe, a socket or a device"
             elif path.suffix.lower() not in FORMATS:
                 reason = "not of a format that is read"
             elif path.suffix.lower() != ending:
@@ -111,3 +143,22 @@ def _unread(folder: Path, files: list[Path]) -> tuple[Unread, ...]:
                 reason = "beside the folder that is read"
             by_reason.setdefault(reason, []).append(str(path.relative_to(folder)))
     return tuple(Unread(tuple(names), reason) for reason, names in by_reason.items())
+
+
+def _missing_shards(folder: Path, files: list[Path]) -> tuple[Unread, ...]:
+    """What ``-of-00003`` in the names of the files says that there is, and there is not: a copy of a part of a data set."""
+    sets: dict[tuple, dict[int, Path]] = {}
+    for file in files:
+        name = _NAME.fullmatch(file.stem.lower())
+        if name and name["of"]:
+            sets.setdefault((file.parent, name["prefix"], name["word"], name["count"]), {})[int(name["number"])] = file
+    missing = []
+    for (parent, _, word, count), there in sets.items():
+        if len(there) >= int(count):  # counted from 1
+            continue
+        example = next(iter(there.values()))
+        absent = [number for number in range(min(int(count), _MOST_SHARDS)) if number not in there]
+        missing += [
+            str((parent / f"{word}-{number:0{len(count)}d}-of-{count}{example.suffix}").relative_to(folder)) for number in absent
+        ]
+    return (Unread(tuple(missing), "of the same set as the files beside, and not there"),) if missing else ()

@@ -8,13 +8,16 @@ names it.
 
 import codecs
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from seqmodels import failures
 from seqmodels.data.text.unicode import well_formed
 from seqmodels.errors import UserError
+from seqmodels.formats.limits import excerpt
 
 SEPARATOR: Final = "<|endoftext|>"
 LONGEST_PIECE: Final = 1 << 20
@@ -22,8 +25,25 @@ LONGEST_PIECE: Final = 1 << 20
 
 NULL: Final = "null"
 BLANK: Final = "blank"
-"""Why a document was left out: its text is null; it is white space only."""
+EMPTY_FILE: Final = "empty file"
+"""Why a document was left out: its text is null; it is white space only; its file has no byte."""
 
+_JSON_LINES: Final = (".jsonl", ".ndjson", ".json")
+_TABLE: Final = "a table, of which no column is read: save its texts as .parquet or .jsonl, in a column 'text'"
+_SAVED: Final = (
+    "as datasets saves it (save_to_disk), which is not read: load_from_disk(FOLDER)[SPLIT].to_parquet(FILE) makes .parquet"
+)
+_PACKED: Final = "compressed, and is not read so: unpack it"
+_REFUSED: Final = {
+    **dict.fromkeys((".csv", ".tsv", ".xls", ".xlsx", ".feather", ".orc", ".avro"), _TABLE), ".arrow": _SAVED,
+    **dict.fromkeys((".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4", ".7z", ".tar", ".tgz"), _PACKED),
+}  # fmt: skip
+# What a file begins with that is no UTF-8.
+_BEGINNINGS: Final = (
+    (b"\xff\xfe", "text in UTF-16: save it in UTF-8"), (b"\xfe\xff", "text in UTF-16: save it in UTF-8"),
+    (b"\x1f\x8b", _PACKED), (b"\x28\xb5\x2f\xfd", _PACKED), (b"BZh", _PACKED), (b"\xfd7zXZ", _PACKED), (b"PK\3\4", _PACKED),
+    (b"PAR1", "parquet: give it the ending .parquet"),
+)  # fmt: skip
 _CHUNK: Final = 1 << 20
 _LONGEST_LINE: Final = 1 << 26
 """Bytes of a JSON line; a file without line ends is not read whole before it is refused."""
@@ -42,8 +62,8 @@ class Piece(NamedTuple):
 
 
 def pieces(path: Path, left_out: Counter[str], *, begin: int = 0, end: int | None = None) -> Iterator[Piece]:
-    """The documents of a file, in its order; the ending of its name says what it is, any other than .parquet, .jsonl and
-    .json is plain text.
+    """The documents of a file, in its order; the ending of its name says what it is: .parquet, JSON lines, a table
+    of another kind, which is refused, or, any other, plain text.
 
     Args:
         left_out: counts the documents without text, by reason (`NULL`, `BLANK`).
@@ -55,8 +75,9 @@ def pieces(path: Path, left_out: Counter[str], *, begin: int = 0, end: int | Non
     try:
         if path.stat().st_size == 0:
             raise UserError(f"'{path}' is empty: it must hold text to read")
+        check_ending(path)
         if is_plain_text(path):
-            yield from _plain_text(path, begin, end)
+            yield from _plain_text(path, left_out, begin, end)
         else:
             yield from whole(_parquet(path) if path.suffix.lower() == ".parquet" else _json_lines(path), left_out)
     except OSError as error:
@@ -76,7 +97,26 @@ def whole(texts: Iterator[str | None], left_out: Counter[str]) -> Iterator[Piece
 
 def is_plain_text(path: Path) -> bool:
     """Whether the ending of a file's name makes it plain text."""
-    return path.suffix.lower() not in (".parquet", ".jsonl", ".json")
+    return path.suffix.lower() not in (".parquet", *_JSON_LINES)
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a file of text or JSON lines has no byte; of parquet that is damage, which its reader says.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return path.suffix.lower() != ".parquet" and path.stat().st_size == 0
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+
+
+def check_ending(path: Path) -> None:
+    """Raises UserError where the ending of a file's name says that it holds other than texts: rows of a table, an archive."""
+    kind = _REFUSED.get(path.suffix.lower())
+    if kind is not None:
+        raise UserError(f"'{path}' is {kind}")
 
 
 def text_bytes(path: Path) -> int:
@@ -134,7 +174,15 @@ def _open_parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"'{path}' is not a readable parquet file ({_first_line(error)}); fetch it again") from error
+        raise _not_read(path, error, "not a readable parquet file") from error
+
+
+def _not_read(path: Path, error: Exception, what: str) -> UserError:
+    """Why a file of a library's is not read: something in the way now, or damage, which is called ``what``."""
+    reason = failures.obstacle(error) or (os.strerror(error.errno) if isinstance(error, FileNotFoundError) else None)
+    if reason is not None:
+        return UserError(f"cannot read '{path}': {reason}")
+    return UserError(f"'{path}' is {what} ({_first_line(error)}); fetch it again")
 
 
 def _parquet(path: Path) -> Iterator[str | None]:
@@ -144,6 +192,8 @@ def _parquet(path: Path) -> Iterator[str | None]:
     names = file.schema_arrow.names
     if "text" not in names:
         raise UserError(f"'{path}' has no column 'text' (its columns: {', '.join(names)}); rename the one to train on")
+    if names.count("text") > 1:
+        raise UserError(f"'{path}' has {names.count('text')} columns 'text'; rename all but the one to train on")
     kind = file.schema_arrow.field("text").type
     if not _holds_strings(kind):
         raise UserError(f"the column 'text' of '{path}' holds {kind}, not strings; convert it")
@@ -151,7 +201,7 @@ def _parquet(path: Path) -> Iterator[str | None]:
         for batch in file.iter_batches(batch_size=1024, columns=["text"]):
             yield from batch.column(0).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is damaged ({_first_line(error)}); fetch it again") from error
+        raise _not_read(path, error, "damaged") from error
 
 
 def _holds_strings(kind: Any) -> bool:
@@ -166,15 +216,26 @@ def _holds_strings(kind: Any) -> bool:
 
 def _json_lines(path: Path) -> Iterator[str | None]:
     with open(path, "rb") as file:
-        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        lines, position = iter(lambda: file.readline(_LONGEST_LINE), b""), 0
         for number, line in enumerate(lines, start=1):
-            if line.isspace():
+            if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+                raise UserError(
+                    f"line {number} of '{path}' is longer than {_LONGEST_LINE >> 20} MiB: part it, or save it as .parquet"
+                )
+            try:
+                # A lone surrogate may stand as three bytes, too.
+                content = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogatepass")
+            except UnicodeDecodeError as error:
+                raise UserError(_not_text(path, position + error.start)) from error
+            position += len(line)
+            if not content or content.isspace():
                 continue
             try:
-                text = json.loads(line, parse_int=_number)["text"]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                text = _text_in(json.loads(content, parse_int=_number, object_pairs_hook=_fields))
+            except (ValueError, RecursionError) as error:
+                reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
                 raise UserError(
-                    f"line {number} of '{path}' is not a JSON object with a field 'text': "
+                    f"line {number} of '{path}' is not a JSON object with a field 'text' ({reason}): "
                     'each line must be like {"text": "Once upon a time ..."}'
                 ) from error
             if not isinstance(text, str | None):
@@ -182,14 +243,31 @@ def _json_lines(path: Path) -> Iterator[str | None]:
             yield text
 
 
+def _text_in(row: Any) -> Any:
+    if not isinstance(row, dict):
+        raise ValueError(f"it is a {type(row).__name__}")
+    if "text" not in row:
+        raise ValueError(f"it has {', '.join(map(excerpt, list(row)[:5])) or 'no field'}")
+    return row["text"]
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, of whose texts none takes another's place."""
+    row = dict(pairs)
+    if len(row) != len(pairs) and [name for name, _ in pairs].count("text") > 1:
+        raise ValueError("'text' is there twice in one object")
+    return row
+
+
 def _number(digits: str) -> int:
     """In place of a number beside the text, which nobody looks at: Python refuses those of more than 4,300 digits."""
     return 0
 
 
-def _plain_text(path: Path, begin: int, end: int | None) -> Iterator[Piece]:
+def _plain_text(path: Path, left_out: Counter[str], begin: int, end: int | None) -> Iterator[Piece]:
     """Texts parted by ``<|endoftext|>``, without the newlines around them; a text of white space only is none."""
     rest, is_new = "", True  # what is not yet given of the text that is being read; whether that is all of it
+    is_parted = False  # by a separator, behind the last of which there need be no text
 
     def given(text: str, ends: bool) -> Iterator[Piece]:
         nonlocal is_new
@@ -200,6 +278,8 @@ def _plain_text(path: Path, begin: int, end: int | None) -> Iterator[Piece]:
         if not is_new or (text and not text.isspace()):
             yield Piece(text, ends)
             is_new = ends
+        elif ends:
+            left_out[BLANK] += 1
 
     for chunk in _decoded(path, begin, end):
         *texts, rest = (rest + chunk).split(SEPARATOR)
@@ -208,6 +288,7 @@ def _plain_text(path: Path, begin: int, end: int | None) -> Iterator[Piece]:
                 piece, text = _cut(text)
                 yield from given(piece, ends=False)
             yield from given(text, ends=True)
+            is_parted = True
         # What is kept back is longer than a separator, whose first half may end this chunk.
         while len(rest) > LONGEST_PIECE + len(SEPARATOR):
             piece, rest = _cut(rest)
@@ -215,7 +296,8 @@ def _plain_text(path: Path, begin: int, end: int | None) -> Iterator[Piece]:
     while len(rest) > LONGEST_PIECE:
         piece, rest = _cut(rest)
         yield from given(piece, ends=False)
-    yield from given(rest, ends=True)
+    if not (is_parted and is_new and (not rest or rest.isspace())):
+        yield from given(rest, ends=True)
 
 
 def _cut(text: str) -> tuple[str, str]:
@@ -252,6 +334,11 @@ def _decoded(path: Path, begin: int, end: int | None) -> Iterator[str]:
 
 
 def _not_text(path: Path, position: int) -> str:
+    with open(path, "rb") as file:
+        beginning = file.read(8)
+    kind = next((kind for bytes_, kind in _BEGINNINGS if beginning.startswith(bytes_)), None)
+    if kind is not None:
+        return f"'{path}' is {kind}"
     return f"'{path}' is not UTF-8 text (see byte {position:,}): data is .parquet, .jsonl, or text parted by {SEPARATOR}"
 
 

@@ -154,7 +154,7 @@ def cached_tokens(cache_dir: str | os.PathLike[str], split: Split, tokenizer: To
     """
     description = {"source": split.fingerprint, "tokenizer": digest(tokenizer), "shards": _FORMAT}
     with atomic.disk_errors_as_user_errors("data.cache_dir", cache_dir):
-        folder = Path(cache_dir).expanduser() / "tokens"
+        folder = atomic.expanded(cache_dir) / "tokens"
         entry = folder / key_of(description)
         if entry.exists():
             stream = _opened(entry, description, tokenizer.vocab_size)
@@ -172,7 +172,7 @@ def cached_tokens(cache_dir: str | os.PathLike[str], split: Split, tokenizer: To
 @contextlib.contextmanager
 def key_lock(cache_dir: str | os.PathLike[str], key: str, waiting: str | None) -> Iterator[bool]:
     """The right to make what the cache keeps under a key; see `atomic.lock`."""
-    folder = Path(cache_dir).expanduser() / "locks"
+    folder = atomic.expanded(cache_dir) / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.lock(folder / f"{key}.lock", waiting=waiting) as is_held:
         yield is_held

@@ -13,16 +13,17 @@ repair of damaged text, except the built-in stories.
 import filecmp
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from seqmodels.data import fingerprint
+from seqmodels.data import atomic, fingerprint
 from seqmodels.data.text import folder, hub, readers, repair, toy
 from seqmodels.data.text.folder import TRAIN, VALIDATION, Unread
 from seqmodels.data.text.readers import Piece
 from seqmodels.errors import UserError
+from seqmodels.formats.limits import excerpt
 
 TOY: Final = "toy"
 
@@ -59,11 +60,13 @@ class Split:
     in_pieces: Callable[[Counter[str]], Iterator[Piece]] | None = None
     label: str = ""
     files: tuple[Path, ...] = ()
+    root: Path | None = None
+    """The folder that was named: its files are called by their places in it."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of its files, or what else it is."""
-        return tuple(file.name for file in self.files) or (self.label,)
+        return tuple(_place(file, self.root) for file in self.files) or (self.label,)
 
     def pieces(self, left_out: Counter[str]) -> Iterator[Piece]:
         """The documents that have text, in pieces; ``left_out`` counts the others by reason."""
@@ -102,8 +105,8 @@ def open_source(name: str, *, revision: str, toy_documents: int) -> Source:
             _toy_split(VALIDATION, toy.VALIDATION_DOCUMENTS),
             held_out="the built-in ones for validation",
         )
-    path = Path(name).expanduser()
-    if name and path.exists():
+    path = atomic.expanded(name)
+    if name and _exists(path):
         return _local(name, path)
     if hub.is_hub_id(name) and path.suffix.lower() not in folder.FORMATS:
         return _hub(name, "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision)
@@ -132,7 +135,7 @@ def validate_on(source: Source, name: str, *, revision: str) -> Source:
 def _named_text(name: str, source: Source, revision: str) -> Split:
     """The text of a path, of a hub id, or of a hub id's split, ``owner/name:split``."""
     place, _, split = name.rpartition(":")
-    if Path(name).expanduser().exists() or not hub.is_hub_id(place):
+    if _exists(atomic.expanded(name)) or not hub.is_hub_id(place):
         place, split = name, ""
     try:
         opened = open_source(place, revision=revision, toy_documents=1)
@@ -146,6 +149,13 @@ def _named_text(name: str, source: Source, revision: str) -> Split:
     if split not in splits:
         raise UserError(f"data.validation_source '{name}' has no split '{split}'; it has {', '.join(splits)}")
     return splits[split]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # no permission, or a name that no file can have
+        raise UserError(f"cannot read {excerpt(str(path))}: {error.strerror}") from error
 
 
 def _splits(source: Source) -> dict[str, Split]:
@@ -162,25 +172,40 @@ def _without_held_out(source: Source) -> Source:
         if train.fingerprint == held_out.fingerprint:
             raise UserError(f"{source.held_out} is what is trained on: name another split, a path or a hub id")
         return source
-    contents = {_content(description) for description in held_out.fingerprint["files"]}
-    both = {
-        file
-        for file, description in zip(train.files, train.fingerprint["files"], strict=True)
-        if _content(description) in contents
-    }
-    if both == set(train.files):
-        raise UserError(f"{source.held_out} is all that data.source={source.name} has to train on: name other text")
-    if not both:
+    both = _equal_to_others(train, _by_content(held_out))
+    if len(both) == len(train.files):
+        raise UserError(
+            f"what is held out ({source.held_out}) is all that data.source={source.name} has to train on: name other text"
+        )
+    return _without(source, both, "held out, and so not trained on")
+
+
+def _without(source: Source, files: Sequence[Path], reason: str) -> Source:
+    """The source without some of its training files."""
+    if not files:
         return source
-    return replace(
-        source,
-        train=_files_split([file for file in train.files if file not in both]),
-        unread=(*source.unread, Unread(tuple(sorted(file.name for file in both)), "held out, and so not trained on")),
-    )
+    train = source.train
+    names = tuple(sorted(_place(file, train.root) for file in files))
+    rest = _files_split([file for file in train.files if file not in files], train.root)
+    return replace(source, train=rest, unread=(*source.unread, Unread(names, reason)))
 
 
-def _content(description: dict[str, Any]) -> tuple[int, str]:
-    return description["bytes"], description["sample"]
+def _by_content(split: Split) -> dict[tuple[int, str], Path]:
+    """Its files, by their sizes and a sample of what is in them; of those that agree, the first."""
+    by_content: dict[tuple[int, str], Path] = {}
+    for file, description in zip(split.files, split.fingerprint["files"], strict=True):
+        by_content.setdefault((description["bytes"], description["sample"]), file)
+    return by_content
+
+
+def _equal_to_others(split: Split, others: Mapping[tuple[int, str], Path]) -> list[Path]:
+    """The split's files that hold the same bytes as one of the others, which may be itself under another name."""
+    equal = []
+    for file, description in zip(split.files, split.fingerprint["files"], strict=True):
+        other = others.get((description["bytes"], description["sample"]))
+        if other is not None and filecmp.cmp(file, other, shallow=False):
+            equal.append(file)
+    return equal
 
 
 def with_validation(source: Source) -> Source:
@@ -213,9 +238,12 @@ def with_validation(source: Source) -> Source:
             if number % _EVERY == 1:
                 yield piece
         if count < 2:
+            parted = f"part them by {readers.SEPARATOR}, or " if any(map(readers.is_plain_text, files)) else ""
             raise UserError(
                 f"data.source '{source.name}' has too few documents, {count}, to keep some for validation: "
-                f"part them by {readers.SEPARATOR}, or name other text with data.validation_source"
+                f"{parted}name other text with data.validation_source"
+                if count
+                else f"data.source '{source.name}' holds no text"
             )
 
     return replace(
@@ -226,6 +254,7 @@ def with_validation(source: Source) -> Source:
             text_bytes=lambda: int(train.text_bytes() * (1 - 1 / _EVERY)),
             label=train.label,
             files=train.files,
+            root=train.root,
         ),
         validation=_split(
             lambda left_out: held_out(Counter()),  # those without text are counted with the training split
@@ -233,6 +262,7 @@ def with_validation(source: Source) -> Source:
             text_bytes=lambda: train.text_bytes() // _EVERY,
             label=f"every {_EVERY}th of its documents",
             files=train.files,
+            root=train.root,
         ),
         held_out="there is no validation split",
     )
@@ -269,6 +299,7 @@ def first_documents(split: Split, count: int) -> Split:
         text_bytes=lambda: min(split.text_bytes(), count * _TYPICAL_BYTES),
         label=f"the first {count:,} documents of {split.label}",
         files=split.files,
+        root=split.root,
     )
 
 
@@ -335,37 +366,29 @@ def _toy_split(split: str, count: int) -> Split:
 
 def _local(name: str, path: Path) -> Source:
     if path.is_file():
+        readers.check_ending(path)
         return Source(name, train=_files_split([path]), validation=None)
     if not path.is_dir():
         raise UserError(f"data.source '{name}' is neither a file nor a folder: it must be read more than once")
     layout = folder.layout(path)
     _refuse_two_versions(layout.splits.get(TRAIN) or ())
-    splits = {split: _files_split(files) for split, files in layout.splits.items()}
-    unread = layout.unread
-    if VALIDATION not in splits and TRAIN in splits:
-        copies = _copies(splits[TRAIN])
-        if copies:
-            splits[TRAIN] = _files_split([file for file in splits[TRAIN].files if file not in copies])
-            unread += (Unread(tuple(file.name for file in copies), "a copy of another file"),)
-    return Source(
+    splits = {split: _files_split(files, path) for split, files in layout.splits.items()}
+    source = Source(
         name,
         splits.get(TRAIN),
         splits.get(VALIDATION),
         others={split: of for split, of in splits.items() if split not in (TRAIN, VALIDATION)},
-        unread=unread,
+        unread=layout.unread,
         held_out="by its name" if VALIDATION in splits else "",
     )
-
-
-def _copies(split: Split) -> list[Path]:
-    """Text files that are equal to one before them: of two equal documents one may be held out, and the other trained on."""
-    first: dict[tuple[int, str], Path] = {}
-    copies = []
-    for file, description in zip(split.files, split.fingerprint["files"], strict=True):
-        other = first.setdefault(_content(description), file)
-        if other is not file and readers.is_plain_text(file) and filecmp.cmp(file, other, shallow=False):
-            copies.append(file)
-    return copies
+    if source.train is None:
+        return source
+    if source.validation is not None:
+        return _without_held_out(source)
+    # Of two equal documents one may be held out, and the other trained on.
+    first = _by_content(source.train)
+    copies = [file for file in _equal_to_others(source.train, first) if file not in first.values()]
+    return _without(source, copies, "a copy of another file")
 
 
 def _refuse_two_versions(files: Iterable[Path]) -> None:
@@ -375,21 +398,29 @@ def _refuse_two_versions(files: Iterable[Path]) -> None:
         raise UserError(f"'{files[0].parent}' holds both versions of TinyStories: set data.source to the file of one")
 
 
-def _files_split(files: Iterable[Path]) -> Split:
+def _place(file: Path, root: Path | None) -> str:
+    """What a file is called: its place in the folder that was named."""
+    return str(file.relative_to(root)) if root is not None and file.is_relative_to(root) else file.name
+
+
+def _files_split(files: Iterable[Path], root: Path | None = None) -> Split:
     files = tuple(files)
+    names = [_place(file, root) for file in files]
 
     def pieces(left_out: Counter[str]) -> Iterator[Piece]:
         for file in files:
+            if len(files) > 1 and readers.is_empty(file):
+                left_out[readers.EMPTY_FILE] += 1
+                continue
             yield from _mended(readers.pieces(file, left_out), file.name in _DAMAGED_HUB_FILES)
 
     return _split(
         pieces,
         fingerprint=_fingerprint(files),
         text_bytes=lambda: sum(readers.text_bytes(file) for file in files),
-        label=f"{_listed(file.name for file in files)}"
-        if len(files) <= _SHOWN_NAMES
-        else (f"{len(files):,} files, {files[0].name!r} to {files[-1].name!r}"),
+        label=_listed(names) if len(files) <= _SHOWN_NAMES else f"{len(files):,} files, {names[0]!r} to {names[-1]!r}",
         files=files,
+        root=root,
     )
 
 

@@ -235,7 +235,7 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
     """
     if path_or_name == BytesTokenizer.name:
         return BytesTokenizer()
-    path = Path(path_or_name).expanduser()
+    path = atomic.expanded(path_or_name)
     if path.is_dir() and (path / FILE_NAME).exists():
         path = path / FILE_NAME
     if not path.is_file():

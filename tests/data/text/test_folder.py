@@ -1,6 +1,8 @@
 """What of a folder is read as which split, by the names of its files; all else is said."""
 
+import errno
 import json
+import os
 import random
 
 import pytest
@@ -48,7 +50,9 @@ def splits(path):
         # Subfolders, where nothing else is there to read.
         (["train/a.txt", "train/b.txt", "validation/c.txt"], {"train": 2, "validation": 1}),
         (["books/one/a.txt", "books/two/b.txt", "test results/c.txt"], {"train": 3}),
+        (["Train/a.txt", "Validation/c.txt"], {"train": 1, "validation": 1}),
         (["a.TXT", "b.txt"], {"train": 2}),
+        (["tales-training.txt", "tales-validation.txt"], {"train": 1, "validation": 1}),
     ],
 )
 def test_a_name_says_a_split_only_as_a_whole_word_in_a_layout(tmp_path, names, expected):
@@ -121,6 +125,47 @@ def test_what_a_name_holds_does_not_reach_the_terminal_raw(tmp_path):
 
 
 def test_a_folder_without_text(tmp_path):
-    made(tmp_path, ["a.md", "more/b.csv", ".git/c.txt"])
-    with pytest.raises(UserError, match="holds no .parquet, .jsonl, .txt files, neither in itself nor in its subfolders"):
+    made(tmp_path, ["a.md", "more/b.csv", "c.csv", ".git/c.txt"])
+    with pytest.raises(UserError, match="holds no .parquet, .jsonl, .txt files, neither in itself .* but 2 .csv, 1 .md: save"):
         folder.layout(tmp_path)
+
+
+def test_shards_that_others_name_and_that_are_missing_are_said(tmp_path):
+    there = ["train-00000-of-00003.txt", "train-00002-of-00003-ab12.txt", "validation-00000-of-00001.txt"]
+    layout = folder.layout(made(tmp_path / "part", there))
+    assert layout.unread == ((("train-00001-of-00003.txt",), "of the same set as the files beside, and not there"),)
+    for whole in (
+        ["train-00000-of-00002.txt", "train-00001-of-00002.txt"],
+        ["train-00001-of-00002.txt", "train-00002-of-00002.txt"],
+    ):
+        assert folder.layout(made(tmp_path / whole[0], whole)).unread == ()
+
+
+def test_links_that_lead_nowhere_and_pipes_are_said_to_be_so(tmp_path):
+    made(tmp_path, ["a.txt"])
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.txt")
+    [unread] = folder.layout(tmp_path).unread
+    assert unread.names == ("gone.txt", "pipe.txt") and unread.reason.startswith("a link that leads nowhere, a pipe")
+
+
+def test_a_subfolder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    path = made(tmp_path, ["open/a.txt", "closed/b.txt"])
+    listing = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return listing(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="cannot read '.*closed': Permission denied"):
+        folder.layout(path)
+
+
+def test_files_of_subfolders_are_called_by_their_places(tmp_path):
+    path = made(tmp_path, ["en/train-00000-of-00001.txt", "fr/train-00000-of-00001.txt", "en/validation-00000-of-00001.txt"])
+    source = sources.open_source(str(path), revision="", toy_documents=1)
+    assert sources.said(source).startswith(
+        "data: training on 'en/train-00000-of-00001.txt', 'fr/train-00000-of-00001.txt'; held out: 'en/validation-"
+    )

@@ -1,5 +1,6 @@
 """Every source gives its documents exactly, and what is wrong with one is a single line that names it."""
 
+import errno
 import json
 import sys
 import time
@@ -178,7 +179,19 @@ def test_the_toy_has_two_splits_that_do_not_depend_on_each_other():
         ("a.jsonl", b'{"story": "no text"}\n', "line 1 of .* field 'text'"),
         ("a.jsonl", b'{"text": 3}\n', "not a string"),
         ("a.jsonl", b'["text"]\n', "line 1 of"),
-        ("a.jsonl", b"\x89PNG\r\n", "line 1 of"),
+        ("a.jsonl", b"\x89PNG\r\n", "not UTF-8 text .see byte 0"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "caf\xe9"}\n', "not UTF-8 text .see byte 30"),
+        ("a.jsonl", b'{"text": "one\ttwo"}\n', "line 1 of .*Invalid control character"),
+        ("a.jsonl", b'{"text": "one", "text": "two"}\n', "line 1 of .*'text' is there twice"),
+        ("a.jsonl", b'{"text": "a", "x": ' + b"[" * 99_999, "line 1 of .*nested too deep"),
+        ("a.json", b'[{"text": "one"}, {"text": "two"}]', "line 1 of .*it is a list"),
+        ("a.ndjson", b'{"content": "one"}\n', "line 1 of .*it has 'content'"),
+        ("a.jsonl", '{"text": "one"}\n'.encode("utf-16"), "is text in UTF-16: save it in UTF-8"),
+        ("a.txt", "one".encode("utf-16"), "is text in UTF-16: save it in UTF-8"),
+        ("a.txt.gz", b"\x1f\x8b\x08", "is compressed.*unpack it"),
+        ("a.txt", b"\x28\xb5\x2f\xfd\x04", "is compressed.*unpack it"),
+        ("a.csv", b'text\n"one, two\nthree"\n', "is a table.*save its texts as .parquet or .jsonl"),
+        ("data-00000-of-00001.arrow", b"ARROW1\0\0", "save_to_disk.*to_parquet"),
         ("a.parquet", b"", "is empty"),
         ("a.parquet", b"PAR1 and then nothing of the kind", "not a readable parquet"),
     ],
@@ -190,12 +203,55 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path, name, content, m
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_json_line_beyond_the_limit_is_said_to_be_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 40)
+    write_json_lines(tmp_path / "a.jsonl", ["short", "long " * 10])
+    with pytest.raises(UserError, match="line 2 of .* is longer than"):
+        documents(opened(tmp_path / "a.jsonl").train)
+
+
+def test_json_lines_in_the_other_ways_of_writing_them(tmp_path):
+    text = "".join(json.dumps({"text": story}) + "\r\n\r\n" for story in STORIES)
+    for name in ("a.ndjson", "A.JSONL"):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig", newline="")
+        assert documents(opened(tmp_path / name).train) == STORIES
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (pyarrow.ArrowMemoryError("malloc of size 9 failed"), "cannot read .*out of memory"),
+        (OSError(errno.EIO, "Input/output error"), "cannot read .*input/output error"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot read .*permission denied"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "cannot read .*No such file"),
+        (pyarrow.ArrowInvalid("Not a Parquet file"), "not a readable parquet file.*fetch it again"),
+    ],
+)
+def test_a_parquet_file_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error, message):
+    path = write_parquet(tmp_path / "a.parquet", STORIES)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", fail)
+    with pytest.raises(UserError, match=message) as raised:
+        documents(opened(path).train)
+    assert ("fetch it again" in str(raised.value)) == isinstance(error, pyarrow.ArrowInvalid)
+
+
 def test_parquet_without_text_names_the_columns(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", STORIES, column="story")
     with pytest.raises(UserError, match="no column 'text' .its columns: story"):
         documents(opened(path).train)
     path = write_parquet(tmp_path / "a.parquet", [1, 2, 3])
     with pytest.raises(UserError, match="holds int64, not strings"):
+        documents(opened(path).train)
+    for kind in ([["one"]], [{"inner": "one"}], [b"one"]):
+        with pytest.raises(UserError, match="holds (list|struct|binary).*, not strings"):
+            documents(opened(write_parquet(path, kind)).train)
+    twice = pyarrow.Table.from_arrays([pyarrow.array(STORIES), pyarrow.array(STORIES[::-1])], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, path)
+    with pytest.raises(UserError, match="has 2 columns 'text'"):
         documents(opened(path).train)
 
 
@@ -214,6 +270,10 @@ def test_sources_that_are_not_there(tmp_path):
     for name in ("no_such_file.txt", "/no/such/folder", "./owner/name", "a/b/c", "data/train.parquet", ""):
         with pytest.raises(UserError, match="does not exist"):
             opened(name)
+    with pytest.raises(UserError, match="'~nobody-of-that-name/text.txt': there is no home folder of that name"):
+        opened("~nobody-of-that-name/text.txt")
+    with pytest.raises(UserError, match="cannot read .*too long"):
+        opened("a text in the place of a name " * 200)
     with pytest.raises(UserError, match="holds no .parquet"):
         opened(tmp_path)
 

@@ -105,6 +105,37 @@ def test_of_equal_text_files_one_is_read(tmp_path):
     assert [unread.reason for unread in source.unread] == ["a copy of another file"] and len(source.unread[0].names) == 6
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".txt"])
+def test_an_equal_copy_of_a_file_is_in_no_two_splits(tmp_path, suffix):
+    texts = {name: [marked(f"{name}{i}", 5) for i in range(40)] for name in ("a", "b")}
+
+    def both_splits(folder, files):
+        for name, text in files.items():
+            write(tmp_path / folder / f"{name}{suffix}", texts[text], parted=True)
+        source = sources.with_validation(sources.open_source(str(tmp_path / folder), revision="", toy_documents=1))
+        return source, *(marks(split.documents()) for split in (source.train, source.validation))
+
+    # No split is named: the copy is not read.
+    source, train, held_out = both_splits("copies", {"one": "a", "one (copy)": "a", "two": "b"})
+    assert train.keys() & held_out.keys() == set() and len(train) + len(held_out) == 80
+    assert source.unread == (((f"one{suffix}",), "a copy of another file"),)
+    # The validation split is named: its copy is not trained on.
+    source, train, held_out = both_splits("named", {"validation": "a", "extra": "a", "train": "b"})
+    assert train.keys() & held_out.keys() == set() and len(train) == len(held_out) == 40
+    assert source.unread == (((f"extra{suffix}",), "held out, and so not trained on"),)
+    with pytest.raises(UserError, match="held out .by its name. is all that data.source=.* has to train on"):
+        both_splits("the same", {"validation": "a", "train": "a"})
+
+
+def test_files_of_one_size_and_sample_are_not_taken_for_equal(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.fingerprint, "content_sample", lambda path: "equal")
+    for name in ("train", "validation", "other"):
+        write(tmp_path / f"{name}.jsonl", [marked(name[:5], 5)], parted=True)
+    write(tmp_path / "copy.jsonl", [marked("valid", 5)], parted=True)
+    source = sources.open_source(str(tmp_path), revision="", toy_documents=1)
+    assert [file.name for file in source.train.files] == ["other.jsonl", "train.jsonl"]
+
+
 # -- one text ---------------------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,16 @@ def test_rows_without_text_are_left_out_and_counted_in_every_format(tmp_path, ca
             assert len(made.train.document_ends) + len(made.validation.document_ends) == 3
 
 
+def test_texts_of_white_space_and_empty_files_are_counted_too(tmp_path):
+    (tmp_path / "a.txt").write_text("one<|endoftext|>\n<|endoftext|>  <|endoftext|>two<|endoftext|>\n")
+    (tmp_path / "b.txt").write_text(" \n")
+    (tmp_path / "c.txt").touch()
+    left_out = Counter()
+    source = sources.open_source(str(tmp_path), revision="", toy_documents=1)
+    assert [piece.text for piece in source.train.pieces(left_out)] == ["one", "two"]
+    assert left_out == {readers.BLANK: 3, readers.EMPTY_FILE: 1}
+
+
 class Rows:
     """A split of the library ``datasets``, as far as it is used."""
 
