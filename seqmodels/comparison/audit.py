@@ -27,14 +27,14 @@ Two models of a comparison start differently where, over the comparison's mixers
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels import model
+from seqmodels import model, xla_cpu
 from seqmodels.config import RunConfig
 from seqmodels.model import ModelConfig
 from seqmodels.pattern import is_channel_layer, layer_name, parse_pattern
@@ -91,8 +91,9 @@ def start_figures(
     if targets is None:
         targets = jnp.roll(tokens, -1, axis=1)
         weights = jnp.ones(tokens.shape, jnp.float32).at[:, -1].set(0.0)
+    init, figures = _programs()
     by_layer, token_rms, loss, norms = jax.device_get(
-        _figures(config, vocab_size, gradients, _init(config, vocab_size, key), tokens, targets, weights, reset)
+        figures(config, vocab_size, gradients, init(config, vocab_size, key), tokens, targets, weights, reset)
     )
     by_layer = {name: tuple(map(float, values)) for name, values in by_layer.items()}
     return StartFigures(
@@ -101,7 +102,14 @@ def start_figures(
     )  # fmt: skip
 
 
-_init = jax.jit(model.init_params, static_argnums=(0, 1))
+@functools.cache
+def _programs() -> tuple[Callable, Callable]:
+    """`model.init_params` and `_figures`, compiled for one call each, as a comparison has two such programs a candidate."""
+    options = xla_cpu.quick_compiler_options() if jax.default_backend() == "cpu" else {}
+    return (
+        jax.jit(model.init_params, static_argnums=(0, 1), compiler_options=options),
+        jax.jit(_figures, static_argnums=(0, 1, 2), compiler_options=options),
+    )
 
 
 def start_of_run(config: RunConfig, vocab_size: int, batch: Mapping[str, np.ndarray]) -> StartFigures:
@@ -122,7 +130,6 @@ def start_of_run(config: RunConfig, vocab_size: int, batch: Mapping[str, np.ndar
     )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _figures(config, vocab_size, gradients, params, tokens, targets, weights, reset):
     graphdef = model.graphdef(config, vocab_size)
 
