@@ -178,8 +178,8 @@ def _quality(scored: Sequence[Scores]) -> dict:
             "accuracy": _share_right(_over_seeds(scored, "errors")),
             "by_segment": _by_segment(scored),
         }
-    nats_to_bits_per_byte = first.tokens[first.reported].sum() / (math.log(2) * first.bytes[first.reported].sum())
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # nan where none of the documents was scored
+        nats_to_bits_per_byte = first.tokens[first.reported].sum() / (math.log(2) * first.bytes[first.reported].sum())
         by_position = np.mean([score.by_position() for score in scored], axis=0)
     first_of_window = [float(score.by_position()[0]) for score in scored]
     return {
@@ -294,10 +294,10 @@ def _validation(plan: Plan, known: ResultsCache) -> dict | None:
 def _pairs(plan: Plan, known: ResultsCache) -> list[dict]:
     """Every two candidates that are complete, the better one first: two paired tests of the difference of their losses.
 
-    Of a task, of the shares of labels that are wrong.
+    Of a task, of the shares of labels that are wrong. None where nothing was scored of what is reported on.
     """
     complete = _complete(plan, known)
-    if len(complete) < 2:
+    if len(complete) < 2 or not any(score.tokens[score.reported].any() for score in next(iter(complete.values())).values()):
         return []
     measured = _Measured(complete)
     found = [measured.pair(i, j) for i, j in itertools.combinations(range(len(complete)), 2)]

@@ -55,13 +55,15 @@ for name, _, value in values:
         loss = (2.0 + math.log10(rate / 1e-2) ** 2 + 0.01 * seed) * np.array([10.0, 12.0, 9.0, 11.0])
         tokens = np.full(4, 10.0)
         is_task = (folder.parents[2] / "task").exists()
+        count = 1 if (folder.parents[2] / "one_document").exists() else 4
+        loss, tokens = loss[:count], tokens[:count]
         # of a task: one label of the four examples is wrong, or all of the first segment at a bad rate
         np.savez(
             folder / "scores.npz", loss=loss, tokens=tokens, bytes=4 * tokens, hit_loss=loss / 4, hit_tokens=tokens / 2,
-            errors=np.array([0.0, 1.0, 0.0, 0.0] if rate <= 1e-2 else [10.0, 10.0, 0.0, 0.0]) * is_task,
-            segment=np.array([0, 0, 1, 1]) * is_task, segment_names=np.array(["length 4", "length 8"][: 2 * is_task]),
+            errors=np.array([0.0, 1.0, 0.0, 0.0] if rate <= 1e-2 else [10.0, 10.0, 0.0, 0.0])[:count] * is_task,
+            segment=np.array([0, 0, 1, 1])[:count] * is_task, segment_names=np.array(["length 4", "length 8"][: 2 * is_task]),
             segment_lengths=np.array([4, 8][: 2 * is_task]),
-            position_loss=loss, position_tokens=tokens, validation_tokens=0, frequent_pairs=0,
+            position_loss=loss * (count > 1), position_tokens=tokens * (count > 1), validation_tokens=0, frequent_pairs=0,
         )
 named = {name: value for name, _, value in values}
 if "cost" in named:
@@ -292,6 +294,20 @@ def test_a_report_of_few_documents_warns(programs, monkeypatch):
     expected = [f"{what}: only 2 documents, fewer than 50" for what in ("reported on", "learning rates chosen on")]
     assert [warning[: len(start)] for warning, start in zip(found["warnings"], expected, strict=True)] == expected
     assert all(f"- **Warning:** {start}" in markdown.page(found, [], LINKS) for start in expected)
+
+
+def test_no_document_is_left_to_report_on(programs):
+    """The one there is chooses the learning rate; no figure is made up, and no difference is tested."""
+    of = planned(programs)
+    of.workdir.mkdir()
+    (of.workdir / "one_document").touch()
+    found = execute(programs, of)
+    assert found["pairs"] == [] and found["validation"]["documents"] == 0
+    for row in found["mixers"].values():
+        assert row["best_rate"] == 1e-2
+        assert row["quality"]["bits_per_byte"] == {"mean": None, "low": None, "high": None, "values": 3}
+    assert content.headline(found).startswith("No mixer has figures. Too few documents")
+    assert "| attention |" in markdown.page(found, figures.draw(found, of.workdir, ["png"]), LINKS)
 
 
 def test_warnings(programs):

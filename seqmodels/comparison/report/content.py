@@ -1,6 +1,7 @@
 """What a report says, from results.json alone, for whatever it is written in: sentences, tables, circumstances, methods."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,6 +10,8 @@ from seqmodels.comparison import audit, statistics
 from seqmodels.comparison import measure as measures
 
 EMPTY = ""
+ALL = "all"
+MOST_NAMED = 12  # mixers in one sentence
 
 
 QUALITY, COST = "quality", "cost"
@@ -30,29 +33,61 @@ class Column:
 def headline(results: Mapping) -> str:
     """What the evidence allows to say, first; then who has the best mean, and what that is worth over no mixer."""
     measure = measures.of(results)
-    scored = [(label, row) for label, row in ranked(results) if row["quality"] and not row["is_control"]]
-    missing = [label for label, row in results["mixers"].items() if row["quality"] is None]
+    scored = [(label, row) for label, row in ranked(results) if is_scored(row, measure) and not row["is_control"]]
     if not scored:
-        everything = all(row["cost"] for row in results["mixers"].values())  # the last thing to be measured
-        return "Every mixer diverged at every learning rate." if everything else "No mixer is complete yet."
+        return " ".join(["No mixer has figures.", *_without_figures(results)])
     best, row = scored[0]
     value = number(row["quality"][measure.name]["mean"], measure.digits)
     mean = f"{value} {measure.title}" if measure.is_text else f"{measure.title} {value}"
     parts = []
     if len(scored) > 1:
         parts.append(_evidence(results, [label for label, _ in scored]))
-        parts.append(f"{'Lowest' if measure.is_text else 'Highest'} mean of {len(scored)}: {best}, {mean}.")
+        of_seeds = "" if results["comparison"]["seeds"] == 1 else " mean"
+        parts.append(f"{'Lowest' if measure.is_text else 'Highest'}{of_seeds} of {len(scored)}: {best}, {mean}.")
         against = [pair for pair in results["pairs"] if pair["better"] == best and pair["worse"] != results["control"]]
         worse, open_ = ([pair["worse"] for pair in against if pair["significant"] is real] for real in (True, False))
         if worse:
-            parts.append(f"Worse than it by both tests below: {', '.join(worse)}.")
-            parts += [f"Not shown to be worse: {', '.join(open_)}."] if open_ else []
+            parts.append(f"Worse than it by both tests below: {_named(worse)}.")
+            parts += [f"Not shown to be worse: {_named(open_)}."] if open_ else []
     else:
         parts.append(f"{best} has {mean}.")
     parts.append(_over_no_mixer(results, [label for label, _ in scored]))
-    if missing:
-        parts.append(f"Without figures: {', '.join(missing)}.")
-    return " ".join(filter(None, parts))
+    return " ".join(filter(None, [*parts, *_without_figures(results)]))
+
+
+def is_scored(row: Mapping, measure: measures.Measure) -> bool:
+    """Whether a mixer has figures of what is reported on."""
+    return row["quality"] is not None and row["quality"][measure.name]["mean"] is not None
+
+
+def _without_figures(results: Mapping) -> list[str]:
+    """Sentences on the mixers without figures, by why they have none."""
+    measure, seeds = measures.of(results), results["comparison"]["seeds"]
+    everywhere, at_best, unscored, due = [], [], [], []
+    for label, row in results["mixers"].items():
+        if is_scored(row, measure):
+            continue
+        if row["quality"] is not None:
+            unscored.append(label)
+        elif _diverged(results, row) == ALL:
+            everywhere.append(label)
+        elif row["best_rate"] is not None and len(row["diverged"]) == seeds:
+            at_best.append(label)
+        else:
+            due.append(label)
+    reasons = (
+        (everywhere, "Diverged at every learning rate"),
+        (at_best, "Diverged with every seed at its best learning rate"),
+        (unscored, f"Too few {measure.documents}, none of those that are reported on was scored"),
+        (due, "No figures yet"),
+    )
+    return [f"{reason}: {_named(whom)}." for whom, reason in reasons if whom]
+
+
+def _named(labels: Sequence[str]) -> str:
+    """Their names, or the first of them and how many more there are."""
+    more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED + 1 else ""
+    return ", ".join(labels[:MOST_NAMED] if more else labels) + more
 
 
 def _evidence(results: Mapping, labels: Sequence[str]) -> str:
@@ -76,17 +111,22 @@ def _over_no_mixer(results: Mapping, labels: Sequence[str]) -> str:
     """What mixing tokens is worth: against the same model without a mixer."""
     control = results["control"]
     gains = {label: results["mixers"][label]["gain"] for label in labels}
-    gains = {label: gain["bits_per_byte"] for label, gain in gains.items() if gain is not None}
+    gains = {
+        label: gain["bits_per_byte"] for label, gain in gains.items() if gain is not None and gain["bits_per_byte"] is not None
+    }
     if control is None or not gains:
         return ""
     shown = {pair["better"] for pair in results["pairs"] if pair["worse"] == control and pair["significant"]}
     low, high = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
     worse = [label for label, gain in gains.items() if gain <= 0]
-    said = (
-        f"Over {control} (the same model of MLPs alone) mixers gain {gains[low]:.4f} ({low}) to {gains[high]:.4f} ({high}) bits "
-        "per byte"
-    )
-    said += f"; no better than none: {', '.join(worse)}." if worse else "."
+    over = f"Over {control} (the same model of MLPs alone)"
+    if len(gains) == 1:
+        said = f"{over} {low} gains {gains[low]:.4f} bits per byte"
+    else:
+        said = f"{over} mixers gain {gains[low]:.4f} ({low}) to {gains[high]:.4f} ({high}) bits per byte"
+    said += f"; no better than none: {_named(worse)}." if worse else "."
+    if results["comparison"]["seeds"] == 1:
+        return f"{said} One seed cannot show that gain." if len(gains) == 1 else said
     return f"{said} The tests show that gain for {len(shown & set(gains))} of {len(gains)}."
 
 
@@ -94,7 +134,7 @@ def terminal(results: Mapping) -> str:
     """The main figures as an aligned table of plain text, the best first, the control last."""
     measure = measures.of(results)
     titles = {measure.title, "gain over no mixer", "loss at position 1", "learning rate", "diverged"}
-    shown = [column for column in columns(results) if column.title in titles]
+    shown = [column for column in shown_columns(results, QUALITY) if column.title in titles]
     heads = ["mixer", *(column.title for column in shown)]
     rows = [[label, *(column.text(row) for column in shown)] for label, row in ranked(results)]
     widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
@@ -214,8 +254,8 @@ def columns(results: Mapping) -> list[Column]:
         *qualities,
         Column(QUALITY, "learning_rate", "learning rate", "the best of those tried",
                lambda row: EMPTY if row["best_rate"] is None else f"{row['best_rate']:g}", lambda row: row["best_rate"]),
-        Column(QUALITY, "diverged", "diverged", "seeds at the best rate whose loss was not finite; all: at every rate", _diverged,
-               lambda row: len(row["diverged"])),
+        Column(QUALITY, "diverged", "diverged", "seeds at the best rate whose loss was not finite; all: at every rate",
+               functools.partial(_diverged, results), lambda row: len(row["diverged"])),
         cost("parameters", "parameters", "trained, a tied head counted once", "parameters"),
         cost("mflops_per_token", "MFLOPs/token", "of the matrix products of a training step, counted", "flops_per_token",
              scale=1e-6, digits=2),
@@ -235,12 +275,13 @@ def columns(results: Mapping) -> list[Column]:
 
 
 def _gain(row: Mapping) -> str:
-    return EMPTY if row["gain"] is None else f"{row['gain']['bits_per_byte']:+.4f}"
+    return EMPTY if row["gain"] is None or row["gain"]["bits_per_byte"] is None else f"{row['gain']['bits_per_byte']:+.4f}"
 
 
-def _diverged(row: Mapping) -> str:
+def _diverged(results: Mapping, row: Mapping) -> str:
     if row["best_rate"] is None:
-        return "all" if any(each["diverged_at"] for each in row["rates"]) else EMPTY
+        tried = [each["diverged_at"] for each in row["rates"]]
+        return ALL if len(tried) >= len(results["comparison"]["learning_rates"]) and all(tried) else EMPTY
     return str(len(row["diverged"])) if row["quality"] or row["diverged"] else EMPTY
 
 
@@ -275,7 +316,7 @@ def ranked(results: Mapping) -> list[tuple[str, Mapping]]:
     def key(item):
         """Of two that are alike in the measure, the smaller loss is first."""
         quality, last = item[1]["quality"], item[1]["is_control"]
-        if quality is None or quality[measure.name]["mean"] is None:
+        if not is_scored(item[1], measure):
             return last, math.inf, math.inf
         return last, quality[measure.name]["mean"] * (1 if measure.is_text else -1), quality["loss"]["mean"]
 
@@ -284,6 +325,8 @@ def ranked(results: Mapping) -> list[tuple[str, Mapping]]:
 
 def paragraph_on_pairs(results: Mapping) -> list[str]:
     seeds, measure = results["comparison"]["seeds"], measures.of(results)
+    if not results["pairs"]:
+        return ["Nothing: there are no two mixers with figures."]
     lines = [
         f"By how much the mixer of a row is better than that of a column: the difference of the {measure.compared}. Two paired tests "
         f"are made of it. Over {measure.documents}: a bootstrap that draws the same reported {measure.documents} for both, of the "
@@ -297,7 +340,7 @@ def paragraph_on_pairs(results: Mapping) -> list[str]:
     ratio = statistics.least_ratio(seeds, tests)
     if ratio is None:
         lines += ["", "There is one seed, so nothing is known of training again, and no difference is shown."]
-    elif tests:
+    else:
         lines += [
             "",
             f"With {seeds} seeds and {tests} pairs, the first difference to be shown over seeds must be {ratio:,.1f} times its own "
@@ -318,7 +361,7 @@ def pair_matrix(results: Mapping) -> tuple[list[str], list[list[str]]]:
 
 
 def _better_by(pair: Mapping) -> str:
-    """Nothing where no document that is reported was scored: there is no difference then."""
+    """Nothing where none of the documents that are reported on was scored: there is no difference then."""
     return EMPTY if pair["difference"] is None else number(abs(pair["difference"]), 3) + mark(pair)
 
 
@@ -338,6 +381,8 @@ def order_of_pairs(results: Mapping) -> list[str]:
 def in_words(pair: Mapping) -> str:
     """A difference with everything the tests say of it."""
     documents, seeds = pair["over_documents"], pair["over_seeds"]
+    if pair["difference"] is None:
+        return f"{pair['better']} and {pair['worse']}: nothing was scored that tells them apart"
     said = (
         f"{pair['better']} less {pair['worse']}: {number(pair['difference'], 4)} [{number(documents['low'], 4)}, "
         f"{number(documents['high'], 4)}], p {probability(documents['corrected_p_value'])}"
@@ -466,9 +511,12 @@ def methods(results: Mapping) -> list[str | tuple[str, ...]]:
     cited = tuple(dict.fromkeys(reference.key for label in labels for reference in papers(results, label)))
     tokens = base["train"]["steps"] * data["batch_size"] * data["seq_len"]
     several = len(compare["learning_rates"]) > 1
-    parts: list[str | tuple[str, ...]] = [f"We compare {len(labels)} sequence mixers"]
+    models = "language models" if measure.is_text else "models"
+    parts: list[str | tuple[str, ...]] = [
+        f"We compare {len(labels)} sequence mixers" if len(labels) > 1 else "We train one mixer"
+    ]
     parts += [cited] if cited else []
-    parts.append(" in language models that share everything else" if measure.is_text else " in models that share everything else")
+    parts.append(f" in {models} that share everything else" if len(labels) > 1 else f" in {models}")
     if matched is not None:
         parts.append(f" and have the same {matched['in_words']} within {matched['tolerance']:.1%} ({matched['value']:,.0f})")
     parts.append(f". Each is trained on {tokens:,} tokens ")
@@ -490,7 +538,7 @@ def methods(results: Mapping) -> list[str | tuple[str, ...]]:
         )
     else:
         parts.append(f". Every mixer has the peak learning rate {_listed(compare['learning_rates'])}")
-    parts.append(f". We report means over {compare['seeds']} seed{'s' if compare['seeds'] > 1 else ''}")
+    parts.append(". We report one seed" if compare["seeds"] == 1 else f". We report means over {compare['seeds']} seeds")
     if results["pairs"]:
         parts += [
             f", and call two mixers different where a paired bootstrap over {measure.documents}", ("koehn2004",),

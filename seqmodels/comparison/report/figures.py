@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 from seqmodels.comparison import measure as measures
 from seqmodels.comparison.report import labels
-from seqmodels.comparison.report.content import ranked
+from seqmodels.comparison.report.content import is_scored, ranked
 from seqmodels.data import atomic
 
 FOLDER = "figures"
@@ -223,11 +223,12 @@ def _said(formatter, value: float, name: str) -> str:
 
 def _pareto(results: Mapping) -> list[Drawer]:
     """Quality against what it costs; the lower left corner is good, of accuracies the upper left one."""
-    rows = _with(results, "quality", "cost")
+    measure = measures.of(results)
+    rows = {label: row for label, row in _with_quality(results, measure.name).items() if row["cost"] is not None}
     if not rows:
         return []
     seq_len = str(results["base"]["data"]["seq_len"])
-    longest, measure = str(max(results["comparison"]["contexts"])), measures.of(results)
+    longest = str(max(results["comparison"]["contexts"]))
     costs = {
         f"state of one sequence at {seq_len} tokens": (lambda row: row["cost"]["state_bytes"][seq_len], "B"),
         "time to train, at the speed measured alone": (_training_seconds(results), "s"),
@@ -402,7 +403,9 @@ def _with(results: Mapping, *parts: str) -> dict[str, Mapping]:
 
 
 def _with_quality(results: Mapping, name: str) -> dict[str, Mapping]:
-    return {label: row for label, row in _with(results, "quality").items() if name in row["quality"]}
+    """Of those with figures of what is reported on, whose `quality` has this name."""
+    scored = {label: row for label, row in _with(results, "quality").items() if is_scored(row, measures.of(results))}
+    return {label: row for label, row in scored.items() if name in row["quality"]}
 
 
 def _training_seconds(results: Mapping) -> Callable[[Mapping], float]:
