@@ -7,6 +7,7 @@ A checkpoint says how many bytes of metrics.jsonl and samples.txt belong to its 
 begin with them was damaged or shortened meanwhile: that is said, and what was found is kept beside it.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -99,6 +100,10 @@ class Log:
     def line(self, text: str) -> None:
         """Print one line above the progress bar."""
         self._terminal.line(text)
+
+    def doing(self, what: str, *more: str) -> contextlib.AbstractContextManager[None]:
+        """Inside, the terminal says what is done other than steps (`Terminal.doing`)."""
+        return self._terminal.doing(what, *more)
 
     def progress(self, step: int) -> None:
         """Move the bar."""
@@ -327,12 +332,16 @@ class SamplesInMemory:
 class Silence:
     """`Terminal` and `TensorBoard` in a process that shows nothing: every method does nothing."""
 
+    def doing(self, what: str, *more: str) -> contextlib.AbstractContextManager[None]:
+        """Nothing."""
+        return contextlib.nullcontext()
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
 
 
 class Stopwatch:
-    """Training time: the steps alone, without the first one of a process (it compiles) and without pauses."""
+    """Training time: the steps alone, without the first one of a process, which is slower, and without pauses."""
 
     def __init__(self, seconds: float = 0.0):
         self.seconds = seconds
@@ -341,7 +350,7 @@ class Stopwatch:
         self._mark = time.perf_counter()
 
     def resume(self) -> None:
-        """A pause (an evaluation, a sample) is over."""
+        """A pause (compiling, an evaluation, a sample) is over."""
         self._mark = time.perf_counter()
 
     def step(self) -> None:
@@ -355,7 +364,7 @@ class Stopwatch:
         self._lap_steps += 1
 
     def steps_per_second(self) -> float:
-        """Speed since the last call; with compilation in it if only the first step has been done since."""
+        """Speed since the last call; that of the first step if no other has been done since."""
         if not self._lap_steps:
             return 1.0 / self._first_step_seconds
         rate = self._lap_steps / self._lap_seconds

@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import statistics
+import sys
 import threading
 import time
 import uuid
@@ -32,7 +33,7 @@ from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
-from seqmodels.training import checkpoint, divergence, loggers, opening, optimizer, run_folder, sharding
+from seqmodels.training import checkpoint, compile_times, divergence, loggers, opening, optimizer, run_folder, sharding, terminal
 from seqmodels.training.log import Log, peak_flops_per_second
 from seqmodels.training.profile import Profiler
 from seqmodels.training.signals import Signals, Stopped
@@ -121,7 +122,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             config_lib.save(config, workdir / "config.json")
 
         # The run.
-        _say_what_it_is(config, dataset, setup, start.step, workdir, group)
+        lowered = _say_what_it_is(config, dataset, setup, start.step, workdir, group)
         log = _open_log(config, setup, start, workdir, group)
         stack.callback(log.close)
         writer = checkpoint.Writer(workdir / "checkpoints", keep=config.train.keep_checkpoints)
@@ -130,7 +131,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             log.line(sharding.describe(setup.abstract_state()["params"], setup.mesh))
         if start.step:
             log.line(f"resuming {workdir} after step {start.step} of {config.train.steps}")
-        run = _Run(config, dataset, setup, log, writer, signals, start)
+        run = _Run(config, dataset, setup, log, writer, signals, start, lowered)
         signals.running()
         stack.callback(run.profiler.close)
         try:
@@ -186,17 +187,23 @@ def _begin(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: pro
     return _Start(0, state, 0.0, {})
 
 
-def _say_what_it_is(config: RunConfig, dataset, setup: Trainer, step: int, workdir: Path, group: processes.Group) -> None:
-    """The lines that a run begins with, and their record in the folder; none where nothing is left to train."""
+def _say_what_it_is(
+    config: RunConfig, dataset, setup: Trainer, step: int, workdir: Path, group: processes.Group
+) -> jax.stages.Lowered | None:
+    """The lines that a run begins with, and their record in the folder; returns the training step, to be compiled.
+
+    Nothing and None where nothing is left to train.
+    """
     if step >= config.train.steps:
-        return
+        return None
     with phase("tracing the training step"):
-        forms = setup.forms(functools.partial(dataset.train_batch, step))
+        lowered, forms = setup.lower(functools.partial(dataset.train_batch, step))
     if group.is_first:
         about = opening.opening(config, dataset, setup, step, forms)
         opening.append(about, workdir)
-        for line in opening.lines(about, workdir, config.train.steps):
+        for line in opening.lines(about, workdir, config.train.steps, terminal.columns(sys.stderr)):
             say(line)
+    return lowered
 
 
 def _open_log(config: RunConfig, setup: Trainer, start: _Start, workdir: Path, group: processes.Group) -> Log:
@@ -245,10 +252,11 @@ def _summary(config: RunConfig, dataset, setup: Trainer, log: Log, skipped: int)
 class _Run:
     """The loop, and what it carries: `state` after `step` steps, and the metrics still on the device."""
 
-    def __init__(self, config, dataset, setup, log, writer, signals, start: _Start):
+    def __init__(self, config, dataset, setup, log, writer, signals, start: _Start, lowered: jax.stages.Lowered | None):
         self.config, self.dataset, self.setup = config, dataset, setup
         self.log, self.writer, self.signals = log, writer, signals
         self.step, self.state = start.step, start.state
+        self.lowered = lowered
         self.data_fingerprint = dataset.fingerprint
         self.tokenizer_digest = None if dataset.tokenizer is None else data.tokenizer_digest(dataset.tokenizer)
         self.saved_step = start.step
@@ -259,6 +267,7 @@ class _Run:
     def run(self) -> None:
         try:
             self.run_hooks()  # what a kill left undone, after the checkpoint of its step
+            self.compile()
             while self.step < self.config.train.steps:
                 self.train_one_step()
                 self.signals.check()
@@ -268,6 +277,19 @@ class _Run:
             self.save()
             self.writer.wait()
             raise
+
+    def compile(self) -> None:
+        """Make the program that every step runs, if a step is left."""
+        lowered, self.lowered = self.lowered, None
+        if lowered is None:
+            return
+        of, kept = compile_times.program(lowered), compile_times.folder()
+        expected = compile_times.expected(of, kept)
+        with self.log.doing("compiling the training step", *expected), compile_times.measured(of, kept) as took:
+            lowered.compile()
+        if took.seconds > terminal.PATIENCE:
+            self.log.line(str(took))
+        self.log.stopwatch.resume()
 
     def train_one_step(self) -> None:
         batch = self.setup.put_rows(functools.partial(self.dataset.train_batch, self.step))
@@ -333,7 +355,7 @@ class _Run:
         return self.step > 0 and every_steps > 0 and (self.step % every_steps == 0 or at_the_end)
 
     def evaluate(self) -> None:
-        with self.signals.interrupting():
+        with self.signals.interrupting(), self.log.doing("evaluating"):
             result = self.setup.evaluate(
                 self.state["params"], self.dataset.validation, max_tokens=self.config.train.eval_tokens,
                 progress=lambda done: self.signals.check(),
@@ -348,7 +370,7 @@ class _Run:
         prompt = data.prompt_tokens(tokenizer, self.dataset.prompt if wanted is None else wanted)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
         sampler = Sampler(Sampling(), key, tokenizer.ends, data.token_mask(tokenizer, self.setup.vocab_size))
-        with self.signals.interrupting():
+        with self.signals.interrupting(), self.log.doing("drawing a sample"):
             [tokens] = generate.generate(self.setup.graphdef, self.state["params"], [prompt], sampler, max_tokens=SAMPLE_TOKENS)
         text = tokenizer.decode([*prompt, *tokens])
         # A model that has not learnt much writes control characters, which a terminal would obey.

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from seqmodels.training.state import Trainer
 
 FILE_NAME = "history.jsonl"
 """Of a run folder: one JSON object for each process that trained in it, the first one first."""
+
+INDENT = 10  # of what a line says, after its name
 
 
 def opening(config: RunConfig, dataset: Dataset | TaskDataset, setup: Trainer, step: int, forms: Sequence[str]) -> dict:
@@ -60,8 +63,12 @@ def _data(config: RunConfig, dataset: Dataset | TaskDataset) -> dict:
     }
 
 
-def lines(about: Mapping, workdir: Path, total_steps: int) -> list[str]:
-    """The same for a person: five lines, and one more for each further op."""
+def lines(about: Mapping, workdir: Path, total_steps: int, columns: int | None = None) -> list[str]:
+    """The same for a person: five lines, and one more for each further op.
+
+    Args:
+        columns: of the terminal, in which a longer line is broken; None: none is.
+    """
     model, data, devices = about["model"], about["data"], about["devices"]
     if "task" in data:
         what = f"the task {data['task']}, drawn anew for each step; {data['tokens_to_read']:,} tokens to read"
@@ -81,7 +88,11 @@ def lines(about: Mapping, workdir: Path, total_steps: int) -> list[str]:
         ("folder", f"{workdir}, {done}"),
         *(("forms" if number == 0 else "", form) for number, form in enumerate(about["forms"] or ["no op with several forms"])),
     ]  # fmt: skip
-    return [f"{name:>8}  {text}" for name, text in named]
+    found = [f"{name:>8}  {text}" for name, text in named]
+    if columns is None or columns < 2 * INDENT:
+        return found
+    wrapper = textwrap.TextWrapper(columns, subsequent_indent=" " * INDENT, break_long_words=False, break_on_hyphens=False)
+    return [part for line in found for part in wrapper.wrap(line)]
 
 
 def append(about: Mapping, workdir: Path) -> None:

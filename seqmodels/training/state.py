@@ -107,17 +107,18 @@ class Trainer:
             self.shardings,
         )
 
-    def forms(self, rows_of_batch: Callable[[slice], dict[str, np.ndarray]]) -> list[str]:
-        """What each op of the training step resolves to, and why not a faster form: lines for a person.
-
-        The trace is kept: `train_step` on such a batch compiles it.
+    def lower(self, rows_of_batch: Callable[[slice], dict[str, np.ndarray]]) -> tuple[jax.stages.Lowered, list[str]]:
+        """The training step, which once compiled is what `train_step` runs on such a batch; and what each of its ops resolves to.
 
         Args:
           rows_of_batch: as in `put_rows`.
+
+        Returns:
+          The program, and lines for a person: the form of each op, and why not a faster one.
         """
         with ops.record_choices() as choices:
-            self.train_step.trace(self.abstract_state(), self.put_rows(rows_of_batch))
-        return list(choices)
+            traced = self.train_step.trace(self.abstract_state(), self.put_rows(rows_of_batch))
+        return traced.lower(), list(choices)
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A numpy batch (the same on every process) as arrays split over data and fsdp."""

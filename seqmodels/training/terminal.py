@@ -1,6 +1,7 @@
 """What a run shows while it goes: on a terminal one line that is rewritten, anywhere else plain lines."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -22,23 +23,31 @@ class Terminal:
         self._stream = sys.stderr if stream is None else stream
         self._first_step = self._step = step
         self._total_steps = total_steps
-        self._opened = time.perf_counter()
-        self._started = None  # when the first step was done: compilation is no measure of the time left
+        self._started = None  # when the first step was done: it is no measure of the time left
+        self._doing = (time.perf_counter(), "the first step") if step < total_steps else None  # since when, what, more of it
         self._next_line = 0.0
-        self._numbers, self._speed = "", ""
+        self._numbers, self._speed = [], ""
         self._live = None
         if self._stream.isatty():
             self._live = _live(self._stream, self._bar_line)
-        elif step < total_steps:
-            self.line("compiling the training step")
 
     def progress(self, step: int) -> None:
         """Steps done so far."""
         if self._started is None:
             self._started, self._first_step = time.perf_counter(), step
-            if self._started - self._opened > PATIENCE:
-                self.line(f"compiled; the first step took {self._started - self._opened:.1f} s")
+            self._doing = None
         self._step = step
+
+    @contextlib.contextmanager
+    def doing(self, what: str, *more: str) -> Iterator[None]:
+        """Inside, a terminal says what is done, with the seconds so far; elsewhere that is a line if there is `more` to say of it."""
+        before, self._doing = self._doing, (time.perf_counter(), what, *more)
+        if more and self._live is None:
+            self.line(f"{what}: {', '.join(more)}")
+        try:
+            yield
+        finally:
+            self._doing = before and (time.perf_counter(), *before[1:])
 
     def row(self, row: Mapping) -> None:
         """Show a row of metrics.jsonl."""
@@ -66,11 +75,13 @@ class Terminal:
             self._live.stop()
 
     def _bar_line(self, width: int) -> str:
-        if self._started is None and self._step < self._total_steps:
-            return progress_line(width, self._step, self._total_steps, [f"compiling, {time.perf_counter() - self._opened:.0f} s"])
-        return progress_line(
-            width, self._step, self._total_steps, [*self._numbers[:1], self._left(), self._speed, *self._numbers[1:]]
-        )
+        doing = self._doing  # once: another thread changes it
+        if doing is None:
+            parts = [*self._numbers[:1], self._left(), self._speed, *self._numbers[1:]]
+        else:
+            since, what, *more = doing
+            parts = [f"{what}, {time.perf_counter() - since:.0f} s", *more]
+        return progress_line(width, self._step, self._total_steps, parts)
 
     def _left(self) -> str:
         done = self._step - self._first_step
@@ -78,6 +89,14 @@ class Terminal:
             return ""
         seconds = round((time.perf_counter() - self._started) / done * (self._total_steps - self._step))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+
+
+def columns(stream: TextIO) -> int | None:
+    """Of the terminal that a stream is; None where it is none, or does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
 
 
 def progress_line(width: int, step: int, total_steps: int, parts: list[str]) -> str:

@@ -2,12 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import pytest
 
 from seqmodels.errors import UserError
-from seqmodels.training import loop, opening, run_folder, step
+from seqmodels.training import compile_times, loop, opening, run_folder, step
 from seqmodels.training.state import Trainer
 from tests.configs import tiny
 
@@ -23,13 +24,18 @@ def small(folder, **overrides):
 def run(tmp_path_factory):
     """The folder of a run of two steps, what it said, its trainer, and how often its step was traced."""
     folder = tmp_path_factory.mktemp("run")
-    said, trainers, traces = [], [], []
+    said, trainers, traces, cache = [], [], [], jax.config.jax_compilation_cache_dir
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "say", said.append)
-        forms, train_step = Trainer.forms, step.train_step
-        patch.setattr(Trainer, "forms", lambda setup, batch: trainers.append(setup) or forms(setup, batch))
+        lower, train_step = Trainer.lower, step.train_step
+        patch.setattr(Trainer, "lower", lambda setup, batch: trainers.append(setup) or lower(setup, batch))
         patch.setattr(step, "train_step", lambda *args, **options: traces.append(1) or train_step(*args, **options))
-        loop.train(small(folder), folder / "run")
+        (folder / "xla").mkdir()  # JAX makes it only if it is the first one of the process
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+        try:
+            loop.train(small(folder), folder / "run")
+        finally:
+            jax.config.update("jax_compilation_cache_dir", cache)
     return folder / "run", said, trainers[0], len(traces)
 
 
@@ -59,6 +65,20 @@ def test_the_same_is_kept(run):
 
 def test_what_is_traced_for_the_forms_is_not_traced_again(run):
     assert run[3] == 1
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_lines_fit_their_terminal(run, columns):
+    [about] = [json.loads(line) for line in (run[0] / opening.FILE_NAME).read_text().splitlines()]
+    plain, fitted = (opening.lines(about, Path("run"), 2, width) for width in (None, columns))
+    assert max(map(len, fitted)) <= columns and (len(fitted) > len(plain)) == (columns < max(map(len, plain)))
+    assert " ".join(" ".join(fitted).split()) == " ".join(" ".join(plain).split())
+    assert all(line[8:10] == "  " and line[10] != " " for line in fitted)
+
+
+def test_what_compiling_took_is_kept(run):
+    [took] = [json.loads(line) for line in (run[0].parent / "xla" / compile_times.FILE_NAME).read_text().splitlines()]
+    assert took["seconds"] > 0 and took["lines"] > 100 and "cpu" in took["place"]
 
 
 def test_a_failed_start_leaves_no_empty_folder(tmp_path):

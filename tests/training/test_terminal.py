@@ -1,12 +1,14 @@
 """What a run shows: one line that fits its terminal, plain lines elsewhere."""
 
 import io
+import os
+import termios
 import time
 
 import pytest
 
 from seqmodels.training import terminal
-from seqmodels.training.terminal import Terminal, phase, progress_line
+from seqmodels.training.terminal import Terminal, columns, phase, progress_line
 
 ROW = {"split": "train", "loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.1, "tokens_per_second": 1234.5}
 
@@ -21,14 +23,16 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch):
     monkeypatch.setattr(terminal, "PATIENCE", 0.0)
     stream = io.StringIO()
     shown = Terminal(0, 3, stream)
+    with shown.doing("compiling", "about 3 s", "it is kept"), shown.doing("evaluating"):
+        pass
     for step in (1, 2, 3):
         shown.progress(step)
         shown.row({"step": step, **ROW})
     shown.row({"step": 3, **ROW, "split": "validation"})
     shown.close()
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "compiling the training step" and lines[1].startswith("compiled; the first step took 0.")
-    assert lines[2].startswith("step 1/3: loss 2.0000  perplexity 7.40") and "1,234 tokens/s" in lines[2]
+    assert lines[0] == "compiling: about 3 s, it is kept"
+    assert lines[1].startswith("step 1/3: loss 2.0000  perplexity 7.40") and "1,234 tokens/s" in lines[1]
     assert lines[-2].startswith("step 3/3:") and lines[-2].endswith("0:00:00 left")
     assert lines[-1].startswith("step 3: validation loss 2.0000") and "\x1b" not in stream.getvalue()
 
@@ -36,13 +40,17 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch):
 def test_one_line_on_a_terminal():
     stream = a_terminal()
     shown = Terminal(0, 3, stream)
+    with shown.doing("compiling", "about 3 s", "it is kept"):
+        assert shown._bar_line(60) == "─" * 17 + " 0/3  compiling, 0 s  about 3 s  it is kept"
+        assert shown._bar_line(25) == "0/3  compiling, 0 s"
+    assert "0/3  the first step, 0 s" in shown._bar_line(60)
     shown.progress(1)
     shown.row({"step": 1, **ROW})
     shown.progress(2)
     shown.line("[hello]")
     shown.close()
     text = stream.getvalue()
-    assert "compiling, 0 s" in text and "2/3  loss 2.0000" in text and "1,234 tokens/s" in text and "[hello]" in text
+    assert "the first step, 0 s" in text and "2/3  loss 2.0000" in text and "1,234 tokens/s" in text and "[hello]" in text
 
 
 @pytest.mark.parametrize(
@@ -63,6 +71,15 @@ def test_the_line_fits_its_terminal(width, line):
     assert set(bar) <= set("━─") and bool(bar) == (width in (60, 80, 120))
     assert not bar or bar.count("━") == len(bar) * 1_234_567 // 2_000_000
     assert progress_line(width, 0, 2_000_000, []).endswith("      0/2000000"[:width])
+
+
+def test_the_columns_of_a_stream():
+    ours, theirs = os.openpty()
+    with open(ours, "w") as stream, open(theirs) as _:
+        assert columns(stream) is None, "it does not say"
+        termios.tcsetwinsize(ours, (24, 61))
+        assert columns(stream) == 61
+    assert columns(io.StringIO()) is None
 
 
 def test_what_takes_long_is_said(monkeypatch):
