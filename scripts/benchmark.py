@@ -52,7 +52,7 @@ import jax
 
 from benchmarks.suites import decode, gpu, hf, kernels, meshes, models, ops, parity, starts, train
 from benchmarks.timing import about_this_run, write_results
-from seqmodels import command_line
+from seqmodels import command_line, suggest
 from seqmodels.errors import UserError
 
 SUITES = {
@@ -78,21 +78,22 @@ def main() -> None:
 
 def parse_flags() -> argparse.Namespace:
     """The flags of the suite that is asked for, and no other's: a flag that would change nothing is a mistake."""
-    choice = command_line.Parser(add_help=False, allow_abbrev=False)
+    choice = command_line.Parser(add_help=False)
     choice.add_argument("--suite")
-    suite = choice.parse_known_args()[0].suite
+    choice.add_argument("--help", dest="help_of", nargs="?")
+    found = choice.parse_known_args()[0]
+    suite = found.suite or found.help_of
     if suite is not None and suite not in SUITES:
-        raise UserError(f"--suite={suite} does not exist; there is {', '.join(SUITES)}")
+        raise UserError(f"there is no suite {suite!r}; {suggest.hint(suite, SUITES)}known: {', '.join(SUITES)}")
 
-    parser = command_line.Parser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = command_line.Parser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--suite", required=True, help=f"what to measure: {', '.join(SUITES)}; --suite=NAME --help lists its flags"
     )
     parser.add_argument("--out", type=command_line.output_file, help="also write everything to this file, as JSON")
     if suite is not None:
         SUITES[suite].add_flags(parser.add_argument_group(f"--suite={suite}"))
-    options = parser.parse_args()
-    return options
+    return parser.parse_args(["--help"] if found.help_of else None)
 
 
 if __name__ == "__main__":

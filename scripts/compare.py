@@ -12,6 +12,7 @@ references.bib, figures/*.pdf. A comparison of text has a control, the same mode
 object.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -33,7 +34,7 @@ import numpy as np
 
 import train
 from configs import base as training_base
-from seqmodels import command_line, config_help, data, packages
+from seqmodels import command_line, config_help, data, packages, ranges
 from seqmodels import config as config_lib
 from seqmodels.circumstances import circumstances
 from seqmodels.comparison import audit, jobs, measure, plan, recall, report, results
@@ -42,7 +43,7 @@ from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
-from seqmodels.training import loop
+from seqmodels.training import loop, run_folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,23 +52,28 @@ def main(argv: Sequence[str]) -> None:
         config_help.say_help(asked, __doc__, FLAGS, groups=("comparison", *config_help.GROUPS), group_page=help_of_fields)
         return
     jax.config.update("jax_platforms", "cpu")  # the device is for the runs; here shapes are counted
-    config, values = command_line.config_and_flags(argv, {"workdir": None, "mixers": "", "jobs": 1})
-    if values["jobs"] < 1:
-        raise UserError(f"--jobs={values['jobs']} must be at least 1")
+    config, values = command_line.config_and_flags(argv, {"workdir": None, "mixers": "", "jobs": "1"})
+    num_jobs = ranges.parser(ranges.Count, "jobs")(values["jobs"])
     if values["mixers"]:
         if "mixers" not in config:
             raise UserError("--mixers is for a comparison's config (see configs/compare)")
         config.mixers = values["mixers"]
     workdir = atomic.expanded(values["workdir"])
     _, base = plan.read(config)
-    with atomic.disk_errors_as_user_errors("--workdir", workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-    with loop.only_process_in(workdir):
+    with contextlib.ExitStack() as stack:
+        with atomic.disk_errors_as_user_errors("--workdir", workdir):
+            stack.enter_context(run_folder.made(workdir))
+        stack.enter_context(loop.only_process_in(workdir))
+        # What can be wrong is found before the data are read, which takes long.
+        pieces = run_folder.expected_pieces(from_config_dict(base))
+        planned = plan.Plan(config, workdir, pieces)
         # Here once, and not by several runs at once: the tokens are cached, the tokenizer's size decides the models'.
         dataset = data.prepare(from_config_dict(base).data, seed=base["seed"])
+        if dataset.vocab_size != pieces:
+            planned = plan.Plan(config, workdir, dataset.vocab_size)
         about = about_this_comparison(argv) | {"training_data": dataset.fingerprint}
         try:
-            compare(plan.Plan(config, workdir, dataset.vocab_size), dataset, values["jobs"], about)
+            compare(planned, dataset, num_jobs, about)
         except loop.Stopped as stopped:
             say(f"{stopped}; to go on: {packages.as_typed(argv)}")
             sys.exit(stopped.exit_code)

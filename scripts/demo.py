@@ -54,13 +54,13 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     start = time.perf_counter()
     workdirs = {mixer: options.workdir.absolute() / mixer for mixer in MIXERS}
+    config, _ = parse(["train.py", *flags_of(MIXERS[0], workdirs[MIXERS[0]], overrides)])
     for number, (mixer, workdir) in enumerate(workdirs.items(), 1):
         if options.fresh:
             shutil.rmtree(workdir, ignore_errors=True)
         print(file=sys.stderr)
         say(f"[{number}/{len(MIXERS)}] {mixer}")
         train(mixer, workdir, overrides)
-    config, _ = parse(["train.py", *flags_of(MIXERS[0], workdirs[MIXERS[0]], overrides)])
     command_line.use_compilation_cache(config.train.compilation_cache_dir)
     results = {mixer: look_at(workdir) for mixer, workdir in workdirs.items()}
     curves, positions = options.workdir / "learning_curves.png", options.workdir / "loss_by_position.png"

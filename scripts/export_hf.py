@@ -28,7 +28,9 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
     parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--dtype", default="float32", help="of the tensors: float32 (default, exact), bfloat16, float16")
+    parser.add_argument(
+        "--dtype", choices=checkpoint.EXPORT_DTYPES, default="float32", help="of the tensors (default float32, which is exact)"
+    )
     options = parser.parse_args()
 
     run = load_run(options.workdir, options.step)

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def parse_flags() -> argparse.Namespace:
-    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
     parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--prompt", help="the text to continue")
@@ -79,8 +79,8 @@ def parse_flags() -> argparse.Namespace:
     for name in ("save_state", "from_state", "attention_plot"):
         if getattr(options, name) is not None and (options.prompts_file is not None or options.output is not None):
             raise UserError(f"--{name} is for one text that is printed, not for --prompts_file or --output")
-    if options.batch_size < 1:
-        raise UserError(f"--batch_size is {options.batch_size}; give 1 or more")
+    if options.from_state is not None and not options.from_state.is_file():
+        raise UserError(f"--from_state: there is no file {options.from_state}")
     if options.prompt is not None:
         options.prompt = well_formed(options.prompt)  # a byte that is not UTF-8 arrives as half a character
     return options

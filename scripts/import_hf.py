@@ -22,6 +22,7 @@ from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 from seqmodels.escape import say
 from seqmodels.interop import checkpoint, hub
+from seqmodels.model import COMPUTE_DTYPES
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("source", metavar="PATH_OR_ID", help="a checkpoint's folder, or an id on the hub")
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder to make")
     parser.add_argument("--revision", help="of the hub id; default its newest")
-    parser.add_argument("--compute_dtype", default="float32", help="of activations: float32 (default), bfloat16, float16")
+    parser.add_argument("--compute_dtype", choices=COMPUTE_DTYPES, default="float32", help="of activations (default float32)")
     options = parser.parse_args()
 
     config = checkpoint.import_folder(

@@ -31,10 +31,9 @@ import jax
 from benchmarks import hlo
 from seqmodels import command_line, config_help, ranges
 from seqmodels.config import MeshConfig, RunConfig, from_config_dict
-from seqmodels.data import load_tokenizer
 from seqmodels.errors import UserError
 from seqmodels.escape import say
-from seqmodels.training import scale
+from seqmodels.training import run_folder, scale
 from seqmodels.training.memory import gib
 from seqmodels.training.state import Trainer
 
@@ -56,14 +55,14 @@ def main(argv: Sequence[str]) -> None:
     if asked is not None:
         config_help.say_help(asked, __doc__, FLAGS)
         return
-    switches = {name: f"--{name}" in argv for name in ("lower", "compile")}
-    argv = [text for text in argv if text not in ("--lower", "--compile")]
-    config, values = command_line.config_and_flags(argv, {"devices": None, "utilisation": "0.4", "tokens": "", "price": ""})
+    config, values = command_line.config_and_flags(
+        argv, {"devices": None, "utilisation": "0.4", "tokens": "", "price": "", "lower": False, "compile": False}
+    )
     for name, hint in NUMBERS.items():
         values[name] = ranges.parser(hint, name)(values[name]) if values[name] else None
     config, devices = from_config_dict(config), scale.parse_devices(values["devices"])
 
-    pieces = tokens_of(config)
+    pieces = run_folder.expected_pieces(config)
     plans = scale.plans(config, pieces, devices)
     best = chosen(config, plans) or plans[0]
     trainer = scale.abstract_trainer(config, pieces, MeshConfig(**best.mesh))
@@ -79,9 +78,9 @@ def main(argv: Sequence[str]) -> None:
     if values["price"] is not None:
         summary["price"] = values["price"] * devices.count * hours
     report(plans, summary, devices)
-    if switches["lower"]:
+    if values["lower"]:
         summary["lowered"] = lowered(trainer, devices.platform)
-    if switches["compile"]:
+    if values["compile"]:
         summary["compiled"] = compiled(config, pieces, best)
     print(json.dumps(summary))
 
@@ -102,13 +101,6 @@ def chosen(config: RunConfig, plans: list[scale.Plan]) -> scale.Plan | None:
             return plan
     asked = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     raise UserError(f"{asked} is no mesh of so many devices over which the batch divides; leave it out to see those that are")
-
-
-def tokens_of(config: RunConfig) -> int | None:
-    """How many tokens the data would have."""
-    if config.data.synthetic_task is not None:
-        return config.data.synthetic_task.vocab_size
-    return config.data.vocab_size if config.data.tokenizer == "bpe" else load_tokenizer(config.data.tokenizer).vocab_size
 
 
 def report(plans: list[scale.Plan], summary: dict, devices: scale.Devices) -> None:

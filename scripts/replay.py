@@ -22,7 +22,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 
     check_packages()
 
-from seqmodels import command_line
+from seqmodels import command_line, suggest
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.ops import IMPLEMENTATIONS
@@ -38,7 +38,7 @@ def main() -> None:
     forms = [form for form in options.forms.split(",") if form]
     for form in forms:
         if form not in IMPLEMENTATIONS:
-            raise UserError(f"--forms: {form!r} is not one of {every}")
+            raise UserError(f"--forms: there is no form {form!r}; {suggest.hint(form, IMPLEMENTATIONS)}known: {every}")
 
     recorded = divergence.load(options.workdir)
     about = recorded.about

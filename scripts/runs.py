@@ -30,7 +30,7 @@ SORTS = ("name", "loss", "parameters", "tokens_per_second", "when")
 
 
 def main() -> None:
-    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="a run folder, or a folder of some")
     parser.add_argument(
         "--format",

@@ -23,7 +23,25 @@ MOST_SHOWN = 1000  # characters of a message
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake as a UserError instead of a page of usage."""
+    """An argument parser that reports a mistake as a UserError instead of a page of usage, and takes flags by their whole names."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        """As argparse has it; but a flag that is not known is named first, and not one that is missing for that."""
+        known = [flag.lstrip("-") for flag in self._option_string_actions if flag.startswith("--")]
+        for text in sys.argv[1:] if args is None else args:
+            if text == "--":
+                break
+            found = re.fullmatch(r"--([\w.-]+)(=.*)?", text, re.DOTALL)
+            if found is None:
+                continue
+            if found[1] == "help" and found[2]:
+                raise UserError(f"{text}: the flags of this command are in no groups; --help lists them")
+            if found[1] not in known:
+                raise UserError(_unknown_flag(found[1], known, [name for name in known if name != "help"]))
+        return super().parse_args(args, namespace)
 
     def add_value(self, flag: str, hint: Any, **options: Any) -> None:
         """``add_argument`` for a value of a type with a declared range (seqmodels.ranges)."""
@@ -38,10 +56,18 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(flag, type=typed, **options)
 
     def error(self, message: str) -> NoReturn:
-        lost = re.match(r"unrecognized arguments: --([\w-]+)", message)
-        known = [flag.lstrip("-") for flag in self._option_string_actions if flag.startswith("--")]
-        near = lost and suggest.nearest(lost.group(1), known)
-        raise UserError(f"{message}; " + (f"did you mean --{near}?" if near else "see --help"))
+        missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+        if missing is not None:
+            raise UserError(f"{missing[1]} {'are' if ',' in missing[1] else 'is'} missing; --help lists the flags")
+        found = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
+        if found is None:
+            raise UserError(f"{message}; see --help")
+        flag, what = found.groups()
+        choice = re.match(r"invalid choice: '(.*)' \(", what)
+        if choice is not None:
+            known = list(self._option_string_actions[flag].choices)
+            raise UserError(f"{flag}={choice[1]}: {suggest.hint(choice[1], known)}known: {', '.join(known)}")
+        raise UserError(what if what.startswith(flag) else f"{flag}: {what}")
 
 
 def asked_for_help(argv: Sequence[str]) -> str | None:
@@ -51,13 +77,13 @@ def asked_for_help(argv: Sequence[str]) -> str | None:
 
 
 def config_and_flags(
-    argv: Sequence[str], defaults: Mapping[str, str | int | None]
-) -> tuple[ConfigDict, dict[str, str | int | None]]:
+    argv: Sequence[str], defaults: Mapping[str, str | bool | None]
+) -> tuple[ConfigDict, dict[str, str | bool | None]]:
     """What ``--config=FILE [--config.any.field=value ...]`` asks for, and the values of further flags.
 
     Args:
         argv: the command line, the program's name first.
-        defaults: each further flag with its value when it is not given; None for one that must be.
+        defaults: each further flag with its value when it is not given; None for one that must be, False for a switch.
 
     Raises:
         UserError: an unknown flag or field, a value of the wrong type, a flag that is missing, a config file
@@ -67,7 +93,7 @@ def config_and_flags(
     values = flags.FlagValues()  # not the process-wide ones: absl allows to define those only once
     config_flags.DEFINE_config_file("config", help_string="the config", lock_config=True, flag_values=values, sys_argv=list(argv))
     for name, default in defaults.items():
-        define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
+        define = flags.DEFINE_boolean if isinstance(default, bool) else flags.DEFINE_string
         define(name, default, "", flag_values=values)
     try:
         positional = values(list(argv))[1:]
@@ -87,11 +113,8 @@ def config_and_flags(
     except (KeyError, AttributeError) as error:
         raise UserError(_unknown_field(error, argv)) from error
     except flags.UnrecognizedFlagError as error:
-        near = suggest.nearest(error.flagname, [*defaults, "config", *_fields(argv)])
-        known = ", ".join(f"--{name}" for name in ("config", *defaults))
-        raise UserError(
-            f"--{error.flagname} is not a flag; " + (f"did you mean --{near}?" if near else f"known: {known}")
-        ) from error
+        flags_alone = ["config", *defaults]
+        raise UserError(_unknown_flag(error.flagname, [*flags_alone, *_fields(argv)], flags_alone)) from error
     except (flags.Error, OSError, SyntaxError) as error:
         first = error
         while first.__cause__ or first.__context__:
@@ -103,6 +126,14 @@ def config_and_flags(
     if positional:
         raise UserError(f"{positional[0]!r} is not a flag; --help shows an example")
     return config, {name: values[name].value for name in defaults}
+
+
+def _unknown_flag(name: str, known: Sequence[str], shown: Sequence[str]) -> str:
+    """What is said of it: the nearest of those known, or else the ones to be shown."""
+    near = (None if "." in name else suggest.nearest(name, shown)) or suggest.nearest(name, known)
+    return f"--{name} is not a flag; " + (
+        f"did you mean --{near}?" if near else f"known: {', '.join(f'--{each}' for each in shown)}"
+    )
 
 
 def _with_packaged_config(argv: Sequence[str]) -> list[str]:

@@ -104,12 +104,19 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         stack.enter_context(_only_group_in(workdir, group))
         config = _agreed_config(config, workdir, group)
 
-        # The data and the model. What the first process has put into data.cache_dir the others find there.
+        # What can be wrong is found before the data are read, which takes long.
+        with phase("building the model"):
+            if not checkpoint.steps(workdir / "checkpoints"):
+                run_folder.check_initial_params(config)
+            pieces = run_folder.expected_pieces(config)
+            setup = Trainer(config, pieces)
+            setup.check_memory()
+
+        # The data. What the first process has put into data.cache_dir the others find there.
         with signals.interrupting(), group.first_goes_ahead():
             dataset = data.prepare(config.data, seed=config.seed)
-        with phase("building the model"):
+        if dataset.vocab_size != pieces:
             setup = Trainer(config, dataset.vocab_size)
-            setup.check_memory()
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
         start = _start(config, dataset, setup, workdir, group)

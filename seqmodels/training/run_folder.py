@@ -70,7 +70,13 @@ def read_config(
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        reason = "it has no config.json" if path.parent.is_dir() else "there is no such folder"
+        reason = (
+            "it has no config.json"
+            if path.parent.is_dir()
+            else "it is a file"
+            if path.parent.exists()
+            else "there is no such folder"
+        )
         there = [str(each.parent) for each in path.parent.parent.glob("*/config.json")]
         raise UserError(
             f"{workdir} is not a run folder ({reason}); {suggest.hint(str(workdir), there)}train one with train.py --workdir={workdir}"
@@ -97,6 +103,33 @@ def num_pieces(config: RunConfig, tokenizer: data.Tokenizer | None) -> int | Non
     if config.data.synthetic_task is not None:
         return config.data.synthetic_task.vocab_size
     return None if tokenizer is None else tokenizer.vocab_size
+
+
+def expected_pieces(config: RunConfig) -> int:
+    """How many tokens a run's data will have, before they are read; data of few pieces may turn out to have fewer.
+
+    Raises:
+        UserError: there is no such tokenizer.
+    """
+    if config.data.synthetic_task is not None:
+        return config.data.synthetic_task.vocab_size
+    if config.data.tokenizer == "bpe":
+        return config.data.vocab_size
+    return data.load_tokenizer(config.data.tokenizer, report=lambda line: None).vocab_size
+
+
+def check_initial_params(config: RunConfig) -> None:
+    """Before any work: whether there is a run that `initial_params` can begin with.
+
+    Raises:
+        UserError: `config.train.init_from` is not a run folder, or holds no checkpoint.
+    """
+    if config.train.init_from is None:
+        return
+    source = Path(config.train.init_from).expanduser()
+    read_config(source, report=lambda line: None)
+    if not checkpoint.steps(source / "checkpoints"):
+        raise UserError(f"train.init_from={source} holds no checkpoint yet")
 
 
 def initial_params(

@@ -198,14 +198,17 @@ def test_other_runs_are_not_overwritten(compared, script):
         ("--config.seeds=0", "config.seeds=0 must be at least 1"),
         ("--config.base.train.stpes=3", "steps"),
         ("--config.base.model.mixers.gla.num_heads=5", "num_heads"),
-        ("--jobs=0", "--jobs=0"),
+        ("--jobs=0", "--jobs=0 must be at least 1"),
+        ("--jobs=two", "--jobs='two' must be int"),
+        ("--config.base.data.source=/no/such/data", "/no/such/data"),
         ("--config=" + str(ROOT / "configs" / "demo.py"), "comparison"),
     ],
 )
 def test_mistakes_are_one_line(script, tmp_path, flag, complaint):
-    argv = [str(SCRIPT), *flags(tmp_path)]
+    workdir = tmp_path / "compare"
+    argv = [str(SCRIPT), *flags(workdir)]
     if flag.startswith("--config="):
-        argv = [str(SCRIPT), flag, f"--workdir={tmp_path}"]
+        argv = [str(SCRIPT), flag, f"--workdir={workdir}"]
     elif flag.startswith("--mixers="):
         argv = [each for each in argv if not each.startswith("--mixers=")] + [flag]
     else:
@@ -214,6 +217,7 @@ def test_mistakes_are_one_line(script, tmp_path, flag, complaint):
         command_line.run(lambda: script.main(argv))
     assert str(stopped.value.code).startswith("error: ") and complaint in stopped.value.code
     assert "\n" not in stopped.value.code
+    assert not workdir.exists(), "a failed start leaves no folder"
 
 
 # -- the page

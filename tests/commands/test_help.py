@@ -20,6 +20,11 @@ def shown(command, *flags):
     return printed.getvalue()
 
 
+def test_a_switch_that_is_misspelt():
+    with pytest.raises(UserError, match="--lowr is not a flag; did you mean --lower?"):
+        shown(plan, "--config=configs/tinystories.py:gla", "--devices=v5e:4", "--lowr")
+
+
 @pytest.mark.parametrize("command", [train, compare, plan])
 def test_every_flag_is_listed(command):
     text = shown(command, "--help")

@@ -82,10 +82,16 @@ def test_what_compiling_took_is_kept(run):
 
 
 def test_a_failed_start_leaves_no_empty_folder(tmp_path):
-    config = small(tmp_path, **{"data.source": str(tmp_path / "nothing")})
-    with pytest.raises(UserError, match="nothing"):
-        loop.train(config, tmp_path / "runs" / "a")
-    assert list(tmp_path.iterdir()) == []
+    for mistake, said in (
+        ({"data.source": str(tmp_path / "nothing")}, "nothing"),
+        # found before the data are read, into their cache
+        ({"train.init_from": str(tmp_path / "nothing")}, "nothing is not a run folder"),
+        ({"model.mixers.attention.num_heads": 5}, "num_heads=5"),
+        ({"mesh.fsdp": 64}, "mesh"),
+    ):
+        with pytest.raises(UserError, match=said):
+            loop.train(small(tmp_path, **mistake), tmp_path / "runs" / "a")
+        assert list(tmp_path.iterdir()) == [], mistake
     (tmp_path / "runs").mkdir()
     with pytest.raises(RuntimeError), run_folder.made(tmp_path / "runs" / "b" / "c"):
         (tmp_path / "runs" / "other.txt").write_text("somebody else's")

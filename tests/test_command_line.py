@@ -1,0 +1,67 @@
+"""Flags of the commands that have no config: a mistake is one line, which names the nearest flag or value."""
+
+import pytest
+
+from scripts import benchmark, generate
+from seqmodels import command_line, ranges
+from seqmodels.errors import UserError
+
+
+@pytest.fixture
+def parser():
+    made = command_line.Parser(description="An example.")
+    made.add_argument("source", metavar="SOURCE")
+    made.add_argument("--workdir", required=True)
+    made.add_argument("--format", choices=("table", "csv"), default="table")
+    made.add_argument("--note")
+    made.add_value("--batch_size", ranges.Count, default=1)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--workdri=x"], "--workdri is not a flag; did you mean --workdir?"),
+        (["x", "--run_dir=x"], "--run_dir is not a flag; did you mean --workdir?"),
+        (["x", "--bs=3"], "--bs is not a flag; did you mean --batch_size?"),
+        (["x", "--zzz"], "--zzz is not a flag; known: --workdir, --format, --note, --batch_size"),
+        (["x", "--work=x"], "--work is not a flag; did you mean --workdir?"),
+        (["x"], "--workdir is missing; --help lists the flags"),
+        ([], "SOURCE, --workdir are missing; --help lists the flags"),
+        (["x", "--workdir=x", "stray"], "unrecognized arguments: stray; see --help"),
+        (["x", "--workdir=x", "--batch_size=0"], "--batch_size=0 must be at least 1"),
+        (["x", "--workdir=x", "--batch_size=many"], "--batch_size='many' must be int"),
+        (["x", "--workdir=x", "--batch_size"], "--batch_size: expected one argument"),
+        (["x", "--workdir=x", "--format=cvs"], "--format=cvs: did you mean 'csv'? known: table, csv"),
+        (["--help=model"], "--help=model: the flags of this command are in no groups; --help lists them"),
+    ],
+)
+def test_a_mistake_is_one_line(parser, argv, said):
+    with pytest.raises(UserError) as mistake:
+        parser.parse_args(argv)
+    assert str(mistake.value) == said
+
+
+def test_what_looks_like_a_flag_and_is_none(parser):
+    read = parser.parse_args(["--workdir=x", "--note", "--- a note", "--", "--source"])
+    assert (read.source, read.note, read.workdir) == ("--source", "--- a note", "x")
+
+
+def parsed(monkeypatch, parse, *argv):
+    monkeypatch.setattr("sys.argv", ["command.py", *argv])
+    return parse()
+
+
+def test_help_of_a_suite(monkeypatch, capsys):
+    for argv in (("--help=ops",), ("--suite=ops", "--help")):
+        with pytest.raises(SystemExit) as end:
+            parsed(monkeypatch, benchmark.parse_flags, *argv)
+        assert end.value.code == 0 and "--suite=ops:" in capsys.readouterr().out
+    for argv in (("--help=opps",), ("--suite=opps",)):
+        with pytest.raises(UserError, match="there is no suite 'opps'; did you mean 'ops'?"):
+            parsed(monkeypatch, benchmark.parse_flags, *argv)
+
+
+def test_a_state_that_is_not_there_is_missed_before_the_run_is_read(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="--from_state: there is no file"):
+        parsed(monkeypatch, generate.parse_flags, "--workdir=x", f"--from_state={tmp_path / 'begun.npz'}")
