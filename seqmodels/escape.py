@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TextIO
 
-Medium = Literal["terminal", "line", "json", "markdown", "html", "latex"]
+Medium = Literal["terminal", "line", "json", "markdown", "html", "latex", "csv", "figure"]
 
 _REPLACEMENT: Final = "\ufffd"
 # Control characters, which a terminal obeys, and the marks that turn the direction of what follows, which hide text from a
@@ -29,6 +29,7 @@ _MARKDOWN_PLACES: Final = (
     (r"^(\s*)([#>])", r"\1\\\2"),  # a heading, a quotation
     (r"^(\s*\d*)([-+=.)])(?=\s|$)", r"\1\\\2"),  # an entry of a list, a line below a heading
 )
+_FORMULA: Final = ("=", "+", "-", "@")
 _LATEX: Final = {ord(mark): f"\\{mark}" for mark in "{}$&#_%"} | {
     ord("\\"): r"\textbackslash{}", ord("^"): r"\textasciicircum{}", ord("~"): r"\textasciitilde{}",
 }  # fmt: skip
@@ -41,7 +42,8 @@ def escape(text: str, medium: Medium) -> str:
         text: anything, lone surrogates included.
         medium: "terminal": several lines of plain text; "line": one of them (an error, a name); "json": what `json.dumps` made,
             which stays the same value; "markdown", "html" (attributes included), "latex": text of one paragraph, cell or
-            heading, without markup of its own.
+            heading, without markup of its own; "csv": a cell, which no table calculator takes for a formula; "figure": a
+            label, of which matplotlib would read mathematics between two dollars, and leave out what begins with ``_``.
     """
     if medium == "terminal":
         return text.replace("\r\n", "\n").translate(_LINES)
@@ -50,6 +52,11 @@ def escape(text: str, medium: Medium) -> str:
     text = text.translate(_CONTROLS)
     if medium == "line":
         return text
+    if medium == "csv":
+        return f"'{text}" if text.startswith(_FORMULA) else text
+    if medium == "figure":
+        text = text.replace("$", r"\$")
+        return f" {text}" if text.startswith("_") else text
     if medium == "html":
         return html.escape(text, quote=True)
     if medium == "latex":

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import datetime
 import io
-import json
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import jax
 
-from seqmodels import model
+from seqmodels import failures, model
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
 from seqmodels.escape import escape
 from seqmodels.evaluation import perplexity
-from seqmodels.formats import json_text
+from seqmodels.formats import json_text, limits, metrics_rows
 from seqmodels.training import opening, run_folder
 
 MOST_ROWS_BYTES = 1 << 28
@@ -125,22 +124,18 @@ def _rows(path: Path) -> list[Mapping]:
     """The rows of a metrics.jsonl that are whole; a process may be writing it.
 
     Raises:
-        UserError: it is no file of rows.
+        UserError: it is no file of rows, or cannot be read.
     """
     try:
-        if path.stat().st_size > MOST_ROWS_BYTES:
-            raise UserError(f"{path} has more than {MOST_ROWS_BYTES >> 20} MiB")
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        lines = limits.read_bytes(path, MOST_ROWS_BYTES).decode("utf-8", errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read now: {failures.obstacle(error) or error.strerror}") from error
     rows, damaged = [], 0
     for line in lines:
-        try:
-            row = json.loads(line)
-            whole = isinstance(row["step"], int) and row["split"] in ("train", "validation") and "loss" in row
-        except (ValueError, TypeError, KeyError, RecursionError):
-            whole = False
-        if whole:
+        row = metrics_rows.row(line)
+        if row is not None:
             rows.append(row)
         else:
             damaged += line.endswith("\n")  # or it is being written
@@ -152,7 +147,7 @@ def _rows(path: Path) -> list[Mapping]:
 def _recorded_sizes(path: Path) -> dict[str, int] | None:
     """What the run itself wrote of its model; None of runs older than that, and where it cannot be read."""
     try:
-        last = (path / opening.FILE_NAME).read_text(encoding="utf-8").splitlines()[-1]
+        last = limits.read_text(path / opening.FILE_NAME, MOST_ROWS_BYTES).splitlines()[-1]
         recorded = json_text.parse(last, path / opening.FILE_NAME)["model"]
         return {name: int(recorded[name]) for name in ("parameters", "state_bytes")}
     except (OSError, UserError, IndexError, KeyError, TypeError, ValueError):
@@ -228,7 +223,7 @@ def _csv(runs: Sequence[ListedRun]) -> str:
     writer.writerow(fields)
     for run in runs:
         values = (getattr(run, field) for field in fields)
-        writer.writerow("" if value is None else escape(value, "line") if isinstance(value, str) else value for value in values)
+        writer.writerow("" if value is None else escape(value, "csv") if isinstance(value, str) else value for value in values)
     return file.getvalue().rstrip("\n")
 
 

@@ -6,9 +6,13 @@ import json
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib import cbook
+from matplotlib.figure import Figure
 
 from seqmodels.escape import code_block, escape, say
+from seqmodels.evaluation import plots
 
 HOSTILE = [
     "\x1b]0;owned\x07\x1b[2J\x1b[31mred", "\x9b31mred", "a\rb\x08\x7f\x00", "\u202eevil\u2066", "\udfff lone \ud800",
@@ -18,7 +22,7 @@ HOSTILE = [
 HARMLESS = ["plain words, 1.5 (of 3)", "gated_deltanet", "日本語 café", "👨‍👩‍👧 🏴", "fla-gla", "-0.5", "נייר עמדה"]
 
 
-@pytest.mark.parametrize("medium", ["terminal", "line", "markdown", "html", "latex"])
+@pytest.mark.parametrize("medium", ["terminal", "line", "markdown", "html", "latex", "csv", "figure"])
 def test_nothing_that_a_terminal_obeys_is_left(medium):
     for text in HOSTILE:
         shown = escape(text, medium)
@@ -30,7 +34,7 @@ def test_nothing_that_a_terminal_obeys_is_left(medium):
 
 def test_every_code_point_can_be_printed():
     everything = "".join(map(chr, range(0x110000)))
-    for medium in ("terminal", "line", "markdown", "html", "latex"):
+    for medium in ("terminal", "line", "markdown", "html", "latex", "csv", "figure"):
         assert all(character.isascii() is False or character.isprintable() or character in "\n\t"
                    for character in escape(everything, medium))  # fmt: skip
     assert "\x1b" not in escape("\x1b[2J", "terminal") and "␛[2J" == escape("\x1b[2J", "terminal")
@@ -82,6 +86,31 @@ def test_latex_is_text():
     assert escape(r"a_b & 5% {x} \cmd ^~ $#", "latex") == (
         r"a\_b \& 5\% \{x\} \textbackslash{}cmd \textasciicircum{}\textasciitilde{} \$\#"
     )
+
+
+def test_a_cell_is_no_formula():
+    assert [escape(text, "csv") for text in ("=1+1", "-2", "@sum", "+x", "a=b", "")] == [
+        "'=1+1",
+        "'-2",
+        "'@sum",
+        "'+x",
+        "a=b",
+        "",
+    ]
+
+
+def test_labels_of_figures_are_text(tmp_path):
+    """What matplotlib would compute, or leave out, is drawn as it is."""
+    names = [*HOSTILE, *HARMLESS, "_hidden", r"$\frac$", r"a\$b$", "$$", "nul\0"]
+    row = {"step": 1, "split": "validation", "loss": 1.0, "tokens": 1, "seconds": 1.0}
+    plots.learning_curves({name: [row] for name in names}, tmp_path / "curves.png")
+    plots.attention_weights(np.ones((1, 1, 4, 4)), tmp_path / "attention.png", ["$\\x$", "\0", "_", "\ud83d"])
+    figure = Figure()
+    for name in names:
+        figure.subplots().plot([1, 2], label=escape(name, "figure"))
+    drawn = [axes.get_legend_handles_labels()[1] for axes in figure.axes]
+    assert [len(labels) for labels in drawn] == [1] * len(names)
+    assert not any(cbook.is_math_text(label) for [label] in drawn)
 
 
 def test_json_stays_the_same_value():

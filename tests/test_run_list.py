@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -93,6 +94,43 @@ def test_the_command_sorts_and_draws(folder, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["runs.py", str(folder), *flags])
         with pytest.raises(UserError, match=wrong):
             command.main()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        row(1, "train", "low"), row(1, "validation", [1.0]),
+        row(10**30, "train", 1.0), row(1, "train", 1.0) | {"step": "1"}, row(1, "test", 1.0),
+        row(1, "train", 1.0, tokens_per_second="fast"), row(1, "validation", 1.0, bits_per_byte={"a": "b"}),
+        {"step": 1, "split": "train", "loss": 1.0}, row(1, "train", float("nan")), row(True, "train", 1.0), row(1, ["train"], 1.0),
+    ],
+)  # fmt: skip
+def test_a_row_that_no_run_writes_is_damage(folder, odd):
+    path = folder / "b_stopped" / "metrics.jsonl"
+    before = path.read_text().splitlines()[0]
+    path.write_text(f"{json.dumps(odd)}\n{before}\n")
+    [run] = run_list.read([folder / "b_stopped"])
+    assert [each["step"] for each in run.rows] == [4] and run.problem is None
+    path.write_text(f"{json.dumps(odd)}\n")
+    runs = run_list.read([folder / "b_stopped"])
+    assert "no whole row" in runs[0].problem
+    assert all("damaged" in run_list.text(runs, form) for form in run_list.FORMATS)
+
+
+def test_rows_that_cannot_be_read_are_a_line_of_the_table(folder):
+    for name, make in (("b_stopped", os.mkfifo), ("c_new", os.mkdir)):
+        (folder / name / "metrics.jsonl").unlink()
+        make(folder / name / "metrics.jsonl")
+    os.mkfifo(folder / "e_noise" / opening.FILE_NAME)  # and nobody waits for a writer
+    problems = {run.name: run.problem for run in run_list.read(run_list.find([folder]))}
+    assert "is not a regular file" in problems["b_stopped"] and "is not a regular file" in problems["c_new"]
+    assert problems["a/done"] is None
+
+
+def test_no_cell_is_a_formula(tmp_path):
+    names = ["=1+1", "+1", "-1", "@x", "a,=b", 'q"q']
+    table = list(csv.reader(io.StringIO(run_list.text([run_list.ListedRun(name) for name in names], "csv"))))
+    assert [cells[0] for cells in table[1:]] == ["'=1+1", "'+1", "'-1", "'@x", "a,=b", 'q"q']
 
 
 def test_a_folder_without_a_run_is_a_mistake(tmp_path):

@@ -14,8 +14,9 @@ from seqmodels.comparison.plan import MATCH_NONE, Candidate, Plan, RunPlan
 from seqmodels.comparison.scores import Scores
 from seqmodels.comparison.sizes import QUANTITIES
 from seqmodels.data import TEXT, few_documents
+from seqmodels.errors import UserError
 from seqmodels.evaluation.perplexity import by_context_length, perplexity
-from seqmodels.formats import json_text
+from seqmodels.formats import json_text, metrics_rows
 
 BOOTSTRAP_SEED = 0
 BUSY = 2.0  # processes a core; the comparison's own training, just ended, is one or a little more
@@ -267,10 +268,14 @@ def _rates_at_length(plan: Plan, known: ResultsCache, candidate: Candidate) -> d
 def _curve(run: RunPlan) -> dict:
     """Validation losses of a run by tokens; of a task, the accuracies too."""
     path = run.folder / "metrics.jsonl"
-    lines = (json_text.parse(line, path) for line in path.read_text(encoding="utf-8").splitlines())
-    rows = [row for row in lines if row["split"] == "validation" and row["loss"] is not None]
+    rows = list(map(metrics_rows.row, path.read_text(encoding="utf-8").splitlines()))
+    if None in rows:
+        raise UserError(
+            f"{path} is damaged: line {rows.index(None) + 1} is no row of metrics; the command that trained it mends it"
+        )
+    rows = [row for row in rows if row["split"] == "validation" and row["loss"] is not None]
     names = ("tokens", "loss", *(("accuracy",) if rows and "accuracy" in rows[0] else ()))
-    return {name: [row[name] for row in rows] for name in names}
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _validation(plan: Plan, known: ResultsCache) -> dict | None:

@@ -20,6 +20,7 @@ from seqmodels.data.text import validation as validations
 from seqmodels.data.text.batches import PACKINGS, PERMUTATION, Batch, Batches, train_batches
 from seqmodels.data.text.shards import TokenStream, cached_tokens, key_lock
 from seqmodels.data.text.tokenizer import Tokenizer
+from seqmodels.data.text.unicode import well_formed
 from seqmodels.data.text.validation import ValidationSet
 from seqmodels.errors import UserError
 from seqmodels.escape import say
@@ -266,7 +267,7 @@ def _validation_set(
         document_bytes=stream.document_bytes,
         end_of_text=tokenizer.end_of_text,
         tokenizer_name=tokenizer.name,
-        source=name,
+        source=well_formed(name),  # a file's name may hold bytes that are not UTF-8
         packing=packing,
     )
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from seqmodels.data import atomic
+from seqmodels.escape import escape
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -34,7 +36,7 @@ def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
         for index, (name, rows) in enumerate(runs.items()):
             for split, style in (("train", dict(lw=0.8, alpha=0.5)), ("validation", dict(marker="o", ms=4, lw=1.8))):
                 chosen = [row for row in rows if row["split"] == split]
-                label = name if split == "validation" else None
+                label = escape(name, "figure") if split == "validation" else None
                 axes.plot(
                     [row[unit] for row in chosen], [row["loss"] for row in chosen],
                     color=f"C{index % 10}", ls=LINES[index // 10 % len(LINES)], label=label, **style,
@@ -47,8 +49,7 @@ def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
     (by_seconds if place else by_tokens).legend(
         *by_tokens.get_legend_handles_labels(), title="dots: validation, thin: training", frameon=False, **place
     )
-    form = Path(path).suffix.removeprefix(".")
-    atomic.write_whole(path, lambda file: figure.savefig(file, format=form, dpi=120))
+    _write(figure, path, Path(path).suffix.removeprefix("."))
 
 
 def loss_by_position(runs: Mapping[str, Float[np.ndarray, " T"]], path: str | os.PathLike) -> None:
@@ -64,14 +65,14 @@ def loss_by_position(runs: Mapping[str, Float[np.ndarray, " T"]], path: str | os
         axes.plot(np.arange(1, len(losses) + 1), losses, color=f"C{index}", lw=0.8, alpha=0.4)
         means = by_context_length(losses)
         middles = [math.sqrt(first * last) for first, last in means]
-        axes.plot(middles, means.values(), color=f"C{index}", label=name, lw=1.8, marker="o", ms=4)
+        axes.plot(middles, means.values(), color=f"C{index}", label=escape(name, "figure"), lw=1.8, marker="o", ms=4)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("tokens of context")
     axes.set_ylabel("validation loss (nats per token)")
     axes.legend(frameon=False)
     _finish(axes)
-    atomic.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    _write(figure, path)
 
 
 def extrapolation(by_length: Mapping[int, Evaluation], trained_at: int, path: str | os.PathLike) -> None:
@@ -103,7 +104,7 @@ def extrapolation(by_length: Mapping[int, Evaluation], trained_at: int, path: st
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _finish(axes)
-    atomic.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    _write(figure, path)
 
 
 def attention_weights(
@@ -127,16 +128,17 @@ def attention_weights(
             raise ValueError(f"weights of {weights.shape[1]} texts: choose one, weights[:, index]")
         weights = weights[:, 0]
     layers, heads, length, _ = weights.shape
+    names = None if tokens is None else [escape(token, "figure") for token in tokens]
     figure = Figure(figsize=(2.4 * heads + 0.6, 2.4 * layers + 0.4), layout="constrained")
     for row, of_layer in enumerate(figure.subplots(layers, heads, squeeze=False)):
         for head, axes in enumerate(of_layer):
             axes.imshow(weights[row, head], cmap="Blues", vmin=0.0, vmax=1.0)
             axes.set_title(f"layer {row}, head {head}", fontsize=8)
             axes.tick_params(labelsize=6)
-            if tokens is not None:
-                axes.set_xticks(range(length), tokens, rotation=90)
-                axes.set_yticks(range(length), tokens)
-    atomic.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+            if names is not None:
+                axes.set_xticks(range(length), names, rotation=90)
+                axes.set_yticks(range(length), names)
+    _write(figure, path)
 
 
 def sparkline(values: Float[np.ndarray, " N"], width: int = 64) -> str:
@@ -146,6 +148,12 @@ def sparkline(values: Float[np.ndarray, " N"], width: int = 64) -> str:
     low, high = means.min(), means.max()
     heights = (means - low) / (high - low) if high > low else np.zeros(len(means))
     return "".join("▁▂▃▄▅▆▇█"[round(height * 7)] for height in heights)
+
+
+def _write(figure: Figure, path: str | os.PathLike, form: str = "png") -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # it draws a box instead
+        atomic.write_whole(path, lambda file: figure.savefig(file, format=form, dpi=120))
 
 
 def _finish(axes: Axes) -> None:

@@ -22,8 +22,7 @@ from typing import Any
 import jax
 
 from seqmodels.data import atomic
-from seqmodels.errors import UserError
-from seqmodels.formats import json_text
+from seqmodels.formats import metrics_rows
 from seqmodels.processes import Group
 from seqmodels.training import loggers
 from seqmodels.training.terminal import Terminal
@@ -229,7 +228,7 @@ class MetricsFile:
         data = _bytes(path)
         _keep_if_damaged(path, data, expected, last_step, report)
         text = data.decode("utf-8", errors="replace")
-        rows = [row for row in map(_parsed, text.splitlines()) if row and row["step"] <= last_step]
+        rows = [row for row in map(metrics_rows.row, text.splitlines()) if row and row["step"] <= last_step]
         self.rows = list({(row["step"], row["split"]): row for row in rows}.values())
         repaired = "".join(map(_line, self.rows))
         if repaired != text:
@@ -282,7 +281,8 @@ class SamplesFile:
         self.content = Content(text.encode())
 
     def append(self, step: int, text: str) -> None:
-        """Write the sample of one step."""
+        """Write the sample of one step; a line of it that looks like a heading gets a space in front."""
+        text = self.HEADING.sub(r" \g<0>", text)
         data = f"=== step {step}\n{text.rstrip()}\n\n".encode()
         with open(self._path, "ab") as file:
             file.write(data)
@@ -381,15 +381,6 @@ def peak_flops_per_second(devices: Sequence[jax.Device]) -> float | None:
     kind = devices[0].device_kind
     peak = next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in kind.lower()), None)
     return None if peak is None else peak * len(devices)
-
-
-def _parsed(line: str) -> dict | None:
-    """A row, or None for a line that is not one."""
-    try:
-        row = json_text.parse(line, "metrics.jsonl")
-        return row if isinstance(row["step"], int) and isinstance(row["split"], str) else None
-    except (UserError, TypeError, KeyError):
-        return None
 
 
 def _line(row: Mapping) -> str:

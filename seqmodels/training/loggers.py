@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seqmodels.data import well_formed
 from seqmodels.errors import UserError
 
 
@@ -22,7 +23,8 @@ class Loggers:
     """
 
     def __init__(self, names: Sequence[str], workdir: Path, *, last_step: int, hyperparameters: Mapping[str, Any]):
-        self._all = [KINDS[name](workdir, last_step=last_step, hyperparameters=hyperparameters) for name in names]
+        shown = {name: well_formed(value) if isinstance(value, str) else value for name, value in hyperparameters.items()}
+        self._all = [KINDS[name](workdir, last_step=last_step, hyperparameters=shown) for name in names]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One point in each of several curves."""
@@ -32,7 +34,7 @@ class Loggers:
     def text(self, step: int, name: str, text: str) -> None:
         """A text of one step."""
         for each in self._all:
-            each.text(step, name, text)
+            each.text(step, name, well_formed(text))
 
     def final(self, metrics: Mapping[str, float]) -> None:
         """What the run came to."""
@@ -111,7 +113,7 @@ class WandB:
         project = {} if os.environ.get("WANDB_PROJECT") else {"project": "seqmodels"}
         self._wandb, self._last_step = wandb, last_step
         self._run = wandb.init(
-            **project, name=workdir.name, dir=str(workdir), id=path.read_text().strip(), resume="allow",
+            **project, name=well_formed(workdir.name), dir=str(workdir), id=path.read_text().strip(), resume="allow",
             config={name: list(value) if isinstance(value, tuple) else value for name, value in hyperparameters.items()},
             settings=wandb.Settings(silent=True),
         )  # fmt: skip

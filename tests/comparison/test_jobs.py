@@ -39,7 +39,7 @@ if (folder.parents[2] / "broken").exists():
 if rate > 1:
     print(json.dumps({"step": 2, "diverged": True}))
     sys.exit(1)
-row = {"step": 10, "split": "validation", "loss": 1.0, "tokens": 10, "accuracy": 0.5}
+row = {"step": 10, "split": "validation", "loss": 1.0, "tokens": 10, "seconds": 1.0, "accuracy": 0.5}
 (folder / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
 print(json.dumps({"step": 10, "validation_loss": 1.0}))
 """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,16 @@ def test_the_run_folder_is_all_that_evaluation_needs(config, tmp_path):
     assert validation.tokenizer_name == tokenizer.name == f"bpe-{dataset.tokenizer.vocab_size}"
     assert tokenizer.decode(validation.tokens[: validation.document_ends[0]]) == next(toy.stories("validation", 1))
     np.testing.assert_array_equal(validation.tokens, dataset.validation.tokens)
+
+
+def test_a_source_may_have_a_name_that_is_not_utf8(config, tmp_path):
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")
+    with open(source, "w") as file:
+        file.writelines(json.dumps({"text": f"story {number}"}) + "\n" for number in range(100))
+    dataset = data.prepare(with_(config, source=source, tokenizer="bytes", cache_dir=str(tmp_path)), seed=0)
+    dataset.save(tmp_path)
+    assert data.load_validation(tmp_path).source == f"{tmp_path}/caf\ufffd.jsonl"
+    assert json.loads((tmp_path / data.RECORD_NAME).read_text())["train"]["files"] == [source]
 
 
 def test_the_bpe_is_trained_on_the_training_split_once(config, monkeypatch):

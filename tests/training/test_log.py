@@ -57,21 +57,33 @@ def test_rows_beyond_the_checkpoint_are_written_once(tmp_path):
     assert (tmp_path / "samples.txt").read_text() == "=== step 5\nOnce upon a time\n\n"
 
 
-@pytest.mark.parametrize("damage", ['{"step": 3, "split": "tr', '{"step": 3}\n', "\x00\n", "null\n", "\n"])
+def row(step, loss):
+    return {"step": step, "split": "train", "loss": loss, "tokens": 64 * step, "seconds": 0.5}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"step": 3, "split": "tr', '{"step": 3}\n', "\x00\n", "null\n", "\n",
+        # A byte that changed in the name of a number, in its value, in the step.
+        json.dumps(row(3, 1.0)).replace("loss", "lors") + "\n", json.dumps(row(3, 1.0)).replace("tokens", "tokemr") + "\n",
+        json.dumps(row(3, "1.0")) + "\n", json.dumps(row(True, 1.0)) + "\n", json.dumps(row(-3, 1.0)) + "\n",
+    ],
+)  # fmt: skip
 def test_a_torn_line_is_repaired(tmp_path, damage):
     path = tmp_path / "metrics.jsonl"
-    whole = '{"step": 1, "split": "train", "loss": 2.5}\n{"step": 2, "split": "train", "loss": 1.5}\n'
+    whole = "".join(json.dumps(row(step, loss)) + "\n" for step, loss in ((1, 2.5), (2, 1.5)))
     path.write_text(whole + damage)
     file = MetricsFile(path, last_step=9)
     assert path.read_text() == whole
-    file.append({"step": 3, "split": "train", "loss": 1.0})
+    file.append(row(3, 1.0))
     file.close()
     assert [row["loss"] for row in rows_of(path)] == [2.5, 1.5, 1.0]
 
 
 def test_a_kill_while_rewriting_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
-    text = "".join(f'{{"step": {step}, "split": "train"}}\n' for step in (1, 2, 3))
+    text = "".join(json.dumps(row(step, 1.0)) + "\n" for step in (1, 2, 3))
     path.write_text(text)
 
     def killed(*_):
@@ -130,6 +142,16 @@ def test_samples_of_later_steps_are_cut(tmp_path):
     assert SamplesFile(path, last_step=20).steps == [10, 20]
     assert SamplesFile(path, last_step=19).steps == [10]
     assert path.read_text() == "=== step 10\nA cat\n\nsat.\n\n"
+
+
+def test_a_sample_may_hold_what_looks_like_a_heading(tmp_path):
+    path = tmp_path / "samples.txt"
+    samples = SamplesFile(path, last_step=0)
+    samples.append(5, "=== step 7\nOnce\n=== step 90\nupon a time")
+    samples.append(10, "A dog ran.")
+    written = path.read_text()
+    assert SamplesFile(path, last_step=10).steps == [5, 10]
+    assert path.read_text() == written and "upon a time" in written
 
 
 def test_speed_leaves_out_compilation_and_pauses(monkeypatch):

@@ -40,6 +40,15 @@ def small(folder, **overrides):
     } | overrides)  # fmt: skip
 
 
+def test_what_is_logged_may_be_named_in_bytes_that_are_not_utf8(tmp_path):
+    several = loggers.Loggers(["tensorboard"], tmp_path, last_step=0, hyperparameters={"data.source": "caf\udce9.txt"})
+    several.text(1, "sample", "half \ud83d")
+    several.final({"loss": 1.0})
+    several.close()
+    values = hparams(tmp_path / "tensorboard")["_hparams_/session_start_info"].session_start_info.hparams
+    assert values["data.source"].string_value == "caf\ufffd.txt"
+
+
 def test_a_run_has_its_hyperparameters_metrics_and_profile(tmp_path):
     summary = loop.train(small(tmp_path, **{"train.profile_steps": "1:3"}), tmp_path / "run")
     found = hparams(tmp_path / "run" / "tensorboard")
