@@ -78,6 +78,8 @@ class Dataset:
     train: TokenStream
     validation: ValidationSet
     train_batches: Batches
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of the tokens that are trained on, and of those that are held out, by the name of the split."""
     record: dict[str, Any] = field(default_factory=dict)
     """What was read, held out and not read (JSON): the run folder's data.json."""
 
@@ -134,6 +136,31 @@ class Dataset:
             digest.update(tokens[begin : begin + 4096].tobytes())
         return digest.hexdigest()
 
+    def mend(self, workdir: str | os.PathLike[str]) -> list[str]:
+        """Write anew what `save` wrote and what is damaged now, or gone; returns a line for each file.
+
+        The data must be those that the folder was begun with.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        mended = []
+        try:
+            is_whole = tokenizers.digest(tokenizers.load_tokenizer(Path(workdir) / "tokenizer.json")) == tokenizers.digest(
+                self.tokenizer
+            )
+        except UserError:
+            is_whole = False
+        if not is_whole:
+            self.tokenizer.save(Path(workdir) / "tokenizer.json")
+            mended.append("tokenizer.json")
+        try:
+            validations.load_validation(workdir, self.vocab_size)
+        except UserError:
+            save_validation(self, workdir)
+            mended.append(validations.FILE_NAME)
+        return [f"{Path(workdir) / name} was damaged or gone, and is written anew" for name in mended]
+
     def save(self, workdir: str | os.PathLike[str]) -> None:
         """Write what eval.py and generate.py need of the data, the tokenizer and the validation tokens, and what was read.
 
@@ -178,7 +205,7 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
         end_of_text=tokenizer.end_of_text,
         seed=seed,
     )
-    validation = _validation_set(
+    validation, held_out_digest = _validation_set(
         config.validation_source or source.name, source.validation, tokenizer, config.cache_dir, config.packing
     )
     _say_what_was_left_out(stream, "training")
@@ -191,6 +218,7 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
         train=stream,
         validation=validation,
         train_batches=batches,
+        digests={"train": stream.digest, "validation": held_out_digest},
         record=_record(line, source, stream, validation),
     )
 
@@ -215,7 +243,7 @@ def validation_from_source(
     if split is None:
         raise UserError(f"'{source}' has neither a validation nor a training split")
     say(sources.said_of_one(opened, split))
-    return _validation_set(opened.name, split, tokenizer, cache_dir, packing)
+    return _validation_set(opened.name, split, tokenizer, cache_dir, packing)[0]
 
 
 def save_validation(dataset: Dataset, workdir: str | os.PathLike[str]) -> None:
@@ -258,10 +286,11 @@ def _say_what_was_left_out(stream: TokenStream, split: str) -> None:
 
 def _validation_set(
     name: str, split: sources.Split, tokenizer: Tokenizer, cache_dir: str | os.PathLike[str], packing: str
-) -> ValidationSet:
+) -> tuple[ValidationSet, str]:
+    """The tokens of a split, and their digest."""
     stream = cached_tokens(cache_dir, split, tokenizer, label=f"validation split of {_short(name)}")
     _say_what_was_left_out(stream, "validation")
-    return ValidationSet(
+    validation = ValidationSet(
         tokens=stream.tokens,
         document_ends=stream.document_ends,
         document_bytes=stream.document_bytes,
@@ -270,6 +299,7 @@ def _validation_set(
         source=well_formed(name),  # a file's name may hold bytes that are not UTF-8
         packing=packing,
     )
+    return validation, stream.digest
 
 
 def _short(source: str) -> str:

@@ -74,6 +74,7 @@ def restore(
     step: int | None = None,
     report: Callable[[str], None] = lambda line: None,
     set_aside: bool = False,
+    check: Callable[[Mapping], None] = lambda record: None,
     group: processes.Group | None = None,
 ) -> Restored | None:
     """Read the newest whole checkpoint, or the one of `step`; None when no step was ever saved completely.
@@ -89,10 +90,12 @@ def restore(
         report: called with one line for each thing a person should know.
         set_aside: move damaged checkpoints newer than the one taken to `<directory>_broken`, so that
             training can write these steps again. Otherwise nothing on the disk is touched.
+        check: called with a step's record before its arrays are read; a UserError of it ends the reading, and is no damage.
         group: the processes that all call this; the first one lists the folder, and what one of them cannot read none takes.
 
     Raises:
-        UserError: `step` does not exist; a checkpoint cannot be read now; or there are checkpoints, but all are damaged.
+        UserError: `step` does not exist; a checkpoint cannot be read now; or there are checkpoints, but all are damaged; and what
+            `check` raises.
     """
     directory = Path(directory).absolute()
     group = processes.Group.alone() if group is None else group
@@ -108,8 +111,10 @@ def restore(
         while waiting:
             candidate = waiting.pop()
             path = directory / str(candidate)
-            restored, failure = _restore_step(path, abstract_state, group)
+            restored, failure = _restore_step(path, abstract_state, check, group)
             if restored is None:
+                if failure.get("refused"):
+                    raise UserError(failure["reason"])
                 if failure["obstacle"]:
                     raise UserError(
                         f"checkpoint {path} cannot be read now: {failure['reason']}; nothing was changed, the same command goes on "
@@ -243,14 +248,18 @@ class Writer:
             raise UserError(f"a checkpoint cannot be written in {self._directory}: {reason}; mend that, then {saved}") from error
 
 
-def _restore_step(directory: Path, abstract_state: dict, group: processes.Group) -> tuple[Restored | None, dict[str, Any]]:
-    """A step, or why it cannot be had: the ``reason``, and whether it is an ``obstacle`` outside the data.
+def _restore_step(
+    directory: Path, abstract_state: dict, check: Callable[[Mapping], None], group: processes.Group
+) -> tuple[Restored | None, dict[str, Any]]:
+    """A step, or why it cannot be had: the ``reason``, and whether it is an ``obstacle`` outside the data, or ``refused``.
 
     All processes take the step or none does: each reads its part without waiting for another, then they compare.
     """
     found, failure = None, None
     try:
-        found = _read_step(directory, abstract_state)
+        found = _read_step(directory, abstract_state, check)
+    except UserError as refusal:
+        failure = {"obstacle": False, "refused": True, "reason": str(refusal)}
     except Exception as error:  # Orbax raises a bare Exception for a truncated file
         failure = _reason(error)
     failure = next((each for each in group.gather(failure) if each is not None), None)
@@ -275,12 +284,13 @@ def _reason(error: Exception) -> dict[str, Any]:
     return {"obstacle": False, "reason": " ".join(str(error).split()).partition(". See full TensorStore details")[0][:200]}
 
 
-def _read_step(directory: Path, abstract_state: dict) -> tuple[dict, dict]:
+def _read_step(directory: Path, abstract_state: dict, check: Callable[[Mapping], None]) -> tuple[dict, dict]:
     """The record, checked and without its digest, and the arrays, under the names that they were saved with."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), **_without_barriers()) as checkpointer:
         record = dict(checkpointer.restore(directory, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record)
         if record.pop("digest") != json_text.digest(record) or record["step"] != int(directory.name):
             raise ValueError("its record is damaged")
+        check(record)
         as_saved = _renamed(abstract_state, migrations.former_layer_names(_names(abstract_state), record["checksums"]))
         arrays = ocp.args.PyTreeRestore(
             as_saved, restore_args=ocp.checkpoint_utils.construct_restore_args(as_saved), partial_restore=True

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -171,16 +171,43 @@ def _start(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: pro
     Raises:
         UserError: a checkpoint cannot be read, or was trained on other data.
     """
-    restored = checkpoint.restore(workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group)
+    restored = checkpoint.restore(
+        workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group,
+        check=functools.partial(_check_data, config, dataset, workdir),
+    )  # fmt: skip
     if restored is None:
         return _begin(config, dataset, setup, workdir, group)
-    if restored.record["data"] != dataset.fingerprint:
+    if group.is_first:
+        for line in dataset.mend(workdir):
+            say(line)
+    return _Start(restored.step, restored.state, restored.record["seconds"], restored.record)
+
+
+def _check_data(config: RunConfig, dataset, workdir: Path, record: Mapping) -> None:
+    """Raises UserError where the data are not those of a checkpoint with this record; ahead of the parameters, whose shapes follow
+    the tokenizer."""
+    begun, cure = f"what the run in {workdir} was begun with", "bring that back, or choose another --workdir"
+    tokenizer = record.get("tokenizer")
+    if config.data.tokenizer not in ("bpe", "bytes") and tokenizer not in (None, tokenizer_digest(dataset)):
+        raise UserError(f"data.tokenizer={config.data.tokenizer} is not {begun}; {cure}")
+    changed = {name for name, digest in dataset.digests.items() if _is_another((record.get("digests") or {}).get(name), digest)}
+    if record["data"] != dataset.fingerprint or "train" in changed:
         older = dataset.tokenizer is not None and not (workdir / data.RECORD_NAME).exists()
         also = " (or is text without <|endoftext|>, of which older runs held out other parts)" if older else ""
-        raise UserError(
-            f"{dataset.name} is not what the run in {workdir} was begun with{also}; bring that back, or choose another --workdir"
-        )
-    return _Start(restored.step, restored.state, restored.record["seconds"], restored.record)
+        raise UserError(f"{dataset.name} is not {begun}{also}; {cure}")
+    if changed:
+        of = f"data.validation_source={config.data.validation_source}" if config.data.validation_source else dataset.name
+        raise UserError(f"the validation text of {of} is not {begun}, and losses would not compare; {cure}")
+
+
+def _is_another(before: str | None, now: str) -> bool:
+    """Whether two digests of tokens, each ``format:digest``, are known to be of different ones."""
+    return before is not None and before.partition(":")[0] == now.partition(":")[0] and before != now
+
+
+def tokenizer_digest(dataset) -> str | None:
+    """A short name for the tokenizer of the data; None where they have none."""
+    return None if dataset.tokenizer is None else data.tokenizer_digest(dataset.tokenizer)
 
 
 def _begin(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: processes.Group) -> _Start:
@@ -265,7 +292,7 @@ class _Run:
         self.step, self.state = start.step, start.state
         self.lowered = lowered
         self.data_fingerprint = dataset.fingerprint
-        self.tokenizer_digest = None if dataset.tokenizer is None else data.tokenizer_digest(dataset.tokenizer)
+        self.tokenizer_digest = tokenizer_digest(dataset)
         self.saved_step = start.step
         self.in_flight = None
         self.skipped, self.skipped_in_a_row = start.record["skipped"] if "skipped" in start.record else (0, 0)
@@ -391,6 +418,7 @@ class _Run:
         record = {
             "seed": self.config.seed,
             "data": self.data_fingerprint,
+            "digests": dict(self.dataset.digests),
             "order": self.dataset.order,
             "tokenizer": self.tokenizer_digest,
             "seconds": self.log.stopwatch.seconds,

@@ -7,8 +7,9 @@ padding behind an example.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -68,6 +69,7 @@ class TaskDataset:
     tokenizer = None
     train_bytes_per_token = None
     order = None  # nothing is shuffled
+    digests: Mapping[str, str] = MappingProxyType({})  # nothing is read
 
     def __init__(self, name: str, task: Task, *, seq_len: int, batch_size: int, seed: int):
         self.name = f"data.task={name}"
@@ -108,6 +110,10 @@ class TaskDataset:
 
     def save(self, workdir: str | os.PathLike[str]) -> None:
         """Nothing: the config says all of it."""
+
+    def mend(self, workdir: str | os.PathLike[str]) -> list[str]:
+        """Nothing."""
+        return []
 
 
 def check(task: Task, seq_len: int, batch_size: int) -> tuple[Segment, ...]:

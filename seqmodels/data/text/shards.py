@@ -133,7 +133,9 @@ class TokenStream:
     document_ends: Int64[np.ndarray, " documents"]
     document_bytes: Int64[np.ndarray, " documents"]
     left_out: dict[str, int] = field(default_factory=dict)
-    """Documents without text, by reason (`readers.NULL`, `readers.BLANK`)."""
+    """Documents without text, by reason (`readers.NULL`, `readers.BLANK`, `readers.EMPTY_FILE`)."""
+    digest: str = ""
+    """Of all numbers in the stream, ``format:digest``; those of one format are another for other tokens, documents or bytes."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -308,7 +310,7 @@ def _opened(entry: Path, description: dict[str, Any], vocab_size: int, *, notify
             tokens = tokens.whole()
             if tokens.max() >= vocab_size:
                 raise ValueError(f"{_TOKENS} has the id {tokens.max()}, beyond the vocabulary of {vocab_size}")
-        return TokenStream(tokens, ends, text_bytes, manifest["left_out"])
+        return TokenStream(tokens, ends, text_bytes, manifest["left_out"], f"{_FORMAT}:{_digest_of({'blocks': digests})}")
     except (FileNotFoundError, Malformed, ValueError, KeyError, TypeError, AttributeError) as error:
         if notify:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]

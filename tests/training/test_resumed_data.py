@@ -1,0 +1,111 @@
+"""A run goes on with the text and the tokenizer that it was begun with, and with no others, whatever its files hold by now."""
+
+import json
+import shutil
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from seqmodels import data
+from seqmodels.errors import UserError
+from seqmodels.training import loop
+from tests.configs import tiny
+
+WORDS = [f"w{number}" for number in range(40)]
+
+
+def write_texts(path, count, *, last="w1"):
+    path.write_text(
+        "".join(json.dumps({"text": f"w{i % 40} w2 w3 {last if i == count - 1 else 'w1'}"}) + "\n" for i in range(count))
+    )
+
+
+def write_tokenizer(path, words):
+    library = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate([*words, "[UNK]", "</s>"])}, unk_token="[UNK]")
+    )
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.add_special_tokens(["</s>"])
+    library.save(str(path))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps, and the files that it was trained with."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_texts(folder / "texts.jsonl", 200)
+    write_texts(folder / "held_out.jsonl", 60)
+    write_tokenizer(folder / "tokenizer.json", WORDS)
+    loop.train(config_of(folder), folder / "run")
+    return folder
+
+
+def config_of(folder):
+    return tiny(**{
+        "data.source": str(folder / "texts.jsonl"), "data.validation_source": str(folder / "held_out.jsonl"),
+        "data.tokenizer": str(folder / "tokenizer.json"), "data.cache_dir": str(folder / "cache"), "data.batch_size": 2,
+        "data.seq_len": 16, "model.repeats": 1, "train.steps": 2, "train.eval_tokens": 64, "train.sample_every_steps": 0,
+        "train.loggers": "",
+    })  # fmt: skip
+
+
+@pytest.fixture
+def folder(trained):
+    """The same, for a test to change; afterwards as it was."""
+    copies = {name: (trained / name).read_bytes() for name in ("texts.jsonl", "held_out.jsonl", "tokenizer.json")}
+    shutil.copytree(trained / "run", trained / "kept")
+    yield trained
+    for name, content in copies.items():
+        (trained / name).write_bytes(content)
+    shutil.rmtree(trained / "run")
+    (trained / "kept").rename(trained / "run")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        # Of as many tokens as before.
+        (lambda folder: write_texts(folder / "texts.jsonl", 200, last="w4"), "data.source=.*texts.jsonl is not what the run"),
+        (
+            lambda folder: write_texts(folder / "held_out.jsonl", 60, last="w4"),
+            "validation text of data.validation_source=.*held_out",
+        ),
+        (lambda folder: write_texts(folder / "held_out.jsonl", 61), "validation text of data.validation_source=.*held_out"),
+        # Another vocabulary: other shapes of parameters, which are not damaged.
+        (lambda folder: write_tokenizer(folder / "tokenizer.json", [*WORDS, "more"]), "data.tokenizer=.* is not what the run"),
+        (lambda folder: write_tokenizer(folder / "tokenizer.json", WORDS[::-1]), "data.tokenizer=.* is not what the run"),
+    ],
+)
+def test_other_data_are_refused_and_named(folder, change, message):
+    path = folder / "run/checkpoints"
+    before = sorted(path.rglob("*"))
+    change(folder)
+    with pytest.raises(UserError, match=message) as refused:
+        loop.train(config_of(folder), folder / "run")
+    assert "damaged" not in str(refused.value) and sorted(path.rglob("*")) == before
+
+
+def test_files_of_the_data_that_are_damaged_are_written_anew(folder, capsys):
+    run = folder / "run"
+    whole = {name: (run / name).read_bytes() for name in ("validation.npz", "tokenizer.json")}
+    for damage in (lambda path: path.write_bytes(path.read_bytes()[:-30]), lambda path: path.unlink()):
+        for name in whole:
+            damage(run / name)
+        loop.train(config_of(folder), run)
+        said = capsys.readouterr().err
+        assert all(f"{run / name} was damaged or gone, and is written anew" in said for name in whole)
+        assert {name: (run / name).read_bytes() for name in whole} == whole
+    loop.train(config_of(folder), run)
+    assert "written anew" not in capsys.readouterr().err
+
+
+def test_a_change_between_the_blocks_of_the_sample_is_found(folder):
+    config = config_of(folder)
+    dataset = data.prepare(config.data, seed=0)
+    record = {"data": dataset.fingerprint, "digests": dict(dataset.digests), "tokenizer": loop.tokenizer_digest(dataset)}
+    loop._check_data(config, dataset, folder / "run", record)
+    loop._check_data(config, dataset, folder / "run", {"data": dataset.fingerprint})  # of an older run
+    kind = dataset.digests["train"].partition(":")[0]
+    with pytest.raises(UserError, match="data.source=.* is not what the run"):
+        loop._check_data(config, dataset, folder / "run", record | {"digests": {"train": f"{kind}:0"}})
+    loop._check_data(config, dataset, folder / "run", record | {"digests": {"train": "another format:0"}})
