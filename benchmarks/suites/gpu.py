@@ -65,6 +65,7 @@ VARIANTS = {
     "delta rule: 3 chunks in shared memory": ("delta rule", "delta_rule", "STAGES", 3),
     "delta rule: 1 chunk in shared memory": ("delta rule", "delta_rule", "STAGES", 1),
     "decay per channel: 1 chunk in shared memory": ("decay per channel", "gated_linear_attention", "STAGES", 1),
+    "selective scan (N 16): blocks of 64 channels": ("selective scan (N 16)", "selective_scan", "_WIDE_STATES", 0),
 }
 TRAINED = ("gla", "gated_deltanet", "mamba2", "attention")
 BIT_EQUAL_RUNS = 20
@@ -405,8 +406,7 @@ def print_row(row: dict) -> None:
         said = f"{row['error'][worst]:.1e} ({worst}) off float64, {row['different_runs']} of {row['runs']} runs differ"
     elif "contenders" in row:
         ours = row["contenders"]["pallas"]
-        bound = f", {row['bound_ms'] / ours['ms']:.0%} of the bound" if "bound_ms" in row and "ms" in ours else ""
-        said = f"{ours['ms']:.3f} ms{bound}" if "ms" in ours else "went through"
+        said = ", ".join([f"{ours['ms']:.3f} ms", *kernels.of_bound(row)]) if "ms" in ours else "went through"
     elif "ms_by_kernel" in row:
         said = (
             ", ".join(f"{name} {ms:.3f}" for name, ms in list(row["ms_by_kernel"].items())[:5]) or "nothing of a GPU in the trace"

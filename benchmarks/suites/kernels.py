@@ -193,6 +193,14 @@ def bound(row: dict, chip: tuple[float, float, float]) -> dict:
     return {"bound_ms": 1e3 * seconds[longest], "bound_by": longest}
 
 
+def of_bound(row: dict) -> list[str]:
+    """How near our kernel comes to the bound, and which resource that is of; nothing where either was not measured."""
+    ours = row["contenders"]["pallas"] if "pallas" in row["contenders"] else {}
+    if "ms" not in ours or "bound_ms" not in row:
+        return []
+    return [f"{row['bound_ms'] / ours['ms']:.0%} of the bound ({row['bound_by']})"]
+
+
 def lower(case: Case, implementation: str, arguments: tuple):
     """The forward pass of ``(inputs,)``, or both passes of ``(inputs, cotangent)``."""
 
@@ -311,7 +319,7 @@ def print_row(row: dict, *, first: bool) -> None:
         contender = row["contenders"].get(name)
         cells.append(f"{contender['ms']:8.3f}" if contender and "ms" in contender else f"{'-':>8s}")
     ours, peer = (row["contenders"][name] if name in row["contenders"] else {} for name in ("pallas", PEER))
-    said = [f"{row['bound_ms'] / ours['ms']:.0%} of the bound"] if "ms" in ours and "bound_ms" in row else []
+    said = of_bound(row)
     if "ms" in peer and "ms" in ours:
         said.append(f"{peer['ms'] / ours['ms']:.2f}x the peer's speed")
     said += [f"{what} {error:.1e}" for what, error in row["error"].items()]

@@ -367,6 +367,9 @@ def test_kernels_bound_by_exponentials():
     found = kernels.bound(row, kernels.CHIPS["H100"])
     assert found["bound_by"] == "exponentials" and round(found["bound_ms"], 2) == 1.16
     assert kernels.bound(row | {"exponentials": 0.0}, kernels.CHIPS["H100"])["bound_by"] == "memory"
+    measured = row | found | {"contenders": {"pallas": {"ms": 2 * found["bound_ms"]}}}
+    assert kernels.of_bound(measured) == ["50% of the bound (exponentials)"]
+    assert kernels.of_bound(measured | {"contenders": {"pallas": {"lacking": "no GPU"}}}) == []
 
 
 def test_models_suite(monkeypatch, tmp_path):
