@@ -71,6 +71,7 @@ def call(
     scratch: Mapping[str, Any],
     grid: dict[str, int],
     interpret: bool,
+    barriers: bool = True,
 ) -> dict[str, jax.Array]:
     """Runs ``body`` over a grid of blocks, as ``launch`` does: it finds inputs, outputs and scratch memory by their names.
 
@@ -84,6 +85,7 @@ def call(
 
     by_name.__name__ = body.__name__
     found = launch(
-        by_name, out_type=list(outputs.values()), scratch_types=list(scratch.values()), grid=grid, interpret=interpret
-    )(*inputs.values())
+        by_name, out_type=list(outputs.values()), scratch_types=list(scratch.values()),
+        grid=grid, interpret=interpret, barriers=barriers,
+    )(*inputs.values())  # fmt: skip
     return dict(zip(outputs, found, strict=True))

@@ -10,6 +10,9 @@ a step and channel (24 for complex ones).
 """
 
 import math
+import types
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,111 +44,143 @@ def scan(
     interpret: bool,
 ) -> tuple[Inexact[Array, "B T *channels"], Inexact[Array, " B *channels"]]:
     """All outputs and the last carry, in the dtype of the arguments, float32 or complex64."""
-    batch, steps = a.shape[:2]
-    channels = math.prod(a.shape[2:])
-    size = len(_planes(carry))
-    length = _STEPS // size  # of a tile: complex numbers are two
-    T, E = -(-steps // length) * length, -(-channels // _CHANNELS) * _CHANNELS
-    count = T // length
-
-    def padded(x, fill, steps):
-        """[B, any, *channels] as planes [B steps, E]."""
-        x = x.reshape(batch, -1, channels)
-        missing = ((0, 0), (0, steps - x.shape[1]), (0, E - channels))
-        return _planes(jnp.pad(x, missing, constant_values=fill).reshape(batch * steps, E))
-
+    step = _backward_step if reverse else _forward_step
+    sizes = _Sizes.of(a)
     # A padded step has a = 1 and b = 0: it keeps any carry.
-    by_step, carries = [*padded(a, 1, T), *padded(b, 0, T)], padded(carry[:, None], 0, 1)
+    tiles = sizes.flat("a", a, fill=1) | sizes.flat("b", b)
     if reset is not None:
-        by_step.append(common.marks(reset, T))
+        tiles["reset"] = common.marks(reset, sizes.T)
 
-    def body(*refs):
-        inputs, refs = refs[: len(by_step)], refs[len(by_step) :]
-        initial, outputs, final, tiles = (refs[i * size : (i + 1) * size] for i in range(4))
+    def body(ref):
         row, block = lax.axis_index("row"), lax.axis_index("block")
         columns = pl.ds(block * _CHANNELS, _CHANNELS)
 
-        def place(i):
-            return row * count + (count - 1 - i if reverse else i)
+        def of_tile(i):
+            """The number of the tile, among those of all rows, that is worked on at step i."""
+            return row * sizes.tiles + (sizes.tiles - 1 - i if reverse else i)
 
-        def advance(index, *carried):
-            (i,), tile, carry = index, carried[:-1], carried[-1]
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the outputs' tiles are free again
+        def advance(index, *refs):
+            tile, carry = types.SimpleNamespace(**dict(zip(tiles, refs))), refs[-1]
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of outputs are free again
 
             def steps(j, carry):
                 times = [j * _TOGETHER + k for k in range(_TOGETHER)]
-                if reverse:
-                    times = [length - 1 - t for t in times]
-                a, b = ([[_load(ref.at[t]) for ref in tile[k * size : (k + 1) * size]] for t in times] for k in range(2))
-                starts = [None if reset is None else tile[-1][t, 0] for t in times]
+                times = [sizes.length - 1 - t for t in times] if reverse else times
+                a, b = ([[_load(plane.at[t]) for plane in sizes.planes(tile, name)] for t in times] for name in ("a", "b"))
+                starts = [None if reset is None else tile.reset[t, 0] for t in times]
                 outputs = []
                 for a_t, b_t, start in zip(a, b, starts):
-                    if reverse:
-                        outputs.append([x + y for x, y in zip(b_t, carry)])
-                        carry = _keep(_times(a_t, outputs[-1]), start)
-                    else:
-                        carry = [x + y for x, y in zip(_times(a_t, _keep(carry, start)), b_t)]
-                        outputs.append(carry)
+                    output, carry = step(a_t, b_t, carry, start)
+                    outputs.append(output)
                 for t, output in zip(times, outputs):
-                    for ref, part in zip(tiles, output):
-                        ref[t] = part
+                    for plane, x in zip(sizes.planes(ref, "output_s"), output):
+                        plane[t] = x
                 return carry
 
-            carry = lax.fori_loop(0, length // _TOGETHER, steps, carry)
+            carry = lax.fori_loop(0, sizes.length // _TOGETHER, steps, carry)
             plgpu.commit_smem()
-            for ref, output in zip(tiles, outputs):
-                plgpu.copy_smem_to_gmem(ref, output.at[pl.ds(place(i) * length, length), columns])
+            rows = pl.ds(of_tile(index[0]) * sizes.length, sizes.length)
+            for plane, output in zip(sizes.planes(ref, "output_s"), sizes.planes(ref, "output")):
+                plgpu.copy_smem_to_gmem(plane, output.at[rows, columns])
             return carry
 
-        of_steps = plgpu.BlockSpec((length, _CHANNELS), lambda i: (place(i), block))
-        specs = [of_steps] * (2 * size)
-        if reset is not None:
-            specs.append(plgpu.BlockSpec((length, 4), lambda i: (place(i), 0)))
+        def spec(name):
+            if name == "reset":
+                return plgpu.BlockSpec((sizes.length, 4), lambda i: (of_tile(i), 0))
+            return plgpu.BlockSpec((sizes.length, _CHANNELS), lambda i: (of_tile(i), block))
+
         carry = plgpu.emit_pipeline(
             advance,
-            grid=(count,),
-            in_specs=specs,
+            grid=(sizes.tiles,),
+            in_specs=[spec(name) for name in tiles],
             max_concurrent_steps=_STAGES,
-            init_carry=[_load(ref.at[row, columns]) for ref in initial],
-        )(*inputs)
-        for ref, part in zip(final, carry):
-            ref.at[row, columns][...] = part
+            init_carry=[_load(plane.at[row, columns]) for plane in sizes.planes(ref, "carry")],
+        )(*(getattr(ref, name) for name in tiles))
+        for plane, x in zip(sizes.planes(ref, "final"), carry):
+            plane.at[row, columns][...] = x
         plgpu.wait_smem_to_gmem(0)
 
-    results = common.launch(
+    names = {name: [f"{name}_{i}" for i in range(sizes.size)] for name in ("output", "final", "output_s")}
+    found = common.call(
         body,
-        out_type=[
-            *[jax.ShapeDtypeStruct((batch * T, E), jnp.float32)] * size,
-            *[jax.ShapeDtypeStruct((batch, E), jnp.float32)] * size,
-        ],
-        scratch_types=[plgpu.SMEM((length, _CHANNELS), jnp.float32)] * size,
-        grid={"row": batch, "block": E // _CHANNELS},
+        tiles | sizes.flat("carry", carry[:, None], steps=1),
+        outputs=dict.fromkeys(names["output"], jax.ShapeDtypeStruct((sizes.B * sizes.T, sizes.E), jnp.float32))
+        | dict.fromkeys(names["final"], jax.ShapeDtypeStruct((sizes.B, sizes.E), jnp.float32)),
+        scratch=dict.fromkeys(names["output_s"], plgpu.SMEM((sizes.length, _CHANNELS), jnp.float32)),
+        grid={"row": sizes.B, "block": sizes.E // _CHANNELS},
         interpret=interpret,
         barriers=False,
-    )(*by_step, *carries)
-    outputs, final = _number(results[:size]), _number(results[size:])
-    return outputs.reshape(batch, T, E)[:, :steps, :channels].reshape(b.shape), final[:, :channels].reshape(carry.shape)
+    )
+    return sizes.unflat(found, "output", b.shape), sizes.unflat(found, "final", (carry.shape[0], 1, *carry.shape[1:]))[:, 0]
 
 
-def _planes(x):
-    """The real planes of a number."""
-    return [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
+class _Sizes(NamedTuple):
+    """B rows of T steps and E channels, padded to whole tiles; a number is ``size`` planes: its real part, and an imaginary one."""
+
+    B: int
+    T: int
+    E: int
+    size: int
+
+    @classmethod
+    def of(cls, a: Inexact[Array, "B T *channels"]) -> "_Sizes":
+        size = 2 if jnp.iscomplexobj(a) else 1
+        channels = math.prod(a.shape[2:])
+        length = _STEPS // size
+        return cls(a.shape[0], -(-a.shape[1] // length) * length, -(-channels // _CHANNELS) * _CHANNELS, size)
+
+    @property
+    def length(self) -> int:
+        """Steps of a tile: as many bytes of complex numbers."""
+        return _STEPS // self.size
+
+    @property
+    def tiles(self) -> int:
+        """Of a row."""
+        return self.T // self.length
+
+    def flat(self, name: str, x: Inexact[Array, "B any *channels"], *, fill=0, steps: int | None = None) -> dict[str, Array]:
+        """The planes by ``name`` and number, [B steps, E]; T steps unless it is said."""
+        steps = steps or self.T
+        x = x.reshape(*x.shape[:2], -1)
+        x = jnp.pad(x, ((0, 0), (0, steps - x.shape[1]), (0, self.E - x.shape[2])), constant_values=fill)
+        x = x.reshape(self.B * steps, self.E)
+        return {f"{name}_{i}": plane for i, plane in enumerate([x.real, x.imag] if self.size == 2 else [x])}
+
+    def unflat(self, found: dict[str, Array], name: str, shape: Sequence[int]) -> Inexact[Array, "B steps *channels"]:
+        """``flat`` undone."""
+        planes = [found[f"{name}_{i}"].reshape(self.B, -1, self.E) for i in range(self.size)]
+        x = planes[0] if self.size == 1 else lax.complex(*planes)
+        return x[:, : shape[1], : math.prod(shape[2:])].reshape(shape)
+
+    def planes(self, ref: types.SimpleNamespace, name: str) -> list:
+        return [getattr(ref, f"{name}_{i}") for i in range(self.size)]
 
 
-def _number(planes):
-    """The number of real planes."""
-    return planes[0] if len(planes) == 1 else lax.complex(*planes)
+# ---- inside the kernel: numbers in planes
+
+
+def _forward_step(a, b, carry, start):
+    """(h, what the next step gets)."""
+    h = [x + y for x, y in zip(_times(a, _keep(carry, start)), b)]
+    return h, h
+
+
+def _backward_step(a, b, carry, start):
+    """(g, what the step before gets)."""
+    g = [x + y for x, y in zip(b, carry)]
+    return g, _keep(_times(a, g), start)
 
 
 def _times(x, y):
-    """The product of two numbers in planes."""
+    """The product of two numbers."""
     if len(x) == 1:
         return [x[0] * y[0]]
     return [x[0] * y[0] - x[1] * y[1], x[0] * y[1] + x[1] * y[0]]
 
 
 def _keep(x, start):
-    """x, a number in planes, unless the step is the start of a document; then zero."""
+    """x unless the step is the start of a document; then zero."""
     if start is None:
         return x
     starts = lax.broadcast_in_dim(start, x[0].shape, ()) != 0
