@@ -76,13 +76,19 @@ def _op(function, **options):
 
 _linear, _delta, _attend = _op(ops.gated_linear_attention), _op(ops.delta_rule), _op(ops.softmax_attention)
 _E = 4096
-_scan = {
-    "x": _array(B, T, _E),
-    "dt": _float32(B, T, _E),
-    "A": _float32(_E, N),
-    "B": _array(B, T, N),
-    "C": _array(B, T, N),
-}
+
+
+def _scan_of(batch, steps):
+    return {
+        "x": _array(batch, steps, _E),
+        "dt": _float32(batch, steps, _E),
+        "A": _float32(_E, N),
+        "B": _array(batch, steps, N),
+        "C": _array(batch, steps, N),
+    }
+
+
+_scan = _scan_of(B, T)
 _recurrence = {"a": _float32(B, T, _E), "b": _float32(B, T, _E)}
 
 # The kernels that make gradients keep more addresses of shared memory than fit into registers: what they may spill is little above
@@ -110,6 +116,7 @@ CASES = {
     "selective scan (documents)": Case(
         _op(ops.selective_scan), _scan | {"reset": _marks(B, T)}, matrix_products=False
     ),
+    "selective scan (batch of 8)": Case(_op(ops.selective_scan), _scan_of(8, 1024), matrix_products=False),
     "linear recurrence": Case(_op(ops.linear_recurrence), _recurrence, matrix_products=False),
     "linear recurrence (documents)": Case(
         _op(ops.linear_recurrence), _recurrence | {"reset": _marks(B, T)}, matrix_products=False

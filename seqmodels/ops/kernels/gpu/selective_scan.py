@@ -2,21 +2,29 @@
 
     h_t = exp(dt_t A) * h_{t-1} + (dt_t x_t) B_t^T,   y_t = h_t C_t
 
-A block is one warpgroup with one row of the batch and 64 or 128 of its E channels, h [channels, N] laid out as wgmma lays its results:
-four threads share a channel, eight a state. So x_t and dt_t are rows read by channel, B_t and C_t rows read by state, the sum over
-states that makes y_t is two shuffles, and the sum over channels that makes dB_t and dC_t is three and an exchange between four warps.
-(One channel a thread, the obvious layout, makes those two sums 2 N exchanges among 128 threads for every step.)
+A block is one warpgroup with one row of the batch and ``width``, 64 or 128, of its E channels. A thread has N / 4 states of
+``width`` / 32 channels that lie side by side: a row of x or dt is one load. Four threads share a channel, all eight of the others in a
+warp, and the four warps, a state. A is multiplied by log2(e) once, so that exp(dt_t A) is one product and one instruction.
 
-Forward keeps the state every ``_KEPT`` steps. Backward goes through these stretches from the last: it runs the states before each of
-its steps into shared memory, then the gradient's recurrence backwards:
+Forward, the sum over states that makes y_t is two shuffles, and the state is kept every ``_KEPT`` steps. Backward goes through these
+stretches from the last: it makes the states before each of its steps again, in registers, then runs the gradient's recurrence
+backwards:
 
     g_t = dy_t C_t^T + dh_t                              dh_{t-1} = exp(dt_t A) * g_t
     dx_t = dt_t (g_t . B_t)                              dB_t = g_t . (dt_t x_t)            dC_t = h_t . dy_t
     w_t = dh_{t-1} * h_{t-1}                             ddt_t = A . w_t + x_t (g_t . B_t)  dA = sum over t of dt_t w_t
 
-dB and dC come out as one sum for each block of channels, dA as one for each row of the batch; XLA adds them up. Every exponent is that
-of one step, <= 0; a reset selects the carry away. The exponentials are the bound: one a step, channel and state forward, two backward.
+Four sums of a step are over numbers of several threads: g_t . B_t and A . w_t over the states, dB_t and dC_t over the channels. Each
+thread leaves what its own numbers add up to in shared memory. Once a stretch, after a barrier, the threads are divided anew, among
+steps and sums, and add all of them up. dB and dC come out as one sum for each block of channels, dA as one for each row of the batch;
+XLA adds them up. Every exponent is that of one step, <= 0; a reset selects the carry away.
+
+No exponential is a polynomial. With 16 states of 128 channels a step takes a thread 133 instructions forward and 360 backward, and its
+16 and 32 exponentials occupy their unit for 128 and 256 cycles; each one made of multiply-adds would be ten instructions more.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +36,20 @@ from jaxtyping import Array, Bool, Float
 from seqmodels.ops.kernels.gpu import common
 
 _STEPS = 32  # of a tile, forward
-_KEPT = 8  # steps from one kept state to the next, and of a tile, backward: 64 KB of states at N = 16 and 128 channels
+_KEPT = 8  # steps from one kept state to the next, and of a tile, backward: their states are 128 registers a thread
 _TOGETHER = 2  # steps whose rows are loaded before the first is taken, forward
 _MOST_STATES = 32
+_WIDE_STATES = 16  # the most of which a thread has registers for its states of 8 steps in a block of 128 channels
 _STAGES = 2  # tiles in shared memory: the one in work and the next
 _BLOCKS = 132  # enough to give every multiprocessor one
+_WARPS, _SHARED, _LANES = 4, 4, 8  # of a block; threads of a warp that share a channel, and that share a state
+_LOG2_E = 1.4426950408889634
+
+# A thread has a step, every fourth state and, of the eight threads that share it, two.
+_BY_STEP_AND_STATE = plgpu.Layout.TILED(
+    plgpu.Tiling(((_KEPT, 1, 1, _SHARED, _LANES), (2, 1, 1, _SHARED, _LANES), (2,))),
+    warp_dims=(-11,), lane_dims=(-6, -3, -2), vector_dim=-1,
+)  # fmt: skip
 
 
 def unsupported_reason(x: Array, dt: Array, A: Array, B: Array, C: Array, chunk_size: int | None = None) -> str | None:
@@ -57,68 +74,58 @@ def forward(
     *,
     keep_starts: bool,
     interpret: bool,
-) -> tuple[Float[Array, "B T E"], Float[Array, "B E N"], Float[Array, "rows E N"] | None]:
-    """y in x's dtype, the final state, and the states at the starts of every ``_KEPT`` steps if they are kept, padded."""
-    (batch, steps, channels), states = x.shape, A.shape[1]
-    width, tiles, (T, E, N) = _padded(x, dt, B, C, reset)
-    A, state = _pad(A, E, N), _pad(state, E, N).reshape(batch * E, N)
+) -> tuple[Float[Array, "B T E"], Float[Array, "B E N"], Float[Array, "rows blocks N channels"] | None]:
+    """y in x's dtype, the final state, and the states at the starts of every ``_KEPT`` steps if they are kept, as ``backward``
+    reads them.
+    """
+    sizes = _Sizes.of(x, A, interpret)
+    tiles = sizes.tiles(x=x, dt=dt, B=B, C=C, reset=reset)
 
-    def body(*refs):
-        inputs, (A_ref, initial, y, final, *starts), y_s = refs[: len(tiles)], refs[len(tiles) : -1], refs[-1]
-        b, e = lax.axis_index("row"), lax.axis_index("block")
-        over_states, over_channels = _broadcasts(width, N)
-        rate = _load(A_ref.at[pl.ds(e * width, width)])
+    def body(ref):
+        row, block = lax.axis_index("row"), lax.axis_index("block")
+        rate = sizes.state(ref.A.at[sizes.of_block(0, block)]) * _LOG2_E
 
-        def advance(index, *carried):
-            (n,), tile, h = index, dict(zip(tiles, carried)), carried[-1]
+        def advance(n, tile, h):
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # y_s is free again
 
             def steps(first, h):
                 times = [first + k for k in range(_TOGETHER)]
-                rows = [[_by_channel(tile[name], t) for name in ("x", "dt")] for t in times]
-                columns = [[_by_state(tile[name], t) for name in ("B", "C")] for t in times]
+                rows = [[sizes.by_channel(tile[name], t) for name in ("x", "dt")] for t in times]
+                columns = [[sizes.by_state(tile[name], t) for name in ("B", "C")] for t in times]
                 ys = []
                 for t, (x, dt), (B, C) in zip(times, rows, columns):
-                    h = jnp.exp(over_states(dt) * rate) * _keep(h, tile, t) + over_states(dt * x) * over_channels(B)
-                    ys.append(jnp.sum(h * over_channels(C), axis=1))
-                for t, y_t in zip(times, ys):
-                    y_s[t] = y_t.astype(y_s.dtype)
+                    h = sizes.step(rate, _keep(h, tile, t), x, dt, B)
+                    ys.append(jnp.sum(jnp.sum(h * sizes.over_channels(C), axis=1), axis=1))
+                for t, y in zip(times, ys):
+                    sizes.store(ref.y_s.at[t], y)
                 return h
 
             def stretch(k, h):
                 if keep_starts:
-                    place = (b * (T // _KEPT) + n * (_STEPS // _KEPT) + k) * E + e * width
-                    starts[0].at[pl.ds(place, width)][...] = h
+                    kept = row * (sizes.T // _KEPT) + n * (_STEPS // _KEPT) + k
+                    ref.starts.at[sizes.of_block(kept, block)][...] = h
                 return lax.fori_loop(0, _KEPT // _TOGETHER, lambda j, h: steps(k * _KEPT + j * _TOGETHER, h), h)
 
             h = lax.fori_loop(0, _STEPS // _KEPT, stretch, h)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(y_s, y.at[pl.ds(b * T + n * _STEPS, _STEPS), pl.ds(e * width, width)])
+            plgpu.copy_smem_to_gmem(ref.y_s, ref.y.at[sizes.of_steps(row, n, block, _STEPS)])
             return h
 
-        of_block = pl.ds(b * E + e * width, width)
-        specs = _specs(tiles, _STEPS, width, lambda n: b * (T // _STEPS) + n, e)
-        h = _pipeline(advance, T // _STEPS, specs, _load(initial.at[of_block]))(*inputs)
-        final.at[of_block][...] = h
+        h = sizes.state(ref.state.at[sizes.of_block(row, block)])
+        h = sizes.run(advance, ref, tiles, row, block, _STEPS, carry=h)
+        ref.final.at[sizes.of_block(row, block)][...] = h
         plgpu.wait_smem_to_gmem(0)
 
-    out_type = [
-        jax.ShapeDtypeStruct((batch * T, E), x.dtype),
-        jax.ShapeDtypeStruct((batch * E, N), jnp.float32),
-    ]
+    outputs = {"y": jax.ShapeDtypeStruct((sizes.B * sizes.T, sizes.E), x.dtype), "final": sizes.states(sizes.B)}
     if keep_starts:
-        out_type.append(jax.ShapeDtypeStruct((batch * (T // _KEPT) * E, N), jnp.float32))
-    y, final, *starts = common.launch(
-        body,
-        out_type=out_type,
-        scratch_types=[plgpu.SMEM((_STEPS, width), x.dtype)],
-        grid={"row": batch, "block": E // width},
-        interpret=interpret,
-        barriers=False,
-    )(*tiles.values(), A, state)
-    y = y.reshape(batch, T, E)[:, :steps, :channels]
-    final = final.reshape(batch, E, N)[:, :channels, :states]
-    return y, final, starts[0].reshape(-1, E, N) if keep_starts else None
+        outputs["starts"] = sizes.states(sizes.B * sizes.T // _KEPT)
+    found = common.call(
+        body, tiles | {"A": sizes.flat_state(A), "state": sizes.flat_state(state)},
+        outputs=outputs, scratch={"y_s": plgpu.SMEM((_STEPS, sizes.width), x.dtype)},
+        grid=sizes.grid, interpret=interpret, barriers=False,
+    )  # fmt: skip
+    final = sizes.unflat_state(found["final"], state.shape)
+    return sizes.unflat(found["y"], x.shape), final, sizes.tiled_states(found["starts"]) if keep_starts else None
 
 
 def backward(
@@ -128,7 +135,7 @@ def backward(
     B: Float[Array, "B T N"],
     C: Float[Array, "B T N"],
     reset: Bool[Array, "B T"] | None,
-    starts: Float[Array, "rows E N"],
+    starts: Float[Array, "rows blocks N channels"],
     dy: Float[Array, "B T E"],
     dfinal: Float[Array, "B E N"],
     *,
@@ -142,167 +149,254 @@ def backward(
     Float[Array, "B E N"],
 ]:
     """The gradients of x, dt, A, B, C and the first state."""
-    (batch, steps, channels), states = x.shape, A.shape[1]
-    width, tiles, (T, E, N) = _padded(x, dt, B, C, reset, dy=dy, starts=starts)
-    last = _pad(dfinal, E, N).reshape(batch * E, N)
-    count = T // _KEPT
+    sizes = _Sizes.of(x, A, interpret)
+    tiles = sizes.tiles(x=x, dt=dt, B=B, C=C, dy=dy, reset=reset) | {"starts": starts}
+    stretches = sizes.T // _KEPT
 
-    def body(*refs):
-        inputs, refs = refs[: len(tiles)], refs[len(tiles) :]
-        A_ref, last, dx, ddt, dA, dB, dC, first, before, dx_s, ddt_s, dB_s, dC_s = refs
-        b, e = lax.axis_index("row"), lax.axis_index("block")
-        over_states, over_channels = _broadcasts(width, N)
-        rate = _load(A_ref.at[pl.ds(e * width, width)])
+    def body(ref):
+        row, block = lax.axis_index("row"), lax.axis_index("block")
+        rate = sizes.state(ref.A.at[sizes.of_block(0, block)]) * _LOG2_E
 
-        def advance(index, *carried):
-            (i,), tile, (dh, dA) = index, dict(zip(tiles, carried)), carried[-1]
-            n = count - 1 - i
-
-            def recompute(t, h):
-                x, dt = _by_channel(tile["x"], t), _by_channel(tile["dt"], t)
-                h = _keep(h, tile, t)
-                before[t] = h
-                return jnp.exp(over_states(dt) * rate) * h + over_states(dt * x) * over_channels(_by_state(tile["B"], t))
-
-            def step(j, carry):
-                dh, dA = carry
-                t = _KEPT - 1 - j
-                x, dt, dy = (_by_channel(tile[name], t) for name in ("x", "dt", "dy"))
-                B, C = over_channels(_by_state(tile["B"], t)), over_channels(_by_state(tile["C"], t))
-                h_before, added = _load(before.at[t]), over_states(dt * x)
-                decay = jnp.exp(over_states(dt) * rate)
-                h = decay * h_before + added * B
-                g = dh + over_states(dy) * C
-                dh = g * decay
-                w = dh * h_before
-                written = jnp.sum(g * B, axis=1)
-                dx_s[t] = (dt * written).astype(dx_s.dtype)
-                ddt_s[t] = (jnp.sum(w * rate, axis=1) + x * written).astype(ddt_s.dtype)
-                dB_s[t] = jnp.sum(g * added, axis=0)
-                dC_s[t] = jnp.sum(h * over_states(dy), axis=0)
-                return _keep(dh, tile, t), dA + w * over_states(dt)
-
-            lax.fori_loop(0, _KEPT, recompute, _load(tile["starts"]))
+        def stretch(n, tile, carry):
+            before = states_before(tile)
+            carry = back_through(tile, before, carry)
             plgpu.commit_smem()
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the four tiles are free again
-            carry = lax.fori_loop(0, _KEPT, step, (dh, dA))
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
+            add_up(tile)
             plgpu.commit_smem()
-            of_tile, of_block = pl.ds((b * count + n) * _KEPT, _KEPT), pl.ds(e * width, width)
-            plgpu.copy_smem_to_gmem(dx_s, dx.at[of_tile, of_block])
-            plgpu.copy_smem_to_gmem(ddt_s, ddt.at[of_tile, of_block])
-            of_sums = pl.ds(((e * batch + b) * count + n) * _KEPT, _KEPT)
-            plgpu.copy_smem_to_gmem(dB_s, dB.at[of_sums])
-            plgpu.copy_smem_to_gmem(dC_s, dC.at[of_sums])
+            of_sums = pl.ds(((block * sizes.B + row) * stretches + n) * _KEPT, _KEPT)
+            for name in ("dx", "ddt"):
+                plgpu.copy_smem_to_gmem(getattr(ref, f"{name}_s"), getattr(ref, name).at[sizes.of_steps(row, n, block, _KEPT)])
+            for name in ("dB", "dC"):
+                plgpu.copy_smem_to_gmem(getattr(ref, f"{name}_s"), getattr(ref, name).at[of_sums])
             return carry
 
-        of_block = pl.ds(b * E + e * width, width)
-        specs = _specs(tiles, _KEPT, width, lambda i: b * count + count - 1 - i, e)
-        dh = _load(last.at[of_block])
-        dh, dA_sum = _pipeline(advance, count, specs, (dh, jnp.zeros_like(dh)))(*inputs)
-        first.at[of_block][...] = dh
-        dA.at[of_block][...] = dA_sum
+        def states_before(tile):
+            """Of every step; leaves the parts of dC, which is of the states after them."""
+            h, before = sizes.state(tile["starts"]), []
+            for t in range(_KEPT):
+                x, dt, dy = (sizes.by_channel(tile[name], t) for name in ("x", "dt", "dy"))
+                before.append(_keep(h, tile, t))
+                h = sizes.step(rate, before[t], x, dt, sizes.by_state(tile["B"], t))
+                ref.dC_parts[t] = jnp.sum(h * sizes.over_states(dy), axis=4)
+            return before
+
+        def back_through(tile, before, carry):
+            """(dh, dA) before the stretch of those after it; leaves the parts of dB, of g . B and of A . w."""
+            dh, dA = carry
+            for t in reversed(range(_KEPT)):
+                x, dt, dy = (sizes.by_channel(tile[name], t) for name in ("x", "dt", "dy"))
+                B, C = (sizes.over_channels(sizes.by_state(tile[name], t)) for name in ("B", "C"))
+                g = dh + sizes.over_states(dy) * C
+                dh = g * jnp.exp2(sizes.over_states(dt) * rate)
+                w = dh * before[t]
+                dA = dA + w * sizes.over_states(dt)
+                dh = _keep(dh, tile, t)
+                ref.dB_parts[t] = jnp.sum(g * sizes.over_states(dt * x), axis=4)
+                ref.written_parts[t] = jnp.sum(g * B, axis=1)
+                ref.faded_parts[t] = jnp.sum(w * rate, axis=1)
+            return dh, dA
+
+        def add_up(tile):
+            """The parts of a stretch into the tiles of its gradients."""
+            x, dt = (sizes.of_stretch(tile[name]) for name in ("x", "dt"))
+            written, faded = (sizes.sum_over_states(parts) for parts in (ref.written_parts, ref.faded_parts))
+            sizes.store(ref.dx_s, dt * written)
+            sizes.store(ref.ddt_s, faded * (1 / _LOG2_E) + x * written)
+            sizes.store(ref.dB_s, sizes.sum_over_channels(ref.dB_parts))
+            sizes.store(ref.dC_s, sizes.sum_over_channels(ref.dC_parts))
+
+        of_block = sizes.of_block(row, block)
+        dh = sizes.state(ref.last.at[of_block])
+        dh, dA = sizes.run(stretch, ref, tiles, row, block, _KEPT, carry=(dh, jnp.zeros_like(dh)), reverse=True)
+        ref.first.at[of_block][...] = dh
+        ref.dA.at[of_block][...] = dA
         plgpu.wait_smem_to_gmem(0)
 
-    sums = jax.ShapeDtypeStruct((E // width * batch * T, N), jnp.float32)
-    of_state = jax.ShapeDtypeStruct((batch * E, N), jnp.float32)
-    dx, ddt, dA, dB, dC, first = common.launch(
-        body,
-        out_type=[
-            jax.ShapeDtypeStruct((batch * T, E), x.dtype),
-            jax.ShapeDtypeStruct((batch * T, E), dt.dtype),
-            of_state,
-            sums,
-            sums,
-            of_state,
-        ],
-        scratch_types=[
-            plgpu.SMEM((_KEPT, width, N), jnp.float32),
-            plgpu.SMEM((_KEPT, width), x.dtype),
-            plgpu.SMEM((_KEPT, width), dt.dtype),
-            plgpu.SMEM((_KEPT, N), jnp.float32),
-            plgpu.SMEM((_KEPT, N), jnp.float32),
-        ],
-        grid={"row": batch, "block": E // width},
-        interpret=interpret,
-        barriers=False,
-    )(*tiles.values(), _pad(A, E, N), last)
-    dx, ddt = (d.reshape(batch, T, E)[:, :steps, :channels] for d in (dx, ddt))
-    dA, first = (d.reshape(batch, E, N)[:, :channels, :states] for d in (dA, first))
-    dB, dC = (jnp.sum(d.reshape(-1, batch, T, N), axis=0)[:, :steps, :states] for d in (dB, dC))
-    return dx, ddt, jnp.sum(dA, axis=0).astype(A.dtype), dB.astype(B.dtype), dC.astype(C.dtype), first
+    sums = jax.ShapeDtypeStruct((sizes.E // sizes.width * sizes.B * sizes.T, sizes.N), jnp.float32)
+    found = common.call(
+        body, tiles | {"A": sizes.flat_state(A), "last": sizes.flat_state(dfinal)},
+        outputs={
+            "dx": jax.ShapeDtypeStruct((sizes.B * sizes.T, sizes.E), x.dtype),
+            "ddt": jax.ShapeDtypeStruct((sizes.B * sizes.T, sizes.E), dt.dtype),
+            "dA": sizes.states(sizes.B), "dB": sums, "dC": sums, "first": sizes.states(sizes.B),
+        },
+        scratch={
+            "dx_s": plgpu.SMEM((_KEPT, sizes.width), x.dtype), "ddt_s": plgpu.SMEM((_KEPT, sizes.width), dt.dtype),
+            **dict.fromkeys(("dB_s", "dC_s"), plgpu.SMEM((_KEPT, sizes.N), jnp.float32)),
+            **dict.fromkeys(("dB_parts", "dC_parts"), plgpu.SMEM((_KEPT, *sizes.of_threads[:4]), jnp.float32)),
+            **dict.fromkeys(
+                ("written_parts", "faded_parts"), plgpu.SMEM((_KEPT, _WARPS, _SHARED, _LANES, sizes.V), jnp.float32)
+            ),
+        },
+        grid=sizes.grid, interpret=interpret, barriers=False,
+    )  # fmt: skip
+    dx, ddt = (sizes.unflat(found[name], x.shape) for name in ("dx", "ddt"))
+    dA, first = (sizes.unflat_state(found[name], dfinal.shape) for name in ("dA", "first"))
+    dB, dC = (jnp.sum(found[name].reshape(-1, sizes.B, sizes.T, sizes.N), axis=0) for name in ("dB", "dC"))
+    dB, dC = (d[:, : B.shape[1], : B.shape[2]].astype(array.dtype) for d, array in ((dB, B), (dC, C)))
+    return dx, ddt, jnp.sum(dA, axis=0).astype(A.dtype), dB, dC, first
 
 
-# ---- around the kernels
+class _Sizes(NamedTuple):
+    """B rows of T steps; E channels, of which a block has ``width``; N states. Padded: a step of dt = 0 and x = 0 does nothing, a
+    channel or a state of zeros stays so.
 
-
-def _padded(x, dt, B, C, reset, **others):
-    """Channels of a block; the arrays by name as the kernels read them, [B T, ...]; T, E and N padded.
-
-    A step of dt = 0 and x = 0 does nothing, a channel or a state of zeros stays so.
+    ``of_threads``, the shape of a block's states, is [4, N / 4, 4, 8, V]: a warp has 8 V channels that lie side by side, V for each of
+    eight threads, and the states n, n + 4, n + 8, ... for each of four. The second and the last axis are in a thread's registers.
     """
-    (batch, steps, channels), states = x.shape, B.shape[2]
-    blocks = batch * -(-channels // common.WARPGROUP)
-    width = common.WARPGROUP if blocks >= _BLOCKS else common.WARPGROUP // 2
-    T, E, N = -(-steps // _STEPS) * _STEPS, -(-channels // width) * width, -(-states // 8) * 8
-    arrays = {
-        "x": _pad(x, T, E),
-        "dt": _pad(dt, T, E),
-        "B": _pad(B, T, N).astype(jnp.float32),
-        "C": _pad(C, T, N).astype(jnp.float32),
-    }
-    if "dy" in others:
-        arrays["dy"] = _pad(others["dy"], T, E)
-    arrays = {name: array.reshape(batch * T, array.shape[-1]) for name, array in arrays.items()}
-    if reset is not None:
-        arrays["reset"] = common.marks(reset, T)
-    if "starts" in others:
-        arrays["starts"] = others["starts"]
-    return width, arrays, (T, E, N)
 
+    B: int
+    T: int
+    E: int
+    N: int
+    width: int
+    interpret: bool
 
-def _pad(x, rows, columns):
-    """Zeros after the last two axes."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, rows - x.shape[-2]), (0, columns - x.shape[-1])])
+    @classmethod
+    def of(cls, x: Float[Array, "B T E"], A: Float[Array, "E N"], interpret: bool) -> "_Sizes":
+        (batch, steps, channels), states = x.shape, A.shape[1]
+        wide = batch * -(-channels // common.WARPGROUP) >= _BLOCKS and states <= _WIDE_STATES
+        width = common.WARPGROUP if wide else common.WARPGROUP // 2
+        return cls(batch, -(-steps // _STEPS) * _STEPS, -(-channels // width) * width, -(-states // 8) * 8, width, interpret)
 
+    @property
+    def V(self) -> int:
+        return self.width // (_WARPS * _LANES)
 
-# ---- inside the kernels
+    @property
+    def of_threads(self) -> tuple[int, ...]:
+        """The shape of a block's states."""
+        return _WARPS, self.N // _SHARED, _SHARED, _LANES, self.V
 
+    @property
+    def grid(self) -> dict[str, int]:
+        return {"row": self.B, "block": self.E // self.width}
 
-def _specs(tiles, steps, width, place, e):
-    """The tiles of a pipeline: ``place`` says for the index of the loop which stretch of ``steps`` it is."""
+    # ---- around the kernels
 
-    def spec(name, x):
-        if name == "starts":
-            return plgpu.BlockSpec((None, width, x.shape[-1]), lambda i: (place(i), e, 0))
-        if name in ("B", "C", "reset"):
-            return plgpu.BlockSpec((steps, x.shape[-1]), lambda i: (place(i), 0))
-        return plgpu.BlockSpec((steps, width), lambda i: (place(i), e))
+    def tiles(self, *, reset, **arrays) -> dict[str, Array]:
+        """Arrays by name as the kernels read them, [B T, ...]."""
+        arrays = {
+            name: self._padded(x, self.N).astype(jnp.float32) if name in ("B", "C") else self._padded(x, self.E)
+            for name, x in arrays.items()
+        }
+        return arrays if reset is None else arrays | {"reset": common.marks(reset, self.T)}
 
-    return [spec(name, x) for name, x in tiles.items()]
+    def _padded(self, x, columns):
+        x = jnp.pad(x, ((0, 0), (0, self.T - x.shape[1]), (0, columns - x.shape[2])))
+        return x.reshape(-1, columns)
 
+    def unflat(self, x: Float[Array, "B*T E"], shape) -> Float[Array, "B steps channels"]:
+        return x.reshape(self.B, self.T, self.E)[:, : shape[1], : shape[2]]
 
-def _pipeline(body, count, specs, carry):
-    return plgpu.emit_pipeline(body, grid=(count,), in_specs=specs, max_concurrent_steps=_STAGES, init_carry=carry)
+    def flat_state(self, x: Float[Array, "*rows channels states"]) -> Float[Array, "rows*E/8/V N/4 4 8 V"]:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, self.E - x.shape[-2]), (0, self.N - x.shape[-1])])
+        return jnp.swapaxes(x.reshape(-1, _LANES * self.V, self.N), 1, 2).reshape(-1, *self.of_threads[1:])
 
+    def unflat_state(self, x: Float[Array, "B*E/8/V N/4 4 8 V"], shape) -> Float[Array, "B channels states"]:
+        x = jnp.swapaxes(x.reshape(-1, self.N, _LANES * self.V), 1, 2)
+        return x.reshape(self.B, self.E, self.N)[:, : shape[1], : shape[2]]
 
-def _load(ref):
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
+    def states(self, rows: int) -> jax.ShapeDtypeStruct:
+        """Those of all channels for so many rows, as ``flat_state`` leaves them."""
+        return jax.ShapeDtypeStruct((rows * self.E // (_LANES * self.V), *self.of_threads[1:]), jnp.float32)
 
+    def tiled_states(self, x: Float[Array, "rows*E/8/V N/4 4 8 V"]) -> Float[Array, "rows E/8/V N 8*V"]:
+        """As a copy into shared memory reads them: it moves 16 bytes or more at a time."""
+        return x.reshape(-1, self.E // (_LANES * self.V), self.N, _LANES * self.V)
 
-def _by_channel(ref, t):
-    """Row t of a tile [steps, channels], float32, as it meets the rows of h."""
-    return plgpu.load(ref.at[t], layout=plgpu.Layout.WGMMA.reduce(1), optimized=False).astype(jnp.float32)
+    # ---- inside the kernels
 
+    def of_block(self, row, block):
+        """Of states, those of a row's block of channels."""
+        return pl.ds((row * (self.E // self.width) + block) * _WARPS, _WARPS)
 
-def _by_state(ref, t):
-    """Row t of a tile [steps, N], as it meets the columns of h."""
-    return plgpu.load(ref.at[t], layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
+    def of_steps(self, row, n, block, steps):
+        """Of [B T, E], tile n of ``steps``."""
+        return pl.ds(row * self.T + n * steps, steps), pl.ds(block * self.width, self.width)
 
+    def run(self, body: Callable, ref, tiles, row, block, steps: int, *, carry: Any, reverse: bool = False) -> Any:
+        """``body(n, tiles in shared memory, carry) -> carry`` for every tile of ``steps``."""
+        count = self.T // steps
 
-def _broadcasts(width, states):
-    """Over the states, for what a channel has; over the channels, for what a state has."""
-    shape = (width, states)
-    return lambda x: lax.broadcast_in_dim(x, shape, (0,)), lambda x: lax.broadcast_in_dim(x, shape, (1,))
+        def number(i):
+            return count - 1 - i if reverse else i
+
+        def spec(name, x):
+            if name == "starts":
+                return plgpu.BlockSpec((None, _WARPS, *x.shape[2:]), lambda i: (row * count + number(i), block, 0, 0))
+            if name in ("B", "C", "reset"):
+                return plgpu.BlockSpec((steps, x.shape[-1]), lambda i: (row * count + number(i), 0))
+            return plgpu.BlockSpec((steps, self.width), lambda i: (row * count + number(i), block))
+
+        def by_name(index, *refs):
+            return body(number(index[0]), dict(zip(tiles, refs)), refs[-1])
+
+        return plgpu.emit_pipeline(
+            by_name,
+            grid=(count,),
+            in_specs=[spec(name, x) for name, x in tiles.items()],
+            max_concurrent_steps=_STAGES,
+            init_carry=carry,
+        )(*(getattr(ref, name) for name in tiles))
+
+    def load(self, ref, layout, *shape: int) -> Array:
+        """What a tile holds, by threads."""
+        if self.interpret:  # which knows no other shape of a reference
+            return plgpu.load(ref, layout=layout, optimized=False).reshape(shape)
+        return plgpu.load(ref.reshape(shape), layout=layout, optimized=False)
+
+    def store(self, ref, x: Array) -> None:
+        """``load`` the other way, in the dtype of the tile."""
+        x = x.astype(ref.dtype)
+        if self.interpret:
+            ref[...] = x.reshape(ref.shape)
+        else:
+            ref.reshape(x.shape)[...] = x
+
+    def state(self, ref) -> Float[Array, "4 N/4 4 8 V"]:
+        return self.load(ref, self._layout, *self.of_threads)
+
+    def by_channel(self, ref, t) -> Float[Array, "4 8 V"]:
+        """Row t of a tile [steps, width]."""
+        return self.load(ref.at[t], self._layout.reduce((1, 2)), _WARPS, _LANES, self.V).astype(jnp.float32)
+
+    def by_state(self, ref, t) -> Float[Array, "N/4 4"]:
+        """Row t of a tile [steps, N]."""
+        return self.load(ref.at[t], self._layout.reduce((0, 3, 4)), self.N // _SHARED, _SHARED)
+
+    def over_states(self, x: Float[Array, "4 8 V"]) -> Float[Array, "4 N/4 4 8 V"]:
+        return lax.broadcast_in_dim(x, self.of_threads, (0, 3, 4))
+
+    def over_channels(self, x: Float[Array, "N/4 4"]) -> Float[Array, "4 N/4 4 8 V"]:
+        return lax.broadcast_in_dim(x, self.of_threads, (1, 2))
+
+    def step(self, rate, h, x, dt, B):
+        """The state after a step."""
+        return jnp.exp2(self.over_states(dt) * rate) * h + self.over_states(dt * x) * self.over_channels(B)
+
+    def sum_over_states(self, parts) -> Float[Array, "8 4 8 V"]:
+        """What the threads that share a channel have left, [8 steps, 4, 4, 8, V]; each warp adds up every fourth step."""
+        return jnp.sum(self.load(parts, self._by_step, *parts.shape), axis=2)
+
+    def of_stretch(self, ref) -> Float[Array, "8 4 8 V"]:
+        """A tile [8 steps, width] as ``sum_over_states`` leaves its sums."""
+        return self.load(ref, self._by_step.reduce(2), _KEPT, _WARPS, _LANES, self.V).astype(jnp.float32)
+
+    def sum_over_channels(self, parts) -> Float[Array, "8 N/4 4"]:
+        """What the threads that share a state have left, [8 steps, 4, N / 4, 4, 8]."""
+        return jnp.sum(jnp.sum(self.load(parts, _BY_STEP_AND_STATE, *parts.shape), axis=1), axis=3)
+
+    @property
+    def _layout(self):
+        tile = (_WARPS, 1, _SHARED, _LANES, self.V)
+        return plgpu.Layout.TILED(plgpu.Tiling((tile,)), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
+
+    @property
+    def _by_step(self):
+        tile = (4, _WARPS, 1, _LANES, self.V)
+        return plgpu.Layout.TILED(plgpu.Tiling((tile,)), warp_dims=(-5,), lane_dims=(-4, -2), vector_dim=-1)
 
 
 def _keep(h, tile, t):

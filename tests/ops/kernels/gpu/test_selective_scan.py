@@ -65,6 +65,13 @@ def test_bfloat16_whole_tiles_and_no_documents():
     assert max(found.values()) < TOLERANCE[jnp.bfloat16], found
 
 
+def test_blocks_of_128_channels(monkeypatch):
+    monkeypatch.setattr(selective_scan, "_BLOCKS", 1)
+    inputs = sample(steps=12, batch=1, channels=129, states=9)
+    found = errors(inputs, marks(inputs, (5,)))
+    assert max(found.values()) < TOLERANCE[jnp.float32], found
+
+
 def test_strong_decays():
     for most in (20.0, 300.0):  # of dt; times A, to -60 and to -900 a step
         found = errors(sample(steps=20, batch=1, channels=64, states=8, most=most))
