@@ -17,6 +17,14 @@ def test_the_released_checkpoint_is_small():
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
 
 
+def test_outside_a_clone_it_asks_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = next(cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
+    with pytest.raises(SystemExit, match="set REPOSITORY"):
+        exec("".join(first["source"]), {})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_the_tour(capsys, monkeypatch):
     monkeypatch.chdir(ROOT / "docs")
