@@ -22,7 +22,7 @@ def page(results: Mapping, pictures: Sequence[ReportFigure], links: Mapping[str,
     sections = _sections(results, pictures, links)
     entries = "".join(f'<li><a href="#{name}">{_text(title)}</a></li>' for name, title, _ in sections)
     body = [
-        f'<nav aria-label="Contents"><h2>Contents</h2><ol>{entries}</ol></nav>',
+        f'<nav aria-label="Contents"><details><summary><h2>Contents</h2></summary><ol>{entries}</ol></details></nav>',
         f'<main><h1>Comparison</h1><p class="lead">{_text(content.headline(results))}</p>',
         _warnings(results["warnings"]),
         *(f'<section id="{name}"><h2>{_text(title)} <a class="anchor" href="#{name}" aria-label="Link to {_text(title)}">#</a></h2>'
@@ -203,7 +203,7 @@ html { scroll-behavior: smooth; } @media (prefers-reduced-motion: reduce) { html
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; color: var(--ink); background: var(--back); }
 a { color: var(--link); } h1 { font-size: 1.7rem; margin: 0 0 .5rem; } h2 { font-size: 1.25rem; }
 main { padding: 1rem; max-width: 80rem; margin: 0 auto; min-width: 0; } section { scroll-margin-top: 1rem; margin-top: 2.2rem; }
-nav { padding: 1rem 1rem 0; max-width: 80rem; margin: 0 auto; } nav h2 { font-size: 1rem; margin: 0; }
+nav { padding: 1rem 1rem 0; max-width: 80rem; margin: 0 auto; } nav h2 { font-size: 1rem; margin: 0; display: inline; }
 nav ol { margin: .3rem 0 0; padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; }
 nav a { display: inline-block; padding: .25rem 0; }
 @media (min-width: 90rem) {
@@ -242,6 +242,7 @@ pre { overflow-x: auto; font-size: .75rem; background: var(--raised); padding: .
 
 SCRIPT = """
 "use strict";
+document.querySelector("nav details").open = matchMedia("(min-width: 50rem)").matches;  // on a narrow screen the result is first
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = Array.from(table.tHead.rows[0].cells);
   heads.forEach((head, column) => {
