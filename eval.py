@@ -59,14 +59,14 @@ def main() -> None:
         for evaluation in by_length.values():
             check_finite(run, evaluation)
         report_lengths(run, by_length, documents)
-        plots.extrapolation(by_length, run.config.data.seq_len, options.workdir / "extrapolation.png")
-        print(json.dumps(summary_of_lengths(run, by_length) | documents))
+        print(json.dumps(summary_of_lengths(run, by_length) | documents))  # ahead of what a folder may refuse to hold
+        plots.extrapolation(by_length, run.config.data.seq_len, run.workdir / "extrapolation.png")
         return
     evaluation = evaluate_with_progress(run, validation, options.max_tokens)
     check_finite(run, evaluation)
     report(run, evaluation, documents)
-    plots.loss_by_position(loss_curves(run, evaluation), options.workdir / "loss_by_position.png")
     print(json.dumps(summary(run, evaluation) | documents))
+    plots.loss_by_position(loss_curves(run, evaluation), run.workdir / "loss_by_position.png")
 
 
 def lengths(text: str) -> tuple[int, ...]:

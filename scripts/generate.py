@@ -81,6 +81,8 @@ def parse_flags() -> argparse.Namespace:
             raise UserError(f"--{name} is for one text that is printed, not for --prompts_file or --output")
     if options.from_state is not None and not options.from_state.is_file():
         raise UserError(f"--from_state: there is no file {options.from_state}")
+    outputs = {name: getattr(options, name) for name in ("output", "save_state", "attention_plot")}
+    command_line.check_distinct(outputs, {"prompts_file": options.prompts_file})
     if options.prompt is not None:
         options.prompt = well_formed(options.prompt)  # a byte that is not UTF-8 arrives as half a character
     return options

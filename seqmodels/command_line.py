@@ -259,7 +259,26 @@ def _output(text: str, *, replaced: bool) -> Path:
         raise argparse.ArgumentTypeError(str(mistake)) from None
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    written = path if path.exists() and not replaced else path.parent  # what is replaced is written beside it
+    if not os.access(written, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write in '{written}': no permission, or a disk that is read-only")
     return path
+
+
+def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Flags that name files to write, and files to read, which no output may replace.
+
+    Raises:
+        UserError: two outputs, or an output and an input, are one file, under the same name or another.
+    """
+    taken: dict[str, str] = {}
+    for flag, path in [*inputs.items(), *outputs.items()]:
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if flag in outputs and place in taken:
+            raise UserError(f"--{flag}={path} is the file of --{taken[place]}; give another")
+        taken[place] = flag
 
 
 def _one_line(message: object) -> str:

@@ -267,8 +267,9 @@ class Run:
         # The folder's record names the revision of its own source; of another it is what configs/base.py has.
         revision = of.revision if source == of.source else hub.TINYSTORIES_REVISION
         return data.validation_from_source(
-            source, self.text_tokenizer(), cache_dir=of.cache_dir, revision=revision, packing=of.packing
-        )
+            source, self.text_tokenizer(), cache_dir=of.cache_dir, revision=revision, packing=of.packing,
+            trained_on=data.read_record(self.workdir),
+        )  # fmt: skip
 
     def evaluate(
         self,

@@ -1,5 +1,8 @@
 """Flags of the commands that have no config: a mistake is one line, which names the nearest flag or value."""
 
+import argparse
+import os
+
 import pytest
 
 from scripts import benchmark, generate
@@ -65,3 +68,26 @@ def test_help_of_a_suite(monkeypatch, capsys):
 def test_a_state_that_is_not_there_is_missed_before_the_run_is_read(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--from_state: there is no file"):
         parsed(monkeypatch, generate.parse_flags, "--workdir=x", f"--from_state={tmp_path / 'begun.npz'}")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    (tmp_path / "there").write_text("kept")
+    for kind in (command_line.output_file, command_line.output_stream):
+        assert kind(str(tmp_path / "new")) == tmp_path / "new"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for kind, name in (
+        (command_line.output_file, "new"),
+        (command_line.output_stream, "new"),
+        (command_line.output_stream, "there"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match="cannot write in"):
+            kind(str(tmp_path / name))
+
+
+def test_files_that_are_read_are_not_written(tmp_path):
+    (tmp_path / "a").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    command_line.check_distinct({"out": tmp_path / "b", "plot": None}, {"prompts": tmp_path / "a"})
+    for outputs in ({"out": tmp_path / "link"}, {"out": tmp_path / "b", "plot": tmp_path / "." / "b"}):
+        with pytest.raises(UserError, match="is the file of --(prompts|out); give another"):
+            command_line.check_distinct(outputs, {"prompts": tmp_path / "a"})

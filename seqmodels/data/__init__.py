@@ -14,6 +14,7 @@ from seqmodels.data.dataset import (
     DataConfig,
     Dataset,
     prepare,
+    read_record,
     save_validation,
     validation_from_source,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "load_validation",
     "prepare",
     "prompt_tokens",
+    "read_record",
     "save_validation",
     "token_mask",
     "tokenizer_digest",

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,6 +25,7 @@ from seqmodels.data.text.unicode import well_formed
 from seqmodels.data.text.validation import ValidationSet
 from seqmodels.errors import UserError
 from seqmodels.escape import say
+from seqmodels.formats import json_text
 from seqmodels.ranges import AtLeast, AtMost, Checked, Count, CountOrZero, OneOf
 
 TEXT: Final = "text"
@@ -230,10 +232,14 @@ def validation_from_source(
     cache_dir: str | os.PathLike[str],
     revision: str = "",
     packing: str = "windows",
+    trained_on: Mapping[str, Any] | None = None,
 ) -> ValidationSet:
     """Other text than a run's own, to judge a model by: a path, a hub id or ``toy``.
 
     The source's validation split where it has one, else all of its text.
+
+    Args:
+        trained_on: the record that a run keeps of its data (`Dataset.record`); that it was trained on this text is said.
 
     Raises:
         UserError: there is no such source, or nothing in it.
@@ -243,7 +249,30 @@ def validation_from_source(
     if split is None:
         raise UserError(f"'{source}' has neither a validation nor a training split")
     say(sources.said_of_one(opened, split))
+    if _was_trained_on(split, trained_on):
+        say(f"data: the run was trained on {split.label}, on parts of it at least: the score says little of other text")
     return _validation_set(opened.name, split, tokenizer, cache_dir, packing)[0]
+
+
+def read_record(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The record of a run folder's data; None where there is none, or none that can be read."""
+    try:
+        record = json_text.read(Path(workdir) / RECORD_NAME)
+    except (OSError, UserError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _was_trained_on(split: sources.Split, record: Mapping[str, Any] | None) -> bool:
+    """Whether a file of the split, or what else it is, is among what a record says of training; copies of files count."""
+    train = None if record is None else record.get("train")
+    if not isinstance(train, dict):
+        return False
+    if not split.files:
+        return train.get("what") == split.label
+    known = train.get("contents")
+    contents = [list(content) for content in sources.contents(split)]
+    return isinstance(known, list) and any(content in known for content in contents)
 
 
 def save_validation(dataset: Dataset, workdir: str | os.PathLike[str]) -> None:
@@ -261,6 +290,7 @@ def _record(line: str, source: sources.Source, train: TokenStream, validation: V
         name: {
             "what": split.label,
             "files": [str(file) for file in split.files],
+            "contents": [list(content) for content in sources.contents(split)],
             "documents": len(of.document_ends),
             "tokens": len(of),
             "bytes": int(of.document_bytes.sum()),

@@ -137,6 +137,10 @@ def import_folder(
             params = jax.tree.map(jnp.asarray, foreign.params)
             writer.save(0, {"params": params}, {"imported_from": str(folder)}, validation_loss=None)
             writer.wait()
+        except checkpoint.NonFinite as error:
+            raise UserError(
+                f"{folder}: not all numbers are finite in {', '.join(error.names[:3])}: it is damaged, or diverged"
+            ) from None
         finally:
             writer.close()
         config_lib.save(config, str(temporary / "config.json"))
@@ -324,6 +328,8 @@ def _with_hidden(kind: table.Kind, config: ModelConfig, params: Mapping[str, Any
 
 
 def _check_new(folder: Path, flag: str) -> None:
+    if folder.name in ("", ".."):
+        raise UserError(f"{flag}={folder}: give the name of a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already and is not empty; choose another {flag}, or delete it")
 

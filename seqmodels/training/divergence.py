@@ -188,6 +188,7 @@ def load(workdir: str | Path) -> Recorded:
         about = json_text.read(folder / "about.json")
         config = config_lib.load(folder / "config.json")
         batch = npz.read(folder / "batch.npz")
+        _check(about, batch)
         if about["state_step"] is None:
             raise UserError(f"{folder} holds no train state: train.py said why when it recorded the divergence")
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -196,6 +197,19 @@ def load(workdir: str | Path) -> Recorded:
         raise UserError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
     pieces = run_folder.num_pieces(config, run_folder.read_tokenizer(workdir, config))
     return Recorded(folder, about, config, batch, pieces)
+
+
+def _check(about: Any, batch: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError where these are not what `record` writes: the folder may be anybody's."""
+    kinds = {"step": int, "what": str, "evaluating": bool, "versions": dict, "state_step": int | None}
+    if not isinstance(about, dict) or not all(name in about and isinstance(about[name], kind) for name, kind in kinds.items()):
+        raise ValueError(f"about.json has not just {', '.join(kinds)} as they were written")
+    numbers = {"inputs": "iu", "targets": "iu", "weights": "f", "bytes": "f", "reset": "b"}
+    if not {"inputs", "targets"} <= batch.keys() <= numbers.keys():
+        raise ValueError("batch.npz has other arrays than a batch")
+    shape = batch["inputs"].shape
+    if len(shape) != 2 or any(array.shape != shape or array.dtype.kind not in numbers[name] for name, array in batch.items()):
+        raise ValueError("the arrays of batch.npz have other shapes or types than a batch's")
 
 
 def absurd_arrays(recorded: Recorded) -> dict[str, float]:

@@ -298,6 +298,16 @@ def test_a_file_that_is_no_list_of_prompts(trained, tmp_path, monkeypatch, conte
         ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--prompts_file=y"), "not both"),
         ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--output=/no/where/x.jsonl"), "no folder /no/where"),
         ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--save_state=/no/where/x.npz"), "no folder /no/where"),
+        (
+            "scripts/generate.py",
+            ("--workdir={run}", "--prompts_file={run}/a", "--output={run}/./a"),
+            "the file of --prompts_file",
+        ),
+        (
+            "scripts/generate.py",
+            ("--workdir={run}", "--prompt=x", "--save_state=a", "--attention_plot=./a"),
+            "the file of --save_state",
+        ),
         ("scripts/generate.py", ("--workdir={run}", "--from_state=/nowhere.npz"), "no file /nowhere.npz"),
         ("scripts/generate.py", ("--workdir={run}", "--from_state=x", "--output=y"), "--from_state is for one text"),
         ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--batch_size=0"), "--batch_size"),

@@ -163,6 +163,28 @@ def test_other_text_is_judged_with_the_tokenizer_of_the_run(config, cache, tmp_p
         data.validation_from_source("no_such.txt", tokenizer, cache_dir=cache)
 
 
+def test_text_that_a_run_was_trained_on_is_said_where_it_is_scored(config, cache, tmp_path, capsys):
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("trained", "other")}
+    for name, file in files.items():
+        file.write_text("".join(json.dumps({"text": f"{name} {number}"}) + "\n" for number in range(100)))
+    dataset = data.prepare(with_(config, source=str(files["trained"])), seed=0)
+    dataset.save(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere/copy.jsonl"
+    copy.write_bytes(files["trained"].read_bytes())
+    said = {}
+    for file in (files["trained"], copy, files["other"]):
+        capsys.readouterr()
+        record = data.read_record(tmp_path)
+        data.validation_from_source(str(file), dataset.tokenizer, cache_dir=cache, trained_on=record)
+        said[file.name] = "the run was trained on" in capsys.readouterr().err
+    assert said == {"trained.jsonl": True, "copy.jsonl": True, "other.jsonl": False}
+    for odd in ("[]", '{"train": 1}', '{"train": {"contents": {}}}', "{"):
+        (tmp_path / data.RECORD_NAME).write_text(odd)
+        record = data.read_record(tmp_path)
+        data.validation_from_source(str(files["trained"]), dataset.tokenizer, cache_dir=cache, trained_on=record)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -16,6 +16,7 @@ from seqmodels.config import from_config_dict
 from seqmodels.data.text import hub as data_hub
 from seqmodels.errors import UserError
 from seqmodels.interop import checkpoint, hub, kinds, safetensors, table
+from tests.configs import tiny
 from tests.goldens import load, manifest
 from tests.mixers.goldens import assert_close
 
@@ -351,6 +352,23 @@ def test_a_damaged_file(tmp_path, damage, said):
     path.write_bytes(damage((load("hf/llama").directory / "model.safetensors").read_bytes()))
     with pytest.raises(UserError, match=said):
         safetensors.read(path)
+
+
+def test_weights_that_are_not_finite_are_one_line_and_leave_nothing(tmp_path):
+    folder = copy_of("llama", tmp_path / "nan")
+    tensors = {name: np.array(tensor) for name, tensor in safetensors.read(folder / "model.safetensors").items()}
+    tensors["lm_head.weight"].flat[0] = np.nan
+    safetensors.write(folder / "model.safetensors", tensors)
+    with pytest.raises(UserError, match="nan: not all numbers are finite in params/output_kernel"):
+        checkpoint.import_folder(folder, tmp_path / "run", defaults=tiny())
+    assert [path.name for path in tmp_path.iterdir()] == ["nan"]
+
+
+def test_the_new_folder_needs_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "", ".."):
+        with pytest.raises(UserError, match="give the name of a new folder"):
+            checkpoint.import_folder(load("hf/llama").directory, name, defaults=tiny())
 
 
 def test_mistakes_at_the_command_line(tmp_path, monkeypatch, imported):

@@ -56,6 +56,27 @@ def huge_kernel(state):
     return state | {"params": state["params"] | {"layers": layers}}
 
 
+@pytest.mark.parametrize(
+    "about, batch",
+    [
+        ([1], {}), ({"versions": []}, {}), ({"what": 1}, {}),
+        ({"step": "x"}, {}), ({"state_step": "x"}, {}), ({"evaluating": None}, {}),
+        ({}, {"other": np.zeros(3)}), ({}, {"targets": np.zeros((2, 3), np.int32)}), ({}, {"inputs": np.zeros((2, 4), np.float32)}),
+    ],
+)  # fmt: skip
+def test_a_record_that_no_run_wrote_is_one_line(tmp_path, about, batch):
+    folder = tmp_path / "divergence"
+    folder.mkdir()
+    config_lib.save(tiny(), folder / "config.json")
+    whole = {"step": 1, "what": "the loss", "evaluating": False, "versions": {}, "state_step": 0}
+    (folder / "about.json").write_text(json.dumps(whole | about if isinstance(about, dict) else about))
+    tokens = np.zeros((2, 4), np.int32)
+    np.savez(folder / "batch.npz", **{"inputs": tokens, "targets": tokens} | batch)
+    with pytest.raises(UserError, match="divergence cannot be read: ") as error:
+        divergence.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_a_diverged_run_is_recorded_found_and_goes_on_with_a_lower_rate(tmp_path, small, monkeypatch, capsys):
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -63,8 +63,9 @@ def _end_of(tokenizer: HasTokenBytes, context: Sequence[int]) -> tuple[int | Non
     """The last token of a context that is text, and the bytes of the character that the context leaves unfinished."""
     tail, last = b"", None
     for place in reversed(range(len(context))):
-        # Which token is before does not matter for the bytes of a character's part.
-        added = tokenizer.token_bytes(context[place], None)
+        # What a decoder does to the beginning of a text (a space that it takes away) it does to the first token alone.
+        before = next((token for token in reversed(context[:place]) if tokenizer.token_bytes(token, None) is not None), None)
+        added = tokenizer.token_bytes(context[place], before)
         if added is None:
             continue
         last = context[place] if last is None else last
@@ -91,6 +92,7 @@ class LibraryBytes:
         model = description["model"]
         self._special = {token for token, added in library.get_added_tokens_decoder().items() if added.special}
         self._is_byte_level = "ByteLevel" in steps and steps <= {"ByteLevel", "Fuse"}
+        self._is_byte_level_within = "ByteLevel" in steps and steps <= {"ByteLevel", "Fuse", "Strip"}
         self._symbols = {symbol: byte for byte, symbol in enumerate(byte_symbols())} if "ByteLevel" in steps else {}
         # A decoder without the step would write the bytes' names.
         self._falls_back = "ByteFallback" in steps or bool("byte_fallback" in model and model["byte_fallback"])
@@ -104,7 +106,7 @@ class LibraryBytes:
         piece = self._piece(token)
         if piece is None:
             return None
-        if self._is_byte_level:
+        if self._is_byte_level or (self._is_byte_level_within and before is not None):
             return self._bytes_of_symbols(piece)
         byte = self._fallback_byte(piece)
         # A decoder may take the space away that a text begins with, even one that is spelled as a byte.

@@ -190,19 +190,24 @@ def _without(source: Source, files: Sequence[Path], reason: str) -> Source:
     return replace(source, train=rest, unread=(*source.unread, Unread(names, reason)))
 
 
+def contents(split: Split) -> list[tuple[int, str]]:
+    """What tells its files from others wherever they are: the size of each, and a digest of a sample of what is in it."""
+    return [(description["bytes"], description["sample"]) for description in split.fingerprint.get("files") or ()]
+
+
 def _by_content(split: Split) -> dict[tuple[int, str], Path]:
-    """Its files, by their sizes and a sample of what is in them; of those that agree, the first."""
+    """Its files by `contents`; of those that agree, the first."""
     by_content: dict[tuple[int, str], Path] = {}
-    for file, description in zip(split.files, split.fingerprint["files"], strict=True):
-        by_content.setdefault((description["bytes"], description["sample"]), file)
+    for file, content in zip(split.files, contents(split), strict=True):
+        by_content.setdefault(content, file)
     return by_content
 
 
 def _equal_to_others(split: Split, others: Mapping[tuple[int, str], Path]) -> list[Path]:
     """The split's files that hold the same bytes as one of the others, which may be itself under another name."""
     equal = []
-    for file, description in zip(split.files, split.fingerprint["files"], strict=True):
-        other = others.get((description["bytes"], description["sample"]))
+    for file, content in zip(split.files, contents(split), strict=True):
+        other = others.get(content)
         if other is not None and filecmp.cmp(file, other, shallow=False):
             equal.append(file)
     return equal

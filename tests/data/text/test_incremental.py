@@ -24,6 +24,12 @@ def byte_level_with_added_words():
     return LibraryTokenizer(library)
 
 
+def byte_level_without_the_first_space():
+    library = tokenizers.Tokenizer.from_str(byte_level().to_json())
+    library.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    return LibraryTokenizer(library)
+
+
 def with_byte_fallback(model, decoder):
     library = tokenizers.Tokenizer(model)
     library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -98,7 +104,8 @@ def repeated_letters():
 
 
 # Kinds whose every text of whole characters comes back.
-LOSSLESS = [BytesTokenizer, byte_level, byte_level_with_added_words, fallback_bpe, fallback_unigram,
+LOSSLESS = [BytesTokenizer, byte_level, byte_level_with_added_words, byte_level_without_the_first_space,
+            fallback_bpe, fallback_unigram,
             fallback_bpe_whose_decoder_names_bytes]  # fmt: skip
 KINDS = [*LOSSLESS, word_piece, word_level, metaspace, suffixes, repeated_letters]
 
@@ -162,6 +169,13 @@ def test_a_character_comes_out_with_its_last_token():
         text = IncrementalText(tokenizer, tokenizer.encode("s"))
         pieces = [text.push(token) for token in tokenizer.encode("好")[-3:]]
         assert pieces == ["", "", "好"] and text.flush() == ""
+
+
+def test_a_space_ends_the_character_before_it():
+    """Of a decoder that takes away the space that a text begins with, too."""
+    tokenizer = fallback_bpe()
+    broken, space, other = BYTES["<0xE9>"], tokenizer._library.token_to_id("▁"), BYTES["<0xC1>"]
+    assert tokenizer.decode([broken, space]) == "\ufffd " and streamed(tokenizer, [broken, space], [other]) == "\ufffd"
 
 
 def test_a_context_that_breaks_off_says_nothing_by_itself():
