@@ -19,7 +19,6 @@ import argparse
 import json
 import math
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -34,11 +33,12 @@ from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
 from seqmodels.ranges import Count, CountOrZero
 from seqmodels.run import Run, load_run
+from seqmodels.training import remote_folder
 
 
 def main() -> None:
     parser = command_line.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
+    parser.add_workdir("the run folder: a path, gs://BUCKET/PATH or s3://BUCKET/PATH")
     parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--data", help="score this source's validation split: a path, a hub id, or toy")
     parser.add_value("--max_tokens", Count, help="score only so many tokens; default all")
@@ -61,12 +61,14 @@ def main() -> None:
         report_lengths(run, by_length, documents)
         print(json.dumps(summary_of_lengths(run, by_length) | documents))  # ahead of what a folder may refuse to hold
         plots.extrapolation(by_length, run.config.data.seq_len, run.workdir / "extrapolation.png")
+        remote_folder.keep(options.workdir, run.workdir / "extrapolation.png")
         return
     evaluation = evaluate_with_progress(run, validation, options.max_tokens)
     check_finite(run, evaluation)
     report(run, evaluation, documents)
     print(json.dumps(summary(run, evaluation) | documents))
     plots.loss_by_position(loss_curves(run, evaluation), run.workdir / "loss_by_position.png")
+    remote_folder.keep(options.workdir, run.workdir / "loss_by_position.png")
 
 
 def lengths(text: str) -> tuple[int, ...]:

@@ -26,9 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmodels import command_line, config_help, packages, processes, ranges
+from seqmodels import command_line, config_help, object_store, packages, processes, ranges
 from seqmodels.config import RunConfig, from_config_dict
-from seqmodels.data import atomic
 from seqmodels.escape import say
 from seqmodels.training import loop
 
@@ -55,8 +54,8 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(summary))
 
 
-def parse(argv: Sequence[str]) -> tuple[RunConfig, Path]:
-    """The config and the run folder that a command line asks for.
+def parse(argv: Sequence[str]) -> tuple[RunConfig, Path | str]:
+    """The config and the run folder, a path or the URL of one, that a command line asks for.
 
     Raises:
         UserError: an unknown flag or field, a value of the wrong type, a flag that is missing, a config file
@@ -68,7 +67,7 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, Path]:
 
 FLAGS = {
     "config": "a Python file with get_config(), or FILE:NAME for get_config(NAME)",
-    "workdir": "the run folder",
+    "workdir": "the run folder: a path, gs://BUCKET/PATH or s3://BUCKET/PATH",
     "resume_learning_rate": "go on from the newest checkpoint with this lower peak of the learning rate",
     "coordinator": "of several processes: HOST:PORT of the first",
     "num_processes": "of several processes: how many",
@@ -80,11 +79,11 @@ OPTIONAL = {
 }  # fmt: skip
 
 
-def _parse(argv: Sequence[str]) -> tuple[RunConfig, Path, dict[str, Any]]:
+def _parse(argv: Sequence[str]) -> tuple[RunConfig, Path | str, dict[str, Any]]:
     config, values = command_line.config_and_flags(argv, {"workdir": None, "coordinator": "", **dict.fromkeys(OPTIONAL, "")})
     for name, hint in OPTIONAL.items():
         values[name] = ranges.parser(hint, name)(values[name]) if values[name] else None
-    return from_config_dict(config), atomic.expanded(values["workdir"]), values
+    return from_config_dict(config), object_store.workdir(values["workdir"]), values
 
 
 if __name__ == "__main__":

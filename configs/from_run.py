@@ -10,7 +10,8 @@ The peak of the learning rate is a tenth of base.py's.
 
 from configs import base
 from seqmodels import config as config_lib
-from seqmodels.data import TEXT, atomic
+from seqmodels import object_store
+from seqmodels.data import TEXT
 from seqmodels.errors import UserError
 from seqmodels.training import run_folder
 
@@ -18,7 +19,7 @@ from seqmodels.training import run_folder
 def get_config(run: str = ""):
     if not run:
         raise UserError("say which run: --config=configs/from_run.py:RUN_FOLDER")
-    folder = atomic.expanded(run)
+    folder = object_store.local(run, "--config=configs/from_run.py:")
     theirs = config_lib.to_dict(run_folder.read_config(folder))
     config = base.get_config()
     config.model.update(theirs["model"])

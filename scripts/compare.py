@@ -34,7 +34,7 @@ import numpy as np
 
 import train
 from configs import base as training_base
-from seqmodels import command_line, config_help, data, packages, ranges
+from seqmodels import command_line, config_help, data, object_store, packages, ranges
 from seqmodels import config as config_lib
 from seqmodels.circumstances import circumstances
 from seqmodels.comparison import audit, jobs, measure, plan, recall, report, results
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         if "mixers" not in config:
             raise UserError("--mixers is for a comparison's config (see configs/compare)")
         config.mixers = values["mixers"]
-    workdir = atomic.expanded(values["workdir"])
+    workdir = object_store.local(values["workdir"])
     _, base = plan.read(config)
     with contextlib.ExitStack() as stack:
         with atomic.disk_errors_as_user_errors("--workdir", workdir):

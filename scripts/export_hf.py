@@ -25,7 +25,7 @@ from seqmodels.run import Run, load_run
 
 def main() -> None:
     parser = command_line.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
+    parser.add_workdir("the run folder: a path, gs://BUCKET/PATH or s3://BUCKET/PATH")
     parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument(

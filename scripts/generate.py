@@ -54,7 +54,7 @@ def main() -> None:
 
 def parse_flags() -> argparse.Namespace:
     parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
+    parser.add_workdir("the run folder: a path, gs://BUCKET/PATH or s3://BUCKET/PATH")
     parser.add_value("--step", CountOrZero, help="which checkpoint; default the newest")
     parser.add_argument("--prompt", help="the text to continue")
     parser.add_argument("--prompts_file", type=Path, help="a YAML list of texts to continue")

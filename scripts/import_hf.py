@@ -19,7 +19,6 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 from configs import base
 from seqmodels import command_line
 from seqmodels.config import from_config_dict
-from seqmodels.data import atomic
 from seqmodels.escape import say
 from seqmodels.interop import checkpoint, hub
 from seqmodels.model import COMPUTE_DTYPES
@@ -28,14 +27,14 @@ from seqmodels.model import COMPUTE_DTYPES
 def main() -> None:
     parser = command_line.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("source", metavar="PATH_OR_ID", help="a checkpoint's folder, or an id on the hub")
-    parser.add_argument("--workdir", type=Path, required=True, help="the run folder to make")
+    parser.add_workdir("the run folder to make", local=True)
     parser.add_argument("--revision", help="of the hub id; default its newest")
     parser.add_argument("--compute_dtype", choices=COMPUTE_DTYPES, default="float32", help="of activations (default float32)")
     options = parser.parse_args()
 
     config = checkpoint.import_folder(
         hub.folder(options.source, options.revision),
-        atomic.expanded(options.workdir),
+        options.workdir,
         defaults=from_config_dict(base.get_config()),
         compute_dtype=options.compute_dtype,
         report=say,

@@ -31,7 +31,7 @@ from seqmodels.training import divergence
 
 def main() -> None:
     parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="the run folder")
+    parser.add_workdir(local=True)
     every = ",".join(IMPLEMENTATIONS)
     parser.add_argument("--forms", default=every, help=f"which forms beside the configured one (default {every})")
     options = parser.parse_args()

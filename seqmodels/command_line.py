@@ -13,7 +13,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from seqmodels import failures, packages, ranges, suggest
+from seqmodels import failures, object_store, packages, ranges, suggest
 from seqmodels.config import DEFAULT_COMPILATION_CACHE_DIR
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -54,6 +54,17 @@ class Parser(argparse.ArgumentParser):
                 raise argparse.ArgumentTypeError(str(error)) from None
 
         self.add_argument(flag, type=typed, **options)
+
+    def add_workdir(self, help: str = "the run folder", *, local: bool = False) -> None:
+        """``--workdir``, a path or, unless it must be ``local``, the URL of an object store."""
+
+        def typed(text: str) -> Path | str:
+            try:
+                return object_store.local(text) if local else object_store.workdir(text)
+            except UserError as error:  # as above
+                raise argparse.ArgumentTypeError(str(error)) from None
+
+        self.add_argument("--workdir", type=typed, required=True, help=help)
 
     def error(self, message: str) -> NoReturn:
         missing = re.fullmatch(r"the following arguments are required: (.*)", message)

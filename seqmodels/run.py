@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from seqmodels import data, model, ops, xla_cpu
+from seqmodels import data, model, object_store, ops, xla_cpu
 from seqmodels.config import DEFAULT_CACHE_DIR, MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.data.text import hub
@@ -25,7 +25,7 @@ from seqmodels.escape import html_table, say
 from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, state_bytes
 from seqmodels.model import LanguageModel
-from seqmodels.training import checkpoint
+from seqmodels.training import checkpoint, remote_folder
 from seqmodels.training.run_folder import num_pieces, read_config, read_tokenizer
 from seqmodels.training.state import Trainer
 
@@ -327,6 +327,8 @@ def load_run(
 ) -> Run:
     """Open the run folder `workdir` at its newest checkpoint, or at the one of `step`.
 
+    Of gs://BUCKET/PATH or s3://BUCKET/PATH a copy is read, below `cache_dir`; `Run.workdir` is that copy.
+
     Needs nothing but the folder, changes nothing in it, and runs on one device unless told otherwise, whatever the run was
     trained on.
 
@@ -340,6 +342,11 @@ def load_run(
         UserError: `workdir` is not a run folder, holds no checkpoint, or none of `step`; there are fewer devices.
     """
     xla_cpu.warn_of_wrong_fusions()
+    if object_store.is_url(workdir):
+        url, folder = str(workdir), remote_folder.local_folder(str(workdir), cache_dir, read=True)
+        with remote_folder.named(folder, url), atomic.disk_errors_as_user_errors("data.cache_dir", folder):
+            folder = remote_folder.opened(url, cache_dir, step=step, report=report)
+            return load_run(folder, step, cache_dir=cache_dir, report=report, devices=devices, mesh=mesh)
     workdir = atomic.expanded(workdir)
     config = read_config(workdir, cache_dir=cache_dir, report=report)
     tokenizer = read_tokenizer(workdir, config)

@@ -51,7 +51,7 @@ FLOORS = (
     ("seqmodels.ops.time_invariant",),
     ("seqmodels.ops.gated_linear_attention", "seqmodels.ops.linear_recurrence"),
     ("seqmodels.ops", "seqmodels.data"),
-    ("seqmodels.layers",),
+    ("seqmodels.layers", "seqmodels.object_store"),
     ("seqmodels.channel_layers",),
     ("seqmodels.mixers",),
     ("seqmodels.pattern", "seqmodels.references"),

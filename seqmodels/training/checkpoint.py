@@ -150,10 +150,14 @@ def restore(
 class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """A step's folder under its temporary name, whose files reach the disk before the folder gets its own."""
 
+    published: Callable[[Path], None] | None = None
+
     async def finalize(self) -> None:
         await asyncio.to_thread(atomic.sync_folder, self.get())
         await super().finalize()
         await asyncio.to_thread(atomic.sync, self.get_final().parent)
+        if self.published is not None and self.get_final().name.isdecimal():  # a step, and no item of one
+            await asyncio.to_thread(self.published, Path(self.get_final()))
 
 
 class Writer:
@@ -162,8 +166,14 @@ class Writer:
     Make it after `restore`: what an earlier process left half written is removed.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
-        """`keep` >= 1; two, so that a damaged newest checkpoint costs one interval and not the run."""
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2, published: Callable[[Path], None] | None = None):
+        """Make the writer.
+
+        Args:
+            directory: the folder of checkpoints.
+            keep: >= 1; two, so that a damaged newest checkpoint costs one interval and not the run.
+            published: called with a step's folder when that is whole, in the background; a checkpoint is saved when it returns.
+        """
         self._directory = Path(directory).absolute()
 
         self._quiet = contextlib.ExitStack()
@@ -183,7 +193,7 @@ class Writer:
                 ]
             ),
             cleanup_tmp_directories=True,
-            temporary_path_class=_SyncedPath,
+            temporary_path_class=type("_PublishedPath", (_SyncedPath,), {"published": published and staticmethod(published)}),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -238,6 +248,8 @@ class Writer:
         """What the disk refuses is a person's problem and becomes one line; anything else stays what it was."""
         try:
             yield
+        except UserError:  # of what publishes
+            raise
         except Exception as error:
             saved = "start the same command again: the checkpoints written before this one are whole"
             if failures.is_no_space(error):

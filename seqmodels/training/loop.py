@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import data, processes
+from seqmodels import data, object_store, processes
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.decoding import generate
@@ -33,7 +33,18 @@ from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
-from seqmodels.training import checkpoint, compile_times, divergence, loggers, opening, optimizer, run_folder, sharding, terminal
+from seqmodels.training import (
+    checkpoint,
+    compile_times,
+    divergence,
+    loggers,
+    opening,
+    optimizer,
+    remote_folder,
+    run_folder,
+    sharding,
+    terminal,
+)  # fmt: skip
 from seqmodels.training.log import Log, peak_flops_per_second
 from seqmodels.training.profile import Profiler
 from seqmodels.training.signals import Signals, Stopped
@@ -80,6 +91,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
     """Train until `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
+        workdir: a folder, or gs://BUCKET/PATH or s3://BUCKET/PATH (`remote_folder`).
         resume_learning_rate: peak that the schedule has from the newest checkpoint on, lower than before; the run folder
             keeps it (optim.rate_changes), and a later start without it goes on so.
 
@@ -93,15 +105,21 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         Diverged: a number is not finite (a UserError too); `<workdir>/divergence` then holds what shows where.
         Stopped: SIGTERM or Ctrl-C; what was trained is saved.
     """
-    workdir = Path(workdir)
+    url = os.fspath(workdir) if object_store.is_url(workdir) else None
+    workdir = Path(workdir) if url is None else remote_folder.local_folder(url, config.data.cache_dir)
     loggers.check(config.train.logger_names)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes.Group())
         signals = stack.enter_context(Signals(group))
-        stack.enter_context(atomic.disk_errors_as_user_errors("--workdir", workdir))
+        place = "--workdir" if url is None else "data.cache_dir"
+        if url is not None:
+            stack.enter_context(remote_folder.named(workdir, url))
+        stack.enter_context(atomic.disk_errors_as_user_errors(place, workdir))
 
         # The folder: ours alone, and of this config. The first process decides for all.
-        stack.enter_context(_only_group_in(workdir, group))
+        stack.enter_context(_only_group_in(workdir, group, place=place))
+        with signals.interrupting():
+            mirror = stack.enter_context(remote_folder.mirrored(url, workdir, group))
         config = _agreed_config(config, workdir, group)
 
         # What can be wrong is found before the data are read, which takes long.
@@ -132,7 +150,11 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         lowered = _say_what_it_is(config, dataset, setup, start.step, workdir, group)
         log = _open_log(config, setup, start, workdir, group)
         stack.callback(log.close)
-        writer = checkpoint.Writer(workdir / "checkpoints", keep=config.train.keep_checkpoints)
+        if mirror is not None:
+            mirror.publish()
+        writer = checkpoint.Writer(
+            workdir / "checkpoints", keep=config.train.keep_checkpoints, published=mirror and mirror.publish
+        )
         stack.push(functools.partial(_close, writer, group))
         if setup.mesh.size > 1:
             log.line(sharding.describe(setup.abstract_state()["params"], setup.mesh))
@@ -515,7 +537,7 @@ SHARED_SECONDS = 30.0  # that another machine may take to see a file
 
 
 @contextlib.contextmanager
-def _only_group_in(workdir: Path, group: processes.Group) -> Iterator[None]:
+def _only_group_in(workdir: Path, group: processes.Group, *, place: str) -> Iterator[None]:
     """`only_process_in` for several processes: the first holds the lock, and all see its folder.
 
     Raises:
@@ -536,8 +558,8 @@ def _only_group_in(workdir: Path, group: processes.Group) -> Iterator[None]:
         while not group.is_first and not _holds(workdir / run_folder.LOCK_NAME, token):
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"process {group.index} does not see the --workdir {workdir} of process 0: all processes need one folder, on a "
-                    "file system that their machines share"
+                    f"process {group.index} does not see {place}={workdir} of process 0: all processes need one folder, on a file "
+                    "system that their machines share"
                 )
             time.sleep(0.1)
         yield

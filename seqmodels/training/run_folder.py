@@ -9,9 +9,8 @@ from pathlib import Path
 import jax
 
 from seqmodels import config as config_lib
-from seqmodels import data, model, processes, suggest
+from seqmodels import data, model, object_store, processes, suggest
 from seqmodels.config import RunConfig
-from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.training import checkpoint
@@ -126,7 +125,7 @@ def check_initial_params(config: RunConfig) -> None:
     """
     if config.train.init_from is None:
         return
-    source = Path(config.train.init_from).expanduser()
+    source = object_store.local(config.train.init_from, "train.init_from")
     read_config(source, report=lambda line: None)
     if not checkpoint.steps(source / "checkpoints"):
         raise UserError(f"train.init_from={source} holds no checkpoint yet")
@@ -152,7 +151,7 @@ def initial_params(
     Raises:
         UserError: it is not a run folder, holds no checkpoint, has another tokenizer, or parameters of other shapes.
     """
-    source = atomic.expanded(config.train.init_from)
+    source = object_store.local(config.train.init_from, "train.init_from")
     theirs = read_config(source)
     their_tokenizer = read_tokenizer(source, theirs)
     if None not in (their_tokenizer, tokenizer) and data.tokenizer_digest(their_tokenizer) != data.tokenizer_digest(tokenizer):
