@@ -32,6 +32,7 @@ from jaxtyping import Int64, UInt
 
 from seqmodels.data import atomic, progress
 from seqmodels.data.fingerprint import key_of
+from seqmodels.data.text import encoders
 from seqmodels.data.text.readers import Piece
 from seqmodels.data.text.sources import Split
 from seqmodels.data.text.tokenizer import Tokenizer, digest
@@ -186,7 +187,8 @@ def _build(folder: Path, entry: Path, split: Split, tokenizer: Tokenizer, descri
         building.mkdir()
         left_out: Counter[str] = Counter()
         pieces = progress.over(split.pieces(left_out), f"tokenising {label}", split.text_bytes())
-        totals, digests = _write(building, pieces, tokenizer)
+        others = encoders.processes_for(split.text_bytes(), tokenizer)
+        totals, digests = _write(building, pieces, tokenizer, processes=others)
         if not totals["documents"]:
             raise UserError(f"the {label} holds no text")
         _write_manifest(building, {"description": description, "totals": totals, "left_out": dict(left_out), "digests": digests})
@@ -222,43 +224,35 @@ class _Shard:
         self._file.close()
 
 
-def _write(folder: Path, pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Writes the shards; returns their totals, and the digests of their blocks. Holds one batch of pieces at a time."""
-    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+def _write(
+    folder: Path, pieces: Iterable[Piece], tokenizer: Tokenizer, *, processes: int = 0
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Writes the shards; returns their totals, and the digests of their blocks.
+
+    Holds one batch of pieces at a time, and one for each of the ``processes`` that encode beside this one.
+    """
     total_tokens = total_documents = open_bytes = 0  # bytes of the document that the last batch left open
     with contextlib.ExitStack() as stack:
         shards = {}
         for name in (_TOKENS, _ENDS, _BYTES):
             shards[name] = _Shard(folder / name)
             stack.callback(shards[name].close)
-        for batch in _batched(pieces):
-            encoded = tokenizer.encode_batch([piece.text for piece in batch])
-            ends = np.array([piece.ends for piece in batch])
-            after = np.cumsum([len(ids) for ids in encoded] + ends, dtype="<i8")
-            tokens = np.full(after[-1], tokenizer.end_of_text, np.int64)
-            for ids, end in zip(encoded, after - ends, strict=True):
-                tokens[end - len(ids) : end] = ids
-            _check_ids(tokens, tokenizer)
-            text_bytes = np.cumsum([len(piece.text.encode("utf-8")) for piece in batch], dtype="<i8")
-            shards[_TOKENS].write(tokens.astype(dtype))
+        batches = contextlib.closing(encoders.encoded(_batched(pieces), tokenizer, processes=processes))
+        for tokens, after, text_bytes, ends in stack.enter_context(batches):
+            shards[_TOKENS].write(tokens)
             shards[_ENDS].write(total_tokens + after[ends])
             shards[_BYTES].write(np.diff(text_bytes[ends], prepend=-open_bytes))
             total_tokens += len(tokens)
             total_documents += int(ends.sum())
             closed = text_bytes[ends][-1] if ends.any() else -open_bytes
             open_bytes = int(text_bytes[-1] - closed)
-    totals = {"dtype": dtype, "tokens": total_tokens, "documents": total_documents, "tokenizer": tokenizer.name}
+    totals = {
+        "dtype": encoders.dtype_of(tokenizer),
+        "tokens": total_tokens,
+        "documents": total_documents,
+        "tokenizer": tokenizer.name,
+    }
     return totals, {name: shard.digests for name, shard in shards.items()}
-
-
-def _check_ids(ids: Int64[np.ndarray, " tokens"], tokenizer: Tokenizer) -> None:
-    """Ids beyond the vocabulary would be cut by the type of the shard, or read as other rows of the embedding."""
-    wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
-    if len(wrong):
-        raise UserError(
-            f"the tokenizer {tokenizer.name} gives the id {wrong[0]}, which is not in its vocabulary of "
-            f"{tokenizer.vocab_size}: its tokenizer.json is damaged"
-        )
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
