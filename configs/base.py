@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "roneneldan/TinyStories"  # a hub id, a local folder or file (parquet, txt, jsonl), or "toy"
     config.data.revision = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"  # of the hub id; ignored for local data and toy
+    config.data.streaming = False  # read the hub id over the network as tokens are made, with no copy of its text on the disk
     config.data.validation_source = config_dict.placeholder(str)  # what is held out: a split, path or hub id (docs/data.md)
     config.data.tokenizer = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
     config.data.vocab_size = 4096  # pieces of the bpe tokenizer; ignored by the others

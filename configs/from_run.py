@@ -24,7 +24,7 @@ def get_config(run: str = ""):
     config = base.get_config()
     config.model.update(theirs["model"])
     config.data.update({name: value for name, value in theirs["data"].items() if f"data.{name}" not in config_lib.PLACE_FIELDS})
-    config.data.source = ""
+    config.data.source, config.data.streaming = "", False
     config.data.tokenizer = str(folder / "tokenizer.json")
     if theirs["data"]["task"] != TEXT:
         config.train.sample_every_steps = 0

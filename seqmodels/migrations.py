@@ -86,5 +86,9 @@ def _report_elsewhere(values: dict[str, Any]) -> None:
     _add(values, {"train.loggers": "tensorboard", "train.profile_steps": ""})
 
 
-MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (_number_the_versions, _report_elsewhere)
+def _stream(values: dict[str, Any]) -> None:
+    _add(values, {"data.streaming": False})
+
+
+MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (_number_the_versions, _report_elsewhere, _stream)
 VERSION = len(MIGRATIONS)

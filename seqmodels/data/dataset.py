@@ -42,6 +42,7 @@ class DataConfig(Checked, where="data"):
 
     source: str = "roneneldan/TinyStories"  # a hub id, a local folder or file (parquet, txt, jsonl), or "toy"
     revision: str = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"  # of the hub id; ignored for local data and toy
+    streaming: bool = False  # read the hub id over the network as tokens are made, with no copy of its text on the disk
     validation_source: str | None = None  # what is held out: a split, path or hub id (docs/data.md)
     tokenizer: str = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
     vocab_size: Annotated[int, AtLeast(0), AtMost(2**24)] = 4096  # pieces of the bpe tokenizer; ignored by the others
@@ -187,9 +188,11 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
         raise UserError(f"seed is {seed}: it must be 0 or more")
     if config.synthetic_task is not None:
         return TaskDataset(config.task, config.synthetic_task, seq_len=config.seq_len, batch_size=config.batch_size, seed=seed)
-    source = sources.open_source(config.source, revision=config.revision, toy_documents=config.toy_documents)
+    source = sources.open_source(
+        config.source, revision=config.revision, toy_documents=config.toy_documents, streaming=config.streaming
+    )
     if config.validation_source:
-        source = sources.validate_on(source, config.validation_source, revision=config.revision)
+        source = sources.validate_on(source, config.validation_source, revision=config.revision, streaming=config.streaming)
     source = sources.with_validation(source)
     train = source.train
     if config.max_train_documents:

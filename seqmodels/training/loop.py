@@ -57,7 +57,8 @@ RESUMABLE_FIELDS = (
     "train.log_every_steps", "train.eval_every_steps", "train.checkpoint_every_steps",
     "train.keep_checkpoints", "train.sample_every_steps", "train.sample_prompt",
     "train.loggers", "train.profile_steps",
-    "train.skip_nonfinite", "train.compilation_cache_dir", "data.cache_dir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
+    "train.skip_nonfinite", "train.compilation_cache_dir", "data.cache_dir", "data.streaming",
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence",
 )  # fmt: skip
 # And of these, if the learning rates of the steps already done stay what they were.
 HORIZON_FIELDS = ("train.steps", "optim.decay_steps")

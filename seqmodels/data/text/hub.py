@@ -41,18 +41,55 @@ def load(name: str, revision: str) -> Any:
     online = reachable()
     if not online and not _prepared(name, revision):
         raise UserError(_unreachable(name))
-    datasets = _import_datasets(offline=not online)
-    try:
-        splits = datasets.load_dataset(name, revision=revision or None)
-    except ConnectionError as error:
-        raise UserError(_unreachable(name)) from error
-    except Exception as error:  # of datasets, huggingface_hub, httpx and pyarrow, without a common base
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {reason}") from error
+    splits = _loaded(name, revision, offline=not online)
     # Without the hub, datasets opens the copy used last, whatever its revision.
     if not online and not all(revision in file["filename"] for split in splits.values() for file in split.cache_files):
         raise UserError(_unreachable(name))
     return splits
+
+
+@functools.cache
+def streamed(name: str, revision: str) -> Any:
+    """The same as a ``datasets.IterableDatasetDict``, which is read over the network and is not put on the disk.
+
+    Raises:
+        UserError: no network, or no such data set.
+    """
+    if not reachable():
+        raise UserError(_unreachable(name))
+    return _loaded(name, revision, offline=False, streaming=True)
+
+
+def _loaded(name: str, revision: str, *, offline: bool, **options: Any) -> Any:
+    datasets = _import_datasets(offline=offline)
+    try:
+        return datasets.load_dataset(name, revision=revision or None, **options)
+    except ConnectionError as error:
+        raise UserError(_unreachable(name)) from error
+    except Exception as error:  # of datasets, huggingface_hub, httpx and pyarrow, without a common base
+        raise UserError(
+            f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def streamed_texts(split: Any, name: str) -> Iterator[str | None]:
+    """`texts` of a ``datasets.IterableDataset``.
+
+    Raises:
+        UserError: as `texts`; the network is lost for longer than ``datasets`` tries again.
+    """
+    try:
+        yield from texts(split, name)
+    except UserError:
+        raise
+    except Exception as error:  # as in `_loaded`
+        raise UserError(
+            f"the hub's data set '{name}' cannot be read to its end: {_first_line(error)}; start the same command again"
+        ) from error
 
 
 def texts(split: Any, name: str) -> Iterator[str | None]:
@@ -61,9 +98,11 @@ def texts(split: Any, name: str) -> Iterator[str | None]:
     Raises:
         UserError: it has no column of strings called ``text``.
     """
-    if "text" not in split.column_names:
-        columns = ", ".join(split.column_names)
-        raise UserError(f"the hub's data set '{name}' has no column 'text' (its columns: {columns}); choose another")
+    columns = split.column_names
+    if columns is None:  # of a stream without a description, whose first row says it
+        columns = list(next(iter(split), {"text": None}))
+    if "text" not in columns:
+        raise UserError(f"the hub's data set '{name}' has no column 'text' (its columns: {', '.join(columns)}); choose another")
     for batch in split.select_columns(["text"]).iter(batch_size=1024):
         for text in batch["text"]:
             if not isinstance(text, str | None):

@@ -33,6 +33,8 @@ _SHOWN_NAMES: Final = 3
 """So many files are named in a line; the run folder's record names all."""
 _TYPICAL_BYTES: Final = 900
 """Of a document, for progress bars."""
+_TYPICAL_STREAM_BYTES: Final = 1 << 32
+"""Of a stream that does not say how long it is, for progress bars and for how many processes encode it."""
 _PLAIN_TEXT_VERSION: Final = 2
 """Part of the key of cached tokens: raise it when plain text falls into other documents."""
 # The hub's damaged files, by the digests in their names: all of their blank lines are of the damage.
@@ -89,15 +91,18 @@ class Source:
     held_out: str = ""
 
 
-def open_source(name: str, *, revision: str, toy_documents: int) -> Source:
+def open_source(name: str, *, revision: str, toy_documents: int, streaming: bool = False) -> Source:
     """The source a name means.
 
     ``revision`` is the hub's, ``toy_documents`` the size of the toy's training split. The pinned revision
-    of TinyStories is taken to mean no other data set: those come at their newest.
+    of TinyStories is taken to mean no other data set: those come at their newest. With ``streaming`` a data set of the hub
+    is read over the network each time, in the same order, and is not put on the disk.
 
     Raises:
-        UserError: there is no such source, or it holds nothing that can be read.
+        UserError: there is no such source, or it holds nothing that can be read; ``streaming`` of what is on the disk.
     """
+    if streaming and not _is_on_the_hub(name):
+        raise UserError(f"data.streaming is for a hub id, and data.source={name} is none: set data.streaming=False")
     if name == TOY:
         return Source(
             name,
@@ -108,12 +113,18 @@ def open_source(name: str, *, revision: str, toy_documents: int) -> Source:
     path = atomic.expanded(name)
     if name and _exists(path):
         return _local(name, path)
-    if hub.is_hub_id(name) and path.suffix.lower() not in folder.FORMATS:
-        return _hub(name, "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision)
+    if _is_on_the_hub(name):
+        revision = "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision
+        return _hub(name, revision, streaming=streaming)
     raise UserError(f"data.source '{name}' does not exist: give a file, a folder, a hub id such as {hub.TINYSTORIES}, or 'toy'")
 
 
-def validate_on(source: Source, name: str, *, revision: str) -> Source:
+def _is_on_the_hub(name: str) -> bool:
+    path = atomic.expanded(name)
+    return not (name and _exists(path)) and hub.is_hub_id(name) and path.suffix.lower() not in folder.FORMATS
+
+
+def validate_on(source: Source, name: str, *, revision: str, streaming: bool = False) -> Source:
     """The source with another validation split: that of its own splits which ``name`` says, else the text it names, a path
     or a hub id, of which the validation split or else all is taken. A file of it is not in training.
 
@@ -124,7 +135,7 @@ def validate_on(source: Source, name: str, *, revision: str) -> Source:
     own = _splits(source)
     if name == TRAIN and TRAIN in own:
         raise UserError(f"{what} is what is trained on: name another split, a path or a hub id")
-    held_out = own[name] if name in own else _named_text(name, source, revision)
+    held_out = own[name] if name in own else _named_text(name, source, revision, streaming)
     unread = source.unread
     if source.validation is not None and held_out is not source.validation:
         unread += (Unread(source.validation.names, f"{what} is held out instead"),)
@@ -132,13 +143,13 @@ def validate_on(source: Source, name: str, *, revision: str) -> Source:
     return _without_held_out(replace(source, validation=held_out, others=others, unread=unread, held_out=what))
 
 
-def _named_text(name: str, source: Source, revision: str) -> Split:
+def _named_text(name: str, source: Source, revision: str, streaming: bool) -> Split:
     """The text of a path, of a hub id, or of a hub id's split, ``owner/name:split``."""
     place, _, split = name.rpartition(":")
     if _exists(atomic.expanded(name)) or not hub.is_hub_id(place):
         place, split = name, ""
     try:
-        opened = open_source(place, revision=revision, toy_documents=1)
+        opened = open_source(place, revision=revision, toy_documents=1, streaming=streaming and _is_on_the_hub(place))
     except UserError as error:
         raise UserError(
             f"data.validation_source '{name}' is neither a split that data.source has ({', '.join(_splits(source))}) nor "
@@ -453,31 +464,41 @@ def _mended(pieces: Iterable[Piece], is_damaged: bool) -> Iterator[Piece]:
     return (Piece(mend(piece.text), piece.ends) for piece in pieces)
 
 
-def _hub(name: str, revision: str) -> Source:
+def _hub(name: str, revision: str, *, streaming: bool = False) -> Source:
     if name == hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION:
         # Its splits are known, so that a run whose tokens are cached needs neither datasets nor a network.
         splits = (TRAIN, VALIDATION)
     else:
-        splits = tuple(hub.load(name, revision))
+        splits = tuple(hub.streamed(name, revision) if streaming else hub.load(name, revision))
     if TRAIN not in splits and VALIDATION not in splits:
         raise UserError(f"the hub's data set '{name}' has neither a split 'train' nor 'validation' ({', '.join(splits)})")
     return Source(
         name,
-        *(_hub_split(name, revision, split) if split in splits else None for split in (TRAIN, VALIDATION)),
-        others={split: _hub_split(name, revision, split) for split in splits if split not in (TRAIN, VALIDATION)},
+        *(_hub_split(name, revision, split, streaming) if split in splits else None for split in (TRAIN, VALIDATION)),
+        others={split: _hub_split(name, revision, split, streaming) for split in splits if split not in (TRAIN, VALIDATION)},
         held_out="by its name" if VALIDATION in splits else "",
     )
 
 
-def _hub_split(name: str, revision: str, split: str) -> Split:
+def _hub_split(name: str, revision: str, split: str, streaming: bool) -> Split:
+    """``streaming`` is no part of the fingerprint: the documents are the same."""
+
     def pieces(left_out: Counter[str]) -> Iterator[Piece]:
-        texts = readers.whole(hub.texts(hub.load(name, revision)[split], name), left_out)
-        return _mended(texts, name == hub.TINYSTORIES)
+        if streaming:
+            texts = hub.streamed_texts(hub.streamed(name, revision)[split], name)
+        else:
+            texts = hub.texts(hub.load(name, revision)[split], name)
+        return _mended(readers.whole(texts, left_out), name == hub.TINYSTORIES)
+
+    def text_bytes() -> int:
+        described = (hub.streamed if streaming else hub.load)(name, revision)[split].info.splits
+        known = described[split].num_bytes if described and split in described else None
+        return known or (_TYPICAL_STREAM_BYTES if streaming else 0)
 
     return _split(
         pieces,
         fingerprint={"hub": name, "revision": revision, "split": split, "repair": repair.VERSION},
-        text_bytes=lambda: hub.load(name, revision)[split].info.splits[split].num_bytes or 0,
+        text_bytes=text_bytes,
         label=f"the hub's {name}, split {split!r}",
     )
 
