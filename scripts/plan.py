@@ -31,10 +31,10 @@ import jax
 from benchmarks import hlo
 from seqmodels import command_line, config_help, ranges
 from seqmodels.config import MeshConfig, RunConfig, from_config_dict
+from seqmodels.device_memory import gib
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.training import run_folder, scale
-from seqmodels.training.memory import gib
 from seqmodels.training.state import Trainer
 
 NUMBERS = {"tokens": ranges.Positive, "utilisation": ranges.Probability, "price": ranges.Positive}

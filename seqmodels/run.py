@@ -300,7 +300,7 @@ class Run:
         it; of a synthetic task the test has examples of each length, and about `max_tokens` of all are read.
 
         Raises:
-            UserError: as `validation`; a length that the task does not have.
+            UserError: as `validation`; a length that the task does not have, or that is more than the text.
         """
         validation = self.validation(source) if source is None or isinstance(source, str) else source
         if isinstance(validation, data.HeldOut):
@@ -308,6 +308,8 @@ class Run:
             test = data.held_out(task, tuple(task.segment(length, task.test_examples) for length in lengths))
             scored = self.evaluate(test, max_tokens=max_tokens).segments.values()
         else:
+            if max(lengths) > len(validation):
+                raise UserError(f"a length of {max(lengths):,} tokens is more than the {len(validation):,} that the text has")
             scored = [self.setup.evaluate(self.params, validation, seq_len=length, max_tokens=max_tokens) for length in lengths]
         return dict(zip(lengths, scored, strict=True))
 

@@ -18,6 +18,7 @@ FLOORS = (
     (
         "seqmodels.errors",
         "seqmodels.escape",
+        "seqmodels.device_memory",
         "seqmodels.failures",
         "seqmodels.shapes",
         "seqmodels.huge_pages",

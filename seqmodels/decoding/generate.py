@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,16 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels import model, ops
+from seqmodels import device_memory, model, ops
 from seqmodels.decoding.sampling import Sampler
 from seqmodels.errors import UserError
 from seqmodels.ops.placement import BATCH_AXES
 
 Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
+
+_SMALL_CAPACITY: Final = 1 << 14
+"""Tokens of all rows; no state of so few is looked at."""
+_MOST_CAPACITY: Final = 2**31 - 1
 
 
 def generate(
@@ -51,6 +55,7 @@ def generate(
     tokens, reset = pad_prompts(prompts)
     if max_tokens == 0:
         return [[] for _ in prompts]
+    check_capacity(graphdef, params, len(tokens), tokens.shape[1] + max_tokens, mesh)
     tokens, reset = split_rows((tokens, reset), mesh)
     logits, state = prefill(graphdef, params, tokens, reset, capacity=tokens.shape[1] + max_tokens, mesh=mesh)
     new_tokens, lengths, _, _ = decode(graphdef, params, sampler, logits, state, max_tokens=max_tokens, mesh=mesh)
@@ -113,6 +118,25 @@ def check_max_tokens(max_tokens: int) -> None:
     """Raises UserError where it is negative."""
     if max_tokens < 0:
         raise UserError(f"max_tokens is {max_tokens}; give 0 or more")
+
+
+def check_capacity(graphdef: nnx.GraphDef, params: Params, rows: int, capacity: int, mesh: Mesh | None = None) -> None:
+    """Raises UserError where a state of so many rows and tokens is more than a device has, before any of it is asked for."""
+    if rows * capacity <= _SMALL_CAPACITY:
+        return
+    wanted = f"{rows:,} texts of {capacity:,} tokens, prompts included"
+    if capacity > _MOST_CAPACITY:
+        raise UserError(f"{wanted}, are more than a state can have; lower max_tokens")
+    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flatten())
+    there = device_memory.available(devices)
+    state = jax.eval_shape(lambda params: model.merge(graphdef, params).init_state(rows, capacity), params)
+    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    needed = (sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + 4 * rows * capacity) // parts
+    if there is not None and needed > there:
+        raise UserError(
+            f"{wanted}, need a state of {device_memory.gib(needed)} on a device that has {device_memory.gib(there)}: lower "
+            "max_tokens, or continue fewer texts at a time"
+        )
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:

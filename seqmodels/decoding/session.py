@@ -96,13 +96,14 @@ def read(
         extra_capacity: tokens that are to come later.
 
     Raises:
-        UserError: there is nothing to read.
+        UserError: there is nothing to read, or a state of that capacity is more than the device has.
     """
     tokens = tuple(map(int, tokens))
     if after is None or not _has_room(graphdef, params, after, len(tokens) + extra_capacity):
         everything, sampled = (tokens, 0) if after is None else (after.tokens + tokens, after.sampled)
         padded, reset = generate.pad_prompts([everything])
         capacity = padded.shape[1] + extra_capacity
+        generate.check_capacity(graphdef, params, 1, capacity)
         logits, state = generate.prefill(graphdef, params, padded, reset, capacity=capacity)
         return DecodingState(everything, sampled, logits, state, capacity, params_fingerprint)
     logits, state, begin = after.logits, after.state, 0

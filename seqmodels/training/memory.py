@@ -7,13 +7,12 @@ temporaries besides.
 
 import dataclasses
 import math
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from seqmodels import model
+from seqmodels.device_memory import available, gib
 from seqmodels.errors import UserError
 from seqmodels.evaluation.perplexity import state_bytes
 from seqmodels.pattern import parse_pattern
@@ -41,11 +40,6 @@ class Memory:
         return f"{gib(self.total)} ({parts})"
 
 
-def gib(size: int) -> str:
-    """Bytes for a person."""
-    return f"{size / 2**30:,.3g} GiB" if size < 2**50 else f"{size / 2**30:,.0f} GiB"
-
-
 def per_device(shapes, mesh) -> int:
     """Bytes that a tree of ShapeDtypeStructs takes on one device, placed by the table of `training.sharding`."""
     places = sharding.tree_shardings(shapes, mesh)
@@ -65,7 +59,7 @@ def check(config, graphdef, shapes: dict, mesh) -> Memory:
     """
     parameters, optimizer = per_device(shapes["params"], mesh), per_device(shapes["optimizer"], mesh)
     known = Memory(parameters, optimizer, gradients=parameters, activations=0)
-    there = available(mesh)
+    there = available(mesh.devices.flatten())
     if there is None:
         return known
     _refuse(known, there, config)
@@ -97,33 +91,6 @@ def kept_for_backward(config, graphdef, params, rows: int) -> int:
     kept = jax.eval_shape(backward, params, batch)
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
     return max(0, total - sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)))
-
-
-def available(mesh) -> int | None:
-    """Bytes of one device; of CPU devices, their share of the host's memory. None where that is not known."""
-    ours = [device for device in mesh.devices.flatten() if device.process_index == jax.process_index()]
-    device = ours[0]
-    if device.platform == "cpu":
-        host = host_memory()
-        return None if host is None else host // len(ours)
-    statistics = device.memory_stats()
-    return None if not statistics or "bytes_limit" not in statistics else statistics["bytes_limit"]
-
-
-def host_memory() -> int | None:
-    """Bytes that this process may have: the machine's, or its control group's where that is less."""
-    try:
-        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdecimal():
-            found = min(found, int(text))
-    return found
 
 
 def _refuse(needed: Memory, there: int, config) -> None:

@@ -318,3 +318,8 @@ def test_a_persons_mistake_is_one_line(trained, monkeypatch, capsys, script, arg
     line = in_process(monkeypatch, script, *arguments)  # a text here is printed on stderr; the status is then 1
     assert line.startswith("error: ") and message in line and "\n" not in line
     assert capsys.readouterr() == ("", "")
+
+
+def test_windows_longer_than_the_text_are_refused_before_memory_is_asked_for(run):
+    with pytest.raises(UserError, match="a length of 999,999,999 tokens is more than the .* that the text has"):
+        run.evaluate_lengths((16, 999_999_999))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from seqmodels import model
+from seqmodels import device_memory, model
 from seqmodels.decoding import generate, session
 from seqmodels.errors import UserError
 from tests.decoding.test_generate import VOCABULARY, sampler, small_network
@@ -141,3 +141,15 @@ def test_files_that_do_not_fit_are_refused(network, state, tmp_path):
 def test_there_must_be_something_to_read(network):
     with pytest.raises(UserError, match="at least one"):
         session.read(*network, [], params_fingerprint=NAME)
+
+
+def test_more_tokens_than_the_device_has_room_for_are_refused_with_the_numbers(network, monkeypatch):
+    monkeypatch.setattr(device_memory, "available", lambda devices: 10**7)
+    for tokens, message in (
+        (10**6, "1 texts of 1,000,0.. tokens.* need a state of .* GiB on a device that has"),
+        (2**31 - 1, "more than a state"),
+    ):
+        with pytest.raises(UserError, match=message):
+            session.read(*network, TEXT, params_fingerprint=NAME, extra_capacity=tokens)
+        with pytest.raises(UserError, match=message):
+            generate.generate(*network, [TEXT], sampler(0), max_tokens=tokens)
