@@ -2,7 +2,7 @@
 
 What is due is read off the folders: a run is over when it has an outcome.json, its quality is known when it has scores.npz, a
 candidate's cost when it has cost.json. So a comparison that was killed at any moment goes on by starting it again, and nothing
-that is there is done twice.
+that is there is done twice. Of runs that are over the files of RECORDS are enough, on another machine too.
 """
 
 import contextlib
@@ -32,6 +32,14 @@ from seqmodels.training import loop, run_folder
 
 OUTCOME, COST, START = "outcome.json", "cost.json", "start.json"
 FINISHED, DIVERGED = "finished", "diverged"
+RECORDS = (
+    "config.json",
+    "metrics.jsonl",
+    OUTCOME,
+    scores.FILE_NAME,
+    COST,
+    START,
+)  # what later commands read of runs that are over
 POLL_SECONDS = 0.3
 LINE_SECONDS = 20.0  # between two lines of progress where there is no terminal
 REWRITE_SECONDS = 1.0  # on a terminal

@@ -120,6 +120,23 @@ def test_a_finished_comparison_starts_no_process(compared, script, monkeypatch, 
     assert table[0].split()[:4] == ["mixer", "bits", "per", "byte"] and table[2].startswith("no_mixer"), "the control is last"
 
 
+def test_a_comparison_goes_on_from_its_records_alone(compared, script, monkeypatch, tmp_path, capsys):
+    """Without checkpoints, tokenizers and logs: so it can be taken to another machine, and published."""
+    folder, _, summary = compared
+    kept = [path for path in (folder / "compare").rglob("*") if path.name in jobs.RECORDS]
+    for path in kept:
+        copy = tmp_path / "compare" / path.relative_to(folder / "compare")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    monkeypatch.setattr(jobs.Executor, "_launch", None)
+    elsewhere = [each.replace(f"--workdir={folder}", f"--workdir={tmp_path}") for each in flags(folder)]
+    script.main([str(SCRIPT), *elsewhere])
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["mixers"] == summary["mixers"] and "4 runs are done" in said.err
+    first, second = (json.loads((each / "compare" / "results.json").read_text()) for each in (folder, tmp_path))
+    assert second["pairs"] == first["pairs"] and second["mixers"]["attention"]["cost"] == first["mixers"]["attention"]["cost"]
+
+
 def test_every_command_trains_what_was_planned(compared, script):
     """It names every field in which a run differs from configs/base.py, and so needs no file of the comparison."""
     folder, *_ = compared

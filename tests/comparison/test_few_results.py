@@ -11,13 +11,13 @@ from seqmodels import mixers
 from seqmodels.comparison import report, results
 from seqmodels.comparison.report import content, figures
 
-ROOT = Path(__file__).resolve().parents[2]
+OLD_RESULTS = Path(__file__).resolve().parents[1] / "old_results"
 MARGIN = 0.1  # nats between neighbours
 
 
 @pytest.fixture(scope="module")
 def published() -> dict:
-    return results.read(ROOT / "docs" / "results" / "tinystories_small" / "results.json")
+    return results.read(OLD_RESULTS / "tinystories_small.json")
 
 
 def made_up(published: dict, labels: list[str], *, seeds: int = 2, significant: bool = False, control: bool = True) -> dict:

@@ -20,7 +20,15 @@ def at_the_side(axes: Axes, label: str, y: float, colour: str) -> Text:
     """The name of a line, right of the axes at the height of its end."""
     height = axes.transAxes.inverted().transform(axes.transData.transform((1, y)))[1]
     return axes.text(
-        SIDE, min(max(height, 0.0), 1.0), label, transform=axes.transAxes, color=colour, fontsize=NORMAL, va="center", ha="left"
+        SIDE,
+        min(max(height, 0.0), 1.0),
+        label,
+        transform=axes.transAxes,
+        color=colour,
+        fontsize=NORMAL,
+        va="center",
+        ha="left",
+        parse_math=False,
     )
 
 
@@ -84,7 +92,7 @@ def beside_points(axes: Axes, points: Sequence[tuple[str, float, float]], colour
         named = label in colours
         text = axes.text(
             0, 0, label, transform=None, color=colours[label] if named else grey, fontsize=NORMAL if named else SMALL, va="center",
-            ha="center", zorder=4,
+            ha="center", zorder=4, parse_math=False,
         )  # fmt: skip
         size = text.get_window_extent(renderer)
         own = taken[list(places).index(label)]

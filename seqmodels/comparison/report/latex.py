@@ -80,7 +80,7 @@ def comma_separated(results: Mapping) -> str:
         heads += [column.name, *((f"{column.name}_low", f"{column.name}_high") if column.interval else ())]
     writer.writerow(heads)
     for label, row in content.ranked(results):
-        cells = [label, row["sizes"]["pattern"]]
+        cells = [escape(label, "csv"), escape(row["sizes"]["pattern"], "csv")]
         for column in columns:
             cells.append(column.key(row))
             if column.interval:
