@@ -202,10 +202,10 @@ def test_a_reader_beside_a_writer_takes_what_is_newest_now(tmp_path, monkeypatch
     write(tmp_path, (10, None), (20, None))
     read_step = checkpoint._read_step
 
-    def meanwhile(path, abstract_state):
+    def meanwhile(*arguments):
         monkeypatch.setattr(checkpoint, "_read_step", read_step)
         write(tmp_path, (30, None), (40, None))
-        return read_step(path, abstract_state)
+        return read_step(*arguments)
 
     monkeypatch.setattr(checkpoint, "_read_step", meanwhile)
     lines = []

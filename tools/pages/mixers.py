@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 COMPARISON = ROOT / "docs" / "results" / "tinystories_small" / "results.json"
 BEGIN, END = "<!-- table: python -m tools.pages.mixers -->", "<!-- end of table -->"
+BEGIN_SHORT = "<!-- short table: python -m tools.pages.mixers -->"
 VOCAB_SIZE, SEQ_LEN = 4096, 256  # of configs/tinystories.py
 GATE = "Table 1 of arXiv 2312.06635: "  # how a line of a mixer's header begins that says what multiplies its state
 
@@ -35,7 +36,9 @@ def main() -> None:
 def pages(comparison: dict) -> dict[Path, str]:
     """Each file that holds a table, as it should be."""
     return {
-        ROOT / "README.md": with_table(ROOT / "README.md", BEGIN, mixers_list()),
+        ROOT / "README.md": _with_table(
+            with_table(ROOT / "README.md", BEGIN, mixers_list()), BEGIN_SHORT, short_table(comparison)
+        ),
         ROOT / "docs" / "results.md": with_table(ROOT / "docs" / "results.md", BEGIN, comparison_table(comparison)),
         ROOT / "docs" / "mixers.md": mixers_page(),
     }
@@ -43,7 +46,11 @@ def pages(comparison: dict) -> dict[Path, str]:
 
 def with_table(path: Path, begin: str, table: str) -> str:
     """The text of a file with ``table`` between the line ``begin`` and the next END."""
-    before, rest = path.read_text(encoding="utf-8").split(begin)
+    return _with_table(path.read_text(encoding="utf-8"), begin, table)
+
+
+def _with_table(text: str, begin: str, table: str) -> str:
+    before, rest = text.split(begin)
     return f"{before}{begin}\n{table}\n{END}{rest.split(END, 1)[1]}"
 
 
@@ -52,13 +59,26 @@ def mixers_list() -> str:
     return ", ".join(f"[{name}]({references.of_mixer(name).url})" for name in mixers.names()) + "."
 
 
+def short_table(results: dict) -> str:
+    """The mixers of a comparison that have been run, by bits per byte, best first; the control is the last."""
+    seq_len, control = str(results["base"]["data"]["seq_len"]), results["control"]
+    rows = {name: row for name, row in results["mixers"].items() if row["quality"]}
+    lines = [f"| mixer | bits per byte | gain over `{control}` | state bytes at T = {seq_len} |", "|---|---|---|---|"]
+    for name in sorted(rows, key=lambda name: (name == control, rows[name]["quality"]["bits_per_byte"]["mean"])):
+        row = rows[name]
+        gain = f"{row['gain']['bits_per_byte']:.3f}" if row["gain"] else ""
+        state = f"{row['cost']['state_bytes'][seq_len]:,}" if row["cost"] else ""
+        lines.append(f"| `{name}` | {row['quality']['bits_per_byte']['mean']:.3f} | {gain} | {state} |")
+    return "\n".join(lines)
+
+
 def comparison_table(results: dict) -> str:
     """The mixers of a comparison by bits per byte, best first, and last those that have not been run and the control."""
     seq_len = str(results["base"]["data"]["seq_len"])
     controlled = "control" in results  # older results have none
     extra = ["gain over no mixer", "loss at position 1, nats"] if controlled else []
     heads = [
-        "mixer", "bits per byte", *extra, "perplexity", "repeated bigrams, nats", "other tokens, nats", "learning rate", "parameters",
+        "mixer", "bits per byte", *extra, "perplexity", "recall hits, nats", "other tokens, nats", "learning rate", "parameters",
         f"state bytes at T = {seq_len}", "training tokens/s",
     ]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
