@@ -30,7 +30,7 @@ def run(*arguments: str, cwd=None):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--suite=trian"], "there is ops, train, decode, hf, kernels, models"),
+        (["--suite=trian"], "did you mean 'train'? known: ops, train, decode, hf, kernels, models"),
         ([], "--suite"),
         (["--suite=train", "--mixers=atention"], "attention"),
         (["--suite=train", "--shapes=128"], "WIDTHxREPEATS"),

@@ -1,6 +1,6 @@
 """Drills that anyone can run: what was tried, what held, what failed.
 
-    make drills                 the quick part (CI runs it)
+    make drills                 the quick part, some minutes
     make drills LONG=1          many more trials of each; hours on two cores
     python -m tools.drills --only=kill_training,full_disk [--long] [--seed=0]
 
@@ -37,7 +37,8 @@ DRILLS = {
         interruptions.kill_training, interruptions.stop_training, interruptions.kill_on_mesh, interruptions.kill_tokenising,
         interruptions.kill_evaluating, interruptions.kill_comparing,
         disks.full_disk, disks.small_files, disks.read_only_disk, disks.no_home,
-        values.odd_values_built, values.odd_values_trained, long_runs.many_steps, long_runs.many_tokens,
+        values.odd_values_built, values.odd_values_trained, long_runs.many_steps, long_runs.host_time,
+        long_runs.many_tokens,
     )
 }  # fmt: skip
 

@@ -1,7 +1,9 @@
-"""Many steps and many tokens: memory and open files stay what they were, and every token is one of the vocabulary."""
+"""Many steps and many tokens: memory, open files and programs stay what they were, and every token is one of the vocabulary."""
 
 import json
 import os
+import statistics
+import time
 
 import train
 from tools.drills.interruptions import reference
@@ -9,10 +11,13 @@ from tools.drills.trials import Count, Place, in_child
 
 GROWTH = 48 << 20
 """Bytes that a process may grow by between a third of the way and the end: allocators keep some."""
+HOST_SECONDS = 2e-3
+"""Of CPU time that the thread of the loop may take for a step."""
+LAYERS = 24
 
 
 def many_steps(place: Place) -> Count:
-    """Tiny steps, with evaluations, rows and checkpoints among them."""
+    """Tiny steps, with evaluations, rows and checkpoints among them: memory, open files, compiled programs."""
     steps = place.some(1200, 100_000)
     flags = place.flags(
         place.new("steps") / "run", train__steps=steps, train__eval_every_steps=steps // 24,
@@ -22,10 +27,10 @@ def many_steps(place: Place) -> Count:
     def main() -> None:
         from seqmodels.training.checkpoint import Writer
 
-        seen, save = [], Writer.save
+        seen, compiled, save = [], compilations(), Writer.save
 
         def measured(self, step, *arguments, **options):
-            seen.append((step, *usage()))
+            seen.append((step, *usage(), len(compiled), len(list((place.folder / "programs").glob("*")))))
             return save(self, step, *arguments, **options)
 
         Writer.save = measured
@@ -37,8 +42,61 @@ def many_steps(place: Place) -> Count:
     count.judge(ended.code == 0, f"exit status {ended.code}: {ended.err[-200:]}")
     if ended.code == 0:
         seen = json.loads(ended.out.splitlines()[-1])
-        _judge_growth(count, seen, f"{steps:,} steps")
+        _judge_growth(count, [each[:3] for each in seen], f"{steps:,} steps")
+        (*_, compiled_early, kept_early), (*_, compiled_late, kept_late) = seen[len(seen) // 3], seen[-1]
+        count.judge(compiled_late == compiled_early, f"{compiled_late - compiled_early} programs were compiled after a third")
+        count.judge(kept_late == kept_early, f"the cache of programs grew from {kept_early} to {kept_late} files")
     return count
+
+
+def host_time(place: Place) -> Count:
+    """CPU time of the loop's thread for a step of 24 layers: the median below 2 ms, late ones no dearer than early ones."""
+    steps = place.some(300, 10_000)
+    flags = place.flags(
+        place.new("host") / "run", train__steps=steps, train__eval_every_steps=steps, train__checkpoint_every_steps=steps,
+        train__log_every_steps=10, model__repeats=LAYERS // 2, model__pattern="linear_attention mlp",
+    )  # fmt: skip
+
+    def main() -> None:
+        from seqmodels.training import loop
+
+        seconds, one_step = [], loop._Run.train_one_step
+
+        def measured(self):
+            begun = time.thread_time()
+            one_step(self)
+            seconds.append(time.thread_time() - begun)
+
+        loop._Run.train_one_step = measured
+        train.main(flags)
+        third = len(seconds) // 3
+        print(
+            json.dumps([statistics.median(part) for part in (seconds[third:], seconds[third : 2 * third], seconds[2 * third :])])
+        )
+
+    ended = in_child(main, seconds=7200)
+    count = Count()
+    count.judge(ended.code == 0, f"exit status {ended.code}: {ended.err[-200:]}")
+    if ended.code == 0:
+        median, early, late = json.loads(ended.out.splitlines()[-1])
+        count.judge(median < HOST_SECONDS, f"{steps:,} steps of {LAYERS} layers: {1e3 * median:.2f} ms of CPU time for a step")
+        count.judge(late < 1.5 * early, f"a step took {1e3 * early:.2f} ms of CPU time, and {1e3 * late:.2f} ms at the end")
+        print(f"{'':22} {1e3 * median:.2f} ms of the loop's thread for a step of {LAYERS} layers")
+    return count
+
+
+def compilations() -> list[str]:
+    """A list that grows by one for each program that XLA compiles, or loads, from now on."""
+    import jax
+
+    found: list[str] = []
+
+    def note(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    return found
 
 
 def many_tokens(place: Place) -> Count:
