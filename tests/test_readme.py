@@ -1,9 +1,14 @@
-"""The README's map names every folder of the library and of its tools, and none that is not there."""
+"""The README is short, and its map names every folder of the library and of its tools, and none that is not there."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_it_is_read_in_two_minutes():
+    """What needs more belongs in docs/."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_the_map_is_complete():

@@ -14,6 +14,7 @@ import jax
 
 from configs import tinystories
 from seqmodels import command_line, mixers, model, references
+from seqmodels.comparison.report import content
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 
@@ -61,11 +62,11 @@ def mixers_list() -> str:
 
 def short_table(results: dict) -> str:
     """The mixers of a comparison that have been run, by bits per byte, best first; the control is the last."""
-    seq_len, control = str(results["base"]["data"]["seq_len"]), results["control"]
-    rows = {name: row for name, row in results["mixers"].items() if row["quality"]}
-    lines = [f"| mixer | bits per byte | gain over `{control}` | state bytes at T = {seq_len} |", "|---|---|---|---|"]
-    for name in sorted(rows, key=lambda name: (name == control, rows[name]["quality"]["bits_per_byte"]["mean"])):
-        row = rows[name]
+    seq_len = str(results["base"]["data"]["seq_len"])
+    lines = [f"| mixer | bits per byte | gain over `{results['control']}` | state bytes at T = {seq_len} |", "|---|---|---|---|"]
+    for name, row in content.ranked(results):
+        if not row["quality"]:
+            continue
         gain = f"{row['gain']['bits_per_byte']:.3f}" if row["gain"] else ""
         state = f"{row['cost']['state_bytes'][seq_len]:,}" if row["cost"] else ""
         lines.append(f"| `{name}` | {row['quality']['bits_per_byte']['mean']:.3f} | {gain} | {state} |")
