@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from typing import Any, Final
 
 from seqmodels.formats.limits import Malformed, excerpt, read_text
@@ -14,7 +15,8 @@ MOST_VALUES: Final = 4_000_000
 MOST_DIGITS: Final = 40
 """Of a whole number: more than any field holds, far from the 4,300 at which Python itself refuses."""
 
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Without its end a string is all that follows: else each quotation mark in it would be looked at as a beginning, in quadratic time.
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKET: Final = re.compile(r"[\[\]{}]")
 
 
@@ -70,8 +72,7 @@ def _check_depth(text: str, name: str | os.PathLike[str]) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"{excerpt(twice)} is there twice in one object")
     return found
 

@@ -90,10 +90,15 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         found = _HEADER.fullmatch(header)
         if found is None:
             raise ValueError(f"{member.filename[:60]!r} has no header as numpy writes it of numbers or text")
-        dtype = np.dtype(found[1].decode())
+        try:
+            dtype = np.dtype(found[1].decode())
+        except TypeError:
+            raise ValueError(f"{member.filename[:60]!r} is of a type that there is not, {found[1].decode()}") from None
         shape = tuple(int(part) for part in found[3].replace(b" ", b"").split(b",") if part)
         count = math.prod(shape) * dtype.itemsize
         rest = member.file_size - 8 - width - header_bytes
+        if not dtype.itemsize:  # of which any number takes no bytes; numpy makes room for them all the same
+            raise ValueError(f"{member.filename[:60]!r} holds values of no bytes")
         if len(shape) > MOST_DIMENSIONS or count != rest or max(shape, default=0) >= 1 << 62:
             raise ValueError(f"{member.filename[:60]!r} of shape {list(shape)[:8]} has {rest:,} bytes, not {count:,}")
         content = np.empty(count, np.uint8)

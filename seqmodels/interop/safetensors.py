@@ -23,6 +23,7 @@ FILE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 MAX_DIMENSIONS: Final = 32
+MAX_NAME_BYTES: Final = 255  # of a file
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -110,6 +111,8 @@ def _entry(path: Path, name: str, values: Any) -> _Entry:
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
         raise Malformed(f"{path} is damaged: {shown} has the shape {excerpt(shape)} and the bytes {excerpt(offsets)}")
     first, end = offsets
+    if math.prod(size for size in shape if size) >= 1 << 60:  # numpy counts so, also where a dimension is 0
+        raise Malformed(f"{path} is damaged: {shown} has the shape {excerpt(shape)}")
     if end - first != math.prod(shape) * DTYPES[dtype].itemsize:
         raise Malformed(f"{path} is damaged: {shown} of shape {shape} has the bytes {first} to {end}")
     return _Entry(dtype, tuple(shape), first, end)
@@ -141,6 +144,9 @@ def _read_shards(folder: Path) -> Tensors:
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise Malformed(f"{path} is damaged: it has no weight_map of tensors to files")
     names = sorted({Path(place).name for place in places.values()})
+    odd = next((name for name in names if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES), None)
+    if odd is not None:
+        raise Malformed(f"{path} is damaged: it names a file {excerpt(odd)}")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} lacks {missing[0]}, which {INDEX_NAME} names")

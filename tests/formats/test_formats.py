@@ -165,3 +165,11 @@ def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path):
 
 def test_sizes_for_people():
     assert limits.size(0) == "0 bytes" and limits.size(256e9) == "238.4 GiB" and limits.size(2**80) == "1,073,741,824.0 PiB"
+
+
+def test_an_index_of_shards_names_files(tmp_path):
+    path = tmp_path / safetensors.INDEX_NAME
+    for name in ("x" * 5000, "é" * 128, "", "..", "a\0b", "\ud800", "../" * 50 + "etc/passwd"):
+        path.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(limits.UserError):
+            safetensors.read_folder(tmp_path)

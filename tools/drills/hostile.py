@@ -80,6 +80,8 @@ def json_files() -> dict[str, bytes]:
         "negative_overflow": b"[-1e999]",
         "twice": b'{"a": 1, "a": 2}', "two_documents": b"{} {}", "comment": b"{} // x",
         "many": b"[" + b"0," * 5_000_000 + b"0]",
+        "an_open_string_of_quotes": b"[" * 65 + b'"' + b'\\"' * 500_000, "ends_in_a_backslash": b"[" * 65 + b'"\\',
+        "the_last_of_many_twice": b"{%s}" % b",".join(b'"%060d":0' % (i % 99_999) for i in range(100_000)),
     }  # fmt: skip
 
 
@@ -122,6 +124,10 @@ def npz_files() -> dict[str, bytes]:
         "no_array": npz({"a": b"PK"}),
         "a_wrong_checksum": good.replace(struct.pack("<I", zlib.crc32(npy("'<f4'", "(2,)", bytes(8)))), b"\1\2\3\4"),
         "itemsize": npz({"a": npy("'<V999999999'", "(1,)", bytes(8))}),
+        **{f"no_such_type_{i}": npz({"a": npy(f"'{dtype}'", "(1,)", bytes(3))})
+           for i, dtype in enumerate(("<f3", "<i0", "<c7", "<f32", "<U999999999"))},
+        **{f"terabytes_of_nothing_{i}": npz({"a": npy(f"'{dtype}'", "(1000000000000,)")})
+           for i, dtype in enumerate(("<U0", "|S0", "|V0"))},
         "large_directory": good[:-10] + (1 << 31).to_bytes(4, "little") + good[-6:],
     }  # fmt: skip
 
@@ -149,6 +155,7 @@ def safetensors_files() -> dict[str, bytes]:
         "negative_shape": safetensors({"a": tensor(0, 4, [-1, -1])}, bytes(4)),
         "huge_shape": safetensors({"a": tensor(0, 4, [2**62, 4])}, bytes(4)),
         "no_bytes": safetensors({"a": tensor(0, 0, [0, 2**63])}),
+        "no_bytes_of_an_overflow": safetensors({"a": tensor(0, 0, [2**59, 2**59, 0])}),
         "many_axes": safetensors({"a": tensor(0, 4, [1] * 64)}, bytes(4)),
         "texts": safetensors({"a": tensor(0, 4, ["1"])}, bytes(4)),
         "fractions": safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}, bytes(4)),
