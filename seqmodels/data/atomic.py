@@ -83,8 +83,11 @@ def lock(path: str | os.PathLike[str], *, waiting: str | None = "") -> Iterator[
     Args:
         waiting: said on stderr before waiting for another holder; None: do not wait, it is not held then.
     """
-    with open(path, "ab") as file:
-        yield _locked(file.fileno(), waiting)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        yield _locked(descriptor, waiting)
+    finally:
+        os.close(descriptor)
 
 
 def _locked(descriptor: int, waiting: str | None) -> bool:

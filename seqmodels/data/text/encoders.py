@@ -56,12 +56,12 @@ def encode(batch: list[Piece], tokenizer: Tokenizer) -> Encoded:
         tokens[end - len(ids) : end] = ids
     _check_ids(tokens, tokenizer)
     text_bytes = np.cumsum([len(piece.text.encode("utf-8")) for piece in batch], dtype="<i8")
-    return Encoded(tokens.astype(dtype_of(tokenizer)), after, text_bytes, ends)
+    return Encoded(tokens.astype(dtype_of(tokenizer.vocab_size)), after, text_bytes, ends)
 
 
-def dtype_of(tokenizer: Tokenizer) -> str:
-    """The type of a tokenizer's tokens on the disk."""
-    return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+def dtype_of(vocab_size: int) -> str:
+    """The type of tokens on the disk."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
 def _check_ids(ids: Int64[np.ndarray, " tokens"], tokenizer: Tokenizer) -> None:

@@ -39,7 +39,7 @@ from seqmodels.data.text.tokenizer import Tokenizer, digest
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.formats import json_text
-from seqmodels.formats.limits import Malformed
+from seqmodels.formats.limits import Malformed, open_file
 
 _FORMAT: Final = 2
 """Of an entry: raise it when its files change their meaning."""
@@ -51,6 +51,8 @@ _BLOCK_BYTES: Final = 1 << 18
 _VERIFIED_AT_ONCE_BYTES: Final = 1 << 28
 """A shard up to so large is compared with its digests when it is opened, in about 0.5 s."""
 _ATTEMPTS: Final = 5
+_OF_ANOTHER_KIND: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Nothing is there, or a file where a folder should be, or a link that leads nowhere: damage, whenever one looks."""
 
 
 class VerifiedArray:
@@ -60,13 +62,16 @@ class VerifiedArray:
         """``count`` numbers of ``dtype``; ``digests`` are those of the file's blocks, as `_Shard` takes them.
 
         Raises:
+            Malformed: it is no regular file.
             ValueError: the file has another size.
         """
         self._path, self._digests = path, digests
-        self._numbers = np.memmap(path, dtype, mode="r", shape=(count,))
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != count * np.dtype(dtype).itemsize or len(digests) != -(-size // _BLOCK_BYTES):
+                raise ValueError(f"{path.name} has another size than was written")
+            self._numbers = np.memmap(file, dtype, mode="r", shape=(count,))
         self._verified = bytearray(len(digests))
-        if len(digests) != -(-self._numbers.nbytes // _BLOCK_BYTES) or path.stat().st_size != self._numbers.nbytes:
-            raise ValueError(f"{path.name} has another size than was written")
         self.dtype, self.shape = self._numbers.dtype, self._numbers.shape
 
     def __len__(self) -> int:
@@ -191,6 +196,7 @@ def _build(folder: Path, entry: Path, split: Split, tokenizer: Tokenizer, descri
         totals, digests = _write(building, pieces, tokenizer, processes=others)
         if not totals["documents"]:
             raise UserError(f"the {label} holds no text")
+        split.check_unchanged()
         _write_manifest(building, {"description": description, "totals": totals, "left_out": dict(left_out), "digests": digests})
         stream = _opened(building, description, tokenizer.vocab_size)  # before it has its name, which others may touch
         if stream is None:
@@ -247,7 +253,7 @@ def _write(
             closed = text_bytes[ends][-1] if ends.any() else -open_bytes
             open_bytes = int(text_bytes[-1] - closed)
     totals = {
-        "dtype": encoders.dtype_of(tokenizer),
+        "dtype": encoders.dtype_of(tokenizer.vocab_size),
         "tokens": total_tokens,
         "documents": total_documents,
         "tokenizer": tokenizer.name,
@@ -296,22 +302,26 @@ def _opened(entry: Path, description: dict[str, Any], vocab_size: int, *, notify
         if key_of(manifest["description"]) != key_of(description):
             raise ValueError(f"{_MANIFEST} is of another text or tokenizer")
         totals, digests = manifest["totals"], manifest["digests"]
+        if totals["dtype"] != encoders.dtype_of(vocab_size):
+            raise ValueError(f"{_MANIFEST} says {totals['dtype']!r} of the tokens")
         tokens = VerifiedArray(entry / _TOKENS, totals["dtype"], totals["tokens"], digests[_TOKENS])
         ends, text_bytes = (
             VerifiedArray(entry / shard, "<i8", totals["documents"], digests[shard]).whole() for shard in (_ENDS, _BYTES)
         )
+        if ends[-1] != len(tokens):
+            raise ValueError(f"its documents end at {ends[-1]:,}, its tokens at {len(tokens):,}")
         if totals["tokens"] * tokens.dtype.itemsize <= _VERIFIED_AT_ONCE_BYTES:
             tokens = tokens.whole()
             if tokens.max() >= vocab_size:
                 raise ValueError(f"{_TOKENS} has the id {tokens.max()}, beyond the vocabulary of {vocab_size}")
         return TokenStream(tokens, ends, text_bytes, manifest["left_out"], f"{_FORMAT}:{_digest_of({'blocks': digests})}")
-    except (FileNotFoundError, Malformed, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, Malformed, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_ANOTHER_KIND:
+            raise UserError(f"cannot read the cached tokens '{error.filename or entry}': {error.strerror}") from error
         if notify:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             say(f"cached tokens in '{entry}' are damaged ({reason}): making them again")
         return None
-    except OSError as error:
-        raise UserError(f"cannot read the cached tokens '{error.filename or entry}': {error.strerror}") from error
 
 
 def _put_in_place(building: Path, entry: Path, description: dict[str, Any], vocab_size: int) -> None:
@@ -320,7 +330,7 @@ def _put_in_place(building: Path, entry: Path, description: dict[str, Any], voca
             atomic.rename_folder(building, entry)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
         if _opened(entry, description, vocab_size) is not None:
             return  # another process was faster
@@ -328,7 +338,15 @@ def _put_in_place(building: Path, entry: Path, description: dict[str, Any], voca
         damaged = entry.with_name(f"{entry.name}.building.{atomic.unique()}")
         with contextlib.suppress(FileNotFoundError):  # another process set it aside
             entry.rename(damaged)
-        shutil.rmtree(damaged, ignore_errors=True)
+        _remove(damaged)
+
+
+def _remove(path: Path) -> None:
+    """Takes away a folder, or the file or link that stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _remove_abandoned(folder: Path, own_key: str | None) -> None:
@@ -337,8 +355,8 @@ def _remove_abandoned(folder: Path, own_key: str | None) -> None:
     for building in folder.glob("*.building.*"):
         key = building.name.partition(".")[0]
         if key == own_key:
-            shutil.rmtree(building, ignore_errors=True)
+            _remove(building)
         elif (locks / f"{key}.lock").exists():
             with atomic.lock(locks / f"{key}.lock", waiting=None) as is_free:
                 if is_free:
-                    shutil.rmtree(building, ignore_errors=True)
+                    _remove(building)

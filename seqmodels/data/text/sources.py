@@ -70,6 +70,24 @@ class Split:
         """Of its files, or what else it is."""
         return tuple(_place(file, self.root) for file in self.files) or (self.label,)
 
+    def check_unchanged(self) -> None:
+        """Whether the files, once read, are still those of the fingerprint.
+
+        Raises:
+            UserError: one of them was changed, or cannot be read, so that nobody knows of which of its states the text is.
+        """
+        for before in self.fingerprint.get("files") or ():
+            try:
+                changed = fingerprint.of_file(Path(before["path"])) != before
+            except FileNotFoundError:
+                changed = True
+            except OSError as error:
+                raise UserError(f"cannot read '{before['path']}': {error.strerror}") from error
+            if changed:
+                raise UserError(
+                    f"'{before['path']}' was changed while it was read: start the same command again when it is complete"
+                )
+
     def pieces(self, left_out: Counter[str]) -> Iterator[Piece]:
         """The documents that have text, in pieces; ``left_out`` counts the others by reason."""
         return readers.whole(self.documents(), left_out) if self.in_pieces is None else self.in_pieces(left_out)

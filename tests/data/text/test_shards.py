@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqmodels.data.text import shards, toy
+from seqmodels.data.text import shards, sources, toy
 from seqmodels.data.text.readers import Piece
 from seqmodels.data.text.shards import cached_tokens
 from seqmodels.data.text.sources import Split
@@ -100,6 +100,78 @@ def test_a_damaged_entry_is_made_again_with_one_line_of_notice(tmp_path, capsys,
     assert len(notices) == 1 and str(entry) in notices[0]
     assert entries(tmp_path) == [entry] and len(list((tmp_path / "tokens").iterdir())) == 1
     assert cached_tokens(tmp_path, unread(), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
+
+
+def in_its_place(make):
+    def replace(path):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        make(path)
+
+    return replace
+
+
+OF_ANOTHER_KIND = {
+    "a folder": in_its_place(Path.mkdir),
+    "a pipe": in_its_place(os.mkfifo),
+    "a device": in_its_place(lambda path: path.symlink_to("/dev/zero")),
+    "a link to nothing": in_its_place(lambda path: path.symlink_to("/nowhere/at/all")),
+    "a link to itself": in_its_place(lambda path: path.symlink_to(path.name)),
+    "no bytes": in_its_place(lambda path: path.write_bytes(b"")),
+}
+
+
+@pytest.mark.parametrize("kind", OF_ANOTHER_KIND)
+@pytest.mark.parametrize("place", ["tokens.bin", "document_ends.bin", "manifest.json", ""])
+def test_what_stands_in_a_file_s_or_an_entry_s_place_is_replaced(tmp_path, kind, place):
+    cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test")
+    (entry,) = entries(tmp_path)
+    OF_ANOTHER_KIND[kind](entry / place)
+    assert cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
+    assert cached_tokens(tmp_path, unread(), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "totals",
+    [{"dtype": "<u1", "tokens": 2 * len(tokens_of(TEXTS))}, {"dtype": "<f2"}, {"dtype": "O"}, {"dtype": [["a", "<u2"]]},
+     {"tokens": -1}, {"tokens": 2**63}, {"tokens": 0}, {"documents": 2.5}, {"documents": None}],
+)  # fmt: skip
+def test_a_manifest_of_other_numbers_is_not_believed_though_its_digest_is_right(tmp_path, totals):
+    cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test")
+    (entry,) = entries(tmp_path)
+    manifest = json.loads((entry / "manifest.json").read_text())
+    manifest["totals"] |= totals
+    del manifest["digest"]
+    shards._write_manifest(entry, manifest)
+    assert cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
+
+
+def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path):
+    cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test")
+    (entry,) = entries(tmp_path)
+    shutil.rmtree(entry)
+    in_its_place(os.mkfifo)(tmp_path / "locks" / f"{entry.name}.lock")
+    assert cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda path: path.write_text("another\n"), lambda path: path.open("a").write("more"), Path.unlink]
+)
+def test_tokens_of_a_file_that_is_changed_meanwhile_are_not_kept(tmp_path, monkeypatch, change):
+    path = tmp_path / "text.txt"
+    path.write_text("one<|endoftext|>two")
+    split = sources.open_source(str(path), revision="", toy_documents=1).train
+    write = shards._write
+
+    def slow(*args, **options):
+        written = write(*args, **options)
+        change(path)
+        return written
+
+    monkeypatch.setattr(shards, "_write", slow)
+    with pytest.raises(UserError, match=r"text.txt' was changed while it was read"):
+        cached_tokens(tmp_path / "cache", split, BytesTokenizer(), label="test")
+    assert entries(tmp_path / "cache") == []
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):
