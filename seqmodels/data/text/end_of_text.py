@@ -29,7 +29,7 @@ def beside(path: Path, library: Any, report: Callable[[str], None]) -> tuple[int
         library: the ``tokenizers.Tokenizer`` in it.
         report: called with one line for each thing a person should know.
     """
-    special = {token for token, added in library.get_added_tokens_decoder().items() if added.special}
+    special = set(library.get_added_tokens_decoder())  # marked as special or not: an ordinary word is none of them
     by_id, by_name = {}, {}  # each id, and where it is said
     for file in ID_FILES:
         for token in _as_list(_read(path.with_name(file), "eos_token_id", report)):
@@ -56,7 +56,11 @@ def beside(path: Path, library: Any, report: Callable[[str], None]) -> tuple[int
         said = " and ".join(f"{library.id_to_token(token)!r} in {file}" for token, file in (by_id | by_name).items())
         report(f"{path.parent} names {said}; {library.id_to_token(separator)!r} is taken to stand between two texts")
     ends = dict.fromkeys([separator, *by_id, *by_name])
-    return tuple(token for token in ends if token == separator or token in special or token in by_name)
+    words = [token for token in ends if token != separator and token not in special and token not in by_name]
+    for token in words if both else ():  # else it is said already
+        said = f"{path.with_name(by_id[token])}: eos_token_id {token} is the ordinary {library.id_to_token(token)!r}"
+        report(f"{said}; it is not taken to end a text")
+    return tuple(token for token in ends if token not in words)
 
 
 def write_beside(path: Path, name: str, ends: Sequence[int]) -> None:

@@ -133,6 +133,8 @@ class LibraryTokenizer:
         library.encode_special_tokens = True
         library.no_padding()
         library.no_truncation()
+        if _dropout(library):
+            library.model.dropout = None
         self.is_guess = not ends
         names = [library.id_to_token(end) for end in ends] or [_end_by_name(library)]
         taken = {library.id_to_token(token): token for token in library.get_vocab(with_added_tokens=True).values()}
@@ -188,6 +190,11 @@ class LibraryTokenizer:
         _save(self, path)
 
 
+def _dropout(library: Any) -> float | None:
+    """With which probability a BPE leaves out a merge (Provilkov et al. 2020); None or 0: it does not."""
+    return getattr(library.model, "dropout", None)
+
+
 def _end_by_name(library: Any) -> str:
     return next((name for name in _END_NAMES if library.token_to_id(name) is not None), END_OF_TEXT)
 
@@ -240,10 +247,14 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
         path = path / FILE_NAME
     if not path.is_file():
         raise UserError(f"no tokenizer at '{path_or_name}': data.tokenizer is 'bpe', 'bytes' or the path of a tokenizer.json")
+
+    def ends_of(library: Any) -> Sequence[int]:
+        if _dropout(library):
+            report(f"{path}: its dropout={_dropout(library):.3g} is not applied: a text has the same tokens whenever it is read")
+        return end_of_text.beside(path, library, report)
+
     try:
-        tokenizer = from_json(
-            read_text(path, tokenizer_json.MOST_BYTES), "it", lambda library: end_of_text.beside(path, library, report)
-        )
+        tokenizer = from_json(read_text(path, tokenizer_json.MOST_BYTES), "it", ends_of)
     except UserError as error:
         raise UserError(f"'{path}' is not a tokenizer.json that can be read ({error})") from None
     if tokenizer.is_guess and tokenizer.end_name != END_OF_TEXT:
@@ -266,12 +277,16 @@ def from_json(text: str, name: str = FILE_NAME, ends_of: Callable[[Any], Sequenc
     """
     from tokenizers import Tokenizer as Library
 
-    description = tokenizer_json.check(text, name)
-    if description["model"] == json.loads(BytesTokenizer().to_json())["model"]:
-        return BytesTokenizer()
+    tokenizer_json.check(text, name)
     try:
         library = Library.from_str(text)
-        return LibraryTokenizer(library, ends_of(library))
+        library.no_padding()
+        library.no_truncation()
+        ends = tuple(ends_of(library))
+        # Nothing else: not another token beside the bytes, nor what changes a text first.
+        if ends in ((), BytesTokenizer.ends) and json.loads(library.to_str()) == json.loads(BytesTokenizer().to_json()):
+            return BytesTokenizer()
+        return LibraryTokenizer(library, ends)
     except BaseException as error:  # the library raises bare Exception and, where it panics, a bare BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

@@ -114,3 +114,21 @@ def test_the_same_file_with_another_end_is_another_tokenizer(tmp_path):
         for end in ("<a>", "<b>")
     )
     assert one.to_json() == other.to_json() and data.tokenizer_digest(one) != data.tokenizer_digest(other)
+
+
+def test_an_added_token_ends_a_text_whether_or_not_it_is_marked_as_special(tmp_path):
+    said = {
+        "config": {"eos_token_id": 2},
+        "generation_config": {"eos_token_id": [2, 3]},
+        "tokenizer_config": {"eos_token": "<end>"},
+    }
+    folder = folder_with(tmp_path, ["?", "one", "<end>", "<turn>"], ["<end>"], **said)
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.add_tokens([tokenizers.AddedToken("<turn>", special=False)])
+    library.save(str(folder / "tokenizer.json"))
+    tokenizer, lines = loaded(folder)
+    assert (tokenizer.ends, lines) == ((2, 3), [])
+    # An ordinary word does not, beside a token that has an id and a name; and that is said.
+    folder = folder_with(tmp_path, ["?", "one", "<end>", "turn"], ["<end>"], **said)
+    tokenizer, [line] = loaded(folder)
+    assert tokenizer.ends == (2,) and "eos_token_id 3 is the ordinary 'turn'; it is not taken to end a text" in line

@@ -244,3 +244,61 @@ def test_what_a_text_begins_with_is_read_from_the_file(bpe):
         found = tokenizer.LibraryTokenizer(library)
         assert found.beginning == beginning and found.encode("a") == [2]
         assert tokenizer.from_json(found.to_json()).beginning == beginning
+
+
+def another(description, **token):
+    description["added_tokens"].append(description["added_tokens"][0] | token)
+
+
+BYTES_AND_MORE = {
+    "another token": lambda d: another(d, id=257, content="<x>"),
+    "another end": lambda d: d["added_tokens"][0].update(content="</s>"),
+    "no end": lambda d: d.update(added_tokens=[]),
+    "lower case": lambda d: d.update(normalizer={"type": "Lowercase"}),
+    "a space before": lambda d: d["pre_tokenizer"].update(add_prefix_space=True),
+    "a token before": lambda d: d.update(post_processor={
+        "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [65], "tokens": ["A"]}},
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BYTES_AND_MORE)
+def test_a_file_of_the_bytes_and_more_is_read_as_what_it_is(change, tmp_path):
+    description = json.loads(tokenizer.BytesTokenizer().to_json())
+    BYTES_AND_MORE[change](description)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    loaded = data.load_tokenizer(tmp_path)
+    library = tokenizers.Tokenizer.from_str(json.dumps(description))
+    library.encode_special_tokens = True
+    assert loaded.encode("A bé") == library.encode("A bé", add_special_tokens=False).ids
+    assert [*loaded.beginning, *loaded.encode("A bé")] == library.encode("A bé").ids
+    assert set(library.get_vocab(with_added_tokens=True)) <= set(json.loads(loaded.to_json())["model"]["vocab"]) | {
+        token["content"] for token in json.loads(loaded.to_json())["added_tokens"]
+    }
+
+
+def test_the_bytes_end_a_text_with_what_the_files_beside_them_say(tmp_path):
+    description = json.loads(tokenizer.BytesTokenizer().to_json())
+    another(description, id=257, content="<turn>")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    (tmp_path / "config.json").write_text('{"eos_token_id": [257, 256]}')
+    assert data.load_tokenizer(tmp_path).ends == (257, 256)
+    tokenizer.BytesTokenizer().save(tmp_path / "tokenizer.json")
+    (tmp_path / "config.json").write_text('{"eos_token_id": 256}')
+    assert isinstance(data.load_tokenizer(tmp_path), tokenizer.BytesTokenizer)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
+    assert data.load_tokenizer(tmp_path).ends == (0,)
+
+
+@pytest.mark.parametrize("dropout", [0.5, 1.0])
+def test_a_text_has_the_same_tokens_whatever_dropout_the_file_asks_for(bpe, dropout, tmp_path):
+    description = json.loads(bpe.to_json())
+    description["model"]["dropout"] = dropout
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    lines = []
+    loaded = data.load_tokenizer(tmp_path, lines.append)
+    for text in TEXTS:
+        assert loaded.encode(text) == loaded.encode_batch([text])[0].tolist() == bpe.encode(text)
+    assert len(lines) == 1 and "dropout" in lines[0] and loaded.to_json() == bpe.to_json()
