@@ -12,7 +12,8 @@ PYTHON_AOT ?= $(shell for p in python3.12 python3 "$$HOME"/.pyenv/versions/3.12.
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$p" && break; done)
 # A few of `make test`'s tests, for the code has to run on these versions too.
 NEWEST := tests/training/test_step.py::test_learns tests/mixers/test_gla.py tests/ops/test_delta_rule.py::test_golden \
-	tests/ops/test_softmax_attention.py::test_goldens tests/ops/kernels/tpu/test_softmax_attention.py
+	tests/ops/test_softmax_attention.py::test_goldens tests/ops/kernels/tpu/test_softmax_attention.py \
+	tests/training/test_topologies.py
 RUN_AOT := cd "$(ROOT)" && JAX_PLATFORMS=cpu "$(VENV_AOT)/bin/python"
 VENV_DOCS ?= $(ROOT).venv-docs
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)

@@ -15,7 +15,8 @@ BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8,
     "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CHAIN = re.compile(r'channel_id=\d+,.*chain_id="\d+"')
 _ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\])")
 _CALLS = re.compile(r"(?:to_apply|calls|body|condition|branch_computations)=\{?%?([\w.\-]+)")
 
@@ -42,6 +43,8 @@ class Collective:
 def collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program but for those of single devices, each once, however often a loop runs it.
 
+    One that a TPU overlaps with computation is written several times, with one number of its chain.
+
     Args:
       text: ``compiled.as_text()``.
     """
@@ -60,13 +63,28 @@ def collectives(text: str) -> list[Collective]:
         if computation not in in_loop:
             in_loop.add(computation)
             todo += _CALLS.findall("\n".join(lines_of[computation]))
-    found = []
+    found, chains = [], set()
     for computation, lines in lines_of.items():
         for line in lines:
-            match = _COLLECTIVE.search(line)
-            if match and not _ALONE.search(line):
-                found.append(Collective(match[2], _shapes(match[1]), computation in in_loop))
+            match, chain = _COLLECTIVE.search(line), _CHAIN.search(line)
+            if match and not _ALONE.search(line) and (chain is None or (match[2], chain[0]) not in chains):
+                chains.add(chain and (match[2], chain[0]))
+                nested = match[3] and (match[2] != "all-reduce" or match[1].startswith("(("))
+                found.append(Collective(match[2], _shapes(_results(match[1]) if nested else match[1]), computation in in_loop))
     return found
+
+
+def _results(text: str) -> str:
+    """Of the type of an operation's start that of its results: ``((operands), (results), ...)``, or one of each without the inner
+    parentheses; an all-reduce's may be the results alone."""
+    depth, parts = 0, [""]
+    for letter in re.sub(r"\{[^{}]*\}", "", text)[1:-1]:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts[1] if len(parts) > 1 else text
 
 
 def _shapes(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:

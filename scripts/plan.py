@@ -7,8 +7,9 @@ For every mesh.data x mesh.fsdp x mesh.tensor over which the batch divides: byte
 on one device, whether they fit, and the bytes that a device receives in collectives. For the config's mesh, or else the best of
 these: FLOPs per token, tokens a second at --utilisation of the data sheet's peak (a guess of yours: 0.4 by default), and with
 --tokens and --price (of one device for an hour) time and price. All from shapes: nothing is allocated. --lower traces and lowers
-the training step for all devices; --compile compiles it, where there are as many here
-(XLA_FLAGS=--xla_force_host_platform_device_count=8 makes virtual ones). The last line of stdout is one JSON object.
+the training step for all devices. --compile compiles it: for the devices asked for, where they are here or their compiler is
+(v5e, v5p, v6e, h200: `make aot-venv`), else for as many CPU devices (XLA_FLAGS=--xla_force_host_platform_device_count=8 makes
+virtual ones). The last line of stdout is one JSON object.
 """
 
 import json
@@ -29,12 +30,12 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 import jax
 
 from benchmarks import hlo
-from seqmodels import command_line, config_help, ranges
+from seqmodels import command_line, config_help, ops, ranges
 from seqmodels.config import MeshConfig, RunConfig, from_config_dict
 from seqmodels.device_memory import gib
 from seqmodels.errors import UserError
 from seqmodels.escape import say
-from seqmodels.training import run_folder, scale
+from seqmodels.training import run_folder, scale, topologies
 from seqmodels.training.state import Trainer
 
 NUMBERS = {"tokens": ranges.Positive, "utilisation": ranges.Probability, "price": ranges.Positive}
@@ -46,7 +47,7 @@ FLAGS = {
     "tokens": "to train on (default those of the config's steps)",
     "price": "of one device for an hour",
     "lower": "trace and lower the training step for all devices",
-    "compile": "compile it, where there are as many devices here",
+    "compile": "compile it, for these devices or as many CPU devices",
 }
 
 
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     if values["lower"]:
         summary["lowered"] = lowered(trainer, devices.platform)
     if values["compile"]:
-        summary["compiled"] = compiled(config, pieces, best)
+        summary["compiled"] = compiled(config, pieces, best, devices)
     print(json.dumps(summary))
 
 
@@ -138,23 +139,55 @@ def lowered(trainer: Trainer, platform: str) -> dict[str, float]:
     return figures
 
 
-def compiled(config: RunConfig, pieces: int | None, plan: scale.Plan) -> dict:
-    """What XLA makes of it for the devices here: bytes of temporaries and, by kind, of collectives."""
-    count = plan.mesh["data"] * plan.mesh["fsdp"] * plan.mesh["tensor"]
-    if len(jax.devices()) < count:
-        raise UserError(f"--compile wants {count} devices and there are {len(jax.devices())}")
-    trainer = scale.trainer_on(config, pieces, MeshConfig(**plan.mesh), jax.devices()[:count])
-    program = scale.lower(trainer, "cuda" if jax.default_backend() == "gpu" else jax.default_backend()).compile()
+def compiled(config: RunConfig, pieces: int | None, plan: scale.Plan, wanted: scale.Devices) -> dict:
+    """What XLA makes of it for `compiler_devices`: bytes of temporaries and, by kind, of collectives, on one device.
+
+    Raises:
+        UserError: the compiler refuses it, as where it does not fit, or there is no compiler.
+    """
+    devices = compiler_devices(wanted)
+    trainer = scale.trainer_on(config, pieces, MeshConfig(**plan.mesh), devices)
+    begun = time.perf_counter()
+    with ops.record_choices() as choices:
+        lowered = scale.lower(trainer, wanted.platform if devices[0].platform != "cpu" else "cpu")
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the step does not compile for {len(devices)} x {devices[0].device_kind}: {reason[:300]}") from error
     found = Counter()
     for each in hlo.collectives(program.as_text()):
         found[each.kind] += each.bytes
     analysis = program.memory_analysis()
     figures = {
+        "device": devices[0].device_kind, "seconds": time.perf_counter() - begun, "forms": list(choices),
         "temporary_bytes": analysis.temp_size_in_bytes, "argument_bytes": analysis.argument_size_in_bytes,
-        "flops": program.cost_analysis()["flops"], "bytes_received": dict(found),
+        "flops": (program.cost_analysis() or {}).get("flops"), "bytes_received": dict(found),
     }  # fmt: skip
-    say(f"compiled for {jax.devices()[0].device_kind}: temporaries {gib(figures['temporary_bytes'])}; collectives {dict(found)}")
+    say(f"compiled for {len(devices)} x {figures['device']} in {figures['seconds']:.0f} s")
+    say(f"temporaries {gib(figures['temporary_bytes'])}; collectives {dict(found)}")
     return figures
+
+
+def compiler_devices(wanted: scale.Devices) -> list[jax.Device]:
+    """The devices here if they are enough and of that platform, else those of a compiler, else as many CPU devices.
+
+    Raises:
+        UserError: there are none of these.
+    """
+    here = jax.devices()
+    platforms = {"tpu": "tpu", "gpu": "cuda"}
+    if platforms.get(jax.default_backend()) == wanted.platform and len(here) >= wanted.count:
+        return here[: wanted.count]
+    lacking = topologies.lacks(wanted.kind, wanted.platform)
+    if not lacking:
+        return topologies.devices(wanted.kind, wanted.count)
+    if len(here) >= wanted.count:
+        say(f"{lacking}: compiling for {here[0].device_kind}")
+        return here[: wanted.count]
+    raise UserError(
+        f"--compile: {lacking}; or XLA_FLAGS=--xla_force_host_platform_device_count={wanted.count} compiles for virtual CPU devices"
+    )
 
 
 if __name__ == "__main__":

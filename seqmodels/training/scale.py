@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from seqmodels import model
+from seqmodels import model, ops
 from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.errors import UserError
 from seqmodels.pattern import parse_pattern
@@ -124,11 +124,13 @@ def trainer_on(config: RunConfig, pieces: int | None, sizes: MeshConfig, devices
 
 
 def lower(trainer: Trainer, platform: str) -> jax.stages.Lowered:
-    """The training step of the config's batch of text, lowered for the trainer's mesh on ``cpu``, ``tpu`` or ``cuda``."""
+    """The training step of the config's batch of text, lowered for the trainer's mesh on ``cpu``, ``tpu`` or ``cuda``, in that
+    device's kernels and chunk sizes."""
     data = trainer.config.data
     tokens = jax.ShapeDtypeStruct((data.batch_size, data.seq_len), jnp.int32, sharding=trainer.batch_sharding)
-    traced = trainer.train_step.trace(trainer.abstract_state(), {"inputs": tokens, "targets": tokens})
-    return traced.lower(lowering_platforms=(platform,))
+    with ops.compile_for("gpu" if platform == "cuda" else platform):
+        traced = trainer.train_step.trace(trainer.abstract_state(), {"inputs": tokens, "targets": tokens})
+        return traced.lower(lowering_platforms=(platform,))
 
 
 def sent(config: RunConfig, params, mesh: Mesh | AbstractMesh) -> dict[str, int]:

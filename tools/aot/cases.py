@@ -20,17 +20,18 @@ class Chip:
     title: str
     device: str  # of ops.compile_for
     platform: str  # what JAX calls it
-    topology: str  # what its compiler calls it
+    kind: str  # of training.topologies
+    count: int
     memory_bytes: int  # of a kernel on chip: VMEM, or a block's shared memory
     options: dict | None = None  # of the compiler
 
 
 CHIPS = {
-    "v5e": Chip("TPU v5e", "tpu", "tpu", "v5e:2x2", 128 * 2**20),
-    "v6e": Chip("TPU v6e", "tpu", "tpu", "v6e:2x2", 128 * 2**20),
+    "v5e": Chip("TPU v5e", "tpu", "tpu", "v5e", 4, 128 * 2**20),
+    "v6e": Chip("TPU v6e", "tpu", "tpu", "v6e", 4, 128 * 2**20),
     # XLA's own part of a gradient takes a minute of optimisation, and nothing here is read off it; Mosaic's kernels and ptxas
     # do not ask for this option.
-    "sm_90a": Chip("NVIDIA H200 (sm_90a)", "gpu", "cuda", "1x1x1", 232_448, options={"xla_backend_optimization_level": 0}),
+    "sm_90a": Chip("NVIDIA H200 (sm_90a)", "gpu", "cuda", "h200", 1, 232_448, options={"xla_backend_optimization_level": 0}),
 }
 
 

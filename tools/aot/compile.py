@@ -15,10 +15,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from seqmodels import ops
-from seqmodels.training import flops
+from seqmodels.training import flops, topologies
 from seqmodels.training.state import Trainer
 from tools.aot import reports
 from tools.aot.cases import CASES, CHIPS, PIECES, STEPS, UNOPTIMISED_ON_TPU, Chip, step_config
@@ -26,7 +25,7 @@ from tools.aot.cases import CASES, CHIPS, PIECES, STEPS, UNOPTIMISED_ON_TPU, Chi
 
 def main(chip_name: str, folder: str, *names: str) -> None:
     chip = CHIPS[chip_name]
-    devices = absent_devices(chip)
+    devices = topologies.devices(chip.kind, chip.count)
     for name in names:
         say({"case": name})
         unoptimised = chip.device == "tpu" and name in UNOPTIMISED_ON_TPU
@@ -43,16 +42,6 @@ def main(chip_name: str, folder: str, *names: str) -> None:
 
 def say(result: dict) -> None:
     print(json.dumps(result), flush=True)
-
-
-def absent_devices(chip: Chip) -> list[jax.Device]:
-    """Devices to compile for."""
-    if chip.platform == "tpu":
-        return topologies.get_topology_desc(platform="tpu", topology_name=chip.topology).devices
-    description = (Path(__file__).parent / "h200.textproto").read_text()
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name="h200", topology=chip.topology, target_config=description
-    ).devices
 
 
 def kernels(name: str, chip: Chip, device: jax.Device, folder: Path) -> dict:
