@@ -29,11 +29,13 @@ class Collective:
       kind: one of KINDS.
       shapes: of the results on one device, ``(dtype, dimensions)``; several arrays may travel together.
       in_loop: whether it is repeated: a ``while`` runs it.
+      runs: how often loops run it; one of which XLA does not say how often it runs counts once.
     """
 
     kind: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     in_loop: bool
+    runs: int = 1
 
     @property
     def bytes(self) -> int:
@@ -57,12 +59,16 @@ def collectives(text: str) -> list[Collective]:
             name = None
         elif name is not None:
             lines_of[name].append(line)
-    in_loop, todo = set(), re.findall(r"body=%?([\w.\-]+)", text)
+    in_loop, runs, found = set(), collections.Counter(), []
+    todo = [(name, 1, False) for name in re.findall(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)]
     while todo:
-        computation = todo.pop()
-        if computation not in in_loop:
-            in_loop.add(computation)
-            todo += _CALLS.findall("\n".join(lines_of[computation]))
+        computation, times, looped = todo.pop()
+        runs[computation] += times
+        in_loop |= {computation} if looped else set()
+        for line in lines_of[computation]:
+            body, count = re.search(r" while\(", line), re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+            repeats = int(count[1]) if body and count else 1
+            todo += [(name, times * repeats, looped or bool(body)) for name in _CALLS.findall(line)]
     found, chains = [], set()
     for computation, lines in lines_of.items():
         for line in lines:
@@ -70,7 +76,8 @@ def collectives(text: str) -> list[Collective]:
             if match and not _ALONE.search(line) and (chain is None or (match[2], chain[0]) not in chains):
                 chains.add(chain and (match[2], chain[0]))
                 nested = match[3] and (match[2] != "all-reduce" or match[1].startswith("(("))
-                found.append(Collective(match[2], _shapes(_results(match[1]) if nested else match[1]), computation in in_loop))
+                shapes = _shapes(_results(match[1]) if nested else match[1])
+                found.append(Collective(match[2], shapes, computation in in_loop, runs[computation] or 1))
     return found
 
 

@@ -88,7 +88,7 @@ def per_shard(
       arguments: axes of the op's arrays by name; of a tuple of arrays, a tuple. What is not named here is no array.
       results: axes of what it returns, likewise; the state after the last step has no ``t``.
       over_time: what runs where time is split, a function of the op and its arguments (see ``over_time.py``); why time cannot be
-        split, in words; or None for an op whose steps do not know each other.
+        split, in words; or None for an op whose steps do not know each other, or that exchanges what it needs itself.
 
     Raises:
       UserError: when the op is called, if its mesh splits time and the op cannot.

@@ -92,6 +92,9 @@ def cases(steps: int) -> dict:
         "token_shift": (ops.token_shift, {"x": x}, channels, {}),
         "softmax_attention": (ops.softmax_attention, keys, cache, {}),
         "windowed softmax_attention": (functools.partial(ops.softmax_attention, window=6), keys, cache, {}),
+        "softmax_attention with a window of three devices": (
+            functools.partial(ops.softmax_attention, window=21), keys, cache, {},
+        ),
     }  # fmt: skip
 
 
@@ -126,14 +129,14 @@ COLLECTIVES = ("all_gather", "ppermute", "psum", "psum_invariant", "reduce_scatt
 
 
 def received(jaxpr) -> int:
-    """Bytes of the results of all collectives over time in a program, loops once."""
+    """Bytes of the results of all collectives over time in a program, as often as they run."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name in COLLECTIVES and "sequence" in str(equation.params):
             total += sum(each.aval.size * each.aval.dtype.itemsize for each in equation.outvars)
         for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(parameter, "jaxpr", parameter)
-            total += received(inner) if hasattr(inner, "eqns") else 0
+            total += received(inner) * equation.params.get("length", 1) if hasattr(inner, "eqns") else 0
     return total
 
 
@@ -145,7 +148,7 @@ def measure(name: str) -> dict:
         marks = jnp.zeros((B, steps), bool).at[tuple(zip(*STARTS))].set(True)
         for more in ({}, {"state": state, "reset": marks}):
             kind = "continued" if more else "fresh"
-            if "cache" not in name and name.endswith("softmax_attention") and more:
+            if "softmax_attention" in name and more:
                 more = {"cache": state, "reset": marks}
             run, leaves = program(op, arrays | more, options, mesh)
             row[f"bytes {kind} {steps}"] = received(jax.make_jaxpr(run)(leaves).jaxpr)

@@ -35,12 +35,14 @@ def test_numbers_are_those_of_one_device(rows, op):
 
 @pytest.mark.parametrize("op", NAMES)
 def test_what_is_exchanged_does_not_grow_with_time(rows, op):
-    """But for attention, whose keys and values all devices gather."""
+    """But for attention without a window, whose keys and values go round."""
     row = rows[op]
     for kind in ("fresh", "continued"):
         short, long = (row[f"bytes {kind} {steps}"] for steps in (T, 2 * T))
-        if op.endswith("softmax_attention"):
+        if op == "softmax_attention":
             assert short < long <= 2 * short
+        elif "three devices" in op:  # of T = 32; of 64 it reaches over two
+            assert long <= short
         elif op == "wide causal_conv":  # of T = 32 its tail reaches over two devices
             assert long <= short
         else:

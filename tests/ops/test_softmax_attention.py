@@ -359,6 +359,27 @@ def test_memory_grows_with_length_not_with_its_square():
     assert temporary_bytes(32768) < 10 * temporary_bytes(4096)
 
 
+def largest_array(jaxpr):
+    inner = [getattr(each, "jaxpr", each) for each in jax.tree.leaves([list(e.params.values()) for e in jaxpr.eqns])]
+    sizes = [each.aval.size for equation in jaxpr.eqns for each in equation.outvars]
+    return max([*sizes, *(largest_array(each) for each in inner if hasattr(each, "eqns"))], default=0)
+
+
+def test_masks_are_made_tile_by_tile_in_a_loop_over_layers():
+    """Documents are alike in every layer: JAX must not take the masks of all tiles out of the loop and keep them."""
+    T = 4096
+    reset = jax.ShapeDtypeStruct((1, T), bool)
+
+    def loss(x, reset):
+        def layer(x, _):
+            return softmax_attention(x, x, x, reset=reset)[0], None
+
+        return jnp.sum(jax.lax.scan(layer, x, length=2)[0])
+
+    gradient = jax.make_jaxpr(jax.grad(loss))(jax.ShapeDtypeStruct((1, T, 1, 16), jnp.float32), reset)
+    assert largest_array(gradient.jaxpr) < T * T / 16
+
+
 def tile_products(jaxpr, times=1):
     """Multiplications in all matrix products of a jaxpr, loops counted as often as they run."""
     total = 0

@@ -12,6 +12,8 @@ Query head h reads key/value head h // (H / G) (grouped queries, arXiv 2305.1324
 | chunked | block by block, long sequences by tiles under a running softmax (arXiv 2205.14135); gradients recompute |
 | pallas | a library's kernel: JAX's splash attention on a TPU, cuDNN's on an NVIDIA GPU (``kernels/*/softmax_attention.py``) |
 
+Where time is split over devices, ``chunked`` passes keys and values round a ring of them (``ring.py``); the other forms raise.
+
 Scores, softmax and sums are float32 whatever the inputs are; float32 inputs are multiplied as float32 everywhere.
 """
 
@@ -21,12 +23,13 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.ops import documents, kernels, over_time
 from seqmodels.ops.dispatch import KernelForm, dispatch
-from seqmodels.ops.placement import per_shard, split_of
-from seqmodels.ops.softmax_attention.cache import Cache, fresh, gathered, init_cache, slot_ages, write
+from seqmodels.ops.placement import per_shard
+from seqmodels.ops.softmax_attention import ring
+from seqmodels.ops.softmax_attention.cache import Cache, fresh, init_cache, slot_ages, write
 from seqmodels.ops.softmax_attention.products import NOWHERE, Points, by_head, by_kv_head, by_time, product_dtype, sees
 from seqmodels.ops.softmax_attention.rows import Rows, rows
 from seqmodels.ops.softmax_attention.tiles import Tiles, in_tiles
@@ -35,29 +38,12 @@ from seqmodels.ops.softmax_attention.tiles import Tiles, in_tiles
 MAX_ROWS = 4
 MAX_ROW_KEYS = 2048
 
-
 _CACHE_AXES = Cache(keys="b g", values="b g", cursor="b", live="b")
-
-
-def _over_time(op, q, k, v, *, cache=None, reset=None, window=None, **options):
-    """Every device attends to its own keys and, as a cache, to those of the devices before it, which all gather."""
-    axes, steps = split_of("t").axes, k.shape[1]
-    whole = functools.partial(lax.all_gather, axis_name=axes, axis=1, tiled=True)
-    old = init_cache(k.shape[0], 0, k.shape[2], k.shape[3], v.shape[3], dtype=k.dtype) if cache is None else cache
-    all_k, all_v = (whole(x.astype(side.dtype)) for x, side in ((k, old.keys), (v, old.values)))
-    earlier = lax.axis_index(axes) * steps
-    before = gathered(old, all_k, all_v, earlier, over_time.steps_since_start(reset, old.live, steps))
-    o, _ = op(q, k, v, cache=before, reset=reset, window=window, **options)
-    all_reset = None if reset is None else whole(reset)
-    if cache is None:
-        return o, fresh(all_k, all_v, all_reset, window)
-    return o, write(cache, all_k, all_v, all_reset)
 
 
 @per_shard(
     {"q": "b t h", "k": "b t g", "v": "b t g", "cache": _CACHE_AXES, "reset": "b t"},
     results=("b t h", _CACHE_AXES),
-    over_time=_over_time,
 )
 def softmax_attention(
     q: Float[Array, "B T H K"],
@@ -91,10 +77,12 @@ def softmax_attention(
       NotImplementedError: the named implementation cannot do this; the message says what is missing.
     """
     _check(q, k, v, cache, reset, window)
-    steps = q.shape[1]
+    steps, devices = q.shape[1], over_time.devices()
     call = {"q": q, "k": k, "v": v, "cache": cache, "reset": reset, "window": window}
     form = dispatch(
-        "softmax_attention", _FORMS, implementation, steps=steps, one_step=steps == 1 and cache is not None,
+        "softmax_attention" if devices == 1 else f"softmax_attention in a ring of {devices} devices",
+        _FORMS if devices == 1 else _RING_FORMS,
+        implementation, steps=steps, one_step=steps * devices == 1 and cache is not None,
         kernel_forms={"softmax_attention": KernelForm(_pallas, call)},
     )  # fmt: skip
     if cache is not None:
@@ -163,7 +151,7 @@ def _parallel_over_queries(attend, q, k, v, cache, reset, window):
     (B, T), G = q.shape[:2], k.shape[2]
     new_cache = fresh(k, v, reset, window) if cache is None else write(cache, k, v, reset)
     num_old = 0 if cache is None else cache.keys.shape[2]
-    steps = jnp.arange(T, dtype=jnp.int32)[None, :]
+    steps = over_time.device() * T + jnp.arange(T, dtype=jnp.int32)[None, :]
     key_steps, queries, keys, values = steps, by_head(q, G), by_kv_head(k), by_kv_head(v)
     if cache is not None:
         ages = slot_ages(cache)
@@ -175,29 +163,38 @@ def _parallel_over_queries(attend, q, k, v, cache, reset, window):
         return by_time(o).astype(q.dtype), new_cache
 
     ids = documents.segment_ids(reset)
+    ids += over_time.state_before(jnp.zeros((B,), jnp.int32), ids[:, -1], jnp.add)[:, None]
     key_ids = jnp.concatenate([jnp.zeros((B, num_old), jnp.int32), ids], axis=1)
     query_points, key_points = Points(steps, ids), Points(key_steps, key_ids)
     queries, bad_query = documents.quarantine(queries)
     keys, bad_key = documents.quarantine(keys)
     values, bad_value = documents.quarantine(values)
     o = attend(queries, keys, values, query_points, key_points, window, num_old)
-    sees_bad = _sees_bad(jnp.swapaxes(bad_key | bad_value, 1, 2), query_points, key_points, reset, window)
+    sees_bad = _sees_bad(jnp.swapaxes(bad_key | bad_value, 1, 2), key_steps, num_old, reset, window)
     tainted = bad_query | jnp.swapaxes(sees_bad, 1, 2)[:, :, None]
     return by_time(documents.set_nan(o, tainted)).astype(q.dtype), new_cache
 
 
-def _sees_bad(bad: Bool[Array, "B S G"], queries: Points, keys: Points, reset, window) -> Bool[Array, "B T G"]:
+def _sees_bad(bad: Bool[Array, "B S G"], key_steps: Int[Array, "#B S"], num_old: int, reset, window) -> Bool[Array, "B T G"]:
     """Whether a query sees a bad key or value: the latest one of its document, if the window still reaches it."""
-    num_old = bad.shape[1] - reset.shape[1]
-    never = -NOWHERE
-    bad_steps = jnp.where(bad, keys.steps[:, :, None], never)
-    latest_old = jnp.max(bad_steps[:, :num_old], axis=1, initial=never)[:, None]
+    never, ids = -NOWHERE, documents.segment_ids(reset)
+    bad_steps = jnp.where(bad, key_steps[:, :, None], never)
+
+    def after_a_device(summary, latest):
+        cut, latest_here = summary
+        return jnp.where(cut[:, None], latest_here, jnp.maximum(latest, latest_here))
+
+    in_the_last_document = ids == ids[:, -1:]
+    latest_here = jnp.max(jnp.where(in_the_last_document[:, :, None], bad_steps[:, num_old:], never), axis=1)
+    latest_old = jnp.max(bad_steps[:, :num_old], axis=1, initial=never)
+    cut = over_time.starts_within(reset, bad.shape[0])
+    latest_old = over_time.state_before(latest_old, (cut, latest_here), after_a_device)[:, None]
     latest_new = lax.cummax(bad_steps[:, num_old:], axis=1)
-    old = (queries.documents == 0)[:, :, None] & (latest_old > never)
+    old = (ids == 0)[:, :, None] & (latest_old > never)
     new = documents.nan_reach(bad[:, num_old:], reset)
     if window is None:
         return old | new
-    beyond = queries.steps[:, :, None] - window
+    beyond = key_steps[:, num_old:, None] - window
     return old & (latest_old > beyond) | new & (latest_new > beyond)
 
 
@@ -219,6 +216,8 @@ def _in_blocks(q, k, v, query_points, key_points, window, num_old):
     T, S = q.shape[3], k.shape[2]
     q, k, v = (x.astype(product_dtype(q.dtype)) for x in (q, k, v))
     block = _block_length(T, window)
+    if over_time.devices() > 1:
+        return ring.attend(q, k, v, query_points, key_points, window, num_old, block)
     if T <= MAX_ROWS * block and S <= MAX_ROW_KEYS:
         return rows(Rows(block, num_old, window), q, k, v, query_points, key_points)
     return in_tiles(Tiles(T, min(block, T), block, num_old, window), q, k, v, query_points, key_points)
@@ -251,3 +250,5 @@ _FORMS = {
     "parallel": _parallel,
     "chunked": _chunked,
 }
+_WHOLE = "needs all keys on one device, and mesh.sequence splits them: use implementation='chunked'"
+_RING_FORMS = _FORMS | {"recurrent": f"one query at a time {_WHOLE}", "parallel": f"the whole matrix of scores {_WHOLE}"}

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from seqmodels.ops import over_time
 from seqmodels.ops.softmax_attention.products import by_kv_head
 
 
@@ -45,54 +46,38 @@ def slot_ages(cache: Cache) -> Int[Array, "B S"]:
 
 
 def write(cache: Cache, k, v, reset) -> Cache:
-    """The cache after T more tokens."""
-    B, T = k.shape[:2]
+    """The cache after T more tokens, of all devices where time is split."""
+    B, T = k.shape[0], k.shape[1] * over_time.devices()
     capacity = cache.keys.shape[2]
-    newest = slice(max(T - capacity, 0), T)
+    first = max(T - capacity, 0)
     rows = jnp.arange(B, dtype=jnp.int32)[:, None]
-    slots = jnp.mod(cache.cursor[:, None] + jnp.arange(newest.start, T, dtype=jnp.int32)[None, :], capacity)
+    slots = jnp.mod(cache.cursor[:, None] + jnp.arange(first, T, dtype=jnp.int32)[None, :], capacity)
+    keys, values = (over_time.newest(x, T - first) for x in (k, v))
     written = Cache(
-        keys=cache.keys.at[rows, :, slots].set(k[:, newest], unique_indices=True),
-        values=cache.values.at[rows, :, slots].set(v[:, newest], unique_indices=True),
+        keys=cache.keys.at[rows, :, slots].set(keys, unique_indices=True),
+        values=cache.values.at[rows, :, slots].set(values, unique_indices=True),
         cursor=jnp.mod(cache.cursor + T, capacity),
-        live=jnp.minimum(_live_after(reset, T, cache.live), capacity),
+        live=jnp.minimum(_live_after(reset, k.shape[1], cache.live), capacity),
     )
     return written if reset is None else _clear_dead(written)
 
 
 def fresh(k, v, reset, window) -> Cache:
-    """The cache after T tokens and nothing before them: the keys and values as they are, no slot left over."""
-    B, T = k.shape[:2]
+    """The cache after T tokens, of all devices, and nothing before them: keys and values as they are, no slot left over."""
+    T = k.shape[1] * over_time.devices()
     capacity = T if window is None else min(T, window)
-    zero = jnp.zeros((B,), jnp.int32)
-    live = jnp.minimum(_live_after(reset, T, zero), capacity)
-    full = Cache(*(by_kv_head(x[:, T - capacity :]) for x in (k, v)), cursor=zero, live=live)
+    zero = jnp.zeros((k.shape[0],), jnp.int32)
+    live = jnp.minimum(_live_after(reset, k.shape[1], zero), capacity)
+    full = Cache(*(by_kv_head(over_time.newest(x, capacity)) for x in (k, v)), cursor=zero, live=live)
     return full if reset is None else _clear_dead(full)
-
-
-def gathered(cache: Cache, k, v, written: Int[Array, ""], live: Int[Array, " B"]) -> Cache:
-    """The cache with room for all T tokens of ``k`` and ``v`` [B, T, G, X], of which the first ``written`` count as read.
-
-    Args:
-      live: how many of the newest tokens still count.
-    """
-    capacity = cache.keys.shape[2]
-
-    def joined(old, new):
-        if capacity == 0:
-            return by_kv_head(new)
-        slots = jnp.mod(cache.cursor[:, None] + jnp.arange(capacity, dtype=jnp.int32), capacity)  # the oldest first
-        return jnp.concatenate([jnp.take_along_axis(old, slots[:, None, :, None], axis=2), by_kv_head(new)], axis=2)
-
-    cursor = jnp.full_like(cache.cursor, capacity + written) % (capacity + k.shape[1])
-    return Cache(joined(cache.keys, k), joined(cache.values, v), cursor, live)
 
 
 def _live_after(reset, num_steps: int, live: Int[Array, " B"]) -> Int[Array, " B"]:
     if reset is None:
-        return live + num_steps
+        return live + num_steps * over_time.devices()
+    live = over_time.steps_since_start(reset, live, num_steps)
     latest_start = jnp.max(jnp.where(reset, jnp.arange(num_steps, dtype=jnp.int32)[None, :], -1), axis=1)
-    return jnp.where(latest_start >= 0, num_steps - latest_start, live + num_steps)
+    return over_time.of_the_last(jnp.where(latest_start >= 0, num_steps - latest_start, live + num_steps))
 
 
 def _clear_dead(cache: Cache) -> Cache:

@@ -1,11 +1,13 @@
 """Long sequences: a loop over tiles of queries x keys under a running softmax (arXiv 2205.14135).
 
 A tile that nobody sees is not in the list, so that causality and a window cost what they cover. Arrays are cut into blocks
-beforehand: [number of blocks, B, G, ...].
+beforehand: [number of blocks, B, G, ...]. Where time is split over devices, the running softmax goes on over the keys that arrive
+from other devices (``Leg``, see ``ring.py``); on one device there are none.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jaxtyping import Array, Float
 
 from seqmodels.ops.softmax_attention.products import (
     NOWHERE,
+    Points,
     bias,
     features_first,
     product,
@@ -31,9 +34,13 @@ class Tiles(NamedTuple):
     num_old: int  # keys of the cache, which come before the new ones
     window: int | None
 
+    @property
+    def old_blocks(self) -> int:
+        return -(-self.num_old // self.num_keys)
+
     def pairs(self) -> np.ndarray:
         """(query block, key block) of each tile. A block's own keys come first: there every query sees one."""
-        old_blocks = -(-self.num_old // self.num_keys)
+        old_blocks = self.old_blocks
         pairs = []
         for i, start in enumerate(range(0, self.num_steps, self.num_queries)):
             oldest = -1 if self.window is None else start - self.window + 1
@@ -43,26 +50,50 @@ class Tiles(NamedTuple):
         return np.array(pairs, np.int32)
 
 
+class Keys(NamedTuple):
+    """Blocks of keys, with what comes with them."""
+
+    k: Float[Array, "blocks B G S K"]
+    v: Float[Array, "blocks B G S V"]
+    points: Points  # [blocks, #B, S]
+
+
+class Leg(Protocol):
+    """Keys that are not here: how they arrive, are visited, and get their gradients."""
+
+    def forward(self, visit: Callable, running: Any, keys: Keys) -> Any:
+        """``visit(running, pairs, keys) -> running`` over what arrives."""
+
+    def backward(self, visit: Callable, q_bar: Array, keys: Keys) -> tuple[Array, Array, Array]:
+        """``visit(q_bar, pairs, keys) -> (q_bar, k_bar, v_bar)`` likewise; q_bar, and k_bar and v_bar of the keys that left here."""
+
+
 def in_tiles(plan: Tiles, q, k, v, query_points, key_points):
-    """Cuts into blocks, attends tile by tile, joins. A padded query repeats the last one, so that it too sees a key."""
+    """Softmax attention of all queries to all keys, [cache | new]."""
+    queries, here = cut(plan, q, k, v, query_points, key_points)
+    return join(plan, tiles(plan, (), *queries, here, ()), q.shape[2])
+
+
+def cut(plan: Tiles, q, k, v, query_points, key_points) -> tuple[tuple[Array, Points], Keys]:
+    """Blocks of queries and of keys. A padded query repeats the last one, so that it too sees a key."""
+    query_blocks = functools.partial(_cut, size=plan.num_queries, mode="edge")
+    queries = stack_group(query_blocks(q, axis=3)), jax.tree.map(lambda x: query_blocks(x, axis=1), query_points)
+    return queries, cut_keys(k, v, key_points, plan.num_keys, plan.num_old)
+
+
+def cut_keys(k, v, points: Points, size: int, num_old: int = 0) -> Keys:
+    """Blocks of keys, those of the cache apart from the new ones."""
 
     def key_blocks(x, axis, empty):
-        old, new = jnp.split(x, [plan.num_old], axis=axis)
-        parts = [_cut(part, plan.num_keys, axis, constant_values=empty) for part in (old, new) if part.shape[axis]]
-        return jnp.concatenate(parts)
+        parts = jnp.split(x, [num_old], axis=axis)
+        return jnp.concatenate([_cut(part, size, axis, constant_values=empty) for part in parts if part.shape[axis]])
 
-    query_blocks = functools.partial(_cut, size=plan.num_queries, mode="edge")
-    query_points = jax.tree.map(lambda x: query_blocks(x, axis=1), query_points)
-    key_points = jax.tree.map(lambda x: key_blocks(x, 1, NOWHERE), key_points)
-    o = _tiles(
-        plan,
-        stack_group(query_blocks(q, axis=3)),
-        key_blocks(k, 2, 0.0),
-        key_blocks(v, 2, 0.0),
-        query_points,
-        key_points,
-    )
-    o = jnp.moveaxis(split_group(o, q.shape[2]), 0, 3)
+    return Keys(key_blocks(k, 2, 0.0), key_blocks(v, 2, 0.0), jax.tree.map(lambda x: key_blocks(x, 1, NOWHERE), points))
+
+
+def join(plan: Tiles, o: Float[Array, "blocks B G rows V"], group: int) -> Float[Array, "B G R T V"]:
+    """The outputs of blocks of queries, without the padding."""
+    o = jnp.moveaxis(split_group(o, group), 0, 3)
     return o.reshape(o.shape[:3] + (-1, o.shape[-1]))[:, :, :, : plan.num_steps]
 
 
@@ -83,9 +114,14 @@ def _set_block(blocks, block, index):
     return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y, index, 0), blocks, block)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tiles(plan: Tiles, q, k, v, query_points, key_points):
-    return _tiles_forward(plan, q, k, v, query_points, key_points)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def tiles(plan: Tiles, legs: tuple[Leg, ...], q, query_points, here: Keys, sent: tuple[Keys | None, ...]):
+    """Attention of blocks of queries to the keys that are here, and to those that arrive for what each leg sends.
+
+    Args:
+      sent: by leg; None sends the new keys that are here.
+    """
+    return _tiles_forward(plan, legs, q, query_points, here, sent)[0]
 
 
 def _tile_scores(plan: Tiles, q, k, query_points, key_points) -> Float[Array, "B G rows S"]:
@@ -93,51 +129,80 @@ def _tile_scores(plan: Tiles, q, k, query_points, key_points) -> Float[Array, "B
     return product("bgmk,bgsk->bgms", q, k, q.dtype) + bias(visible, q.shape[2] // plan.num_queries)
 
 
-def _tiles_forward(plan, q, k, v, query_points, key_points):
-    def tile(running, pair):
-        i, j = pair
-        (q_i, points_i), (k_j, v_j, points_j) = _block((q, query_points), i), _block((k, v, key_points), j)
-        top, total, o = _block(running, i)
-        scores = _tile_scores(plan, q_i, k_j, points_i, points_j)
-        new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-        weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-        new_total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
-        new_o = o * shrink + product("bgms,bgsv->bgmv", weights, v_j, v.dtype)
-        return _set_block(running, (new_top, new_total, new_o), i), None
+def _in_one_piece(arrays):
+    """As they are. Else JAX makes the masks of all tiles, T x T, before a loop over layers, as points are alike in each of them."""
+    return lax.optimization_barrier(arrays)
+
+
+def _tiles_forward(plan, legs, *arrays):
+    q, query_points, here, sent = _in_one_piece(arrays)
+
+    def visit(running, pairs, keys):
+        def tile(running, pair):
+            i, j = pair
+            (q_i, points_i), (k_j, v_j, points_j) = _block((q, query_points), i), _block(keys, j)
+            top, total, o = _block(running, i)
+            scores = _tile_scores(plan, q_i, k_j, points_i, points_j)
+            new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+            weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
+            new_total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+            new_o = o * shrink + product("bgms,bgsv->bgmv", weights, v_j, v_j.dtype)
+            return _set_block(running, (new_top, new_total, new_o), i), None
+
+        return lax.scan(tile, running, tuple(pairs.T))[0]
 
     column = q.shape[:-1] + (1,)
     nothing = (
         jnp.full(column, -jnp.inf, jnp.float32),
         jnp.zeros(column, jnp.float32),
-        jnp.zeros(q.shape[:-1] + v.shape[-1:], jnp.float32),
+        jnp.zeros(q.shape[:-1] + here.v.shape[-1:], jnp.float32),
     )
-    (top, total, o), _ = lax.scan(tile, nothing, tuple(plan.pairs().T))
+    running = visit(nothing, plan.pairs(), here)
+    for leg, keys in zip(legs, sent):
+        running = leg.forward(visit, running, _new(plan, here) if keys is None else keys)
+    top, total, o = running
     o = o / total
-    return o, (q, k, v, query_points, key_points, o, top + jnp.log(total))
+    return o, (q, query_points, here, sent, o, top + jnp.log(total))
 
 
-def _tiles_backward(plan, saved, o_bar):
-    q, k, v, query_points, key_points, o, log_total = saved
+def _tiles_backward(plan, legs, saved, o_bar):
+    q, query_points, here, sent, o, log_total, o_bar = _in_one_piece((*saved, o_bar))
     correction = jnp.sum(o * o_bar, axis=-1, keepdims=True)
     by_feature = tuple(jnp.squeeze(features_first(x[:, :, :, None]), axis=4) for x in (q, o_bar))
     queries = (q, o_bar, log_total, correction, query_points, *by_feature)
 
-    def tile(gradients, pair):
-        i, j = pair
-        q_i, o_bar_i, log_total_i, correction_i, points_i, q_i_by_feature, o_bar_i_by_feature = _block(queries, i)
-        k_j, v_j, points_j = _block((k, v, key_points), j)
-        weights = jnp.exp(_tile_scores(plan, q_i, k_j, points_i, points_j) - log_total_i)
-        scores_bar = weights * (product("bgmv,bgsv->bgms", o_bar_i, v_j, v.dtype) - correction_i)
-        q_bar, k_bar, v_bar = gradients
-        q_bar_i = _block(q_bar, i) + product("bgms,bgsk->bgmk", scores_bar, k_j, k.dtype)
-        k_bar_j = _block(k_bar, j) + product("bgkm,bgms->bgks", q_i_by_feature, scores_bar, q.dtype)
-        v_bar_j = _block(v_bar, j) + product("bgvm,bgms->bgvs", o_bar_i_by_feature, weights, v.dtype)
-        return (_set_block(q_bar, q_bar_i, i), *_set_block((k_bar, v_bar), (k_bar_j, v_bar_j), j)), None
+    def visit(q_bar, pairs, keys):
+        def tile(gradients, pair):
+            i, j = pair
+            q_i, o_bar_i, log_total_i, correction_i, points_i, q_i_by_feature, o_bar_i_by_feature = _block(queries, i)
+            k_j, v_j, points_j = _block(keys, j)
+            weights = jnp.exp(_tile_scores(plan, q_i, k_j, points_i, points_j) - log_total_i)
+            scores_bar = weights * (product("bgmv,bgsv->bgms", o_bar_i, v_j, v_j.dtype) - correction_i)
+            q_bar, k_bar, v_bar = gradients
+            q_bar_i = _block(q_bar, i) + product("bgms,bgsk->bgmk", scores_bar, k_j, k_j.dtype)
+            k_bar_j = _block(k_bar, j) + product("bgkm,bgms->bgks", q_i_by_feature, scores_bar, q.dtype)
+            v_bar_j = _block(v_bar, j) + product("bgvm,bgms->bgvs", o_bar_i_by_feature, weights, v_j.dtype)
+            return (_set_block(q_bar, q_bar_i, i), *_set_block((k_bar, v_bar), (k_bar_j, v_bar_j), j)), None
 
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, jnp.swapaxes(k, 3, 4), jnp.swapaxes(v, 3, 4)))
-    (q_bar, k_bar, v_bar), _ = lax.scan(tile, zeros, tuple(plan.pairs().T))
-    k_bar, v_bar = (jnp.swapaxes(x, 3, 4) for x in (k_bar, v_bar))
-    return q_bar.astype(q.dtype), k_bar.astype(k.dtype), v_bar.astype(v.dtype), None, None
+        zeros = (jnp.zeros(jnp.swapaxes(x, 3, 4).shape, jnp.float32) for x in (keys.k, keys.v))
+        q_bar, *by_feature = lax.scan(tile, (q_bar, *zeros), tuple(pairs.T))[0]
+        return q_bar, *(jnp.swapaxes(x, 3, 4) for x in by_feature)
+
+    def in_dtype(bars, keys):
+        return Keys(bars[0].astype(keys.k.dtype), bars[1].astype(keys.v.dtype), None)
+
+    q_bar, *here_bars = visit(jnp.zeros(q.shape, jnp.float32), plan.pairs(), here)
+    sent_bars = []
+    for leg, keys in zip(legs, sent):
+        q_bar, *bars = leg.backward(visit, q_bar, _new(plan, here) if keys is None else keys)
+        if keys is None:
+            here_bars = [x.at[plan.old_blocks :].add(more) for x, more in zip(here_bars, bars)]
+        sent_bars.append(None if keys is None else in_dtype(bars, keys))
+    return q_bar.astype(q.dtype), None, in_dtype(here_bars, here), tuple(sent_bars)
 
 
-_tiles.defvjp(_tiles_forward, _tiles_backward)
+def _new(plan: Tiles, here: Keys) -> Keys:
+    return jax.tree.map(lambda x: x[plan.old_blocks :], here)
+
+
+tiles.defvjp(_tiles_forward, _tiles_backward)

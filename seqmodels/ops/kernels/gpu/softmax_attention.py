@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from seqmodels.ops import target
+from seqmodels.ops.placement import split_of
 
 
 def unsupported_reason(q, k, v, cache, reset, window) -> str | None:
@@ -16,6 +17,8 @@ def unsupported_reason(q, k, v, cache, reset, window) -> str | None:
         return "cuDNN's attention needs an NVIDIA GPU at hand, also to be compiled"
     if {q.dtype, k.dtype, v.dtype} not in ({jnp.dtype(jnp.bfloat16)}, {jnp.dtype(jnp.float16)}):
         return f"cuDNN's attention takes bfloat16 or float16 alike, not {q.dtype}, {k.dtype}, {v.dtype}"
+    if split_of("t").axes:
+        return "cuDNN's attention sees no keys of other devices (mesh.sequence)"
     if cache is not None:
         return "cuDNN's attention reads no KV cache (cache)"
     if reset is not None:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Float, Int
 
+from seqmodels.ops.placement import split_of
+
 LANES = 128  # what lengths of tiles are multiples of
 MAX_TILE = 512  # queries, keys of a tile: scores of 1 MiB
 
@@ -18,6 +20,8 @@ def unsupported_reason(q, k, v, cache, reset, window) -> str | None:
     """What keeps a call of ``softmax_attention`` from this kernel; None if nothing does."""
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
         return f"splash attention multiplies in bfloat16, and inputs are {q.dtype}, {k.dtype}, {v.dtype}"
+    if split_of("t").axes:
+        return "splash attention sees no keys of other devices (mesh.sequence)"
     if cache is not None:
         return "splash attention reads no KV cache (cache)"
     return None
