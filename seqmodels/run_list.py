@@ -62,11 +62,13 @@ def find(folders: Iterable[Path]) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    for path, folders, files in os.walk(folder):
+    closed: list[Path] = []  # folders that cannot be looked into, of which `read` says why
+    for path, folders, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         if "config.json" in files:
             yield Path(path)
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+    yield from closed
 
 
 def read(paths: Sequence[Path]) -> list[ListedRun]:
@@ -79,6 +81,9 @@ def read(paths: Sequence[Path]) -> list[ListedRun]:
             listed.append(_read(path, name))
         except UserError as error:
             listed.append(ListedRun(name, problem=str(error)))
+        except OSError as error:
+            reason = failures.obstacle(error) or error.strerror
+            listed.append(ListedRun(name, problem=f"{error.filename or path} cannot be read now: {reason}"))
     return listed
 
 
@@ -103,9 +108,17 @@ def _read(path: Path, name: str) -> ListedRun:
         accuracy=scored.get("accuracy"),
         tokens_per_second=statistics.median_high(speeds) if speeds else None,
         status=_status(path, step, config.train.steps),
-        when=datetime.datetime.fromtimestamp(written.stat().st_mtime, datetime.UTC).strftime("%Y-%m-%d %H:%M"),
+        when=_when(written),
         rows=tuple(rows),
     )
+
+
+def _when(path: Path) -> str:
+    """When a file was written; "" where its file system's clock was out of the years that there are."""
+    try:
+        return datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, FileNotFoundError):
+        return ""
 
 
 def _status(path: Path, step: int, steps: int) -> str:

@@ -1,11 +1,13 @@
 """Run folders at a glance: figures of runs nobody planned together, and a line for each that is damaged."""
 
 import csv
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -125,6 +127,38 @@ def test_rows_that_cannot_be_read_are_a_line_of_the_table(folder):
     problems = {run.name: run.problem for run in run_list.read(run_list.find([folder]))}
     assert "is not a regular file" in problems["b_stopped"] and "is not a regular file" in problems["c_new"]
     assert problems["a/done"] is None
+
+
+@pytest.mark.parametrize("seconds, said", [(2.0**38, ""), (-(2.0**38), ""), (2.0**80, ""), (0.0, "1970-01-01 00:00")])
+def test_a_clock_out_of_all_years_leaves_a_cell_empty(seconds, said):
+    assert run_list._when(SimpleNamespace(stat=lambda: SimpleNamespace(st_mtime=seconds))) == said
+
+
+def test_a_folder_that_cannot_be_read_now_is_a_line_of_the_table(folder, monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(run_folder, "read_config", refuse)
+    [done] = run_list.read([folder / "a/done"])
+    assert "cannot be read now: permission denied" in done.problem
+
+
+def test_a_closed_folder_is_a_line_of_the_table(folder):
+    path = folder / "a"
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        for place in [folder, *folder.parents]:
+            if str(place).startswith("/tmp/"):
+                place.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        found = run_list.find([folder])
+        problems = {run.name: run.problem for run in run_list.read(found)}
+    finally:
+        os.seteuid(user)
+        path.chmod(0o755)
+    assert "cannot be read now: permission denied" in problems["a"] and problems["b_stopped"] is None
 
 
 def test_no_cell_is_a_formula(tmp_path):

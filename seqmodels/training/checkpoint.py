@@ -33,6 +33,7 @@ from seqmodels import failures, migrations, processes
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.formats import json_text
+from seqmodels.formats.limits import Malformed, open_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,17 @@ def steps(directory: str | os.PathLike) -> list[int]:
     """The steps that were saved in a folder and are still there, ascending; none where there is no such folder.
 
     Raises:
-        UserError: the folder cannot be listed.
+        UserError: the folder cannot be listed, or has a name that Orbax cannot write.
     """
     try:
-        return sorted(int(name) for name in os.listdir(directory) if name.isdecimal())
+        os.fspath(Path(directory).absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the name of the folder '{directory}' is not UTF-8, as those of checkpoints must be; rename it"
+        ) from None
+    try:
+        # Not 007, nor a number of other digits: no step has that name.
+        return sorted(int(name) for name in os.listdir(directory) if name.isdecimal() and str(int(name)) == name)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -273,7 +281,7 @@ def _restore_step(
     except UserError as refusal:
         failure = {"obstacle": False, "refused": True, "reason": str(refusal)}
     except Exception as error:  # Orbax raises a bare Exception for a truncated file
-        failure = _reason(error)
+        failure = _reason(error, directory)
     failure = next((each for each in group.gather(failure) if each is not None), None)
     if failure is not None:
         return None, failure
@@ -289,11 +297,28 @@ def _restore_step(
     return Restored(record["step"], state, record, json_text.digest(checksums)), {}
 
 
-def _reason(error: Exception) -> dict[str, Any]:
-    obstacle = failures.obstacle(error)
+def _reason(error: Exception, directory: Path) -> dict[str, Any]:
+    # Orbax takes a folder that it may not look into for one that is not there.
+    obstacle = failures.obstacle(error) or _obstacle_in(directory)
     if obstacle is not None:
         return {"obstacle": True, "reason": obstacle}
     return {"obstacle": False, "reason": " ".join(str(error).split()).partition(". See full TensorStore details")[0][:200]}
+
+
+def _obstacle_in(directory: Path) -> str | None:
+    """Why a folder's names, or the beginnings of its files, cannot be read now; None: they can, or are not there."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    try:
+        for parent, _, files in os.walk(directory, onerror=refuse):
+            for name in files:
+                with contextlib.suppress(Malformed), open_file(os.path.join(parent, name)) as file:
+                    file.read(1)
+    except OSError as error:
+        return failures.obstacle(error)
+    return None
 
 
 def _read_step(directory: Path, abstract_state: dict, check: Callable[[Mapping], None]) -> tuple[dict, dict]:

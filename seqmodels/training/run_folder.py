@@ -70,13 +70,15 @@ def read_config(
     path = Path(workdir) / "config.json"
     if not path.is_file():
         reason = (
-            "it has no config.json"
+            "its config.json is not a regular file"
+            if path.exists()
+            else "it has no config.json"
             if path.parent.is_dir()
             else "it is a file"
             if path.parent.exists()
             else "there is no such folder"
         )
-        there = [str(each.parent) for each in path.parent.parent.glob("*/config.json")]
+        there = [str(each.parent) for each in path.parent.parent.glob("*/config.json") if each.is_file()]
         raise UserError(
             f"{workdir} is not a run folder ({reason}); {suggest.hint(str(workdir), there)}train one with train.py --workdir={workdir}"
         )

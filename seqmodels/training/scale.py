@@ -14,6 +14,7 @@ Bytes sent are counted as the results of collectives on one device and step:
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -79,7 +80,7 @@ def parse_devices(text: str) -> Devices:
         UserError: another form, or a kind that is not in CHIPS.
     """
     kind, _, count = text.partition(":")
-    if kind not in CHIPS or not count.isdecimal() or not 1 <= int(count) <= 10**6:
+    if kind not in CHIPS or not re.fullmatch(r"[0-9]{1,7}", count) or not 1 <= int(count) <= 10**6:
         raise UserError(f"--devices={text} must be KIND:NUMBER such as v5e:256; kinds are {', '.join(CHIPS)}")
     return Devices(kind, int(count))
 

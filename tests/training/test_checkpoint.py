@@ -173,6 +173,27 @@ def test_a_checkpoint_without_read_permission_is_not_damaged(as_nobody):
         checkpoint.restore(directory, ABSTRACT)
 
 
+def test_no_part_of_a_checkpoint_without_permission_is_damaged(as_nobody):
+    directory = as_nobody / "checkpoints"
+    write(directory, (10, None), (20, None))
+    if os.geteuid() == 0:
+        for path in [as_nobody, *as_nobody.rglob("*")]:
+            os.chown(path, 65534, 65534)
+    for place in [directory / "20", *sorted((directory / "20").rglob("*"))]:
+        mode = place.stat().st_mode
+        place.chmod(0)
+        if os.getuid() == 0:
+            os.seteuid(65534)
+        try:
+            restored = checkpoint.restore(directory, ABSTRACT, set_aside=True)  # not every file is needed
+            assert restored.step == 20, place
+        except UserError as error:
+            assert "checkpoints/20 cannot be read now: permission denied" in str(error), place
+        os.seteuid(os.getuid())
+        place.chmod(mode)
+        assert checkpoint.steps(directory) == [10, 20], place
+
+
 @pytest.mark.parametrize(
     "error, cause",
     [
@@ -246,3 +267,22 @@ def test_every_single_flipped_bit_changes_the_checksum():
     assert int(checkpoint._checksums({"a": jnp.asarray(swapped[::-1])})["a"]) != int(
         checkpoint._checksums({"a": jnp.asarray(swapped)})["a"]
     )
+
+
+@pytest.mark.parametrize("name", ["007", "\u0663", "3.tmp", "+3", "3_0"])
+def test_a_folder_of_no_step_s_name_is_none(tmp_path, name):
+    write(tmp_path, (1, None))
+    (tmp_path / name).mkdir()
+    assert checkpoint.steps(tmp_path) == [1]
+    lines = []
+    assert checkpoint.restore(tmp_path, ABSTRACT, report=lines.append, set_aside=True).step == 1 and lines == []
+    write(tmp_path, (2, None), (3, None))
+    assert checkpoint.steps(tmp_path) == [2, 3]
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_and_not_called_damaged(tmp_path):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    for act in (checkpoint.steps, lambda path: checkpoint.restore(path, ABSTRACT)):
+        with pytest.raises(UserError, match="is not UTF-8.*rename it"):
+            act(folder / "checkpoints")
