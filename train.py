@@ -6,10 +6,10 @@
 --config is a Python file with get_config(), or get_config(name) for FILE:NAME; --config.any.field=value
 overrides a field (configs/base.py lists them all). The same command continues a run that was stopped.
 Progress goes to stderr; the last line of stdout is one JSON object. Exit codes: 0 done, 1 a mistake (one line
-says which) or numbers that are not finite (then stdout has {"step": N, "diverged": true}), 143 and 130 stopped by
-SIGTERM or Ctrl-C after saving. --resume_learning_rate=RATE goes on from the newest checkpoint, of a run that diverged
-for example, with this lower peak; the run folder keeps it. Several processes are one run: start the same command in each, under
-SLURM, Open MPI, a TPU slice or a Kubernetes job as it is, elsewhere with
+says which) or numbers that are not finite (then stdout has {"step": N, "diverged": true}), 143, 130 and 129 stopped by
+SIGTERM, Ctrl-C or a terminal that was closed, after saving. --resume_learning_rate=RATE goes on from the newest checkpoint,
+of a run that diverged for example, with this lower peak; the run folder keeps it. Several processes are one run: start the same
+command in each, under SLURM, Open MPI, a TPU slice or a Kubernetes job as it is, elsewhere with
 --coordinator=HOST:PORT --num_processes=N --process_id=I (docs/scaling.md).
 """
 

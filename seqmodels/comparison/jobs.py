@@ -258,7 +258,7 @@ class Executor:
         job.folder.mkdir(parents=True, exist_ok=True)
         with open(job.folder / job.log, "a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *job.argv],
+                [sys.executable, "-P", "-c", _LAUNCHER, str(os.getpid()), *job.argv],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
                 start_new_session=True,  # Ctrl-C reaches only this process, which passes on one signal
                 env=os.environ if self.jobs == 1 else {**SHARED_DEVICE, **os.environ},

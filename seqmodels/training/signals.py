@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run is left in good order, by all its processes at the same step."""
+"""SIGTERM, Ctrl-C and a closed terminal: a run is left in good order, by all its processes at the same step."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """SIGTERM and Ctrl-C: noted, raised as `Stopped` where a run can be left. A second one exits at once.
+    """SIGTERM, Ctrl-C and SIGHUP: noted, raised as `Stopped` where a run can be left. A second one exits at once.
 
     A thread reads what the system's handler writes (`signal.set_wakeup_fd`), so that neither a collective that waits for another
     process nor a long compilation in the main thread keeps a signal waiting. Python throws away what is raised while it runs a
@@ -44,7 +44,9 @@ class Signals:
             self._readable, self._writable = os.pipe()
             os.set_blocking(self._writable, False)
             self._wakeup_before = signal.set_wakeup_fd(self._writable, warn_on_full_buffer=False)
-            self._handlers = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
+            # A hangup, of a terminal that is closed, is none for whom nohup protects from it.
+            hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+            self._handlers = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT, *hangup)}
             self._thread = threading.Thread(target=self._read, daemon=True)
             self._thread.start()
         return self
@@ -97,9 +99,10 @@ class Signals:
     def _read(self) -> None:
         """The thread: counts signals, and delivers again the one that is not obeyed."""
         first = None
+        arrivals = select.poll()  # `select.select` takes no file beyond number 1023
+        arrivals.register(self._readable, select.POLLIN)
         while True:
-            waiting, _, _ = select.select([self._readable], [], [], self.AGAIN_SECONDS)
-            if not waiting:
+            if not arrivals.poll(1000 * self.AGAIN_SECONDS):
                 if self._received is not None and self._may_raise:
                     self._repeated += 1
                     signal.pthread_kill(threading.main_thread().ident, self._received)

@@ -1,7 +1,10 @@
 """What ends a run in good order: signals, whatever a library does with them."""
 
+import contextlib
 import os
+import resource
 import signal
+import threading
 import time
 
 import pytest
@@ -47,6 +50,41 @@ def test_a_signal_of_which_a_library_made_an_error_counts(signals):
 def test_an_error_without_a_signal_stays_what_it_is(signals):
     with pytest.raises(RuntimeError, match="a bug"), signals.interrupting():
         raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_every_signal_that_asks_to_end_is_obeyed(signals, number):
+    with pytest.raises(loop.Stopped) as stopped, signals.interrupting():
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    assert stopped.value.exit_code == 128 + number
+
+
+def test_a_hangup_that_nohup_keeps_away_is_none():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with loop.Signals() as signals, signals.interrupting():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_counts_however_many_files_are_open(monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 1200 if hard == resource.RLIM_INFINITY else min(1200, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    ended = threading.Event()
+    monkeypatch.setattr(loop.Signals, "_end_at_once", lambda self, number: ended.set())
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1030):
+            stack.enter_context(open(os.devnull))
+        with loop.Signals():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+            assert ended.wait(10)
 
 
 def test_outside_of_work_that_can_be_left_nothing_is_raised(signals):

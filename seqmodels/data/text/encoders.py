@@ -111,9 +111,10 @@ class _Child:
     """Another process that encodes one batch at a time, until it is left."""
 
     def __init__(self, tokenizer: LibraryTokenizer):
-        environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
+        places = [path or os.getcwd() for path in sys.path]  # "" is the folder in which a program is typed in
+        environment = {"PYTHONPATH": os.pathsep.join(places), "TOKENIZERS_PARALLELISM": "false"}
         self._child = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | environment,
+            [sys.executable, "-P", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | environment,
             start_new_session=True,  # a Ctrl-C is for this process, which ends them
         )  # fmt: skip
         self._tokenizer = tokenizer
