@@ -189,6 +189,11 @@ def to_dict(config: RunConfig) -> dict:
     return values
 
 
+def model_digest(config: RunConfig) -> str:
+    """What the model is computed by, ``version:digest``: equal for equal options, of configs of one version."""
+    return f"{migrations.VERSION}:{json_text.digest(to_dict(config)['model'])}"
+
+
 def save(config: RunConfig, path: str) -> None:
     """Write config.json, whole or not at all, with the digest of what it says."""
     values = {"version": migrations.VERSION} | to_dict(config)

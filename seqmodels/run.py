@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from seqmodels import config as config_lib
 from seqmodels import data, model, object_store, ops, xla_cpu
 from seqmodels.config import DEFAULT_CACHE_DIR, MeshConfig, RunConfig
 from seqmodels.data import atomic
@@ -47,6 +48,8 @@ class Run:
     # of the parameters: a saved state fits only those that made it
     fingerprint: str
     setup: Trainer
+    # of the text that was held out, `ValidationSet.digest`; None where the checkpoint does not say
+    held_out_digest: str | None = None
 
     def __repr__(self) -> str:
         model = self.config.model
@@ -262,7 +265,10 @@ class Run:
         if source is None and self.step == 0 and not (self.workdir / "validation.npz").exists():
             raise UserError(f"{self.workdir} is imported and has no validation tokens; give --data (a path, a hub id, or toy)")
         if source is None:
-            return data.load_validation(self.workdir, self.setup.vocab_size)
+            validation = data.load_validation(self.workdir, self.setup.vocab_size)
+            if data.is_another(self.held_out_digest, validation.digest):
+                say(f"{self.workdir / 'validation.npz'} is not the text that the run held out: it was replaced, or is damaged")
+            return validation
         of = self.config.data
         # The folder's record names the revision of its own source; of another it is what configs/base.py has.
         revision = of.revision if source == of.source else hub.TINYSTORIES_REVISION
@@ -362,7 +368,12 @@ def load_run(
         raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
     if tokenizer is not None and restored.record.get("tokenizer") not in (None, data.tokenizer_digest(tokenizer)):
         report(f"{workdir / 'tokenizer.json'} is not the one that the run was trained with: it was replaced, or is damaged")
-    return Run(workdir, config, tokenizer, restored.step, restored.state["params"], restored.fingerprint, setup)
+    if data.is_another(restored.record.get("model"), config_lib.model_digest(config)):
+        report(
+            f"{workdir / 'config.json'} has another model than the checkpoint of step {restored.step} was made by: it was replaced"
+        )
+    held_out = (restored.record.get("digests") or {}).get("validation")
+    return Run(workdir, config, tokenizer, restored.step, restored.state["params"], restored.fingerprint, setup, held_out)
 
 
 def _on_mesh(config: RunConfig, mesh: MeshConfig) -> RunConfig:

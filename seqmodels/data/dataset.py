@@ -158,8 +158,10 @@ class Dataset:
             self.tokenizer.save(Path(workdir) / "tokenizer.json")
             mended.append("tokenizer.json")
         try:
-            validations.load_validation(workdir, self.vocab_size)
+            is_whole = validations.load_validation(workdir, self.vocab_size).digest == self.validation.digest
         except UserError:
+            is_whole = False
+        if not is_whole:
             save_validation(self, workdir)
             mended.append(validations.FILE_NAME)
         return [f"{Path(workdir) / name} was damaged or gone, and is written anew" for name in mended]
@@ -333,6 +335,11 @@ def _validation_set(
         packing=packing,
     )
     return validation, stream.digest
+
+
+def is_another(before: str | None, now: str) -> bool:
+    """Whether two digests, each ``format:digest``, are known to be of different things."""
+    return before is not None and before.partition(":")[0] == now.partition(":")[0] and before != now
 
 
 def _short(source: str) -> str:

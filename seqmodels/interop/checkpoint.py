@@ -135,7 +135,12 @@ def import_folder(
         writer = checkpoint.Writer(temporary / "checkpoints", keep=1)
         try:
             params = jax.tree.map(jnp.asarray, foreign.params)
-            writer.save(0, {"params": params}, {"imported_from": str(folder)}, validation_loss=None)
+            record = {
+                "imported_from": str(folder),
+                "tokenizer": None if tokenizer is None else data.tokenizer_digest(tokenizer),
+                "model": config_lib.model_digest(config),
+            }
+            writer.save(0, {"params": params}, record, validation_loss=None)
             writer.wait()
         except checkpoint.NonFinite as error:
             raise UserError(
@@ -230,10 +235,16 @@ def _tokenizer(folder: Path, config: ModelConfig, report: Callable[[str], None])
         return None
     tokenizer = data.load_tokenizer(path, report)
     if tokenizer.vocab_size <= config.vocab_size:
-        if tokenizer.is_guess and tokenizer.end_name == END_OF_TEXT:  # of any other name load_tokenizer says it
+        if tokenizer.is_new:
+            report(
+                f"{folder}: no file says what ends a text, and no token has a name that does; {END_OF_TEXT!r}, id "
+                f"{tokenizer.end_of_text}, is new, in a row that the model was not trained with: what it writes will not end, and "
+                f'scores count that row. Write {{"eos_token": "NAME"}} to {folder / "tokenizer_config.json"} and import again'
+            )
+        elif tokenizer.is_guess and tokenizer.end_name == END_OF_TEXT:  # of any other name load_tokenizer says it
             report(f"{folder}: no file says what ends a text; {END_OF_TEXT!r}, id {tokenizer.end_of_text}, is taken, by its name")
         return tokenizer
-    if tokenizer.end_of_text >= config.vocab_size:
+    if tokenizer.end_of_text >= config.vocab_size and tokenizer.is_guess:
         report(
             f"{path} is left out, and the run takes tokens, not text: nothing says which of its tokens ends a text, and the model's "
             f'{config.vocab_size} rows leave no room for another; write {{"eos_token": "NAME"}} to '

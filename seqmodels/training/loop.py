@@ -207,13 +207,17 @@ def _start(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: pro
 
 
 def _check_data(config: RunConfig, dataset, workdir: Path, record: Mapping) -> None:
-    """Raises UserError where the data are not those of a checkpoint with this record; ahead of the parameters, whose shapes follow
-    the tokenizer."""
+    """Raises UserError where the data or the model are not those of a checkpoint with this record; ahead of the parameters, whose
+    shapes follow the tokenizer."""
     begun, cure = f"what the run in {workdir} was begun with", "bring that back, or choose another --workdir"
+    if data.is_another(record.get("model"), config_lib.model_digest(config)):
+        raise UserError(f"the model of {workdir / 'config.json'} is not {begun}: the file was replaced; {cure}")
     tokenizer = record.get("tokenizer")
     if config.data.tokenizer not in ("bpe", "bytes") and tokenizer not in (None, tokenizer_digest(dataset)):
         raise UserError(f"data.tokenizer={config.data.tokenizer} is not {begun}; {cure}")
-    changed = {name for name, digest in dataset.digests.items() if _is_another((record.get("digests") or {}).get(name), digest)}
+    changed = {
+        name for name, digest in dataset.digests.items() if data.is_another((record.get("digests") or {}).get(name), digest)
+    }
     if record["data"] != dataset.fingerprint or "train" in changed:
         older = dataset.tokenizer is not None and not (workdir / data.RECORD_NAME).exists()
         also = " (or is text without <|endoftext|>, of which older runs held out other parts)" if older else ""
@@ -221,11 +225,6 @@ def _check_data(config: RunConfig, dataset, workdir: Path, record: Mapping) -> N
     if changed:
         of = f"data.validation_source={config.data.validation_source}" if config.data.validation_source else dataset.name
         raise UserError(f"the validation text of {of} is not {begun}, and losses would not compare; {cure}")
-
-
-def _is_another(before: str | None, now: str) -> bool:
-    """Whether two digests of tokens, each ``format:digest``, are known to be of different ones."""
-    return before is not None and before.partition(":")[0] == now.partition(":")[0] and before != now
 
 
 def tokenizer_digest(dataset) -> str | None:
@@ -260,6 +259,11 @@ def _say_what_it_is(
         opening.append(about, workdir)
         for line in opening.lines(about, workdir, config.train.steps, terminal.columns(sys.stderr)):
             say(line)
+        if config.optim.warmup_steps > config.train.steps:
+            say(
+                f"optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}: the learning rate "
+                f"ends at {config.train.steps / config.optim.warmup_steps:.2g} of its peak"
+            )
     return lowered
 
 
@@ -444,6 +448,7 @@ class _Run:
             "digests": dict(self.dataset.digests),
             "order": self.dataset.order,
             "tokenizer": self.tokenizer_digest,
+            "model": config_lib.model_digest(self.config),
             "seconds": self.log.stopwatch.seconds,
             "log": self.log.written(),
             **({"skipped": [self.skipped, self.skipped_in_a_row]} if self.config.train.skip_nonfinite else {}),

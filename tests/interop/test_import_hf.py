@@ -125,6 +125,33 @@ def test_a_tokenizer_that_does_not_fit_is_left_out(tmp_path):
     assert "no special token" in lines[0] and "largest id is 97, the model has 97 rows" in lines[1]
 
 
+def test_an_end_of_text_beyond_the_rows_is_not_called_unknown(tmp_path):
+    folder, lines = copy_of("llama", tmp_path / "llama", eos_token_id=97), []
+    word_tokenizer(98).save(str(folder / "tokenizer.json"))
+    assert checkpoint._tokenizer(folder, checkpoint.read(folder).config, lines.append) is None
+    assert len(lines) == 2 and "nothing says" not in lines[1] and "largest id is 97, the model has 97 rows" in lines[1]
+
+
+def test_an_end_of_text_on_a_row_without_training_is_said(tmp_path):
+    folder, lines = copy_of("llama", tmp_path / "llama", eos_token_id=None), []
+    library = word_tokenizer(90)
+    text = library.to_str().replace("</s>", "w89")
+    (folder / "tokenizer.json").write_text(text)
+    tokenizer = checkpoint._tokenizer(folder, checkpoint.read(folder).config, lines.append)
+    assert tokenizer.end_of_text == 90 and len(lines) == 1 and "id 90, is new" in lines[0] and "import again" in lines[0]
+
+
+def test_another_tokenizer_in_the_folder_of_an_imported_run_is_said(imported, tmp_path):
+    shutil.copytree(imported, tmp_path / "run")
+    lines = []
+    seqmodels.load_run(tmp_path / "run", report=lines.append)
+    assert lines == []
+    path = tmp_path / "run" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"w3"', '"x3"'))
+    seqmodels.load_run(tmp_path / "run", report=lines.append)
+    assert len(lines) == 1 and "tokenizer.json is not the one" in lines[0]
+
+
 def test_shards_and_half_precision(tmp_path):
     """An index and its files, bfloat16 and float16: the values that these stand for, in float32."""
     golden = load("hf/llama").directory

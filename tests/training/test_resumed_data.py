@@ -1,12 +1,17 @@
 """A run goes on with the text and the tokenizer that it was begun with, and with no others, whatever its files hold by now."""
 
+import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import seqmodels
+from seqmodels import config as config_lib
 from seqmodels import data
+from seqmodels.data.text import validation as validations
 from seqmodels.errors import UserError
 from seqmodels.training import loop
 from tests.configs import tiny
@@ -109,3 +114,36 @@ def test_a_change_between_the_blocks_of_the_sample_is_found(folder):
     with pytest.raises(UserError, match="data.source=.* is not what the run"):
         loop._check_data(config, dataset, folder / "run", record | {"digests": {"train": f"{kind}:0"}})
     loop._check_data(config, dataset, folder / "run", record | {"digests": {"train": "another format:0"}})
+
+
+def of_another_run(folder):
+    """The same run with other heads, of which the parameters have the same shapes, on other words of as many."""
+    config = config_of(folder)
+    heads = {"attention": dataclasses.replace(dict(config.model.mixers)["attention"], num_heads=1)}
+    mixers = tuple((name, heads.get(name, options)) for name, options in config.model.mixers)
+    validation = data.load_validation(folder / "run")
+    other = dataclasses.replace(validation, tokens=np.asarray(validation.tokens)[::-1].copy())
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, mixers=mixers)), other
+
+
+def test_a_file_of_another_run_in_the_folder_is_said(folder, capsys):
+    """As half of a copy leaves it: each file is whole, and belongs to another checkpoint."""
+    run = folder / "run"
+    config, other = of_another_run(folder)
+    lines = []
+    assert seqmodels.load_run(run, report=lines.append).validation() and lines == []
+    capsys.readouterr()
+    validations.write(other, run)
+    seqmodels.load_run(run).validation()
+    assert "validation.npz is not the text that the run held out" in capsys.readouterr().err
+    config_lib.save(config, run / "config.json")
+    seqmodels.load_run(run, report=lines.append)
+    assert len(lines) == 1 and "config.json has another model than the checkpoint of step 2 was made by" in lines[0]
+    with pytest.raises(UserError, match="the model of .*config.json is not what the run"):
+        loop.train(config, run)
+    config_lib.save(config_of(folder), run / "config.json")
+    loop.train(config_of(folder), run)
+    assert f"{run / 'validation.npz'} was damaged or gone, and is written anew" in capsys.readouterr().err
+    assert not data.is_another(
+        data.load_validation(run).digest, data.prepare(config_of(folder).data, seed=0).digests["validation"]
+    )

@@ -126,6 +126,19 @@ class VerifiedArray:
         return None
 
 
+def digest_of(tokens: np.ndarray, document_ends: np.ndarray, document_bytes: np.ndarray) -> str:
+    """The `TokenStream.digest` of these numbers, in the types that a stream has."""
+    digests = {}
+    for name, numbers in ((_TOKENS, tokens), (_ENDS, document_ends), (_BYTES, document_bytes)):
+        content = np.ascontiguousarray(numbers).view(np.uint8)
+        digests[name] = [_digest(content[i : i + _BLOCK_BYTES]) for i in range(0, len(content), _BLOCK_BYTES)]
+    return _digest_of_blocks(digests)
+
+
+def _digest_of_blocks(digests: dict[str, list[str]]) -> str:
+    return f"{_FORMAT}:{_digest_of({'blocks': digests})}"
+
+
 @dataclass(frozen=True)
 class TokenStream:
     """The tokens of a split in one stream, end of text after every document.
@@ -314,7 +327,7 @@ def _opened(entry: Path, description: dict[str, Any], vocab_size: int, *, notify
             tokens = tokens.whole()
             if tokens.max() >= vocab_size:
                 raise ValueError(f"{_TOKENS} has the id {tokens.max()}, beyond the vocabulary of {vocab_size}")
-        return TokenStream(tokens, ends, text_bytes, manifest["left_out"], f"{_FORMAT}:{_digest_of({'blocks': digests})}")
+        return TokenStream(tokens, ends, text_bytes, manifest["left_out"], _digest_of_blocks(digests))
     except (OSError, Malformed, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno not in _OF_ANOTHER_KIND:
             raise UserError(f"cannot read the cached tokens '{error.filename or entry}': {error.strerror}") from error

@@ -55,6 +55,8 @@ class Tokenizer(Protocol):
     """How ``end_of_text`` is spelled."""
     is_guess: bool
     """Whether it is one only by that name: nothing says so."""
+    is_new: bool
+    """Whether the file had no such token: no model was trained with it."""
     beginning: tuple[int, ...]
     """What a text begins with for a model that was trained so, as Llama's ``<s>``: mostly nothing."""
 
@@ -96,6 +98,7 @@ class BytesTokenizer:
     ends = (256,)
     end_name = END_OF_TEXT
     is_guess = False
+    is_new = False
     beginning = ()
 
     def encode(self, text: str) -> list[int]:
@@ -142,7 +145,8 @@ class LibraryTokenizer:
         self.ends: tuple[int, ...] = tuple(map(library.token_to_id, names))
         self.end_of_text: int = self.ends[0]
         self.end_name: str = names[0]
-        if names[0] not in taken and self.end_of_text in taken.values():
+        self.is_new = names[0] not in taken
+        if self.is_new and self.end_of_text in taken.values():
             raise ValueError(f"no token ends a text, and the id {self.end_of_text} of a new one is taken")
         self._library = library
         self._words = WordCache(library) if WordCache.serves(library) else None
@@ -245,6 +249,8 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
     path = atomic.expanded(path_or_name)
     if path.is_dir() and (path / FILE_NAME).exists():
         path = path / FILE_NAME
+    if path.name == FILE_NAME and path.exists() and not path.is_file():
+        raise UserError(f"'{path}' is not a regular file, and so no tokenizer.json")
     if not path.is_file():
         raise UserError(f"no tokenizer at '{path_or_name}': data.tokenizer is 'bpe', 'bytes' or the path of a tokenizer.json")
 

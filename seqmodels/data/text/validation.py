@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from seqmodels.data import atomic
+from seqmodels.data.text import shards
 from seqmodels.data.text.batches import PACKINGS, Batch
 from seqmodels.errors import UserError
 from seqmodels.formats import npz
@@ -49,6 +50,11 @@ class ValidationSet:
     def bytes_per_token(self) -> float:
         """Bytes of text per token, the ends of text counted as tokens."""
         return float(self.document_bytes.sum()) / len(self.tokens)
+
+    @property
+    def digest(self) -> str:
+        """Of its tokens and documents, ``format:digest``, as the stream of tokens that it was taken from has it."""
+        return shards.digest_of(self.tokens, self.document_ends, self.document_bytes)
 
     def documents_in(self, max_tokens: int | None = None) -> int:
         """How many documents the first ``max_tokens`` tokens are of, or all of them."""
