@@ -1,7 +1,7 @@
 """What every test runs under: the CPU, unless the environment names another platform, and no program compiled twice.
 
-The processes of `pytest -n` share compiled programs through a folder that is deleted at the end of the session. With `--cpu-limit`
-the CPU time of every test is measured, the slowest are listed, and the run fails if one takes more.
+The processes of `pytest -n`, and those that tests start, share compiled programs through a folder that is deleted at the end of
+the session. With `--cpu-limit` the CPU time of every test is measured, the slowest are listed, and the run fails if one takes more.
 """
 
 import os
@@ -110,13 +110,15 @@ def pytest_configure(config):
 
     # Shapes are tiny and programs run once or twice: compiling is nearly all the time that tests take, also those in processes of
     # their own. `make test-all` has the optimisations, and so has a device, whose programs are not LLVM's alone.
+    settings = {"jax_compilation_cache_dir": programs, "jax_persistent_cache_min_compile_time_secs": 0.1}
     if os.environ["JAX_PLATFORMS"] == "cpu" and config.option.markexpr != "":
-        jax.config.update("jax_disable_most_optimizations", True)
+        settings["jax_disable_most_optimizations"] = True
         os.environ["XLA_FLAGS"] = " ".join(
             (os.environ.get("XLA_FLAGS", ""), *flags_that_compile_fast(jax.__version_info__))
         ).strip()
-    jax.config.update("jax_compilation_cache_dir", programs)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -137,17 +139,6 @@ def release_programs():
         import jax
 
         jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def as_shipped():
-    """Programs are compiled as a process of its own compiles them: for modules that compare their bits with such a process."""
-    import jax
-
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _mappings() -> int:

@@ -8,8 +8,13 @@ import sys
 
 
 def on_eight_devices(module: str, *arguments: str) -> list[dict]:
-    """The JSON lines that ``python -m module arguments...`` prints on eight virtual CPU devices."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    """The JSON lines that ``python -m module arguments...`` prints on eight virtual CPU devices.
+
+    It compiles every program itself, because some of them read what the compiler says.
+    """
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=pathlib.Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=False,

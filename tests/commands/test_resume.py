@@ -24,8 +24,6 @@ import train
 from seqmodels.errors import UserError
 from seqmodels.training import checkpoint, loop
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
-
 ROOT = Path(train.__file__).parent
 STEPS = 30
 TINY = {
@@ -37,9 +35,9 @@ TINY = {
 
 
 def arguments(workdir, folder, **changes):
-    """A command line for a tiny run; `folder` holds its caches."""
-    caches = {"data.cache_dir": folder / "data", "train.compilation_cache_dir": folder / "xla"}
-    values = TINY | caches | {name.replace("__", "."): value for name, value in changes.items()}
+    """A command line for a tiny run; `folder` holds its tokens, the environment says where its programs are."""
+    cache = {"data.cache_dir": folder / "data"}
+    values = TINY | cache | {name.replace("__", "."): value for name, value in changes.items()}
     config = [f"--config.{name}={value}" for name, value in values.items()]
     return ["train.py", "--config=configs/tinystories.py:attention", f"--workdir={workdir}", *config]
 
