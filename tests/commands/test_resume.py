@@ -22,7 +22,7 @@ import pytest
 
 import train
 from seqmodels.errors import UserError
-from seqmodels.training import checkpoint, loop
+from seqmodels.training import checkpoint, loop, run_folder
 
 ROOT = Path(train.__file__).parent
 STEPS = 30
@@ -80,7 +80,7 @@ def wait_for_row(child, workdir, step, *, seconds=900.0):
     """Wait until the run has written a row of this step, or has ended, or so many seconds are over."""
     end = time.monotonic() + seconds
     while child.poll() is None and last_row(workdir) < step and time.monotonic() < end:
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 def last_arrays(workdir):
@@ -119,14 +119,14 @@ def reference(tmp_path_factory):
     return folder / "run", json.loads(out.splitlines()[-1]), err, seconds
 
 
-def kill_three_times(reference, folder, *, seed):
-    """Kill a run as it starts, and twice as it trains; then let it end."""
+def kill(reference, folder, stages, *, seed):
+    """Kill a run at each of the stages, at a random time as it starts or as it trains; the command line that goes on."""
     workdir, rng = folder / "run", random.Random(seed)
     argv = arguments(workdir, folder)
-    for training in (False, True, True):
+    for stage in stages:
         last = last_row(workdir)
         child = start(argv)
-        if training:
+        if stage == "trains":
             wait_for_row(child, workdir, rng.randint(last + 1, (last + STEPS) // 2))
             time.sleep(rng.uniform(0.0, 0.03))
         else:
@@ -135,19 +135,24 @@ def kill_three_times(reference, folder, *, seed):
         assert child.poll() is None, "it ended before it could be killed"
         child.kill()
         child.communicate()
-    summary, _ = finish(argv)
-    assert_same_run(workdir, reference[0])
+    return argv
+
+
+def assert_goes_on(reference, folder, argv, goes_on):
+    summary = goes_on(argv)
+    assert_same_run(folder / "run", reference[0])
     assert summary["validation_loss"] == reference[1]["validation_loss"]
 
 
-def test_killed_three_times(reference, tmp_path):
-    kill_three_times(reference, tmp_path, seed=0)
+def test_killed_as_it_trains(reference, tmp_path):
+    argv = kill(reference, tmp_path, ["trains"], seed=0)
+    assert_goes_on(reference, tmp_path, argv, train_here)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 8))
-def test_killed_twenty_one_times(reference, tmp_path, seed):
-    kill_three_times(reference, tmp_path, seed=seed)
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow if seed else pytest.mark.tools) for seed in range(8)])
+def test_killed_three_times(reference, tmp_path, seed):
+    argv = kill(reference, tmp_path, ["starts", "trains", "trains"], seed=seed)
+    assert_goes_on(reference, tmp_path, argv, lambda argv: finish(argv)[0])
 
 
 def test_what_a_run_says_and_leaves(reference):
@@ -167,15 +172,18 @@ def test_what_a_run_says_and_leaves(reference):
     assert f"step {STEPS}/{STEPS}: loss" in err and "Traceback" not in err and "Warning" not in err
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.tools)])
 def test_a_signal_saves_and_says_how_to_go_on(reference, tmp_path, number, code):
+    """Until it has ended, the process holds its folder's lock."""
     workdir = tmp_path / "run"
     argv = arguments(workdir, reference[0].parent)
     child = start(argv)
     wait_for_row(child, workdir, 12)
+    assert run_folder.is_locked(workdir)
     child.send_signal(number)
     out, err = child.communicate(timeout=900)
     assert child.returncode == code and out == "" and "Traceback" not in err
+    assert not run_folder.is_locked(workdir)
     stopped_at = max(step for step, split in rows_of(workdir))
     assert max(checkpoint.steps(workdir / "checkpoints")) == stopped_at < STEPS
     assert f"python {shlex.join(argv)}" in err
@@ -309,12 +317,20 @@ def test_another_number_of_devices_goes_on(reference, tmp_path):
         assert rows[step, "train"]["loss"] == pytest.approx(reference_rows[step, "train"]["loss"], rel=1e-4)
 
 
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "a") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_one_process_per_folder(reference, tmp_path):
-    workdir = tmp_path / "run"
-    argv = arguments(workdir, reference[0].parent)
-    child = start(argv)
-    wait_for_row(child, workdir, 1)
-    with pytest.raises(UserError, match="another process is training"):
-        train_here(argv)
-    child.terminate()
-    child.communicate()
+    """That a run holds its lock, `test_a_signal_saves_and_says_how_to_go_on` says."""
+    workdir, argv = copy_of(reference, tmp_path)
+    holder = [sys.executable, "-c", HOLDER, workdir / run_folder.LOCK_NAME]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training"):
+            train_here(argv)
