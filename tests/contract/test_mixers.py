@@ -1,8 +1,8 @@
 """Every mixer in the folder keeps the contract, in every implementation that it has, and docs/equivalence.md says so.
 
 `make test` holds the recurrent form and the default one of every mixer to every law, and every other form to the recurrent one
-in values and gradients at one length. `make test-all` adds every law at every length for every form, and for the options of
-tests/contract/variants.py; of these `make test` measures the default form.
+in values and gradients at one length. Of the options of tests/contract/variants.py it holds the default form to OF_OPTIONS,
+`make test-tools` to the other laws. `make test-all` adds every law at every length for every form, also with these options.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from tests.contract.cases import all_cases
 
 AGAIN = "run tools/pages/equivalence.py"
 MAIN_FORMS = ("recurrent", None)
+OF_OPTIONS = (laws.split, laws.implementations, laws.gradients)  # a state carried, and equal to the recurrent form
 published = functools.cache(page.read)
 BY_VARIANT = {name: tuple(cases) for name, cases in itertools.groupby(all_cases(), lambda case: case.name)}
 
@@ -27,8 +28,18 @@ def is_refused(case) -> bool:
     return page.key(case) in published() and isinstance(published()[page.key(case)], str)
 
 
-def in_every_run(case) -> bool:
-    return case.implementation is None or case.implementation == "recurrent" and case.name.endswith("-default")
+def has_options(case) -> bool:
+    return not case.name.endswith("-default")
+
+
+def is_under_every_law(case) -> bool:
+    """In `make test`; with options, together with `make test-tools`."""
+    return case.implementation is None or case.implementation == "recurrent" and not has_options(case)
+
+
+def is_called_by_other_tests(case) -> bool:
+    """In `make test`, where a call that is refused fails."""
+    return not is_refused(case) and (case.implementation is None or not has_options(case) and case.implementation != "pallas")
 
 
 def parameter(case, *values, name: str, marks=()):
@@ -43,8 +54,9 @@ def parameters():
         if is_refused(case):
             continue
         for law in laws.LAWS:
-            if in_every_run(case):
-                yield parameter(dataclasses.replace(case, gradient_lengths=(laws.LONGEST,)), law, name=law.name)
+            if is_under_every_law(case):
+                marks = [pytest.mark.tools] if has_options(case) and law.measure not in OF_OPTIONS else []
+                yield parameter(dataclasses.replace(case, gradient_lengths=(laws.LONGEST,)), law, name=law.name, marks=marks)
                 if law.measure is laws.gradients:
                     yield parameter(case, law, name="gradients_at_every_length", marks=[pytest.mark.slow])
             else:
@@ -54,7 +66,7 @@ def parameters():
 def other_forms():
     """Of `test_equals_the_recurrent_form`: what `parameters` leaves to `make test-all`. The kernels' interpreter is slow."""
     for case in all_cases():
-        if not (is_refused(case) or in_every_run(case)) and case.name.endswith("-default"):
+        if not (is_refused(case) or is_under_every_law(case) or has_options(case)):
             if case.implementation == "pallas" and case.name not in page.KERNELS_IN_TEST_TOOLS:
                 continue
             marks = [pytest.mark.tools] if case.implementation == "pallas" else []
@@ -104,6 +116,8 @@ def test_equals_the_recurrent_form(case):
 def test_refusals(variant):
     """What an implementation cannot do it refuses, in words, the page's; the recurrent form and the default one refuse nothing."""
     for case in BY_VARIANT[variant]:
+        if is_called_by_other_tests(case):
+            continue
         reason = laws.refusal(case)
         row = published()[page.key(case)]
         if reason is None:
@@ -130,12 +144,24 @@ def test_every_law_of_every_mixer_is_in_every_run():
 def test_every_form_of_every_mixer_is_in_every_run():
     """But for kernels: of these `make test-tools` has one of each kind."""
     run = {page.key(param.values[0]) for param in (*parameters(), *other_forms()) if is_in_make_test(param)}
-    known = [case for case in all_cases() if case.name.endswith("-default") and not is_refused(case)]
+    assert run >= {page.key(case) for case in all_cases() if is_called_by_other_tests(case)}
+    known = [case for case in all_cases() if not (has_options(case) or is_refused(case))]
     assert run >= {page.key(case) for case in known if case.implementation != "pallas"}
 
 
+def test_every_law_is_for_every_option_too():
+    """In `make test` and `make test-tools`, of the default form."""
+    both = {(page.key(param.values[0]), param.values[1].name) for param in parameters() if "slow" not in names_of_marks(param)}
+    names = [case.name for case in all_cases() if has_options(case)]
+    assert both >= {((name, "default"), law.name) for name in names for law in laws.LAWS}
+
+
+def names_of_marks(param) -> set[str]:
+    return {mark.name for mark in param.marks}
+
+
 def is_in_make_test(param) -> bool:
-    return not {mark.name for mark in param.marks} & {"slow", "tools"}
+    return not names_of_marks(param) & {"slow", "tools"}
 
 
 def test_the_page_has_every_case_and_nothing_else():
