@@ -4,6 +4,7 @@ The processes of `pytest -n`, and those that tests start, share compiled program
 the session. With `--cpu-limit` the CPU time of every test is measured, the slowest are listed, and the run fails if one takes more.
 """
 
+import gc
 import os
 import resource
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+NEW_OBJECTS = 50_000  # between two collections of garbage; Python's 700 cost a tenth of the time to trace and compile
 MOST_MAPPINGS = 20_000  # above, programs are released at the end of a module; a module makes a few thousand
 # Folders whose tests have the marker `tools`.
 TOOLS = tuple(Path(__file__).parent / folder for folder in ("benchmarks", "tools", "ops/kernels"))
@@ -38,6 +40,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.tools)
         if item.get_closest_marker("xdist_group") is None:  # a module's tests share programs and fixtures
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # modules and tests stay to the end
+    gc.set_threshold(NEW_OBJECTS)
 
 
 def pytest_runtest_setup(item):
