@@ -342,7 +342,7 @@ class _Sizes(NamedTuple):
         )(*(getattr(ref, name) for name in tiles))
 
     def load(self, ref, layout, *shape: int) -> Array:
-        """What a tile holds, by threads."""
+        """What a tile holds, by threads; ``layout`` None: as what it is combined with wants it."""
         if self.interpret:  # which knows no other shape of a reference
             return plgpu.load(ref, layout=layout, optimized=False).reshape(shape)
         return plgpu.load(ref.reshape(shape), layout=layout, optimized=False)
@@ -360,17 +360,32 @@ class _Sizes(NamedTuple):
 
     def by_channel(self, ref, t) -> Float[Array, "4 8 V"]:
         """Row t of a tile [steps, width]."""
-        return self.load(ref.at[t], self._layout.reduce((1, 2)), _WARPS, _LANES, self.V).astype(jnp.float32)
+        return self.load(ref.at[t], None, _WARPS, _LANES, self.V).astype(jnp.float32)
 
     def by_state(self, ref, t) -> Float[Array, "N/4 4"]:
         """Row t of a tile [steps, N]."""
-        return self.load(ref.at[t], self._layout.reduce((0, 3, 4)), self.N // _SHARED, _SHARED)
+        return self.load(ref.at[t], None, self.N // _SHARED, _SHARED)
 
     def over_states(self, x: Float[Array, "4 8 V"]) -> Float[Array, "4 N/4 4 8 V"]:
-        return lax.broadcast_in_dim(x, self.of_threads, (0, 3, 4))
+        return self._over(x, 0, 3, 4)
 
     def over_channels(self, x: Float[Array, "N/4 4"]) -> Float[Array, "4 N/4 4 8 V"]:
-        return lax.broadcast_in_dim(x, self.of_threads, (1, 2))
+        return self._over(x, 1, 2)
+
+    def _over(self, x, *axes: int) -> Float[Array, "4 N/4 4 8 V"]:
+        """x along ``axes``, over the others, in layouts that are said. Mosaic's inference would guess that of one broadcast after the
+        other, and go through the constraints of the whole program after each guess.
+        """
+        if self.interpret:
+            return lax.broadcast_in_dim(x, self.of_threads, axes)
+        others = tuple(axis for axis in range(len(self.of_threads)) if axis not in axes)
+        result = plgpu.ShapeDtypeStruct(self.of_threads, x.dtype, layout=self._layout)
+
+        @plgpu.inline_mgpu(arg_types=(self._layout.reduce(others),), return_type=result)
+        def broadcast(_, x):
+            return x.broadcast_in_dim(self.of_threads, axes, self._layout.to_mgpu())
+
+        return broadcast(x)
 
     def step(self, rate, h, x, dt, B):
         """The state after a step."""
