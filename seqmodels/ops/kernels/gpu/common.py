@@ -14,6 +14,7 @@ from seqmodels.ops import target
 # The one that the kernels are written and compiled for: earlier ones lack the interpreter and half of what is used here.
 NEEDS_JAX = (0, 11)
 WARPGROUP = 128  # threads; every kernel is one warpgroup per block
+LONGEST = 65_535  # blocks along any axis of a grid but the last one
 
 
 def unsupported_reason() -> str | None:
@@ -48,10 +49,12 @@ def launch(
     """``body(*inputs, *outputs, *scratch)`` over a grid of blocks, as a function of the inputs.
 
     Args:
-      grid: the size of each axis by its name; blocks of the last axis run side by side.
+      grid: the size of each axis by its name; blocks of the last axis run side by side. One axis may have more blocks than
+        ``LONGEST``, and is taken to be the last.
       barriers: whether Mosaic puts a barrier before and after every store to shared memory. Without them the body has to end
         every stretch of stores whose values other threads (or a copy) read with ``commit_smem``.
     """
+    grid = dict(sorted(grid.items(), key=lambda axis: axis[1] > LONGEST))
     return plgpu.kernel(
         body,
         out_type=list(out_type),
