@@ -177,11 +177,10 @@ def _prepare(sizes, inputs, interpret):
     names = ("k", "beta") if sizes.per is None else ("q", "k", "beta", "g")
 
     def prepare(ref):
-        head, part = lax.axis_index("head"), lax.axis_index("part")
-        chunks = Chunks(sizes, head, part=part, parts=parts)
+        chunks = Chunks.of_part(sizes, parts)
 
         def step(n, tile):
-            row = sizes.of_chunk(n, head)
+            row = sizes.of_chunk(n, chunks.head)
             at = Tile.make(row)
             overlaps = product(tile["k"], tile["k"].transpose((1, 0)))
             if sizes.per is not None:
@@ -201,8 +200,8 @@ def _prepare(sizes, inputs, interpret):
             plgpu.copy_smem_to_gmem(ref.inverse_s, ref.inverse.at[matrix])
             if sizes.per is not None:
                 plgpu.copy_smem_to_gmem(ref.scores_s, ref.scores.at[matrix])
-                plgpu.copy_smem_to_gmem(ref.prefix_s, ref.prefix.at[head * sizes.N + n])
-                plgpu.copy_smem_to_gmem(ref.suffix_s, ref.suffix.at[head * sizes.N + n])
+                plgpu.copy_smem_to_gmem(ref.prefix_s, ref.prefix.at[chunks.head * sizes.N + n])
+                plgpu.copy_smem_to_gmem(ref.suffix_s, ref.suffix.at[chunks.head * sizes.N + n])
 
         chunks.run(step, _tiles(chunks, ref, *names), stages=STAGES)
         plgpu.wait_smem_to_gmem(0)
@@ -353,11 +352,10 @@ def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
     by_value = ("v", "do", "dr", "starts", "ends")
 
     def gradients(ref):
-        head, part = lax.axis_index("head"), lax.axis_index("part")
-        chunks = Chunks(sizes, head, part=part, parts=parts)
+        chunks = Chunks.of_part(sizes, parts)
 
         def step(n, tile):
-            now = sizes.of_chunk(n, head)
+            now = sizes.of_chunk(n, chunks.head)
             tiles_of = {name: [tile[name, block] for block in blocks] for name in by_value}
             u = [ref.u_s.at[:, pl.ds(i * COLUMNS, COLUMNS)] for i in range(len(blocks))]
 
@@ -372,7 +370,7 @@ def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
                 dbeta = of_block if dbeta is None else dbeta + of_block
                 # The values are not read again: from here on their tile holds what p k S gets.
                 v[...] = -_scaled(beta * dr, tile, "prefix").astype(OPERAND)
-                send(ref.value_s, beta * dr, ref.dv.at[columns_of(sizes, n, head, i, len(blocks))])
+                send(ref.value_s, beta * dr, ref.dv.at[columns_of(sizes, n, chunks.head, i, len(blocks))])
 
             at = Tile.make(now + 1)
             by_update = jnp.where(at.is_below(), over_values(interpret, tiles_of["dr"], u), 0.0)
@@ -391,13 +389,13 @@ def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
                 dg = jnp.sum(jnp.where(at.is_below(), dg, 0.0), axis=1)
             ref.E_s[...] = E.astype(OPERAND)
             ref.A_s[...] = A.astype(OPERAND)
-            send(ref.row_s, dbeta, ref.dbeta.at[head * sizes.N + n])
+            send(ref.row_s, dbeta, ref.dbeta.at[chunks.head * sizes.N + n])
 
             for i in range(sizes.K // BLOCK):
                 channels = pl.ds(i * BLOCK, BLOCK)
                 q, k = tile["q"].at[:, channels], tile["k"].at[:, channels]
                 S, dS = ([state.at[channels] for state in tiles_of[name]] for name in ("starts", "ends"))
-                place = columns_of(sizes, n, head, i, sizes.K // BLOCK)
+                place = columns_of(sizes, n, chunks.head, i, sizes.K // BLOCK)
                 dq = _scaled(over_values(interpret, tiles_of["do"], S), tile, "prefix")
                 dk_read = over_values(interpret, tiles_of["v"], S)
                 dk_write = _scaled(over_values(interpret, u, dS), tile, "suffix")
@@ -415,7 +413,7 @@ def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
                 dk = product(ref.E_s.transpose((1, 0)), k, plus=dk)
                 send(ref.key_s, dk, ref.dk.at[place])
             if sizes.per is not None:
-                send(ref.row_s, dg, ref.dg.at[head * sizes.N + n])
+                send(ref.row_s, dg, ref.dg.at[chunks.head * sizes.N + n])
 
         tiles = _tiles(chunks, ref, *names)
         for block in blocks:

@@ -24,7 +24,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from seqmodels.ops.kernels.gpu import common
-from seqmodels.ops.kernels.gpu.local_sums import Decays, level_sums, reader_or_read, sums_of_single_steps
+from seqmodels.ops.kernels.gpu.local_sums import (
+    Decays,
+    level_sums,
+    over_levels,
+    reader_or_read,
+    send_decayed,
+    sums_of_single_steps,
+)
 from seqmodels.ops.kernels.gpu.tiles import (
     BLOCK,
     COLUMNS,
@@ -47,6 +54,7 @@ from seqmodels.ops.kernels.gpu.tiles import (
     state_products,
     sums_by,
     unit_lower_inverse,
+    zeros,
 )
 
 
@@ -59,27 +67,19 @@ def prepare(sizes: Sizes, inputs: dict[str, jax.Array], interpret: bool) -> dict
     blocks, parts = sizes.K // BLOCK, parts_of(sizes.heads, sizes.N)
 
     def prepare(ref):
-        head, part = lax.axis_index("head"), lax.axis_index("part")
-        chunks = Chunks(sizes, head, part, parts)
+        chunks = Chunks.of_part(sizes, parts)
 
         def step(n, block, tile, carry):
-            row = sizes.of_chunk(n, head)
-            of_chunk, columns = pl.ds(row * STEPS, STEPS), pl.ds(block * BLOCK, BLOCK)
+            row = sizes.of_chunk(n, chunks.head)
+            of_chunk = pl.ds(row * STEPS, STEPS)
             at = Tile.make(row + block)
             P, O = (jnp.where(block == 0, 0.0, 1.0) * x for x in carry)
             decays = Decays.of(interpret, at, tile, ref.g_s, False)
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
-            ref.read_s[...] = (load(tile["q"]) * decays.prefix).astype(OPERAND)
-            ref.erase_s[...] = (load(tile["k"]) * decays.prefix).astype(OPERAND)
-            ref.write_s[...] = (load(tile["k"]) * decays.suffix).astype(OPERAND)
-            ref.keep_s[...] = decays.total
-            plgpu.commit_smem()
-            for name in ("read", "erase", "write"):
-                plgpu.copy_smem_to_gmem(getattr(ref, f"{name}_s"), getattr(ref, name).at[of_chunk, columns])
-            plgpu.copy_smem_to_gmem(ref.keep_s, ref.keep.at[row, columns])
+            send_decayed(ref, tile, decays, row, block, "read", "erase", "write")
             P = P + at.diagonal(jnp.sum(load(tile["q"]) * load(tile["k"]), axis=1))
 
-            def add_level(level, P, O, sums):
+            def add_level(level, carry, sums):
+                P, O = carry
                 at = Tile.make(row + level)
                 decay = jnp.exp(sums)
                 read, keys = (load(tile["q"]) * decay).astype(OPERAND), ref.Z_s.transpose((1, 0))
@@ -88,13 +88,7 @@ def prepare(sizes: Sizes, inputs: dict[str, jax.Array], interpret: bool) -> dict
                 P = P + jnp.where(at.is_pair_below(level), product(read, keys), 0.0)
                 return P, O + jnp.where(at.is_pair_below(level), product(ref.Z_s, keys), 0.0)
 
-            P, O = add_level(0, P, O, sums_of_single_steps(tile, at, False))
-            P, O = lax.fori_loop(
-                1,
-                LEVELS,
-                lambda level, carry: add_level(level, *carry, level_sums(interpret, row, level, ref.g_s, False)),
-                (P, O),
-            )
+            P, O = over_levels(interpret, row, add_level, (P, O), tile, at, ref.g_s, False)
 
             @pl.when(block == blocks - 1)
             def _():
@@ -107,9 +101,7 @@ def prepare(sizes: Sizes, inputs: dict[str, jax.Array], interpret: bool) -> dict
 
             return P, O
 
-        # As wgmma lays out its results; the interpreter has no layouts.
-        zero = jnp.zeros((STEPS, STEPS), jnp.float32)
-        zero = zero if interpret else plgpu.layout_cast(zero, plgpu.Layout.WGMMA)
+        zero = zeros(interpret)
         in_turn, of_heads = chunks.keys(sizes.G, block=lambda turn: turn), chunks.keys(sizes.H, block=lambda turn: turn)
         tiles = {"q": (ref.q, in_turn), "k": (ref.k, in_turn), "g": (ref.g, of_heads), "beta": (ref.beta, chunks.row())}
         chunks.run(step, tiles, carry=(zero, zero), stages=STAGES, turns=blocks)
@@ -150,18 +142,17 @@ def _updates(sizes, inputs, blocks, value_dtype, interpret):
     names, by_value = ("beta", "inverse", "erase"), ("v", "do", "dr", "starts")
 
     def updates(ref):
-        head, part = lax.axis_index("head"), lax.axis_index("part")
-        chunks = Chunks(sizes, head, part, parts)
+        chunks = Chunks.of_part(sizes, parts)
 
         def step(n, tile):
-            now = sizes.of_chunk(n, head)
+            now = sizes.of_chunk(n, chunks.head)
             v, do, dr, S = ([tile[name, block] for block in blocks] for name in by_value)
             u = [getattr(ref, f"u{i}_s") for i in range(len(blocks))]  # tiles of their own, as each is sent
             beta = of_steps(tile["beta"])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
             dbeta = None
             for i in range(len(blocks)):
-                place = columns_of(sizes, n, head, i, len(blocks))
+                place = columns_of(sizes, n, chunks.head, i, len(blocks))
                 lacking = load(v[i]) - product(tile["erase"], S[i])
                 ref.r_s[...] = (beta * lacking).astype(PRECISE)
                 plgpu.commit_smem()
@@ -176,7 +167,7 @@ def _updates(sizes, inputs, blocks, value_dtype, interpret):
             for tile_s, of_rows, out in ((ref.A_s, do, ref.dA), (ref.E_s, dr, ref.dE)):
                 lower, upper = over_values(interpret, of_rows, u), over_values(interpret, u, of_rows)
                 send(tile_s, jnp.where(at.is_visible(), lower, upper), out.at[pl.ds(now * STEPS, STEPS)])
-            send(ref.row_s, dbeta, ref.dbeta.at[head * sizes.N + n])
+            send(ref.row_s, dbeta, ref.dbeta.at[chunks.head * sizes.N + n])
 
         specs = chunks.row(), chunks.matrix(), chunks.prepared()
         tiles = {name: (getattr(ref, name), spec) for name, spec in zip(names, specs)}
@@ -213,11 +204,10 @@ def _by_key(sizes, inputs, blocks, dtype, interpret):
     names, by_value = ("q", "k", "g", "beta", "dA", "dE"), ("do", "erased", "u", "starts", "ends")
 
     def by_key(ref):
-        head, key_block, part = lax.axis_index("head"), lax.axis_index("block"), lax.axis_index("part")
-        chunks = Chunks(sizes, head, part, parts)
+        chunks, key_block = Chunks.of_part(sizes, parts), lax.axis_index("block")
 
         def step(n, tile):
-            now = sizes.of_chunk(n, head)
+            now = sizes.of_chunk(n, chunks.head)
             at = Tile.make(now)
             do, erased, u, S, dS = ([tile[name, i] for i in range(len(blocks))] for name in by_value)
             q, k = tile["q"], tile["k"]
@@ -268,9 +258,9 @@ def _by_key(sizes, inputs, blocks, dtype, interpret):
             dq, dk, dbeta, d_sums = add_level(0, dq, dk, dbeta, sums_of_single_steps(tile, at, False))
             dg = dg + jnp.where(at.is_upper(0), d_sums, 0.0)
             dq, dk, dbeta, dg = lax.fori_loop(1, LEVELS, add_wide_level, (dq, dk, dbeta, dg))
-            place = columns_of(sizes, n, head, key_block, key_blocks)
+            place = columns_of(sizes, n, chunks.head, key_block, key_blocks)
             ref.dg.at[place][...] = dg
-            send(ref.row_s, dbeta, ref.dbeta.at[(key_block * sizes.heads + head) * sizes.N + n])
+            send(ref.row_s, dbeta, ref.dbeta.at[(key_block * sizes.heads + chunks.head) * sizes.N + n])
             # Through tiles that are free by then.
             send(ref.Z_s if dtype == OPERAND else ref.wide_s, dq, ref.dq.at[place])
             send(ref.pairs_s if dtype == OPERAND else ref.wide_s, dk, ref.dk.at[place])

@@ -36,10 +36,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from seqmodels.ops.kernels.gpu import chunk_scan, common
-from seqmodels.ops.kernels.gpu.local_sums import Decays, level_sums, opened, reader_or_read, sums_of_single_steps
+from seqmodels.ops.kernels.gpu.local_sums import (
+    Decays,
+    level_sums,
+    opened,
+    over_levels,
+    reader_or_read,
+    send_decayed,
+    sums_of_single_steps,
+)
 from seqmodels.ops.kernels.gpu.tiles import (
     BLOCK,
     CLOSED,
@@ -65,6 +73,7 @@ from seqmodels.ops.kernels.gpu.tiles import (
     send,
     state_products,
     sums_by,
+    zeros,
 )
 
 BLOCKS_AT_ONCE = 2  # of 64 value channels, whose gradients one kernel makes: more would not fit into shared memory
@@ -267,23 +276,14 @@ def _prepare_per_channel(sizes, inputs, read_before, interpret):
     blocks, parts = sizes.K // BLOCK, parts_of(sizes.heads, sizes.N)
 
     def prepare(ref):
-        head, part = lax.axis_index("head"), lax.axis_index("part")
-        chunks = Chunks(sizes, head, part, parts)
+        chunks = Chunks.of_part(sizes, parts)
 
         def step(n, block, tile, A):
-            row = sizes.of_chunk(n, head)
-            of_chunk, columns = pl.ds(row * STEPS, STEPS), pl.ds(block * BLOCK, BLOCK)
+            row = sizes.of_chunk(n, chunks.head)
             at = Tile.make(row + block)
             A = jnp.where(block == 0, 0.0, 1.0) * A
             decays = Decays.of(interpret, at, tile, ref.g_s, read_before)
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
-            ref.read_s[...] = (load(tile["q"]) * decays.prefix).astype(OPERAND)
-            ref.write_s[...] = (load(tile["k"]) * decays.suffix).astype(OPERAND)
-            ref.keep_s[...] = decays.total
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(ref.read_s, ref.read.at[of_chunk, columns])
-            plgpu.copy_smem_to_gmem(ref.write_s, ref.write.at[of_chunk, columns])
-            plgpu.copy_smem_to_gmem(ref.keep_s, ref.keep.at[row, columns])
+            send_decayed(ref, tile, decays, row, block, "read", "write")
             if not read_before:
                 A = A + at.diagonal(jnp.sum(load(tile["q"]) * load(tile["k"]), axis=1))
 
@@ -294,25 +294,19 @@ def _prepare_per_channel(sizes, inputs, read_before, interpret):
                 plgpu.commit_smem()
                 return A + jnp.where(at.is_pair_below(level), product(ref.Z_s, ref.Z_s.transpose((1, 0))), 0.0)
 
-            A = add_level(0, A, sums_of_single_steps(tile, at, read_before))
-            A = lax.fori_loop(
-                1, LEVELS, lambda level, A: add_level(level, A, level_sums(interpret, row, level, ref.g_s, read_before)), A
-            )
+            A = over_levels(interpret, row, add_level, A, tile, at, ref.g_s, read_before)
 
             @pl.when(block == blocks - 1)
             def _():
-                send(ref.scores_s, A, ref.scores.at[of_chunk])
+                send(ref.scores_s, A, ref.scores.at[pl.ds(row * STEPS, STEPS)])
 
             return A
 
-        # As wgmma lays out its results; the interpreter has no layouts.
-        A = jnp.zeros((STEPS, STEPS), jnp.float32)
-        A = A if interpret else plgpu.layout_cast(A, plgpu.Layout.WGMMA)
         in_turn = chunks.keys(sizes.G, block=lambda turn: turn)
         tiles = {"q": (ref.q, in_turn), "k": (ref.k, in_turn), "g": (ref.g, chunks.keys(sizes.H, block=lambda turn: turn))}
         if "start_log_mask" in inputs:
             tiles["start_log_mask"] = ref.start_log_mask, chunks.row_of_batch()
-        chunks.run(step, tiles, carry=A, stages=STAGES, turns=blocks)
+        chunks.run(step, tiles, carry=zeros(interpret), stages=STAGES, turns=blocks)
         plgpu.wait_smem_to_gmem(0)
 
     rows, tile = sizes.N * sizes.heads, plgpu.SMEM((STEPS, BLOCK), OPERAND)
@@ -335,70 +329,61 @@ def _prepare_per_channel(sizes, inputs, read_before, interpret):
 def _gradients_per_channel(sizes, inputs, blocks, dtype, read_before, interpret):
     """What comes of some ``blocks`` of 64 value channels, for every head: ``dq``, ``dk`` (in ``dtype``) and ``dg`` (float32)."""
     product, sums_of = functools.partial(matmul, interpret), functools.partial(sums_by, interpret)
-    key_blocks = sizes.K // BLOCK
-    parts = parts_of(sizes.heads * key_blocks, sizes.N)
 
-    def gradients(ref):
-        head, key_block, part = lax.axis_index("head"), lax.axis_index("block"), lax.axis_index("part")
+    def gradients(ref, chunk):
+        now, tile = chunk.number, chunk.tile
+        at = Tile.make(now)
+        do, v, S, dS = (chunk.of_values(name) for name in BY_VALUE)
+        q, k = tile["q"], tile["k"]
 
-        def step(n, tile):
-            now = sizes.of_chunk(n, head)
-            at = Tile.make(now)
-            do, v, S, dS = ([tile[name, block] for block in blocks] for name in BY_VALUE)
-            q, k = tile["q"], tile["k"]
+        # The backward passes from gamma, q~ and k~.
+        decays = Decays.of(interpret, at, tile, ref.g_s, read_before)
+        dg = in_columns(decays.total * state_products(interpret, at, S, dS))
+        dq, dk = over_values(interpret, do, S) * decays.prefix, over_values(interpret, v, dS) * decays.suffix
+        by_prefix = dq * load(q)
+        dg = sums_of(at.row < at.column, by_prefix, ref.part_s, plus=dg if read_before else dg + by_prefix)
+        dg = sums_of(at.is_below(), dk * load(k), ref.part_s, plus=dg)
 
-            # The backward passes from gamma, q~ and k~.
-            decays = Decays.of(interpret, at, tile, ref.g_s, read_before)
-            dg = in_columns(decays.total * state_products(interpret, at, S, dS))
-            dq, dk = over_values(interpret, do, S) * decays.prefix, over_values(interpret, v, dS) * decays.suffix
-            by_prefix = dq * load(q)
-            dg = sums_of(at.row < at.column, by_prefix, ref.part_s, plus=dg if read_before else dg + by_prefix)
-            dg = sums_of(at.is_below(), dk * load(k), ref.part_s, plus=dg)
+        # Symmetric: with which weight step i reads or is read by step j.
+        weights = over_values(interpret, do, v)
+        own = jnp.sum(jnp.where(at.row == at.column, weights, 0.0), axis=1)
+        weights = jnp.where(at.is_below(), weights, over_values(interpret, v, do)).astype(OPERAND)
+        if not read_before:
+            own = lax.broadcast_in_dim(own, (STEPS, BLOCK), (0,))
+            dq, dk = dq + own * load(k), dk + own * load(q)
 
-            # Symmetric: with which weight step i reads or is read by step j.
-            weights = over_values(interpret, do, v)
-            own = jnp.sum(jnp.where(at.row == at.column, weights, 0.0), axis=1)
-            weights = jnp.where(at.is_below(), weights, over_values(interpret, v, do)).astype(OPERAND)
-            if not read_before:
-                own = lax.broadcast_in_dim(own, (STEPS, BLOCK), (0,))
-                dq, dk = dq + own * load(k), dk + own * load(q)
+        def add_level(level, dq, dk, sums):
+            at = Tile.make(now + level)
+            decay = jnp.exp(opened(tile, at, level, sums))
+            ref.Z_s[...] = (reader_or_read(tile, at, level) * decay).astype(OPERAND)
+            ref.pairs_s[...] = jnp.where(at.is_pair(level), weights, jnp.zeros_like(weights))
+            plgpu.commit_smem()
+            d = product(ref.pairs_s, ref.Z_s) * decay
+            upper = at.is_upper(level)
+            return dq + jnp.where(upper, d, 0.0), dk + jnp.where(upper, 0.0, d), d * reader_or_read(tile, at, level)
 
-            def add_level(level, dq, dk, sums):
-                at = Tile.make(now + level)
-                decay = jnp.exp(opened(tile, at, level, sums))
-                ref.Z_s[...] = (reader_or_read(tile, at, level) * decay).astype(OPERAND)
-                ref.pairs_s[...] = jnp.where(at.is_pair(level), weights, jnp.zeros_like(weights))
-                plgpu.commit_smem()
-                d = product(ref.pairs_s, ref.Z_s) * decay
-                upper = at.is_upper(level)
-                return dq + jnp.where(upper, d, 0.0), dk + jnp.where(upper, 0.0, d), d * reader_or_read(tile, at, level)
+        def add_wide_level(level, carry):
+            dq, dk, dg = carry
+            dq, dk, d_sums = add_level(level, dq, dk, level_sums(interpret, now, level, ref.g_s, read_before))
+            summed = Tile.make(now + level).transposed().is_summed(level, read_before)
+            return dq, dk, sums_of(summed, d_sums, ref.part_s, plus=dg)
 
-            def add_wide_level(level, carry):
-                dq, dk, dg = carry
-                dq, dk, d_sums = add_level(level, dq, dk, level_sums(interpret, now, level, ref.g_s, read_before))
-                summed = Tile.make(now + level).transposed().is_summed(level, read_before)
-                return dq, dk, sums_of(summed, d_sums, ref.part_s, plus=dg)
-
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
-            dq, dk, d_sums = add_level(0, dq, dk, sums_of_single_steps(tile, at, read_before))
-            if not read_before:
-                dg = dg + jnp.where(at.is_upper(0), d_sums, 0.0)
-            dq, dk, dg = lax.fori_loop(1, LEVELS, add_wide_level, (dq, dk, dg))
-            place = columns_of(sizes, n, head, key_block, key_blocks)
-            ref.dg.at[place][...] = dg
-            # Through tiles that are free by then.
-            send(ref.Z_s if dtype == OPERAND else ref.wide_s, dq, ref.dq.at[place])
-            send(ref.pairs_s if dtype == OPERAND else ref.wide_s, dk, ref.dk.at[place])
-
-        # Sums over the heads of a group are float32 and leave no room for a second chunk.
-        stages = STAGES if dtype == OPERAND else 1
-        _over_chunks(step, sizes, ref, inputs, blocks, head, key_block, part, parts, stages)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
+        dq, dk, d_sums = add_level(0, dq, dk, sums_of_single_steps(tile, at, read_before))
+        if not read_before:
+            dg = dg + jnp.where(at.is_upper(0), d_sums, 0.0)
+        dq, dk, dg = lax.fori_loop(1, LEVELS, add_wide_level, (dq, dk, dg))
+        place = chunk.keys
+        ref.dg.at[place][...] = dg
+        # Through tiles that are free by then.
+        send(ref.Z_s if dtype == OPERAND else ref.wide_s, dq, ref.dq.at[place])
+        send(ref.pairs_s if dtype == OPERAND else ref.wide_s, dk, ref.dk.at[place])
 
     steps = sizes.B * sizes.N * STEPS, sizes.H * sizes.K
     tile = plgpu.SMEM((STEPS, BLOCK), OPERAND)
     wide = {} if dtype == OPERAND else {"wide_s": plgpu.SMEM((STEPS, BLOCK), dtype)}
-    return common.call(
-        gradients, inputs,
+    return _over_chunks(
+        gradients, sizes, inputs, blocks,
         outputs={
             "dq": jax.ShapeDtypeStruct(steps, dtype), "dk": jax.ShapeDtypeStruct(steps, dtype),
             "dg": jax.ShapeDtypeStruct(steps, jnp.float32),
@@ -406,7 +391,8 @@ def _gradients_per_channel(sizes, inputs, blocks, dtype, read_before, interpret)
         scratch={
             "g_s": plgpu.SMEM((STEPS, BLOCK), PRECISE), "Z_s": tile, "pairs_s": tile, "part_s": tile
         } | wide,
-        grid={"head": sizes.heads, "block": key_blocks, "part": parts}, interpret=interpret,
+        # Sums over the heads of a group are float32 and leave no room for a second chunk.
+        stages=STAGES if dtype == OPERAND else 1, interpret=interpret,
     )  # fmt: skip
 
 
@@ -419,11 +405,10 @@ def _prepare_per_head(sizes, inputs, read_before, interpret):
     blocks, parts = range(sizes.K // BLOCK), parts_of(sizes.heads, sizes.N)
 
     def prepare(ref):
-        head, part = lax.axis_index("head"), lax.axis_index("part")
-        chunks = Chunks(sizes, head, part, parts)
+        chunks = Chunks.of_part(sizes, parts)
 
         def step(n, tile):
-            row = sizes.of_chunk(n, head)
+            row = sizes.of_chunk(n, chunks.head)
             of_chunk = pl.ds(row * STEPS, STEPS)
             at = Tile.make(row)
             A = product(tile["q"], tile["k"].transpose((1, 0)))
@@ -470,60 +455,50 @@ def _gradients_per_head(sizes, inputs, blocks, dtype, read_before, interpret):
     (float32; a part for each 64 key channels).
     """
     product = functools.partial(matmul, interpret)
-    key_blocks = sizes.K // BLOCK
-    parts = parts_of(sizes.heads * key_blocks, sizes.N)
 
-    def gradients(ref):
-        head, key_block, part = lax.axis_index("head"), lax.axis_index("block"), lax.axis_index("part")
-
-        def step(n, tile):
-            now = sizes.of_chunk(n, head)
-            at = Tile.make(now)
-            do, v, S, dS = ([tile[name, block] for block in blocks] for name in BY_VALUE)
-            q, k = tile["q"], tile["k"]
-            dq, dk, weights = over_values(interpret, do, S), over_values(interpret, v, dS), over_values(interpret, do, v)
-            if sizes.per is not None:
-                sums = _pair_sums(interpret, at, tile, ref.g_s, read_before)
-                dq = dq * lax.broadcast_in_dim(jnp.exp(sums.prefix), (STEPS, BLOCK), (0,))
-                ref.suffix_s[...] = jnp.exp(sums.suffix)  # a vector of its own: Mosaic reads each one way, by rows or by columns
-                plgpu.commit_smem()
-                dk = dk * of_steps(ref.suffix_s)
-                # What the log decay of step m gets: of q~ of the steps that read after it, of k~ of those before it, of gamma.
-                by_prefix = by_column(jnp.sum(load(q) * dq, axis=1), ref.vector_s)
-                after = at.row < at.column if read_before else at.row <= at.column
-                dg = jnp.sum(jnp.where(after, by_prefix, 0.0), axis=1)
-                by_suffix = by_column(jnp.sum(load(k) * dk, axis=1), ref.vector_s)
-                dg = dg + jnp.sum(jnp.where(at.is_below(), by_suffix, 0.0), axis=1)
-                by_gamma = _total_per_head(tile) * state_products(interpret, at, S, dS)
-                dg = dg + jnp.sum(in_columns(by_gamma), axis=1)
-                weights = weights * jnp.exp(jnp.where(at.is_below(), sums.between, 0.0))
-            weights = jnp.where(at.is_visible(read_before), weights, 0.0)
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
-            ref.pairs_s[...] = weights.astype(OPERAND)
+    def gradients(ref, chunk):
+        now, tile = chunk.number, chunk.tile
+        at = Tile.make(now)
+        do, v, S, dS = (chunk.of_values(name) for name in BY_VALUE)
+        q, k = tile["q"], tile["k"]
+        dq, dk, weights = over_values(interpret, do, S), over_values(interpret, v, dS), over_values(interpret, do, v)
+        if sizes.per is not None:
+            sums = _pair_sums(interpret, at, tile, ref.g_s, read_before)
+            dq = dq * lax.broadcast_in_dim(jnp.exp(sums.prefix), (STEPS, BLOCK), (0,))
+            ref.suffix_s[...] = jnp.exp(sums.suffix)  # a vector of its own: Mosaic reads each one way, by rows or by columns
             plgpu.commit_smem()
-            if sizes.per is not None:
-                pairs = jnp.where(at.is_below(), weights * product(q, k.transpose((1, 0))), 0.0)
-                between = sums_by(interpret, at.row < at.column, pairs, ref.part_s, plus=None if read_before else pairs)
-                dg = dg + jnp.sum(jnp.where(at.is_below(), between, 0.0), axis=1)
-                send(ref.row_s, dg, ref.dg.at[(key_block * sizes.heads + head) * sizes.N + n])
-            place = columns_of(sizes, n, head, key_block, key_blocks)
-            send(ref.dq_s, product(ref.pairs_s, k, dq), ref.dq.at[place])
-            send(ref.dk_s, product(ref.pairs_s.transpose((1, 0)), q, dk), ref.dk.at[place])
-
-        _over_chunks(step, sizes, ref, inputs, blocks, head, key_block, part, parts, STAGES)
+            dk = dk * of_steps(ref.suffix_s)
+            # What the log decay of step m gets: of q~ of the steps that read after it, of k~ of those before it, of gamma.
+            by_prefix = by_column(jnp.sum(load(q) * dq, axis=1), ref.vector_s)
+            after = at.row < at.column if read_before else at.row <= at.column
+            dg = jnp.sum(jnp.where(after, by_prefix, 0.0), axis=1)
+            by_suffix = by_column(jnp.sum(load(k) * dk, axis=1), ref.vector_s)
+            dg = dg + jnp.sum(jnp.where(at.is_below(), by_suffix, 0.0), axis=1)
+            by_gamma = _total_per_head(tile) * state_products(interpret, at, S, dS)
+            dg = dg + jnp.sum(in_columns(by_gamma), axis=1)
+            weights = weights * jnp.exp(jnp.where(at.is_below(), sums.between, 0.0))
+        weights = jnp.where(at.is_visible(read_before), weights, 0.0)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
+        ref.pairs_s[...] = weights.astype(OPERAND)
+        plgpu.commit_smem()
+        if sizes.per is not None:
+            pairs = jnp.where(at.is_below(), weights * product(q, k.transpose((1, 0))), 0.0)
+            between = sums_by(interpret, at.row < at.column, pairs, ref.part_s, plus=None if read_before else pairs)
+            dg = dg + jnp.sum(jnp.where(at.is_below(), between, 0.0), axis=1)
+            send(ref.row_s, dg, ref.dg.at[(chunk.key_block * sizes.heads + chunk.head) * sizes.N + chunk.n])
+        place = chunk.keys
+        send(ref.dq_s, product(ref.pairs_s, k, dq), ref.dq.at[place])
+        send(ref.dk_s, product(ref.pairs_s.transpose((1, 0)), q, dk), ref.dk.at[place])
 
     keys = jax.ShapeDtypeStruct((sizes.B * sizes.N * STEPS, sizes.H * sizes.K), dtype)
     outputs, scratch = {"dq": keys, "dk": keys}, {"pairs_s": plgpu.SMEM((STEPS, STEPS), OPERAND)}
     scratch |= dict.fromkeys(("dq_s", "dk_s"), plgpu.SMEM((STEPS, BLOCK), dtype))
     if sizes.per is not None:
         vector = plgpu.SMEM((STEPS,), jnp.float32)
-        outputs["dg"] = jax.ShapeDtypeStruct((key_blocks * sizes.heads * sizes.N, STEPS), jnp.float32)
+        outputs["dg"] = jax.ShapeDtypeStruct((sizes.K // BLOCK * sizes.heads * sizes.N, STEPS), jnp.float32)
         scratch |= dict.fromkeys(("suffix_s", "vector_s", "row_s"), vector)
         scratch |= {"g_s": plgpu.SMEM((STEPS, STEPS), PRECISE), "part_s": scratch["pairs_s"]}
-    return common.call(
-        gradients, inputs,
-        outputs=outputs, scratch=scratch, grid={"head": sizes.heads, "block": key_blocks, "part": parts}, interpret=interpret,
-    )  # fmt: skip
+    return _over_chunks(gradients, sizes, inputs, blocks, outputs=outputs, scratch=scratch, stages=STAGES, interpret=interpret)
 
 
 def _pair_sums(interpret, at, tile, g_s, read_before):
@@ -552,15 +527,50 @@ def _rows(chunks: Chunks, ref: types.SimpleNamespace, inputs) -> dict[str, tuple
 BY_VALUE = ("do", "v", "starts", "ends")
 
 
-def _over_chunks(step, sizes, ref, inputs, blocks, head, key_block, part, parts, stages):
-    """``step`` for all chunks of a part, with the tiles of 64 key channels and, by (name, block), of some value channels."""
-    chunks = Chunks(sizes, head, part, parts)
-    keys = chunks.keys(sizes.G, key_block)
-    tiles = {"q": (ref.q, keys), "k": (ref.k, keys)} | _rows(chunks, ref, inputs)
-    if "g" in inputs:
-        tiles["g"] = ref.g, chunks.keys(sizes.H, key_block)
-    for block in blocks:
-        specs = zip(BY_VALUE, (chunks.values(block),) * 2 + (chunks.state(block, key_block),) * 2)
-        tiles |= {(name, block): (getattr(ref, name), spec) for name, spec in specs}
-    chunks.run(step, tiles, stages=stages)
-    plgpu.wait_smem_to_gmem(0)
+class _Chunk(NamedTuple):
+    """Of chunk n of a head, 64 key channels and some ``blocks`` of 64 value channels."""
+
+    sizes: Sizes
+    n: Int32[Array, ""]
+    head: Int32[Array, ""]
+    key_block: Int32[Array, ""]
+    blocks: range
+    tile: dict
+    """In shared memory, by name or by (name, block of value channels)."""
+
+    @property
+    def number(self):
+        """Among all heads' chunks."""
+        return self.sizes.of_chunk(self.n, self.head)
+
+    @property
+    def keys(self):
+        """Where its key channels lie in an array of every head's."""
+        return columns_of(self.sizes, self.n, self.head, self.key_block, self.sizes.K // BLOCK)
+
+    def of_values(self, name: str) -> list:
+        return [self.tile[name, block] for block in self.blocks]
+
+
+def _over_chunks(gradients, sizes, inputs, blocks, *, outputs, scratch, stages, interpret):
+    """A kernel that calls ``gradients(ref, chunk)`` for all chunks of every head and 64 key channels each; its outputs by name."""
+    key_blocks = sizes.K // BLOCK
+    parts = parts_of(sizes.heads * key_blocks, sizes.N)
+
+    def body(ref):
+        chunks, key_block = Chunks.of_part(sizes, parts), lax.axis_index("block")
+        keys = chunks.keys(sizes.G, key_block)
+        tiles = {"q": (ref.q, keys), "k": (ref.k, keys)} | _rows(chunks, ref, inputs)
+        if "g" in inputs:
+            tiles["g"] = ref.g, chunks.keys(sizes.H, key_block)
+        for block in blocks:
+            specs = zip(BY_VALUE, (chunks.values(block),) * 2 + (chunks.state(block, key_block),) * 2)
+            tiles |= {(name, block): (getattr(ref, name), spec) for name, spec in specs}
+        chunks.run(lambda n, tile: gradients(ref, _Chunk(sizes, n, chunks.head, key_block, blocks, tile)), tiles, stages=stages)
+        plgpu.wait_smem_to_gmem(0)
+
+    body.__name__ = gradients.__name__
+    return common.call(
+        body, inputs,
+        outputs=outputs, scratch=scratch, grid={"head": sizes.heads, "block": key_blocks, "part": parts}, interpret=interpret,
+    )  # fmt: skip

@@ -5,13 +5,17 @@ itself, its exponential by 2e-4 or less. ``tile`` is, by name, what a kernel has
 64 channels, perhaps ``start_log_mask``, what of the state a step may read where a document starts, ``q`` and ``k``.
 """
 
-from typing import NamedTuple
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from seqmodels.ops.kernels.gpu.tiles import BLOCK, CLOSED, PRECISE, STEPS, Tile, load, matmul, of_steps
+from seqmodels.ops.kernels.gpu.tiles import BLOCK, CLOSED, LEVELS, OPERAND, PRECISE, STEPS, Tile, load, matmul, of_steps
 
 
 class Decays(NamedTuple):
@@ -31,6 +35,35 @@ class Decays(NamedTuple):
         before = matmul(interpret, jnp.where(at.is_below(), 1.0, 0.0).astype(PRECISE), g_s, plus=None if read_before else g)
         after = matmul(interpret, jnp.where(at.row < at.column, 1.0, 0.0).astype(PRECISE), g_s)
         return cls(jnp.exp(before + opening(tile)), jnp.exp(after), total)
+
+
+def send_decayed(ref: types.SimpleNamespace, tile: dict, decays: Decays, row, block, *names: str) -> None:
+    """Leaves 64 key channels of a chunk in device memory, those of ``names``: ``read`` (q e^prefix), ``erase`` (k e^prefix) and
+    ``write`` (k e^suffix), and their decays over all of it, ``keep``; each through its tile in shared memory.
+    """
+    of_chunk, columns = pl.ds(row * STEPS, STEPS), pl.ds(block * BLOCK, BLOCK)
+    sources = {"read": ("q", decays.prefix), "erase": ("k", decays.prefix), "write": ("k", decays.suffix)}
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
+    for name in names:
+        keys, decay = sources[name]
+        getattr(ref, f"{name}_s")[...] = (load(tile[keys]) * decay).astype(OPERAND)
+    ref.keep_s[...] = decays.total
+    plgpu.commit_smem()
+    for name in names:
+        plgpu.copy_smem_to_gmem(getattr(ref, f"{name}_s"), getattr(ref, name).at[of_chunk, columns])
+    plgpu.copy_smem_to_gmem(ref.keep_s, ref.keep.at[row, columns])
+
+
+def over_levels(interpret: bool, now, add_level: Callable, carry: Any, tile: dict, at: Tile, g_s, read_before: bool) -> Any:
+    """``add_level(level, carry, sums) -> carry`` for blocks of 1, 2, 4, ... 32 steps, with what lies between a step and its block's
+    end.
+    """
+    carry = add_level(0, carry, sums_of_single_steps(tile, at, read_before))
+
+    def add_wide_level(level, carry):
+        return add_level(level, carry, level_sums(interpret, now, level, g_s, read_before))
+
+    return lax.fori_loop(1, LEVELS, add_wide_level, carry)
 
 
 def log_decay(tile):

@@ -127,6 +127,11 @@ class Chunks:
     parts: int = 1
     reverse: bool = False
 
+    @classmethod
+    def of_part(cls, sizes: Sizes, parts: int) -> "Chunks":
+        """Of the place in a grid with the axes ``head`` and ``part``."""
+        return cls(sizes, lax.axis_index("head"), lax.axis_index("part"), parts)
+
     @property
     def count(self) -> int:
         return self.sizes.N // self.parts
@@ -275,6 +280,12 @@ class Tile(NamedTuple):
 
     def diagonal(self, x: Float[Array, " 64"]) -> Float[Array, "64 64"]:
         return jnp.where(self.row == self.column, lax.broadcast_in_dim(x, (STEPS, STEPS), (0,)), 0.0)
+
+
+def zeros(interpret: bool) -> Float[Array, "64 64"]:
+    """As ``wgmma`` lays out its results, to be a loop's carry; the interpreter has no layouts."""
+    x = jnp.zeros((STEPS, STEPS), jnp.float32)
+    return x if interpret else plgpu.layout_cast(x, plgpu.Layout.WGMMA)
 
 
 def load(ref) -> Float[Array, "rows columns"]:
