@@ -23,6 +23,8 @@ SPARSEST: Final = 4
 MOST_GROWTH: Final = 64
 """A normaliser or decoder makes a text at most so many times as long."""
 MOST_PARTS: Final = 64
+LONGEST_WORD: Final = 1000
+"""Characters of a word that WordPiece parts, in time that grows with more than their square; BERT's are at most 100."""
 MOST_AFFIX: Final = 256
 """Characters of a prefix, a replacement, a pattern, ..."""
 
@@ -95,7 +97,7 @@ def _model(model: dict[str, Any]) -> tuple[int, int]:
         value = model.get(name)
         _need(value is None or (isinstance(value, str) and len(value) <= MOST_AFFIX), f"model.{name} is {excerpt(value)}")
     longest = model.get("max_input_chars_per_word")
-    _need(longest is None or _is_whole(longest, 0, 1 << 20), f"model.max_input_chars_per_word is {excerpt(longest)}")
+    _need(longest is None or _is_whole(longest, 0, LONGEST_WORD), f"model.max_input_chars_per_word is {excerpt(longest)}")
     vocab = model.get("vocab")
     if kind == "Unigram":
         return _unigram(model, vocab)

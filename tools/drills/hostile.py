@@ -199,6 +199,20 @@ def replace(pattern: dict, content: str, times: int = 1) -> dict:
     return {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": pattern, "content": content}] * times}
 
 
+def added(number: int, content: str) -> dict:
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    return {"id": number, "content": content, "special": True} | dict.fromkeys(flags, False)
+
+
+def template(ids: list[int]) -> dict:
+    """What puts tokens of these ids before a text."""
+    sequences = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    return {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, sequences[0]], "pair": sequences,
+        "special_tokens": {"<s>": {"id": "<s>", "ids": ids, "tokens": ["<s>"] * len(ids)}},
+    }  # fmt: skip
+
+
 def tokenizer_files() -> dict[str, bytes]:
     charsmaps = (
         b"",
@@ -235,6 +249,14 @@ def tokenizer_files() -> dict[str, bytes]:
         "unigram_of_nothing": tokenizer() | {"model": {"type": "Unigram", "unk_id": None, "vocab": []}},
         "unigram_without_unknown": tokenizer() | {"model": {"type": "Unigram", "unk_id": 7, "vocab": [["a", -1.0]]}},
         "words_without_unknown": tokenizer() | {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "x"}},
+        "words_that_take_hours": tokenizer() | {"model": {
+            "type": "WordPiece", "vocab": {"[UNK]": 0, "a": 1, "##a": 2}, "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 1 << 20,
+        }},
+        "an_added_token_with_a_word_s_id": tokenizer(added_tokens=[added(0, "<x>")]),
+        "two_added_tokens_with_one_id": tokenizer(added_tokens=[added(3, "<x>"), added(3, "<y>")]),
+        "a_beginning_that_is_no_token": tokenizer(post_processor=template([4_000_000])),
+        "a_beginning_of_thousands": tokenizer(added_tokens=[added(3, "<s>")], post_processor=template([3] * 5000)),
         "no_model": {}, "a_list": [], "another_model": tokenizer() | {"model": {"type": "Magic"}},
         "another_part": tokenizer(normalizer={"type": "Magic"}), "a_part_of_text": tokenizer(decoder="ByteLevel"),
         **{f"a_table_cut_off_{i}": tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": table.decode()})

@@ -7,6 +7,7 @@ Text is only ever text: a story that spells out ``<|endoftext|>`` does not becom
 (``encode_special_tokens``). The separator is put after each document by whoever writes the tokens.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -34,6 +35,8 @@ MIN_BPE_SIZE: Final = 257
 BPE_TRAINING_BYTES: Final = 200_000_000
 """Text the BPE is trained on at most: 4,096 pieces do not change with more, and this is half a minute."""
 FILE_NAME: Final = "tokenizer.json"
+MOST_BEGINNING: Final = 64
+"""Tokens that a file may put before a text."""
 
 # Separators of other people's tokenizers, in the order of preference, for a file beside which nothing says which it is.
 _END_NAMES: Final = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "[SEP]")
@@ -158,15 +161,19 @@ class LibraryTokenizer:
         around, text = (library.encode("a", add_special_tokens=special).ids for special in (True, False))
         starts = [start for start in range(len(around)) if around[start : start + len(text)] == text]
         self.beginning: tuple[int, ...] = tuple(around[: starts[0]]) if text and starts else ()
+        if len(self.beginning) > MOST_BEGINNING or not set(self.beginning) <= set(self.ids.tolist()):
+            raise ValueError(f"it puts {excerpt(list(self.beginning))} before a text, which are no tokens, or too many")
 
     def encode(self, text: str) -> list[int]:
-        return self._library.encode(well_formed(text), add_special_tokens=False).ids
+        with _library_errors_as_user_errors(f"the tokenizer {self.name} cannot read a text"):
+            return self._library.encode(well_formed(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         texts = list(map(well_formed, texts))
         cached = [self._words is not None and text.isascii() for text in texts]
         others = [text for text, is_cached in zip(texts, cached, strict=True) if not is_cached]
-        encodings = iter(self._library.encode_batch_fast(others, add_special_tokens=False))
+        with _library_errors_as_user_errors(f"the tokenizer {self.name} cannot read a text"):
+            encodings = iter(self._library.encode_batch_fast(others, add_special_tokens=False))
         return [
             np.asarray(self._words.encode(text) if is_cached else next(encodings).ids, np.uint32)
             for text, is_cached in zip(texts, cached, strict=True)
@@ -283,9 +290,13 @@ def from_json(text: str, name: str = FILE_NAME, ends_of: Callable[[Any], Sequenc
     """
     from tokenizers import Tokenizer as Library
 
-    tokenizer_json.check(text, name)
-    try:
+    description = tokenizer_json.check(text, name)
+    with _library_errors_as_user_errors(f"{name} cannot be read by the tokenizers library"):
         library = Library.from_str(text)
+        if _displaced(library, description):
+            library = Library.from_str(json.dumps(_with_added_in_vocab(description)))
+            for token, number in _displaced(library, description).items():
+                raise ValueError(f"it gives the added token {excerpt(token)} the id {number}, which it does not have there")
         library.no_padding()
         library.no_truncation()
         ends = tuple(ends_of(library))
@@ -293,11 +304,38 @@ def from_json(text: str, name: str = FILE_NAME, ends_of: Callable[[Any], Sequenc
         if ends in ((), BytesTokenizer.ends) and json.loads(library.to_str()) == json.loads(BytesTokenizer().to_json()):
             return BytesTokenizer()
         return LibraryTokenizer(library, ends)
-    except BaseException as error:  # the library raises bare Exception and, where it panics, a bare BaseException
+
+
+def _displaced(library: Any, description: dict[str, Any]) -> dict[str, int]:
+    """The added tokens whose ids the library does not take from the file: it counts on from the vocabulary's size instead."""
+    added = {token["content"]: token["id"] for token in description.get("added_tokens") or () if token["content"]}
+    return {token: number for token, number in added.items() if library.token_to_id(token) != number}
+
+
+def _with_added_in_vocab(description: dict[str, Any]) -> dict[str, Any]:
+    """The description with the added tokens among those of the model, where each keeps its id if no other has it."""
+    vocab = description["model"]["vocab"]
+    if not isinstance(vocab, dict):
+        return description
+    taken, added = set(vocab.values()), {}
+    for token in description["added_tokens"]:
+        if token["id"] not in taken:
+            added[token["content"]] = token["id"]
+            taken.add(token["id"])
+    return description | {"model": description["model"] | {"vocab": added | vocab}}
+
+
+@contextlib.contextmanager
+def _library_errors_as_user_errors(what: str) -> Iterator[None]:
+    """Inside, what the library raises is a UserError that begins with ``what``: a bare Exception and, where it panics, a bare
+    BaseException."""
+    try:
+        yield
+    except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = excerpt(" ".join(str(error).split()), 200)[1:-1]
-        raise UserError(f"{name} cannot be read by the tokenizers library: {reason}") from error
+        raise UserError(f"{what}: {reason}") from error
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:

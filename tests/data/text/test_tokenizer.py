@@ -302,3 +302,31 @@ def test_a_text_has_the_same_tokens_whatever_dropout_the_file_asks_for(bpe, drop
     for text in TEXTS:
         assert loaded.encode(text) == loaded.encode_batch([text])[0].tolist() == bpe.encode(text)
     assert len(lines) == 1 and "dropout" in lines[0] and loaded.to_json() == bpe.to_json()
+
+
+@pytest.mark.parametrize("ids", [(2, 3), (3, 2), (7, 5), (40, 41)])
+def test_added_tokens_have_the_ids_that_the_file_says(ids, tmp_path):
+    description = json.loads(word_level(["?", "one"]).to_str())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    description["added_tokens"] = [
+        {"id": number, "content": content, "special": True} | flags
+        for number, content in zip(ids, ("<end>", "<turn>"), strict=True)
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": list(ids)}))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    lines = []
+    loaded = data.load_tokenizer(tmp_path, lines.append)
+    assert (loaded.ends, loaded.vocab_size, lines) == (ids, max(ids) + 1, [])
+    assert loaded.encode("one <end>") == [1, 0, 0, 0] and loaded.decode([1, *ids, 1]) == "one one"
+    loaded.save(tmp_path / "run.json")
+    assert tokenizers.Tokenizer.from_file(str(tmp_path / "run.json")).token_to_id("<end>") == ids[0]
+
+
+def test_a_text_on_which_the_library_panics_is_a_line(bpe):
+    description = json.loads(bpe.to_json())
+    description["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    loaded = tokenizer.from_json(json.dumps(description))
+    for encode in (loaded.encode, lambda text: loaded.encode_batch(["a", text])):
+        with pytest.raises(UserError, match="cannot read a text: .*retry-limit"):
+            encode("a" * 40 + "!")
