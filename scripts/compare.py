@@ -59,7 +59,12 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("--mixers is for a comparison's config (see configs/compare)")
         config.mixers = values["mixers"]
     workdir = object_store.local(values["workdir"])
-    _, base = plan.read(config)
+    wanted, base = plan.read(config)
+    if wanted.rate_steps > base["train"]["steps"]:
+        say(
+            f"config.rate_steps={wanted.rate_steps} is more than base.train.steps={base['train']['steps']}: the runs that choose the "
+            "learning rate are longer than those that are reported"
+        )
     with contextlib.ExitStack() as stack:
         with atomic.disk_errors_as_user_errors("--workdir", workdir):
             stack.enter_context(run_folder.made(workdir))

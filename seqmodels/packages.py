@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 # What requirements.txt installs, by the names that are imported.
 MODULES = (
@@ -38,11 +39,17 @@ def as_typed(argv: Sequence[str]) -> str:
     return shlex.join(["python", *argv])
 
 
+def _without_interrupts(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+
+
 def check_packages() -> None:
     """Ends the process with a line on stderr and exit code 1 if a package is missing. Imports none of them.
 
-    Where stderr is a terminal, it says that they are being loaded.
+    Where stderr is a terminal, it says that they are being loaded. A Ctrl-C meanwhile ends the process without a traceback.
     """
+    sys.excepthook = _without_interrupts
     lacking = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if not lacking:
         if sys.stderr.isatty():  # importing them takes seconds; what is said next stands in place of this line

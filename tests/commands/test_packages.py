@@ -1,6 +1,7 @@
 """A Python without the packages: one line that says what to do, from every command."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,20 @@ def test_a_python_without_the_packages(command):
 
 
 def test_nothing_is_missing_here(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     packages.check_packages()
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     packages.check_packages()
     assert capsys.readouterr().err == "loading JAX ...\r"
+
+
+@pytest.mark.parametrize("raised, said", [("KeyboardInterrupt", ""), ("ValueError('a bug')", "ValueError: a bug")])
+def test_an_interrupt_while_packages_are_imported_is_no_traceback(raised, said):
+    program = f"from seqmodels.packages import check_packages; check_packages(); raise {raised}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == (1 if said else -signal.SIGINT)
+    assert done.stderr.strip().splitlines()[-1:] == ([said] if said else [])
 
 
 def test_the_modules_are_those_of_requirements():
