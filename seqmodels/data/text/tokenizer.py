@@ -35,6 +35,8 @@ MIN_BPE_SIZE: Final = 257
 BPE_TRAINING_BYTES: Final = 200_000_000
 """Text the BPE is trained on at most: 4,096 pieces do not change with more, and this is half a minute."""
 FILE_NAME: Final = "tokenizer.json"
+RARE_LETTER: Final = "\U00013000"
+"""Of Egyptian hieroglyphs: one that vocabularies lack, and that no normaliser takes for a control character."""
 MOST_BEGINNING: Final = 64
 """Tokens that a file may put before a text."""
 
@@ -264,6 +266,11 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
     def ends_of(library: Any) -> Sequence[int]:
         if _dropout(library):
             report(f"{path}: its dropout={_dropout(library):.3g} is not applied: a text has the same tokens whenever it is read")
+        if not library.encode(RARE_LETTER, add_special_tokens=False).ids:
+            report(
+                f"{path}: a character that it has no token for is left out of a text, without a word or a token for the unknown; "
+                "bits per byte count it all the same, and so are too low"
+            )
         return end_of_text.beside(path, library, report)
 
     try:

@@ -330,3 +330,21 @@ def test_a_text_on_which_the_library_panics_is_a_line(bpe):
     for encode in (loaded.encode, lambda text: loaded.encode_batch(["a", text])):
         with pytest.raises(UserError, match="cannot read a text: .*retry-limit"):
             encode("a" * 40 + "!")
+
+
+def test_a_tokenizer_that_leaves_characters_out_is_said(bpe, tmp_path):
+    vocab = {"a": 0, "b": 1, "</s>": 2}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    lines = []
+    assert data.load_tokenizer(tmp_path, lines.append).encode("aéb") == [0, 1]
+    assert len(lines) == 1 and "is left out of a text" in lines[0]
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab | {"?": 3}, merges=[], unk_token="?"))
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "bpe").mkdir()
+    bpe.save(tmp_path / "bpe" / "tokenizer.json")
+    lines.clear()
+    assert data.load_tokenizer(tmp_path, lines.append).encode("aéb") == [0, 3, 1]
+    data.load_tokenizer(tmp_path / "bpe", lines.append)
+    assert lines == []
