@@ -112,6 +112,9 @@ CASES = {
     "delta rule with a decay per head (width 64)": _delta_spilling(_heads(64, 1, beta=_array(B, T, H))),
     "delta rule with a decay per channel": _delta_spilling(_heads(128, 128, beta=_array(B, T, H))),
     "delta rule (keys of 256)": _delta_spilling(_heads(256, heads=16, beta=_array(B, T, 16))),
+    "delta rule with a decay per head (keys of 256)": Case(
+        _delta, _heads(256, 1, heads=16, beta=_array(B, T, 16)), spilled_bytes=6_144
+    ),
     "delta rule with a decay per channel (keys of 256)": _delta_spilling(_heads(256, 256, heads=16, beta=_array(B, T, 16))),
     "selective scan": Case(_op(ops.selective_scan), _scan, matrix_products=False),
     "selective scan (documents)": Case(
