@@ -21,8 +21,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from seqmodels.ops.chunk import Chunk, power_of_two
+from seqmodels.ops.kernels.tpu.common import VMEM_BYTES, operand_dtype, product, steps_in_order
 
-_VMEM_BYTES = 12 * 2**20  # of the 16 MiB that a kernel gets; the rest is for values between operations
 _WIDEST = 512  # value channels of a state in one step
 _MOST_HEADS = 4  # in one step: their chains of products do not wait for each other
 # Of a chunk's arrays [N, B, G, R, C, X], those whose X is the value channels.
@@ -31,9 +31,9 @@ _ALONG_VALUES = ("value", "inside", "value_read", "row_keep", "d_outputs")
 
 def unsupported_reason(*, precision: lax.Precision, channels: int, width: int, chunk_size: int) -> str | None:
     """What keeps a chunk of ``chunk_size`` steps and a state [channels, width] from this kernel."""
-    needed = _step_bytes(1, channels, _value_block(width), power_of_two(chunk_size), _operand_dtype(precision))
-    if needed > _VMEM_BYTES:
-        return f"a state of {channels} x {width} needs {needed / 2**20:.0f} MiB of VMEM, of {_VMEM_BYTES / 2**20:.0f}"
+    needed = _step_bytes(1, channels, _value_block(width), power_of_two(chunk_size), operand_dtype(precision))
+    if needed > VMEM_BYTES:
+        return f"a state of {channels} x {width} needs {needed / 2**20:.0f} MiB of VMEM, of {VMEM_BYTES / 2**20:.0f}"
     return None
 
 
@@ -68,7 +68,7 @@ def backward(
     if chunk.erase is not None:
         needed += ("write", "erase") if chunk.scores is None else ("write", "erase", "scores")
     arrays = _arrays(chunk, needed, precision)
-    arrays["d_outputs"] = d_outputs.astype(_operand_dtype(precision))
+    arrays["d_outputs"] = d_outputs.astype(operand_dtype(precision))
     count, _, _, _, steps, _ = d_outputs.shape
     walk = _Walk(d_final.shape, count, steps, precision, reverse=True)
     d_state, d_ends = walk.call(
@@ -85,7 +85,7 @@ def backward(
 
 
 def _forward_kernel(refs, state_ref, outputs_ref, *starts_ref, precision, keep_starts):
-    product = functools.partial(_product, precision=precision)
+    dot = functools.partial(product, precision=precision)
     for head in range(state_ref.shape[0]):
         chunk = {name: ref[head] for name, ref in refs.items()}
         state = state_ref[head]
@@ -94,17 +94,17 @@ def _forward_kernel(refs, state_ref, outputs_ref, *starts_ref, precision, keep_s
         operand = state.astype(chunk["read"].dtype)
         update = chunk["value"]
         if "erase" in chunk:
-            update = update.astype(jnp.float32) - product(chunk["erase"], operand, 1, 0)
+            update = update.astype(jnp.float32) - dot(chunk["erase"], operand, 1, 0)
             update = update.astype(operand.dtype)
-        output = product(chunk["read"], operand, 1, 0)
+        output = dot(chunk["read"], operand, 1, 0)
         if "value_read" in chunk:
             output *= chunk["value_read"]
-        outputs_ref[head] = output + (chunk["inside"] if "inside" in chunk else product(chunk["scores"], update, 1, 0))
-        state_ref[head] = _kept(state, chunk) + product(chunk["write"], update, 0, 0)
+        outputs_ref[head] = output + (chunk["inside"] if "inside" in chunk else dot(chunk["scores"], update, 1, 0))
+        state_ref[head] = _kept(state, chunk) + dot(chunk["write"], update, 0, 0)
 
 
 def _backward_kernel(refs, d_state_ref, d_ends_ref, *, precision):
-    product = functools.partial(_product, precision=precision)
+    dot = functools.partial(product, precision=precision)
     for head in range(d_state_ref.shape[0]):
         chunk = {name: ref[head] for name, ref in refs.items()}
         d_state, d_output = d_state_ref[head], chunk["d_outputs"]
@@ -112,12 +112,12 @@ def _backward_kernel(refs, d_state_ref, d_ends_ref, *, precision):
         d_read = d_output
         if "value_read" in chunk:
             d_read = (d_output.astype(jnp.float32) * chunk["value_read"]).astype(d_output.dtype)
-        before = _kept(d_state, chunk) + product(chunk["read"], d_read, 0, 0)
+        before = _kept(d_state, chunk) + dot(chunk["read"], d_read, 0, 0)
         if "erase" in chunk:
-            d_update = product(chunk["write"], d_state.astype(d_output.dtype), 1, 0)
+            d_update = dot(chunk["write"], d_state.astype(d_output.dtype), 1, 0)
             if "scores" in chunk:
-                d_update += product(chunk["scores"], d_output, 0, 0)
-            before -= product(chunk["erase"], d_update.astype(d_output.dtype), 0, 0)
+                d_update += dot(chunk["scores"], d_output, 0, 0)
+            before -= dot(chunk["erase"], d_update.astype(d_output.dtype), 0, 0)
         d_state_ref[head] = before
 
 
@@ -132,16 +132,7 @@ def _kept(state, chunk):
     return state
 
 
-def _product(a, b, a_axis, b_axis, *, precision):
-    dimensions = (((a_axis,), (b_axis,)), ((), ()))
-    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
 # ---- layouts and the grid
-
-
-def _operand_dtype(precision):
-    return jnp.bfloat16 if precision == lax.Precision.DEFAULT else jnp.float32
 
 
 def _arrays(chunk: Chunk, names: tuple[str, ...], precision: lax.Precision) -> dict[str, Float[Array, "N B G R rows X"]]:
@@ -152,7 +143,7 @@ def _arrays(chunk: Chunk, names: tuple[str, ...], precision: lax.Precision) -> d
     """
     arrays = {name: getattr(chunk, name) for name in names if getattr(chunk, name) is not None}
     for name in {"read", "write", "value", "scores", "erase"} & arrays.keys():
-        arrays[name] = arrays[name].astype(_operand_dtype(precision))
+        arrays[name] = arrays[name].astype(operand_dtype(precision))
     row_keep = chunk.value_keep
     if "keep" in arrays and arrays["keep"].shape[-1] == 1:
         keep = jnp.broadcast_to(arrays.pop("keep"), (*chunk.keep.shape[:-1], chunk.value.shape[-1]))
@@ -197,7 +188,7 @@ class _Walk:
             heads
             for heads in range(1, _MOST_HEADS + 1)
             if self.problems % heads == 0
-            and (heads == 1 or _step_bytes(heads, self.channels, self.block, steps, _operand_dtype(precision)) <= _VMEM_BYTES)
+            and (heads == 1 or _step_bytes(heads, self.channels, self.block, steps, operand_dtype(precision)) <= VMEM_BYTES)
         )
 
     def call(self, kernel, arrays, state, *, by_chunk: list[int], interpret):
@@ -234,7 +225,7 @@ class _Walk:
             out_specs=[per_state] + [self._per_chunk("value", x) for x in outputs[1:]],
             out_shape=outputs,
             scratch_shapes=[pltpu.VMEM((self.heads, self.channels, self.block), jnp.float32)],
-            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
+            compiler_params=steps_in_order(4),
             interpret=interpret,
         )(*flat, state.reshape(shape))
         return [found[0].reshape(state.shape)] + [x.reshape(self.count, self.batch, self.groups, *x.shape[2:]) for x in found[1:]]

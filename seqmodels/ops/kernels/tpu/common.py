@@ -11,8 +11,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+_VMEM_LIMIT_BYTES = 16 * 2**20  # what a kernel asks for, whatever the compiler's flags give by default
 VMEM_BYTES = 12 * 2**20
-"""Of the 16 MiB that a kernel gets; the rest is for values between operations."""
+"""Of these, for the arrays of a step of the grid; the rest is for values between operations."""
 
 _WANTED = 4  # heads of one step of the grid, about: their chains of products do not wait for each other
 _MOST = 16
@@ -27,6 +28,12 @@ def product(a: Float[Array, "..."], b: Float[Array, "..."], a_axis: int, b_axis:
     """A matrix product contracted along the named axes, summed in float32."""
     dimensions = (((a_axis,), (b_axis,)), ((), ()))
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def steps_in_order(axes: int) -> pltpu.CompilerParams:
+    """Of a kernel whose grid has so many axes, the last of them time."""
+    semantics = ("parallel",) * (axes - 1) + ("arbitrary",)
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=_VMEM_LIMIT_BYTES)
 
 
 class Heads(NamedTuple):
@@ -137,7 +144,7 @@ class Walk:
             out_shape=[jax.ShapeDtypeStruct(state.shape, jnp.float32)]
             + [jax.ShapeDtypeStruct(kinds[kind].shape, dtype) for kind, dtype in outputs.values()],
             scratch_shapes=[pltpu.VMEM((self.heads.groups * self.heads.repeats, *state.shape[2:]), jnp.float32)],
-            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
+            compiler_params=steps_in_order(4),
             interpret=interpret,
         )(state, *(x for _, x in inputs.values()))
         return final, dict(zip(outputs, found))

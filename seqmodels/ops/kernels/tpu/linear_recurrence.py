@@ -18,6 +18,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Inexact
 
+from seqmodels.ops.kernels.tpu.common import steps_in_order
+
 _STEPS = 256  # of one step of the grid
 _CHANNELS = 1024
 _UNROLLED = 8  # rows of a register
@@ -78,7 +80,7 @@ def scan(
         out_specs=[stretch] * parts + [one] * parts,
         out_shape=[jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (*rows[:parts], *first)],
         scratch_shapes=[pltpu.VMEM((1, block), jnp.float32)] * parts,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        compiler_params=steps_in_order(3),
         interpret=interpret,
     )(*rows, *first, *marks)
 

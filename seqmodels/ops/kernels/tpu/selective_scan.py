@@ -22,6 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
+from seqmodels.ops.kernels.tpu.common import steps_in_order
+
 _STEPS = 128  # of one step of the grid: one lane each in the blocks of B and C
 _UNROLLED = 8
 _CHANNELS = 512
@@ -314,7 +316,7 @@ class _Sizes:
             out_specs=[specs[kind] for kind, _ in outputs],
             out_shape=[jax.ShapeDtypeStruct(shapes[kind], dtype) for kind, dtype in outputs],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+            compiler_params=steps_in_order(3),
             interpret=interpret,
         )(*(x for _, x in inputs))
 
