@@ -1,4 +1,4 @@
-"""scripts/compare.py from the command line to the page, killed on the way, with a run that diverges."""
+"""scripts/compare.py from the command line to the page, with a run that diverges; killed on the way."""
 
 import html.parser
 import importlib.util
@@ -24,6 +24,10 @@ from seqmodels.run import load_run
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "compare.py"
 STEPS = 6
+STATUS = {
+    "attention/lr0.001/seed0": "finished", "attention/lr1e+30/seed0": "diverged",
+    "no_mixer/lr0.001/seed0": "finished", "no_mixer/lr1e+30/seed0": "diverged",
+}  # fmt: skip
 pytestmark = pytest.mark.xdist_group("compare")  # one comparison for all of them
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -34,7 +38,7 @@ def flags(folder: Path, **changes) -> list[str]:
         "base.data.cache_dir": folder / "data", "base.model.d_model": 32, "base.model.repeats": 1,
         "base.optim.warmup_steps": 1, "base.train.steps": STEPS, "base.train.log_every_steps": 1,
         "base.train.eval_every_steps": 3, "base.train.eval_tokens": 256, "base.train.checkpoint_every_steps": 3,
-        "base.train.compilation_cache_dir": folder / "xla", "learning_rates": "1e-3,1e30", "seeds": 1, "rate_extensions": 0,
+        "learning_rates": "1e-3,1e30", "seeds": 1, "rate_extensions": 0,
         "validation_tokens": 4096, "contexts": "8,16", "decode_tokens": 4,
     } | changes  # fmt: skip
     return [
@@ -51,6 +55,14 @@ def start(argv: list[str], log: Path) -> subprocess.Popen:
             [sys.executable, SCRIPT, *argv], stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT,
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )  # fmt: skip
+
+
+def finish(folder: Path, log: Path) -> dict:
+    """Compare to the end; the summary."""
+    child = start(flags(folder), log)
+    out, _ = child.communicate(timeout=1200)
+    assert child.returncode == 0, log.read_text()
+    return json.loads(out.splitlines()[-1])
 
 
 def outcomes(folder: Path) -> dict[str, dict]:
@@ -71,75 +83,68 @@ def script():
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """A comparison killed (-9) in its second run and begun again: its folder, and what was done at the kill."""
+    """A comparison that was left alone: its folder, and its summary."""
     folder = tmp_path_factory.mktemp("compare")
-    log = folder / "log"
-    child = start(flags(folder), log)
+    return folder, finish(folder, folder / "log")
+
+
+def test_every_run_ends(compared):
+    folder, summary = compared
+    assert {name: each["status"] for name, each in outcomes(folder).items()} == STATUS
+    assert set(summary["mixers"]) == {"attention", "no_mixer"}
+    assert math.isfinite(summary["mixers"]["attention"]["perplexity"])
+
+
+@pytest.mark.tools
+def test_a_killed_comparison_goes_on(tmp_path):
+    """Killed (-9) in its second run and begun again: what was finished is not done again; the rest is."""
+    log = tmp_path / "log"
+    child = start(flags(tmp_path), log)
     end = time.monotonic() + 1200
-    second = folder / "compare" / "attention" / "lr1e+30" / "seed0" / "train.log"
+    second = tmp_path / "compare" / "attention" / "lr1e+30" / "seed0" / "train.log"
     while not second.exists() and child.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
     assert child.poll() is None, log.read_text()
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    done = {name: (folder / "compare" / name / jobs.OUTCOME).stat().st_mtime_ns for name in outcomes(folder)}
-    child = start(flags(folder), log)
-    out, _ = child.communicate(timeout=1200)
-    assert child.returncode == 0, log.read_text()
-    return folder, done, json.loads(out.splitlines()[-1])
-
-
-def test_a_killed_comparison_goes_on(compared):
-    """What was finished before the kill is not done again; the rest is; nothing runs on in the background."""
-    folder, done, summary = compared
+    done = {name: (tmp_path / "compare" / name / jobs.OUTCOME).stat().st_mtime_ns for name in outcomes(tmp_path)}
     assert list(done) == ["attention/lr0.001/seed0"]
-    found = outcomes(folder)
-    assert {name: each["status"] for name, each in found.items()} == {
-        "attention/lr0.001/seed0": "finished", "attention/lr1e+30/seed0": "diverged",
-        "no_mixer/lr0.001/seed0": "finished", "no_mixer/lr1e+30/seed0": "diverged",
-    }  # fmt: skip
+    summary = finish(tmp_path, log)
+    assert {name: each["status"] for name, each in outcomes(tmp_path).items()} == STATUS
     for name, written in done.items():
-        assert (folder / "compare" / name / jobs.OUTCOME).stat().st_mtime_ns == written
+        assert (tmp_path / "compare" / name / jobs.OUTCOME).stat().st_mtime_ns == written
     assert set(summary["mixers"]) == {"attention", "no_mixer"}
     assert math.isfinite(summary["mixers"]["attention"]["perplexity"])
 
 
-def test_a_finished_comparison_starts_no_process(compared, script, monkeypatch, capsys):
-    folder, _, summary = compared
+def test_a_finished_comparison_starts_no_process(compared, script, monkeypatch, tmp_path, capsys):
+    """Its records are enough, without checkpoints, tokenizers and logs: so it can be taken to another machine, and published."""
+    folder, summary = compared
+    kept = [path for path in (folder / "compare").rglob("*") if path.name in jobs.RECORDS]
+    for path in kept:
+        copy = tmp_path / "compare" / path.relative_to(folder / "compare")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
 
     def forbidden(*_, **__):
         raise AssertionError("a child was started")
 
     monkeypatch.setattr(jobs.Executor, "_launch", forbidden)
-    script.main([str(SCRIPT), *flags(folder)])
+    elsewhere = [each.replace(f"--workdir={folder}", f"--workdir={tmp_path}") for each in flags(folder)]
+    script.main([str(SCRIPT), *elsewhere])
     said = capsys.readouterr()
     assert json.loads(said.out.splitlines()[-1])["mixers"] == summary["mixers"]
     assert "4 runs are done" in said.err and "time: everything is trained" in said.err
     assert "measuring how the untrained model starts" not in said.err, "what is known of the start is not measured again"
     table = said.err[said.err.index("\nmixer ") + 1 :].splitlines()
     assert table[0].split()[:4] == ["mixer", "bits", "per", "byte"] and table[2].startswith("no_mixer"), "the control is last"
-
-
-def test_a_comparison_goes_on_from_its_records_alone(compared, script, monkeypatch, tmp_path, capsys):
-    """Without checkpoints, tokenizers and logs: so it can be taken to another machine, and published."""
-    folder, _, summary = compared
-    kept = [path for path in (folder / "compare").rglob("*") if path.name in jobs.RECORDS]
-    for path in kept:
-        copy = tmp_path / "compare" / path.relative_to(folder / "compare")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
-    monkeypatch.setattr(jobs.Executor, "_launch", None)
-    elsewhere = [each.replace(f"--workdir={folder}", f"--workdir={tmp_path}") for each in flags(folder)]
-    script.main([str(SCRIPT), *elsewhere])
-    said = capsys.readouterr()
-    assert json.loads(said.out.splitlines()[-1])["mixers"] == summary["mixers"] and "4 runs are done" in said.err
     first, second = (json.loads((each / "compare" / "results.json").read_text()) for each in (folder, tmp_path))
     assert second["pairs"] == first["pairs"] and second["mixers"]["attention"]["cost"] == first["mixers"]["attention"]["cost"]
 
 
 def test_every_command_trains_what_was_planned(compared, script):
     """It names every field in which a run differs from configs/base.py, and so needs no file of the comparison."""
-    folder, *_ = compared
+    folder, _ = compared
     for name, each in outcomes(folder).items():
         python, program, *argv = shlex.split(each["command"])
         config, workdir = script.train.parse([program, *argv])
@@ -149,7 +154,7 @@ def test_every_command_trains_what_was_planned(compared, script):
 
 def test_results(compared):
     """The figures are those of the runs: by another way, from the run's folder."""
-    folder, *_ = compared
+    folder, _ = compared
     results = json.loads((folder / "compare" / "results.json").read_text())
     rows = results["mixers"]
     assert abs(rows["no_mixer"]["of_reference"]) <= 0.01
@@ -192,14 +197,14 @@ def test_results(compared):
 
 
 def test_warnings(compared):
-    _, _, summary = compared
+    _, summary = compared
     said = "\n".join(summary["warnings"])
     assert "the best learning rate is the lowest that was tried: attention (0.001), no_mixer (0.001)" in said
     assert "diverged at a learning rate: attention (1e+30), no_mixer (1e+30)" in said
 
 
 def test_other_runs_are_not_overwritten(compared, script):
-    folder, *_ = compared
+    folder, _ = compared
     with pytest.raises(SystemExit, match=r"seed0 holds a run with train.steps 6, not 7: choose another --workdir"):
         command_line.run(lambda: script.main([str(SCRIPT), *flags(folder, **{"base.train.steps": 7})]))
 
@@ -265,7 +270,7 @@ class Tags(html.parser.HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_nothing(compared):
-    folder, *_ = compared
+    folder, _ = compared
     text = (folder / "compare" / "report.html").read_text(encoding="utf-8")
     tags = Tags()
     tags.feed(text)
@@ -289,7 +294,7 @@ def test_the_page_is_whole_and_needs_nothing(compared):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
 def test_the_page_in_a_browser(compared, tmp_path):
     """It sorts when its heads are pressed, without a word on the console; on a screen as narrow as a phone's nothing overflows."""
-    folder, *_ = compared
+    folder, _ = compared
     text = (folder / "compare" / "report.html").read_text(encoding="utf-8")
     probe = """<script>
       const heads = document.querySelectorAll("#results th button");
@@ -314,7 +319,7 @@ def test_the_page_in_a_browser(compared, tmp_path):
 
 def test_documents_and_positions(compared):
     """Each target belongs to the document that its text is of, and to the position it is read at."""
-    folder, *_ = compared
+    folder, _ = compared
     run = load_run(folder / "compare" / "attention" / "lr0.001" / "seed0")
     validation = run.validation()
     places = np.arange(4096)
