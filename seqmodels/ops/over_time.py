@@ -58,7 +58,13 @@ def state_before(first: Any, summary: Any, advance: Callable[[Any, Any], Any]) -
 
     def step(state, inputs):
         other, summary = inputs
-        return jax.tree.map(lambda new, old: jnp.where(other < me, new, old), advance(summary, state), state), None
+
+        def where_before(yes, no):
+            return jax.tree.map(lambda x, y: jnp.where(other < me, x, y), yes, no)
+
+        # On what is not selected nothing is computed: 0 times a NaN would be its gradient, and reach the other device.
+        after = advance(summary, where_before(state, jax.tree.map(jnp.zeros_like, state)))
+        return where_before(after, state), None
 
     return lax.scan(step, first, (jnp.arange(devices()), lax.all_gather(summary, split_of("t").axes)))[0]
 

@@ -22,6 +22,7 @@ from seqmodels.training.sharding import make_mesh
 from tests.programs import compiler_options
 
 B, T, G, H, K, V, D, N, TAPS = 2, 32, 1, 2, 4, 3, 4, 2, 4
+WITH_NAN = ("decay per channel",)  # these cases are run with a NaN in a document, too
 STARTS = ((0, 9), (0, 23), (1, 5), (1, 6), (1, 16))  # two in one device's steps, one at the first of them, none in most
 
 
@@ -156,7 +157,20 @@ def measure(name: str) -> dict:
                 one, _ = program(op, arrays | more, options)
                 expected, found = (jax.jit(each, compiler_options=compiler_options())(leaves) for each in (one, run))
                 row[kind] = [difference(*pair) for pair in zip(expected, found)]
+    if name in WITH_NAN:
+        op, arrays, state, options = cases(T)[name]
+        given = {each: x.at[0, STARTS[0][1] + 3].set(jnp.nan) for each, x in arrays.items()}
+        given |= {"state": state, "reset": jnp.zeros((B, T), bool).at[tuple(zip(*STARTS))].set(True)}
+        one, run = (program(op, given, options, each) for each in (None, mesh))
+        pairs = [jax.tree.map(clean, jax.jit(each, compiler_options=compiler_options())(leaves)) for each, leaves in (one, run)]
+        row["nan"] = [difference(*pair) for pair in zip(*pairs)]
     return row
+
+
+def clean(x):
+    """Without the steps of the document with a NaN, from row 0's first start to its second."""
+    x = np.asarray(x)
+    return np.delete(x.reshape(B * T, -1), slice(STARTS[0][1], STARTS[1][1]), axis=0) if x.shape[:2] == (B, T) else x
 
 
 if __name__ == "__main__":

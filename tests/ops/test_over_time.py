@@ -9,7 +9,7 @@ from seqmodels import ops
 from seqmodels.errors import UserError
 from seqmodels.training.sharding import AXES
 from tests.eight_devices import on_eight_devices
-from tests.ops.over_time_program import T, cases
+from tests.ops.over_time_program import WITH_NAN, T, cases
 
 # Of each kind of summary one; the others are tests of tools.
 FIRST = ("decay per channel", "gated delta rule", "mlstm_cell", "wide causal_conv", "softmax_attention", "document_positions")
@@ -31,6 +31,12 @@ def test_numbers_are_those_of_one_device(rows, op):
     for kind in ("fresh", "continued"):
         results, gradients = rows[op][kind]
         assert results < 5e-6 and gradients < 1e-5, (kind, results, gradients)
+
+
+@pytest.mark.parametrize("op", WITH_NAN)
+def test_nan_stays_in_its_document(rows, op):
+    """In outputs, the last state and every gradient."""
+    assert max(rows[op]["nan"]) < 1e-5, rows[op]["nan"]
 
 
 @pytest.mark.parametrize("op", NAMES)
