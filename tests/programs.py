@@ -1,5 +1,6 @@
 """Programs for tests: small, run a few times, so that compiling them is nearly all the time that the tests take."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,3 +30,18 @@ def initialiser(make: Callable[[nnx.Rngs], nnx.Module]) -> Callable[[int], dict]
     """seed -> the parameters of `build`, as a nested dict; compiled once."""
     compiled = fast_jit(lambda key: nnx.to_pure_dict(nnx.state(make(nnx.Rngs(params=key)), nnx.Param)))
     return lambda seed: compiled(jax.random.key(seed))
+
+
+def matrix_products(jaxpr, times: int = 1) -> int:
+    """Multiplications in all matrix products of a jaxpr, loops counted as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = times * equation.params.get("length", 1)
+        for parameter in equation.params.values():
+            if hasattr(parameter, "eqns") or hasattr(parameter, "jaxpr"):
+                total += matrix_products(getattr(parameter, "jaxpr", parameter), inner)
+        if equation.primitive.name == "dot_general":
+            (contract, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += times * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contract)
+    return total

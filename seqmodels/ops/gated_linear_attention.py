@@ -59,19 +59,56 @@ class _Inputs(NamedTuple):
 
 
 def _over_time(op, q, k, v, log_decay=None, *, value_log_decay=None, bonus=None, state=None, reset=None, **options):
-    """The first pass makes the last state alone: what only outputs need, the compiler leaves out."""
+    _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset)
     decays = {"log_decay": log_decay, "value_log_decay": value_log_decay}
-    _, added = op(q, k, v, **decays, reset=reset, **options)
-    total = jnp.zeros((*added.shape[:2], 1, 1), jnp.float32)
-    if log_decay is not None:
-        total += jnp.sum(log_decay.astype(jnp.float32), axis=1)[..., :, None]
-    if value_log_decay is not None:
-        total += jnp.sum(value_log_decay.astype(jnp.float32), axis=1)[..., None, :]
+    added, decay = _summary(k, v, *decays.values(), reset)
     cut = over_time.starts_within(reset, v.shape[0])
     first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
-    before = over_time.state_before(first, *over_time.affine(cut, jnp.exp(total), added, jnp.multiply))
+    before = over_time.state_before(first, *over_time.affine(cut, decay, added, jnp.multiply))
     o, after = op(q, k, v, **decays, bonus=bonus, state=before, reset=reset, **options)
     return o, over_time.of_the_last(after)
+
+
+@jax.checkpoint
+def _summary(k, v, log_decay, value_log_decay, reset) -> tuple[Float[Array, "B H K V"], Float[Array, "B H #K #V"]]:
+    """The state that steps lead to from nothing, in one product, and their decay.
+
+    What a step adds is decayed by all steps after it, and selected away where another document starts after it.
+    """
+    (batch, steps, heads, width), groups = v.shape, k.shape[2]
+    ids = jnp.zeros((batch, steps), jnp.int32) if reset is None else documents.segment_ids(reset)
+    last, bad = (ids == ids[:, -1:])[:, :, None], jnp.zeros((batch, steps, 1), bool)
+    precision, decay = product_precision(k, v), jnp.ones((batch, heads, 1, 1), jnp.float32)
+
+    def of_last(x, **options):
+        nonlocal bad
+        if reset is not None:
+            x, found = documents.quarantine(x, **options)
+            bad |= jnp.repeat(found, heads // x.shape[2], axis=2)
+        return jnp.where(last[..., None], x.astype(jnp.float32), 0.0)
+
+    def decays(log_decay):
+        """After each step, and of all."""
+        log_decay = of_last(log_decay, allow_negative_infinity=True)
+        from_here = lax.cumsum(log_decay, axis=1, reverse=True)
+        after = jnp.concatenate([from_here[:, 1:], jnp.zeros_like(log_decay[:, :1])], axis=1)
+        return jnp.exp(after), jnp.exp(from_here[:, 0])
+
+    k, v = of_last(k), of_last(v)
+    if log_decay is not None:
+        after, total = decays(log_decay)
+        decay = decay * total[..., :, None]
+        if log_decay.shape[-1] == 1:
+            v = v * after
+        else:
+            k, groups = jnp.repeat(k, heads // groups, axis=2) * after, heads
+    if value_log_decay is not None:
+        after, total = decays(value_log_decay)
+        v, decay = v * after, decay * total[..., None, :]
+    by_group = v.reshape(batch, steps, groups, heads // groups, width)
+    added = jnp.einsum("btgk,btgrv->bgrkv", k, by_group, precision=precision)
+    added = added.reshape(batch, heads, k.shape[-1], width)
+    return documents.set_nan(added, jnp.any(bad & last, axis=1)[..., None]), decay
 
 
 @per_shard(

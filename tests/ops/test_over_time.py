@@ -10,6 +10,7 @@ from seqmodels.errors import UserError
 from seqmodels.training.sharding import AXES
 from tests.eight_devices import on_eight_devices
 from tests.ops.over_time_program import WITH_NAN, T, cases
+from tests.programs import matrix_products
 
 # Of each kind of summary one; the others are tests of tools.
 FIRST = ("decay per channel", "gated delta rule", "mlstm_cell", "wide causal_conv", "softmax_attention", "document_positions")
@@ -53,6 +54,21 @@ def test_what_is_exchanged_does_not_grow_with_time(rows, op):
             assert long <= short
         else:
             assert long == short
+
+
+def test_the_end_state_of_linear_attention_costs_one_product():
+    """And one for each of its gradients; the op's own first pass would double its products."""
+    q, k, v, log_decay = (jax.ShapeDtypeStruct((1, 1024, 2, 16), jnp.float32),) * 4
+
+    def products(mesh):
+        def loss(q, k, v, log_decay):
+            with ops.on_mesh(mesh):
+                return jnp.sum(ops.gated_linear_attention(q, k, v, log_decay, implementation="chunked")[0])
+
+        return matrix_products(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2, 3)))(q, k, v, log_decay).jaxpr)
+
+    one, share = products(None) / 8, products(AbstractMesh((1, 1, 1, 8), AXES))
+    assert one < share < 1.2 * one
 
 
 def test_a_nonlinear_recurrence_says_why_it_cannot():

@@ -10,6 +10,7 @@ import pytest
 
 from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
 from tests.goldens import golden_forms, load
+from tests.programs import matrix_products
 
 # The package exports the function under the name of its module.
 module = importlib.import_module("seqmodels.ops.softmax_attention")
@@ -380,28 +381,13 @@ def test_masks_are_made_tile_by_tile_in_a_loop_over_layers():
     assert largest_array(gradient.jaxpr) < T * T / 16
 
 
-def tile_products(jaxpr, times=1):
-    """Multiplications in all matrix products of a jaxpr, loops counted as often as they run."""
-    total = 0
-    for equation in jaxpr.eqns:
-        inner = times * equation.params.get("length", 1)
-        for parameter in equation.params.values():
-            if hasattr(parameter, "eqns") or hasattr(parameter, "jaxpr"):
-                total += tile_products(getattr(parameter, "jaxpr", parameter), inner)
-        if equation.primitive.name == "dot_general":
-            (contract, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += times * equation.outvars[0].aval.size * int(np.prod([left[axis] for axis in contract]))
-    return total
-
-
 @pytest.mark.parametrize("T", [256, 1024, 4096])
 def test_cost_is_what_is_seen(T):
     """Causality saves at least a third of the products of the full matrix, a window all beyond two blocks of it."""
     x = jax.ShapeDtypeStruct((1, T, 1, 16), jnp.float32)
 
     def cost(**options):
-        return tile_products(jax.make_jaxpr(functools.partial(value_and_gradient, **options))(x, x, x).jaxpr)
+        return matrix_products(jax.make_jaxpr(functools.partial(value_and_gradient, **options))(x, x, x).jaxpr)
 
     full = 7 * 16 * T * T  # two products forward, five backward, the scores once more
     assert full / 2 < cost() < full * 2 / 3
