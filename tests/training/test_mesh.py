@@ -17,7 +17,8 @@ SPLIT = [mesh for mesh in MESHES if mesh != "one"]
 FIRST = ("attention:51", "gated_deltanet", "lstm", "s4d")
 OTHERS = tuple(name for name in mixers.names() if name not in (*FIRST, "attention"))
 NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.tools) for name in OTHERS)]
-# Times the FLOPs of data parallelism. Every device of ``tensor`` makes RWKV's low-rank mixes, a fifth of the layer at this width.
+# Times the FLOPs of data parallelism. Every device of ``tensor`` makes RWKV's five blends of the stream, whose low-rank products are
+# a fifth of the layer's at this width; split, each of the five would be gathered.
 MOST = {mesh: 1.1 for mesh in SPLIT}
 MOST_OF_RWKV = MOST | {"data x fsdp x tensor": 1.3}
 
