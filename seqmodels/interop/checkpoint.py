@@ -342,7 +342,8 @@ def _check_new(folder: Path, flag: str) -> None:
     if folder.name in ("", ".."):
         raise UserError(f"{flag}={folder}: give the name of a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already and is not an empty folder; choose another {flag}")
+        what = "not empty" if folder.is_dir() else "no folder"
+        raise UserError(f"{folder} is there already and is {what}; choose another {flag}")
 
 
 @contextlib.contextmanager

@@ -422,7 +422,9 @@ def test_mistakes_at_the_command_line(tmp_path, monkeypatch, imported):
     assert "cut off" in said(str(cut), workdir)
     assert "compute_dtype" in said(llama, workdir, "--compute_dtype=int8")
     assert "--revision" in said(llama, workdir, "--revision=main")
-    assert "not empty" in said(llama, f"--workdir={imported}")
+    for place, what in ((imported, "not empty"), (Path("/dev/null"), "no folder")):
+        line = said(llama, f"--workdir={place}")
+        assert f"is {what}" in line and "delete" not in line
     assert not (tmp_path / "run").exists() and not list(tmp_path.glob(".run*")), "nothing is left behind"
 
 
