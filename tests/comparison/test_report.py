@@ -77,6 +77,18 @@ def test_nothing_leaves_the_canvas_and_names_are_apart(found, rendered):
             assert axes.contains(*panel.axes.transData.transform((x, y))), (name, label)
 
 
+def test_a_long_name_takes_several_lines_and_leaves_room_for_the_axes(found):
+    long = "gated_deltanet(num_heads=1,key_expansion=0.75,value_expansion=1.5) mlp"
+    lines = labels.in_lines(long).split("\n")
+    assert "".join(lines) == long and 3 <= len(lines) <= 4 and max(map(len, lines)) <= labels.LINE + 1  # and a space
+    assert labels.in_lines("gated_deltanet") == "gated_deltanet"
+    best = content.ranked(found)[0][0]
+    renamed = found | {"mixers": {long if label == best else label: row for label, row in found["mixers"].items()}}
+    with matplotlib.rc_context(figures.STYLE):
+        figure, [panel] = figures.render(renamed, figures.CHARTS["curves"].panels(renamed)[-1:])
+    assert panel.axes.get_window_extent().width > 0.4 * figure.bbox.width
+
+
 def test_what_the_pointer_finds_lies_where_it_is_drawn(rendered):
     for figure, [panel] in rendered.values():
         points = list(panel.points())

@@ -149,7 +149,7 @@ class Panel:
 
     def write_names(self) -> None:
         """Where they belong, now that the layout is made."""
-        ends = {label: end for label, end in self._ends.items() if label in self._colours}
+        ends = [end for label, end in self._ends.items() if label in self._colours]
         labels.spread(self.axes, self.names, ends)
         self.names += labels.beside_points(self.axes, self._dots, {label: self._colour(label) for label in self._colours}, GREY)
 

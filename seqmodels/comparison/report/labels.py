@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,17 @@ PADDING = 1.5  # between names, and around points, in points of 1/72 inch
 RADII = (4, 9, 15, 22, 30, 40, 52, 66, 82, 100)  # of the places that are tried around a point
 ANGLES = tuple(math.radians(each) for each in (35, -35, 145, -145, 90, -90, 0, 180))
 SMALL, NORMAL = 6.5, 8.5  # font sizes: of those in grey, of those in colour
+LINE = 24  # characters of a line of a name
+
+
+def in_lines(label: str) -> str:
+    """A name that is longer than a line, such as a pattern with options, broken after its commas, parentheses and spaces."""
+    lines = [""]
+    for part in re.findall(r"[^,( ]*[,( ]?", label):
+        if lines[-1] and len(lines[-1] + part.rstrip()) > LINE:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def at_the_side(axes: Axes, label: str, y: float, colour: str) -> Text:
@@ -22,7 +34,7 @@ def at_the_side(axes: Axes, label: str, y: float, colour: str) -> Text:
     return axes.text(
         SIDE,
         min(max(height, 0.0), 1.0),
-        label,
+        in_lines(label),
         transform=axes.transAxes,
         color=colour,
         fontsize=NORMAL,
@@ -32,16 +44,14 @@ def at_the_side(axes: Axes, label: str, y: float, colour: str) -> Text:
     )
 
 
-def spread(axes: Axes, names: Sequence[Text], ends: Mapping[str, tuple[float, float]]) -> None:
+def spread(axes: Axes, names: Sequence[Text], ends: Sequence[tuple[float, float]]) -> None:
     """Move the names of lines up and down, as little as keeps them apart and beside the axes, and lead each to its line's end."""
     if not names:
         return
     box, renderer = axes.get_window_extent(), axes.figure.canvas.get_renderer()
     sizes = [name.get_window_extent(renderer).height / box.height for name in names]
     gap = max(sizes) + PADDING * axes.figure.dpi / 72 / box.height
-    wanted = [
-        axes.transAxes.inverted().transform(axes.transData.transform(end)) for end in (ends[each.get_text()] for each in names)
-    ]
+    wanted = [axes.transAxes.inverted().transform(axes.transData.transform(end)) for end in ends]
     heights = apart([y for _, y in wanted], gap, gap / 2, 1 - gap / 2)
     for name, (x, y), height in zip(names, wanted, heights):
         name.set_y(height)
@@ -91,8 +101,8 @@ def beside_points(axes: Axes, points: Sequence[tuple[str, float, float]], colour
     for label in sorted(places, key=lambda label: label not in colours):
         named = label in colours
         text = axes.text(
-            0, 0, label, transform=None, color=colours[label] if named else grey, fontsize=NORMAL if named else SMALL, va="center",
-            ha="center", zorder=4, parse_math=False,
+            0, 0, in_lines(label), transform=None, color=colours[label] if named else grey,
+            fontsize=NORMAL if named else SMALL, va="center", ha="center", zorder=4, parse_math=False,
         )  # fmt: skip
         size = text.get_window_extent(renderer)
         own = taken[list(places).index(label)]
