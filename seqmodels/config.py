@@ -189,9 +189,23 @@ def to_dict(config: RunConfig) -> dict:
     return values
 
 
-def model_digest(config: RunConfig) -> str:
-    """What the model is computed by, ``version:digest``: equal for equal options, of configs of one version."""
-    return f"{migrations.VERSION}:{json_text.digest(to_dict(config)['model'])}"
+def model_record(config: RunConfig) -> dict:
+    """What the model is computed by, for a checkpoint's record: the version, and the options by dotted names."""
+    return {"version": migrations.VERSION, "options": json.loads(json.dumps(flatten(to_dict(config)["model"])))}
+
+
+def other_options(record: Mapping | None, config: RunConfig) -> list[str]:
+    """How a config's model is another than that of a `model_record`, one text for each option.
+
+    Options that only one of them has, as those that a mixer got since, and records of another version say nothing.
+    """
+    now = model_record(config)
+    if record is None or record["version"] != now["version"]:
+        return []
+    before, after = record["options"], now["options"]
+    return [
+        f"model.{name} {before[name]!r} -> {after[name]!r}" for name in before if name in after and before[name] != after[name]
+    ]
 
 
 def save(config: RunConfig, path: str) -> None:

@@ -368,9 +368,11 @@ def load_run(
         raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
     if tokenizer is not None and restored.record.get("tokenizer") not in (None, data.tokenizer_digest(tokenizer)):
         report(f"{workdir / 'tokenizer.json'} is not the one that the run was trained with: it was replaced, or is damaged")
-    if data.is_another(restored.record.get("model"), config_lib.model_digest(config)):
+    other = config_lib.other_options(restored.record.get("model"), config)
+    if other:
         report(
-            f"{workdir / 'config.json'} has another model than the checkpoint of step {restored.step} was made by: it was replaced"
+            f"{workdir / 'config.json'} has another model than the checkpoint of step {restored.step} was made by "
+            f"({', '.join(other[:5])}): it was replaced"
         )
     held_out = (restored.record.get("digests") or {}).get("validation")
     return Run(workdir, config, tokenizer, restored.step, restored.state["params"], restored.fingerprint, setup, held_out)

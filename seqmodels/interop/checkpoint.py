@@ -138,7 +138,7 @@ def import_folder(
             record = {
                 "imported_from": str(folder),
                 "tokenizer": None if tokenizer is None else data.tokenizer_digest(tokenizer),
-                "model": config_lib.model_digest(config),
+                "model": config_lib.model_record(config),
             }
             writer.save(0, {"params": params}, record, validation_loss=None)
             writer.wait()

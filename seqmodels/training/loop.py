@@ -210,8 +210,11 @@ def _check_data(config: RunConfig, dataset, workdir: Path, record: Mapping) -> N
     """Raises UserError where the data or the model are not those of a checkpoint with this record; ahead of the parameters, whose
     shapes follow the tokenizer."""
     begun, cure = f"what the run in {workdir} was begun with", "bring that back, or choose another --workdir"
-    if data.is_another(record.get("model"), config_lib.model_digest(config)):
-        raise UserError(f"the model of {workdir / 'config.json'} is not {begun}: the file was replaced; {cure}")
+    other = config_lib.other_options(record.get("model"), config)
+    if other:
+        raise UserError(
+            f"the model of {workdir / 'config.json'} is not {begun} ({', '.join(other[:5])}): it was replaced; {cure}"
+        )
     tokenizer = record.get("tokenizer")
     if config.data.tokenizer not in ("bpe", "bytes") and tokenizer not in (None, tokenizer_digest(dataset)):
         raise UserError(f"data.tokenizer={config.data.tokenizer} is not {begun}; {cure}")
@@ -448,7 +451,7 @@ class _Run:
             "digests": dict(self.dataset.digests),
             "order": self.dataset.order,
             "tokenizer": self.tokenizer_digest,
-            "model": config_lib.model_digest(self.config),
+            "model": config_lib.model_record(self.config),
             "seconds": self.log.stopwatch.seconds,
             "log": self.log.written(),
             **({"skipped": [self.skipped, self.skipped_in_a_row]} if self.config.train.skip_nonfinite else {}),

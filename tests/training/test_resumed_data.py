@@ -126,6 +126,17 @@ def of_another_run(folder):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, mixers=mixers)), other
 
 
+def test_an_option_that_a_mixer_got_since_is_no_other_model(folder):
+    config = config_of(folder)
+    record = config_lib.model_record(config)
+    assert config_lib.other_options(record, config) == [] == config_lib.other_options(None, config)
+    older = {name: value for name, value in record["options"].items() if name != "mixers.attention.window"}
+    assert len(older) == len(record["options"]) - 1
+    assert config_lib.other_options(record | {"options": older}, config) == []
+    assert config_lib.other_options(record | {"options": older | {"dropout": 0.5}}, config) == ["model.dropout 0.5 -> 0.0"]
+    assert config_lib.other_options({"version": record["version"] - 1, "options": {"dropout": 0.5}}, config) == []
+
+
 def test_a_file_of_another_run_in_the_folder_is_said(folder, capsys):
     """As half of a copy leaves it: each file is whole, and belongs to another checkpoint."""
     run = folder / "run"
@@ -139,6 +150,7 @@ def test_a_file_of_another_run_in_the_folder_is_said(folder, capsys):
     config_lib.save(config, run / "config.json")
     seqmodels.load_run(run, report=lines.append)
     assert len(lines) == 1 and "config.json has another model than the checkpoint of step 2 was made by" in lines[0]
+    assert "(model.mixers.attention.num_heads 4 -> 1)" in lines[0]
     with pytest.raises(UserError, match="the model of .*config.json is not what the run"):
         loop.train(config, run)
     config_lib.save(config_of(folder), run / "config.json")
