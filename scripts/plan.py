@@ -140,7 +140,9 @@ def lowered(trainer: Trainer, platform: str) -> dict[str, float]:
 
 
 def compiled(config: RunConfig, pieces: int | None, plan: scale.Plan, wanted: scale.Devices) -> dict:
-    """What XLA makes of it for `compiler_devices`: bytes of temporaries and, by kind, of collectives, on one device.
+    """What XLA makes of it for `compiler_devices`: bytes of temporaries and, by kind, of collectives, on one device and step.
+
+    Its FLOPs are XLA's, which counts the body of a loop once.
 
     Raises:
         UserError: the compiler refuses it, as where it does not fit, or there is no compiler.
@@ -157,7 +159,7 @@ def compiled(config: RunConfig, pieces: int | None, plan: scale.Plan, wanted: sc
         raise UserError(f"the step does not compile for {len(devices)} x {devices[0].device_kind}: {reason[:300]}") from error
     found = Counter()
     for each in hlo.collectives(program.as_text()):
-        found[each.kind] += each.bytes
+        found[each.kind] += each.bytes * each.runs
     analysis = program.memory_analysis()
     figures = {
         "device": devices[0].device_kind, "seconds": time.perf_counter() - begun, "forms": list(choices),
