@@ -61,15 +61,19 @@ def mixers_list() -> str:
 
 
 def short_table(results: dict) -> str:
-    """The mixers of a comparison that have been run, by bits per byte, best first; the control is the last."""
+    """The mixers of a comparison that have been run, by bits per byte, best first, in two columns; the control is the last."""
     seq_len = str(results["base"]["data"]["seq_len"])
-    lines = [f"| mixer | bits per byte | gain over `{results['control']}` | state bytes at T = {seq_len} |", "|---|---|---|---|"]
+    cells = []
     for name, row in content.ranked(results):
         if not row["quality"]:
             continue
         gain = f"{row['gain']['bits_per_byte']:.3f}" if row["gain"] else ""
         state = f"{row['cost']['state_bytes'][seq_len]:,}" if row["cost"] else ""
-        lines.append(f"| `{name}` | {row['quality']['bits_per_byte']['mean']:.3f} | {gain} | {state} |")
+        cells.append(f"| `{name}` | {row['quality']['bits_per_byte']['mean']:.3f} | {gain} | {state} |")
+    half = -(-len(cells) // 2)
+    cells += ["| " * 4 + "|"] * (2 * half - len(cells))
+    heads = f"| mixer | bits per byte | gain over `{results['control']}` | state bytes at T = {seq_len} |"
+    lines = [heads + heads[1:], "|" + "---|" * 8, *(left + right[1:] for left, right in zip(cells[:half], cells[half:]))]
     return "\n".join(lines)
 
 
