@@ -361,19 +361,25 @@ def _quiet_failures() -> Iterator[None]:
     The failure itself is raised, and reported once.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-
-    def filtered(unraisable):
-        message = str(unraisable.exc_value)
-        if "Event loop is closed" not in message and "error while reading array index" not in message:
-            hook(unraisable)
-
-    sys.unraisablehook = filtered
+    if hook is not _filtered:
+        _hook_before[0] = hook
+    sys.unraisablehook = _filtered
     level, logger.level = logger.level, logging.CRITICAL
     try:
         yield
     finally:
         gc.collect()  # now, while nobody listens
         sys.unraisablehook, logger.level = hook, level
+
+
+_hook_before = [sys.__unraisablehook__]
+
+
+def _filtered(unraisable) -> None:
+    """A ``sys.unraisablehook``; never freed, since CPython holds no reference to the one that a thread of Orbax's is calling."""
+    message = str(unraisable.exc_value)
+    if "Event loop is closed" not in message and "error while reading array index" not in message:
+        _hook_before[0](unraisable)
 
 
 def _set_aside(directory: Path, damaged: list[int]) -> None:

@@ -53,10 +53,14 @@ def test_an_error_without_a_signal_stays_what_it_is(signals):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_every_signal_that_asks_to_end_is_obeyed(signals, number):
-    with pytest.raises(loop.Stopped) as stopped, signals.interrupting():
-        os.kill(os.getpid(), number)
-        time.sleep(60)
+def test_every_signal_that_asks_to_end_is_obeyed(number):
+    before = signal.signal(number, signal.default_int_handler)  # also where nohup started the tests
+    try:
+        with pytest.raises(loop.Stopped) as stopped, loop.Signals() as signals, signals.interrupting():
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+    finally:
+        signal.signal(number, before)
     assert stopped.value.exit_code == 128 + number
 
 

@@ -7,7 +7,7 @@ from other devices (``Leg``, see ``ring.py``); on one device there are none.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,7 @@ class Keys(NamedTuple):
     points: Points  # [blocks, #B, S]
 
 
+@runtime_checkable
 class Leg(Protocol):
     """Keys that are not here: how they arrive, are visited, and get their gradients."""
 
