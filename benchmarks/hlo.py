@@ -81,6 +81,14 @@ def collectives(text: str) -> list[Collective]:
     return found
 
 
+def bytes_received(text: str) -> dict[str, int]:
+    """Bytes of the results of a compiled program's collectives on one device, by kind, as often as loops run them."""
+    received = collections.Counter()
+    for each in collectives(text):
+        received[each.kind] += each.runs * each.bytes
+    return dict(received)
+
+
 def _results(text: str) -> str:
     """Of the type of an operation's start that of its results: ``((operands), (results), ...)``, or one of each without the inner
     parentheses; an all-reduce's may be the results alone."""

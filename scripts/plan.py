@@ -16,7 +16,6 @@ import json
 import resource
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,17 +156,15 @@ def compiled(config: RunConfig, pieces: int | None, plan: scale.Plan, wanted: sc
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the step does not compile for {len(devices)} x {devices[0].device_kind}: {reason[:300]}") from error
-    found = Counter()
-    for each in hlo.collectives(program.as_text()):
-        found[each.kind] += each.bytes * each.runs
+    received = hlo.bytes_received(program.as_text())
     analysis = program.memory_analysis()
     figures = {
         "device": devices[0].device_kind, "seconds": time.perf_counter() - begun, "forms": list(choices),
         "temporary_bytes": analysis.temp_size_in_bytes, "argument_bytes": analysis.argument_size_in_bytes,
-        "flops": (program.cost_analysis() or {}).get("flops"), "bytes_received": dict(found),
+        "flops": (program.cost_analysis() or {}).get("flops"), "bytes_received": received,
     }  # fmt: skip
     say(f"compiled for {len(devices)} x {figures['device']} in {figures['seconds']:.0f} s")
-    say(f"temporaries {gib(figures['temporary_bytes'])}; collectives {dict(found)}")
+    say(f"temporaries {gib(figures['temporary_bytes'])}; collectives {received}")
     return figures
 
 

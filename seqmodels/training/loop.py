@@ -196,7 +196,7 @@ def _start(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: pro
     """
     restored = checkpoint.restore(
         workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group,
-        check=functools.partial(_check_data, config, dataset, workdir),
+        check=functools.partial(_check_record, config, dataset, workdir),
     )  # fmt: skip
     if restored is None:
         return _begin(config, dataset, setup, workdir, group)
@@ -206,7 +206,7 @@ def _start(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: pro
     return _Start(restored.step, restored.state, restored.record["seconds"], restored.record)
 
 
-def _check_data(config: RunConfig, dataset, workdir: Path, record: Mapping) -> None:
+def _check_record(config: RunConfig, dataset, workdir: Path, record: Mapping) -> None:
     """Raises UserError where the data or the model are not those of a checkpoint with this record; ahead of the parameters, whose
     shapes follow the tokenizer."""
     begun, cure = f"what the run in {workdir} was begun with", "bring that back, or choose another --workdir"

@@ -4,7 +4,6 @@ By length and window, of the compiled gradient: the bytes that a device receives
 temporaries. Then, with packed documents of which some hold a NaN: the largest differences from one device.
 """
 
-import collections
 import json
 import math
 import re
@@ -36,12 +35,10 @@ def compiled(mesh, steps: int, window: int | None) -> dict:
 
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(q, k, v)
     program = program.compile(compiler_options=compiler_options())
-    received = collections.Counter()
-    for each in hlo.collectives(program.as_text()):
-        received[each.kind] += each.runs * each.bytes
-    sizes = [math.prod(map(int, each.split(","))) for each in re.findall(r"\w\[([\d,]+)\]", program.as_text())]
+    text = program.as_text()
+    sizes = [math.prod(map(int, each.split(","))) for each in re.findall(r"\w\[([\d,]+)\]", text)]
     return {
-        "steps": steps, "window": window, "received": received, "largest_array": max(sizes),
+        "steps": steps, "window": window, "received": hlo.bytes_received(text), "largest_array": max(sizes),
         "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
     }  # fmt: skip
 

@@ -108,12 +108,12 @@ def test_a_change_between_the_blocks_of_the_sample_is_found(folder):
     config = config_of(folder)
     dataset = data.prepare(config.data, seed=0)
     record = {"data": dataset.fingerprint, "digests": dict(dataset.digests), "tokenizer": loop.tokenizer_digest(dataset)}
-    loop._check_data(config, dataset, folder / "run", record)
-    loop._check_data(config, dataset, folder / "run", {"data": dataset.fingerprint})  # of an older run
+    loop._check_record(config, dataset, folder / "run", record)
+    loop._check_record(config, dataset, folder / "run", {"data": dataset.fingerprint})  # of an older run
     kind = dataset.digests["train"].partition(":")[0]
     with pytest.raises(UserError, match="data.source=.* is not what the run"):
-        loop._check_data(config, dataset, folder / "run", record | {"digests": {"train": f"{kind}:0"}})
-    loop._check_data(config, dataset, folder / "run", record | {"digests": {"train": "another format:0"}})
+        loop._check_record(config, dataset, folder / "run", record | {"digests": {"train": f"{kind}:0"}})
+    loop._check_record(config, dataset, folder / "run", record | {"digests": {"train": "another format:0"}})
 
 
 def of_another_run(folder):
