@@ -357,6 +357,8 @@ def load_run(
             return load_run(folder, step, cache_dir=cache_dir, report=report, devices=devices, mesh=mesh)
     workdir = atomic.expanded(workdir)
     config = read_config(workdir, cache_dir=cache_dir, report=report)
+    if not checkpoint.steps(workdir / "checkpoints"):
+        raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
     tokenizer = read_tokenizer(workdir, config)
     devices = jax.devices()[:devices] if isinstance(devices, int) and devices <= len(jax.devices()) else devices
     if isinstance(devices, int):
@@ -365,7 +367,7 @@ def load_run(
     setup = Trainer(_on_mesh(config, mesh), num_pieces(config, tokenizer), devices=list(devices))
     restored = checkpoint.restore(workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report)
     if restored is None:
-        raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
+        raise UserError(f"the checkpoints of {workdir} were deleted while it was opened")
     if tokenizer is not None and restored.record.get("tokenizer") not in (None, data.tokenizer_digest(tokenizer)):
         report(f"{workdir / 'tokenizer.json'} is not the one that the run was trained with: it was replaced, or is damaged")
     other = config_lib.other_options(restored.record.get("model"), config)

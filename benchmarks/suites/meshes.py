@@ -98,7 +98,7 @@ def measure(row: dict) -> dict:
         return {"error": str(error)}
     shape = (row["batch_size"], row["seq_len"])
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=trainer.batch_sharding) for name in ("inputs", "targets")}
-    lowered = trainer.train_step.lower(trainer.abstract_state(), batch)
+    lowered = trainer.trace(batch).lower()
     try:
         with hlo.compiler_messages() as messages:
             # How machine code is optimised changes none of the figures.

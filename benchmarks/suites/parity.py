@@ -105,7 +105,7 @@ def compare(peer: Peer, steps: int, batch_size: int, seq_len: int, seed: int) ->
         foreign = checkpoint.read(folder)
     config = run_config(foreign, steps, batch_size, seq_len)
     trainer = Trainer(config, foreign.config.vocab_size, jax.devices()[:1])
-    optimizer = make_optimizer(config.optim, steps, decayed(foreign))
+    optimizer = make_optimizer(config.optim, trainer.schedule, decayed(foreign))
     trained_on = list(itertools.islice(batches(batch_size, seq_len, foreign.config.vocab_size, seed), steps))
     peer.start(config, decayed_tensors(foreign))
     ours = losses(trainer, optimizer, foreign.params, trained_on)

@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.timing import (
     Progress,
@@ -148,22 +147,22 @@ class Programs:
 
     def __init__(self, structure: model.ModelConfig, vocab_size: int, config: RunConfig):
         graphdef = model.graphdef(structure, vocab_size)
-        schedule = optimizer.learning_rate_schedule(dataclasses.replace(config.optim, learning_rate=1.0), config.train.steps)
         decayed = model.weight_decay_mask(structure, vocab_size)
-        unit = optimizer.make_optimizer(dataclasses.replace(config.optim, learning_rate=1.0), config.train.steps, decayed)
+
+        def adamw(rate):
+            schedule = optimizer.learning_rate_schedule(config.optim, config.train.steps, rate)
+            return optimizer.make_optimizer(config.optim, schedule, decayed), schedule
 
         def train(state, batch, rate):
-            # AdamW's update, weight decay included, is proportional to the rate.
-            scaled = optax.chain(unit, optax.scale(rate))
-            return step.train_step(
-                graphdef, scaled, schedule, state, batch, accumulation_steps=1, dropout_seed=None, labelled=False
-            )[0]
+            return step.train_step(graphdef, *adamw(rate), state, batch, accumulation_steps=1, dropout_seed=None, labelled=False)[
+                0
+            ]
 
         def losses(params, batches):
             sums = jax.lax.map(lambda batch: step.eval_step(graphdef, params, batch, labelled=False), batches)
             return sums["loss"].sum(0) / sums["weight"].sum(0)
 
-        self.init = optax.chain(unit, optax.scale(1.0)).init
+        self.init = adamw(1.0)[0].init
         self._train = jax.jit(train, donate_argnums=0)
         self._losses = jax.jit(losses)
 

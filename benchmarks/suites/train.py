@@ -27,7 +27,7 @@ from seqmodels.errors import UserError
 from seqmodels.layers import RMSNorm
 from seqmodels.model import weight_decay_mask
 from seqmodels.training import loss
-from seqmodels.training.optimizer import make_optimizer
+from seqmodels.training.optimizer import learning_rate_schedule, make_optimizer
 from seqmodels.training.state import Trainer
 
 VOCAB_SIZE = 4096
@@ -105,7 +105,7 @@ def measure_compile(names, sizes) -> dict:
         progress(f"compiling {name}")
         training = Training(mixers.pattern(name), 128, 4, **sizes)
         cpu, wall = time.process_time(), time.perf_counter()
-        training.setup.train_step.lower(training.state, training.batch).compile()
+        training.setup.trace(training.batch).lower().compile()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         results[name] = {"wall_s": wall, "cpu_s": cpu}
         print(f"  {name:24s} {wall:6.1f} s wall {cpu:6.1f} s CPU")
@@ -250,7 +250,8 @@ def our_parts(names, d_model, repeats, sizes) -> dict[str, Callable]:
     parts["loss"] = forward_and_backward(
         lambda x, embedding: loss.cross_entropy(x, embedding.T, batch["targets"])[0], jnp.float32(1), x, embedding
     )
-    optimizer = make_optimizer(config.optim, config.train.steps, weight_decay_mask(config.model, VOCAB_SIZE))
+    schedule = learning_rate_schedule(config.optim, config.train.steps)
+    optimizer = make_optimizer(config.optim, schedule, weight_decay_mask(config.model, VOCAB_SIZE))
 
     def update(gradients, state, params):
         updates, state = optimizer.update(gradients, state, params)

@@ -53,11 +53,11 @@ def measure(config: RunConfig, vocab_size: int, *, contexts: tuple[int, ...], de
         batch["reset"] = np.zeros((of.batch_size, of.seq_len), bool)
         batch["weights"] = np.ones((of.batch_size, of.seq_len), np.float32)
     batch = setup.put(batch)
-    step = setup.train_step.lower(setup.abstract_state(), batch).compile()
+    step = setup.trace(batch).lower().compile()
     state, seconds = setup.init(), []
     for _ in range(2 + STEPS):
         begun = time.perf_counter()
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, setup.peak_rate)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - begun)
     tokens_per_second = of.batch_size * of.seq_len / statistics.median(seconds[2:])

@@ -28,6 +28,7 @@ from seqmodels.comparison import cost, jobs, scores
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.run import load_run
+from seqmodels.training import checkpoint
 from seqmodels.training.run_folder import read_config
 
 
@@ -47,6 +48,11 @@ def main() -> None:
     frequent = None if options.frequent_pairs is None else np.load(options.frequent_pairs)
     for folder in options.score:
         say(f"scoring {folder}")
+        if not checkpoint.steps(folder / "checkpoints"):
+            raise UserError(
+                f"{folder} has the outcome of a run, but neither its scores nor a checkpoint to score: rename the folder, and "
+                "the run is trained again"
+            )
         scores.save(scores.score(load_run(folder), options.validation_tokens, frequent), folder)
     if options.cost is not None:
         say(f"measuring {options.cost}")

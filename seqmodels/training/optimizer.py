@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from seqmodels.config import OptimConfig
 
@@ -14,9 +15,15 @@ def depends_on_total_steps(config: OptimConfig) -> bool:
     return config.schedule != "constant" and config.decay_steps is None
 
 
-def learning_rate_schedule(config: OptimConfig, train_steps: int) -> optax.Schedule:
-    """Step (int32, from 0) -> learning rate: linear warm-up, then the schedule down to final_fraction of the peak."""
-    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
+def learning_rate_schedule(config: OptimConfig, train_steps: int, peak: Float[Array, ""] | None = None) -> optax.Schedule:
+    """Step (int32, from 0) -> learning rate: linear warm-up, then the schedule down to final_fraction of the peak.
+
+    Args:
+      peak: the highest rate, by default ``config.learning_rate``. As an argument of a compiled step it is not part of the
+        program, which then serves every rate of a search.
+    """
+    peak = config.learning_rate if peak is None else peak
+    final = peak * config.final_fraction
     end = train_steps if config.decay_steps is None else config.decay_steps
     length = max(1, end - config.warmup_steps)
     after = {
@@ -44,16 +51,17 @@ def rate_factor(config: OptimConfig, step: int) -> float:
     return math.prod(factor for first, factor in config.rate_changes if step >= first)
 
 
-def make_optimizer(config: OptimConfig, train_steps: int, decayed: Any) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, schedule: optax.Schedule, decayed: Any) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW (arXiv 1711.05101).
 
     Args:
+      schedule: step -> learning rate.
       decayed: True for each parameter that weight decay applies to, a tree like theirs (``model.weight_decay_mask``).
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            learning_rate_schedule(config, train_steps),
+            schedule,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.eps,

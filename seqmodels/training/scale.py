@@ -130,8 +130,7 @@ def lower(trainer: Trainer, platform: str) -> jax.stages.Lowered:
     data = trainer.config.data
     tokens = jax.ShapeDtypeStruct((data.batch_size, data.seq_len), jnp.int32, sharding=trainer.batch_sharding)
     with ops.compile_for("gpu" if platform == "cuda" else platform):
-        traced = trainer.train_step.trace(trainer.abstract_state(), {"inputs": tokens, "targets": tokens})
-        return traced.lower(lowering_platforms=(platform,))
+        return trainer.trace({"inputs": tokens, "targets": tokens}).lower(lowering_platforms=(platform,))
 
 
 def sent(config: RunConfig, params, mesh: Mesh | AbstractMesh) -> dict[str, int]:

@@ -35,10 +35,6 @@ class Trainer:
       mesh: the device mesh.
       graphdef: the model's structure; ``nnx.merge(graphdef, params)`` is the model.
       schedule: step -> learning rate.
-      train_step: ``(train_state, batch) -> (train_state, metrics)``; donates the train state. Metrics are
-        device scalars: loss (nats per token), gradient_norm, learning_rate, accuracy on a synthetic task, and skipped
-        with train.skip_nonfinite.
-      untraced_train_step: the same, not compiled and without donation.
       eval_step: ``(params, batch) -> {"loss": [T], "weight": [T]}``, sums over the batch by position; on a synthetic
         task with "correct".
 
@@ -54,8 +50,7 @@ class Trainer:
         self._check_batch()
         self.graphdef = model.graphdef(config.model, self.vocab_size)
         self.schedule = optimizer.learning_rate_schedule(config.optim, config.train.steps)
-        decayed = model.weight_decay_mask(config.model, self.vocab_size)
-        self._optimizer = optimizer.make_optimizer(config.optim, config.train.steps, decayed)
+        self._decayed = model.weight_decay_mask(config.model, self.vocab_size)
         on_mesh = ops.on_mesh(self.mesh)
         self._init = on_mesh(self._new_state)
         shapes = jax.eval_shape(self._train_state, model.param_shapes(config.model, self.vocab_size))
@@ -63,21 +58,15 @@ class Trainer:
         self._shapes = shapes
         self.whole = NamedSharding(self.mesh, PartitionSpec())
         self.batch_sharding = NamedSharding(self.mesh, sharding.BATCH)
-        labelled = config.data.synthetic_task is not None
-        self.untraced_train_step = on_mesh(functools.partial(
-            step.train_step, self.graphdef, self._optimizer, self.schedule,
-            accumulation_steps=config.optim.accumulation_steps,
-            dropout_seed=config.seed if config.model.dropout > 0 else None, labelled=labelled,
-            skip_nonfinite=config.train.skip_nonfinite,
-        ))  # fmt: skip
-        self.train_step = jax.jit(
-            self.untraced_train_step,
-            in_shardings=(self.shardings, self.batch_sharding),
+        self._untraced_step = on_mesh(self._step)
+        self._compiled_step = jax.jit(
+            self._untraced_step,
+            in_shardings=(self.shardings, self.batch_sharding, self.whole),
             out_shardings=(self.shardings, self.whole),
             donate_argnums=0,
         )
         self.eval_step = jax.jit(
-            on_mesh(functools.partial(step.eval_step, self.graphdef, labelled=labelled)),
+            on_mesh(functools.partial(step.eval_step, self.graphdef, labelled=self._labelled)),
             in_shardings=(self.shardings["params"], self.batch_sharding),
             out_shardings=self.whole,
         )
@@ -107,6 +96,24 @@ class Trainer:
             self.shardings,
         )
 
+    def train_step(self, state: dict, batch: dict[str, jax.Array]) -> tuple[dict, dict[str, jax.Array]]:
+        """One step of training by the compiled program; donates the train state.
+
+        Returns:
+          The next train state, and metrics as device scalars: loss (nats per token), gradient_norm, learning_rate, accuracy on
+          a synthetic task, and skipped with train.skip_nonfinite.
+        """
+        return self._compiled_step(state, batch, self.peak_rate)
+
+    def untraced_train_step(self, state: dict, batch: dict[str, jax.Array]) -> tuple[dict, dict[str, jax.Array]]:
+        """`train_step`, not compiled and without donation."""
+        return self._untraced_step(state, batch, self.peak_rate)
+
+    def trace(self, batch: dict[str, jax.Array | jax.ShapeDtypeStruct]) -> jax.stages.Traced:
+        """The program of `train_step` for such a batch. Compiled, it takes a train state, a batch and `peak_rate`."""
+        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=self.whole)
+        return self._compiled_step.trace(self.abstract_state(), batch, rate)
+
     def lower(self, rows_of_batch: Callable[[slice], dict[str, np.ndarray]]) -> tuple[jax.stages.Lowered, list[str]]:
         """The training step, which once compiled is what `train_step` runs on such a batch; and what each of its ops resolves to.
 
@@ -117,7 +124,7 @@ class Trainer:
           The program, and lines for a person: the form of each op, and why not a faster one.
         """
         with ops.record_choices() as choices:
-            traced = self.train_step.trace(self.abstract_state(), self.put_rows(rows_of_batch))
+            traced = self.trace(self.put_rows(rows_of_batch))
         return traced.lower(), list(choices)
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -146,6 +153,12 @@ class Trainer:
             name: jax.make_array_from_callback((size, *array.shape[1:]), self.batch_sharding, functools.partial(part, array))
             for name, array in rows_of_batch(slice(first, end)).items()
         }
+
+    @functools.cached_property
+    def peak_rate(self) -> jax.Array:
+        """The highest learning rate: an argument of the compiled step, so that a search of rates compiles once."""
+        rate = np.asarray(self.config.optim.learning_rate, np.float32)
+        return jax.make_array_from_callback((), self.whole, lambda _: rate)
 
     @functools.cached_property
     def num_parameters(self) -> int:
@@ -193,7 +206,22 @@ class Trainer:
         return self._train_state(model.init_params(self.config.model, self.vocab_size, key))
 
     def _train_state(self, params):
-        return {"params": params, "optimizer": self._optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+        adamw = optimizer.make_optimizer(self.config.optim, self.schedule, self._decayed)
+        return {"params": params, "optimizer": adamw.init(params), "step": jnp.zeros((), jnp.int32)}
+
+    def _step(self, state, batch, peak_rate):
+        config = self.config
+        schedule = optimizer.learning_rate_schedule(config.optim, config.train.steps, peak_rate)
+        return step.train_step(
+            self.graphdef, optimizer.make_optimizer(config.optim, schedule, self._decayed), schedule, state, batch,
+            accumulation_steps=config.optim.accumulation_steps,
+            dropout_seed=config.seed if config.model.dropout > 0 else None, labelled=self._labelled,
+            skip_nonfinite=config.train.skip_nonfinite,
+        )  # fmt: skip
+
+    @property
+    def _labelled(self) -> bool:
+        return self.config.data.synthetic_task is not None
 
     def _check_batch(self):
         data, accumulation = self.config.data, self.config.optim.accumulation_steps

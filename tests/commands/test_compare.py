@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from seqmodels import command_line
-from seqmodels.comparison import jobs, scores
+from seqmodels.comparison import jobs, scores, worker
+from seqmodels.errors import UserError
 from seqmodels.run import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +141,12 @@ def test_a_finished_comparison_starts_no_process(compared, script, monkeypatch, 
     assert table[0].split()[:4] == ["mixer", "bits", "per", "byte"] and table[2].startswith("no_mixer"), "the control is last"
     first, second = (json.loads((each / "compare" / "results.json").read_text()) for each in (folder, tmp_path))
     assert second["pairs"] == first["pairs"] and second["mixers"]["attention"]["cost"] == first["mixers"]["attention"]["cost"]
+
+
+def test_a_run_without_scores_or_checkpoint_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["worker", f"--score={tmp_path}"])
+    with pytest.raises(UserError, match="neither its scores nor a checkpoint to score: rename the folder"):
+        worker.main()
 
 
 def test_every_command_trains_what_was_planned(compared, script):

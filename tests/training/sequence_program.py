@@ -29,10 +29,10 @@ def measure(mixer: str, steps: int) -> dict:
         trainer = Trainer(tiny(**layers, **sizes), VOCAB, jax.devices()[:devices])
         state, batch_there = trainer.init(), trainer.put(batch)
         with hlo.compiler_messages() as messages:
-            compiled = trainer.train_step.lower(state, batch_there).compile(compiler_options=compiler_options())
+            compiled = trainer.trace(batch_there).lower().compile(compiler_options=compiler_options())
         losses = []
         for _ in range(2):
-            state, metrics = compiled(state, batch_there)
+            state, metrics = compiled(state, batch_there, trainer.peak_rate)
             losses.append(float(metrics["loss"]))
         found = hlo.collectives(compiled.as_text())
         row[str(devices)] = {

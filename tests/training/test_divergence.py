@@ -42,7 +42,6 @@ def poison(monkeypatch, at, change):
         def changed_step(before, batch):
             return step(change(before) if int(before["step"]) == at else before, batch)
 
-        changed_step.trace = step.trace
         self.train_step = changed_step
 
     monkeypatch.setattr(state.Trainer, "__init__", patched)

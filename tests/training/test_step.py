@@ -81,9 +81,10 @@ def test_weight_decay_only_on_what_says_so():
     setup = Trainer(config, 257)
     params = jax.tree.map(jnp.ones_like, setup.init()["params"])
     decayed = model.weight_decay_mask(config.model, 257)
-    update = optimizer.make_optimizer(config.optim, 10, decayed)
+    schedule = optimizer.learning_rate_schedule(config.optim, 10)
+    update = optimizer.make_optimizer(config.optim, schedule, decayed)
     updates, _ = update.update(jax.tree.map(jnp.zeros_like, params), update.init(params), params)
-    rate = optimizer.learning_rate_schedule(config.optim, 10)(0)
+    rate = schedule(0)
     for (path, change), applies in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(decayed), strict=True):
         np.testing.assert_allclose(change, -0.5 * rate if applies else 0.0, rtol=1e-6, err_msg=str(path))
     layer = decayed["layers"]["1_attention+gla"]["layer"]
@@ -107,6 +108,19 @@ def test_schedule(schedule):
     np.testing.assert_allclose([rate(0), rate(4), rate(9), rate(10)], [0.1, 0.5, 1.0, 1.0], rtol=1e-6)
     assert float(rate(110)) == pytest.approx({"constant": 1.0}.get(schedule, 0.1), rel=1e-5)
     assert float(rate(60)) == pytest.approx({"constant": 1.0, "linear": 0.55, "cosine": 0.55}[schedule], rel=1e-5)
+
+
+def test_one_program_serves_every_rate():
+    """What `jax_compilation_cache_dir` keeps for one rate of a search is found for the others."""
+    slow, fast = (Trainer(tiny(**{"model.pattern": "mlp", "optim.learning_rate": rate}), VOCAB) for rate in (1e-3, 1e-2))
+    text, moved = [], []
+    for setup in (slow, fast):
+        text.append(setup.trace(setup.put(batch())).lower().as_text())
+        state, metrics = setup.train_step(setup.init(), setup.put(batch()))
+        moved.append(state["params"]["embedding"] - setup.init()["params"]["embedding"])
+        np.testing.assert_allclose(metrics["learning_rate"], setup.schedule(0), rtol=1e-6)
+    assert text[0] == text[1]
+    np.testing.assert_allclose(10 * moved[0], moved[1], rtol=1e-3, atol=1e-7)
 
 
 def test_flops_of_loops_are_multiplied_out():

@@ -82,7 +82,7 @@ def step(name: str, chip: Chip, device: jax.Device) -> dict:
     setup = Trainer(config, PIECES, devices=[device])
     tokens = jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_len), jnp.int32)
     with ops.record_choices() as choices:
-        traced = setup.train_step.trace(setup.abstract_state(), {"inputs": tokens, "targets": tokens})
+        traced = setup.trace({"inputs": tokens, "targets": tokens})
     compiled = traced.lower(lowering_platforms=(chip.platform,)).compile(chip.options)
     memory, program = compiled.memory_analysis(), compiled.as_text()
     return {
