@@ -11,7 +11,8 @@ from seqmodels import ops
 from seqmodels.ops.softmax_attention import init_cache
 from seqmodels.training.sharding import AXES
 from tests.eight_devices import on_eight_devices
-from tests.ops.ring_program import CASES, G, K, V
+from tests.ops.ring_program import CASES, G, H, K, V
+from tests.programs import matrix_products
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +28,51 @@ def test_a_device_holds_its_share_of_the_keys(rows):
 
 
 def test_keys_and_values_go_round_once_each_way(rows):
-    """Seven times a device's share; six times more for the gradients, as XLA keeps what came first; these seven times and home."""
+    """Seven times a device's share; six times more for the gradients, as XLA keeps what came first; these seven times and home.
+
+    Before and after, halves change places, of q, k, v, o and their gradients. The steps of keys are sent with them.
+    """
     for row in rows[:2]:
-        share = 4 * row["steps"] // 8 * G * (K + V)
-        passed = (7 + 6 + 8) * share
-        assert row["received"] == {"collective-permute": passed, "all-reduce": 4}, row
+        steps = row["steps"] // 8
+        passed = (7 + 6 + 8) * steps * G * (K + V)
+        exchanged = 2 * steps * (H + G) * (K + V)
+        numbers = (7 + 6 + 1) * steps
+        assert row["received"] == {"collective-permute": 4 * (passed + exchanged + numbers), "all-reduce": 4}, row
+
+
+def test_all_devices_compute_alike():
+    """Of keys from an earlier device half are seen by all queries, of those from a later one all by half of the queries."""
+    q, k = (jax.ShapeDtypeStruct((1, 2048, heads, K), jnp.float32) for heads in (H, G))
+
+    def loss(q, k, v):
+        return jnp.sum(ops.softmax_attention(q, k, v)[0])
+
+    with ops.on_mesh(AbstractMesh((1, 1, 1, 8), AXES)):
+        program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(q, k, k)
+    later_and_earlier = [tuple(map(matrix_products, each)) for each in branches(program.jaxpr)]
+    assert len(later_and_earlier) == 4  # in the loop over devices and after it, forward and backward
+    half = 256 * 256 // 2 * H * K
+    assert later_and_earlier == [(2 * half,) * 2] * 2 + [(5 * half,) * 2] * 2
+
+
+def branches(jaxpr) -> list[list]:
+    """Of each `lax.cond` of a program, in its order."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "cond":
+            found.append([branch.jaxpr for branch in equation.params["branches"]])
+            continue
+        for parameter in equation.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                found += branches(inner)
+    return found
 
 
 def test_a_window_receives_what_it_reaches(rows):
-    """Keys and values of window - 1 steps and, back, their gradients, however long a text is."""
+    """Keys, their steps and values of window - 1 steps and, back, their gradients, however long a text is."""
     for row in rows[2 : len(CASES)]:
-        assert row["received"] == {"collective-permute": 2 * 4 * 32 * G * (K + V), "all-reduce": 4}, row
+        assert row["received"] == {"collective-permute": 4 * 32 * (2 * G * (K + V) + 1), "all-reduce": 4}, row
 
 
 def test_nan_stays_in_its_document(rows):
