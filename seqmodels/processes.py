@@ -76,6 +76,7 @@ def start(*, coordinator: str = "", num_processes: int | None = None, process_id
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=60,
             cluster_detection_method=None if missing else "deactivate",
         )  # fmt: skip
+        jax.devices()  # all find their devices together: one that looked alone (`Group.from_first`) would wait for the others
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         atexit.register(end_now, 1)  # JAX's own cleaning up waits for the others

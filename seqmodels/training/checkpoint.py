@@ -26,7 +26,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from seqmodels import failures, migrations, processes
@@ -174,18 +176,33 @@ class Writer:
     Make it after `restore`: what an earlier process left half written is removed.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 2, published: Callable[[Path], None] | None = None):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep: int = 2,
+        published: Callable[[Path], None] | None = None,
+        by_first: bool = False,
+    ):
         """Make the writer.
 
         Args:
             directory: the folder of checkpoints.
             keep: >= 1; two, so that a damaged newest checkpoint costs one interval and not the run.
             published: called with a step's folder when that is whole, in the background; a checkpoint is saved when it returns.
+            by_first: of several processes, which then share no folder, process 0 gathers all arrays in its memory and writes
+                them; otherwise each writes its part.
         """
         self._directory = Path(directory).absolute()
+        self.by_first = by_first
 
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(_quiet_failures())
+        self._manager = None
+        if by_first:
+            if jax.process_index() != 0:
+                return
+            self._directory.mkdir(parents=True, exist_ok=True)
 
         def loss(metrics: Mapping) -> float:
             return metrics["validation_loss"]
@@ -200,7 +217,9 @@ class Writer:
                     checkpoint_managers.BestN(get_metric_fn=loss, reverse=True, n=1),
                 ]
             ),
+            create=not by_first,
             cleanup_tmp_directories=True,
+            **(_without_barriers() if by_first else {}),
             temporary_path_class=type("_PublishedPath", (_SyncedPath,), {"published": published and staticmethod(published)}),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -224,6 +243,10 @@ class Writer:
             raise NonFinite(wrong)
         checksums = {name: int(value) for name, value in checksums.items()}
         record = {**record, "step": step, "checksums": checksums}
+        if self.by_first:
+            state = jax.tree.map(_on_the_first, state)
+        if self._manager is None:
+            return
         with self._explained():
             self._manager.save(
                 step,
@@ -242,6 +265,8 @@ class Writer:
         Raises:
             UserError: no space left.
         """
+        if self._manager is None:
+            return
         with self._explained():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -249,7 +274,8 @@ class Writer:
     def close(self) -> None:
         """Wait like `wait`, then end the background threads."""
         with self._quiet, self._explained():
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -345,8 +371,14 @@ def _renamed(tree, names: Mapping[str, str]):
     return tree
 
 
+def _on_the_first(array: jax.Array) -> np.ndarray | None:
+    """The whole array in the memory of process 0; all processes call this."""
+    whole = multihost_utils.process_allgather(array, tiled=True)
+    return whole if jax.process_index() == 0 else None
+
+
 def _without_barriers() -> dict[str, Any]:
-    """For an Orbax that reads: where one of several processes fails, the others would wait for it."""
+    """For an Orbax that works without the other processes: where one fails, the others would wait for it."""
     if jax.process_count() == 1:
         return {}
     me = jax.process_index()

@@ -44,7 +44,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_c
 
 def record(
     workdir: Path, config: RunConfig, dataset, setup: Trainer, *, step: int, what: str, evaluating: bool,
-    report: Callable[[str], None], writer: checkpoint.Writer, signals, group: processes.Group,
+    report: Callable[[str], None], writer: checkpoint.Writer, refresh: Callable[[], None], signals, group: processes.Group,
 ) -> None:  # fmt: skip
     """Write `<workdir>/divergence` for a run that diverged after `step` steps; an older one is replaced.
 
@@ -53,12 +53,14 @@ def record(
     Args:
       evaluating: the validation loss it was.
       writer: of the run's checkpoints, which are waited for.
+      refresh: called then, before they are read.
       signals: a `Signals`; a signal ends the replaying.
       group: the processes of the run: all make the steps again, the first writes.
     """
     folder = workdir / FOLDER
     try:
         writer.wait()
+        refresh()
         if group.is_first:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -79,7 +81,7 @@ def record(
             state, state_step, batch = found
             if group.is_first:
                 _save_batch(folder, batch)
-            saving = checkpoint.Writer(folder / "state", keep=1)
+            saving = checkpoint.Writer(folder / "state", keep=1, by_first=writer.by_first)
             saving.save(state_step, state, {}, validation_loss=None)
             saving.close()
         if not group.is_first:

@@ -118,9 +118,13 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         stack.enter_context(atomic.disk_errors_as_user_errors(place, workdir))
 
         # The folder: ours alone, and of this config. The first process decides for all.
-        stack.enter_context(_only_group_in(workdir, group, place=place))
+        given = workdir
+        workdir = stack.enter_context(_only_group_in(workdir, group, place=place, each_its_own=url is not None))
+        is_shared = all(group.gather(workdir == given))
         with signals.interrupting():
             mirror = stack.enter_context(remote_folder.mirrored(url, workdir, group))
+            if workdir != given:
+                remote_folder.fetch_checkpoints(url, workdir)
         config = _agreed_config(config, workdir, group)
 
         # What can be wrong is found before the data are read, which takes long.
@@ -154,8 +158,9 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         if mirror is not None:
             mirror.publish()
         writer = checkpoint.Writer(
-            workdir / "checkpoints", keep=config.train.keep_checkpoints, published=mirror and mirror.publish
-        )
+            workdir / "checkpoints", keep=config.train.keep_checkpoints, published=mirror and mirror.publish,
+            by_first=not is_shared,
+        )  # fmt: skip
         stack.push(functools.partial(_close, writer, group))
         if setup.mesh.size > 1:
             log.line(sharding.describe(setup.abstract_state()["params"], setup.mesh))
@@ -168,9 +173,15 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             run.run()
         except Diverged as diverged:
             del run.state  # the device may not hold it twice
+
+            def refresh() -> None:
+                group.barrier()  # process 0 has put its checkpoints there
+                if workdir != given:
+                    remote_folder.fetch_checkpoints(url, workdir)
+
             divergence.record(
                 workdir, config, dataset, setup, step=diverged.step, what=diverged.what, evaluating=diverged.evaluating,
-                report=log.line, writer=writer, signals=signals, group=group,
+                report=log.line, writer=writer, refresh=refresh, signals=signals, group=group,
             )  # fmt: skip
             raise
         writer.wait()
@@ -543,11 +554,18 @@ def _agreed_config(config: RunConfig, workdir: Path, group: processes.Group) -> 
 
 
 SHARED_SECONDS = 30.0  # that another machine may take to see a file
+APART_SECONDS = 5.0  # where it need not
 
 
 @contextlib.contextmanager
-def _only_group_in(workdir: Path, group: processes.Group, *, place: str) -> Iterator[None]:
-    """`only_process_in` for several processes: the first holds the lock, and all see its folder.
+def _only_group_in(workdir: Path, group: processes.Group, *, place: str, each_its_own: bool) -> Iterator[Path]:
+    """`only_process_in` for several processes: the first holds the lock.
+
+    Args:
+        each_its_own: a process that does not see the first one's folder has one of its own instead.
+
+    Yields:
+        The folder of this process.
 
     Raises:
         UserError: a process that is not of the group holds it, or one of the group does not see the first one's folder.
@@ -563,15 +581,21 @@ def _only_group_in(workdir: Path, group: processes.Group, *, place: str) -> Iter
             return token
 
         token = group.from_first(lock)
-        deadline = time.monotonic() + SHARED_SECONDS
+        deadline = time.monotonic() + (APART_SECONDS if each_its_own else SHARED_SECONDS)
         while not group.is_first and not _holds(workdir / run_folder.LOCK_NAME, token):
+            if time.monotonic() > deadline and each_its_own:
+                # Of its own even where another process of this machine does not see the first one's either.
+                workdir = workdir.parent / f"process_{group.index}" / workdir.name
+                stack.enter_context(run_folder.made(workdir))
+                stack.enter_context(only_process_in(workdir))
+                break
             if time.monotonic() > deadline:
                 raise UserError(
                     f"process {group.index} does not see {place}={workdir} of process 0: all processes need one folder, on a file "
                     "system that their machines share"
                 )
             time.sleep(0.1)
-        yield
+        yield workdir
 
 
 def _holds(path: Path, text: str) -> bool:

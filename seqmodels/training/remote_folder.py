@@ -224,6 +224,17 @@ def opened(url: str, cache_dir: str | os.PathLike[str], *, step: int | None = No
             tried.add(wanted[-1])
 
 
+def fetch_checkpoints(url: str, folder: Path) -> None:
+    """Make a folder's checkpoints equal to the store's, for a process that does not see the copy that the run works in.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    store = ObjectStore(url)
+    good = [step for step in sorted(_committed(store.names())) if _fetch_step(store, step, folder)]
+    _keep_only(folder / CHECKPOINTS, set(map(str, good)))
+
+
 def keep(place: str | os.PathLike[str], path: Path) -> None:
     """Put a file that was made in an opened copy into the store that ``place`` names; nothing where that is a folder.
 

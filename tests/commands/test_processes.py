@@ -33,15 +33,22 @@ def arguments(folder, steps):
 
 
 class Processes:
-    """train.py, started once for each process."""
+    """train.py, started once for each process; `own`: what each of them has on its command line alone."""
 
-    def __init__(self, argv, count=2):
+    def __init__(self, argv, count=2, own=lambda index: ()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.children = [
             subprocess.Popen(
-                [sys.executable, *argv, f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={index}"],
+                [
+                    sys.executable,
+                    *argv,
+                    *own(index),
+                    f"--coordinator=127.0.0.1:{port}",
+                    f"--num_processes={count}",
+                    f"--process_id={index}",
+                ],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -131,6 +138,39 @@ def test_a_run_goes_on_with_another_number_of_processes(story, tmp_path):
     loop.train(config, tmp_path / "run")
     alone = rows_of(tmp_path / "run")
     np.testing.assert_allclose([rows[key] for key in alone], list(alone.values()), rtol=1e-5)
+
+
+@pytest.mark.tools
+def test_machines_without_a_shared_folder_use_a_store(tmp_path):
+    """Each has a cache of its own; parameters are split over them. One process goes on from the store, then two again."""
+
+    def argv(store, steps):
+        *base, _ = arguments(tmp_path, steps)
+        place = f"--workdir=file://{tmp_path}/{store}/run"
+        return [each for each in base if not each.startswith(("--workdir", "--config.data.cache_dir"))] + [
+            place,
+            f"--config.train.steps={steps}",
+        ]
+
+    def own(index):
+        return (f"--config.data.cache_dir={tmp_path}/machine{index}", "--config.mesh.fsdp=2", "--config.mesh.data=1")
+
+    def ended(steps):
+        found = Processes(argv("bucket", steps), own=own).end()
+        assert [code for code, _, _ in found] == [0, 0], "\n".join(err for _, _, err in found)
+        return found
+
+    ended(6)
+    assert not list((tmp_path / "machine1").rglob("metrics.jsonl")), "only process 0 writes"
+    one, _ = train.parse([*argv("bucket", 9), f"--config.data.cache_dir={tmp_path}/machine2"])
+    loop.train(one, f"file://{tmp_path}/bucket/run")
+    [(_, _, said), _] = ended(12)
+    assert "resuming" in said and "after step 9" in said
+    alone, _ = train.parse([*argv("alone", 12), f"--config.data.cache_dir={tmp_path}/machine3"])
+    loop.train(alone, tmp_path / "alone")
+    expected = rows_of(tmp_path / "alone")
+    found = rows_of(tmp_path / "bucket" / "run")
+    np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=1e-5)
 
 
 ON_TWO_DEVICES = """
