@@ -7,6 +7,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 MIXER = '''
@@ -87,6 +89,7 @@ USE = """
 """
 
 
+@pytest.mark.tools
 def test_a_field_and_a_mixer_are_added_in_one_or_two_places(tmp_path):
     """A field: its declaration, and what older runs did. A mixer: its file. configs/base.py and docs/mixers.md are written."""
     for folder in ("seqmodels", "configs", "tools"):

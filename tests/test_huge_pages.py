@@ -40,6 +40,7 @@ def run(tunables: str | None) -> int:
     return int(faults)
 
 
+@pytest.mark.tools
 def test_small_pages_are_gone():
     setting = huge_pages.SYSTEM_SETTING
     if sys.platform != "linux" or not setting.exists() or "[madvise]" not in setting.read_text():

@@ -77,6 +77,7 @@ print(*found, *(each.message for each in caught))
 AS_SHIPPED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}  # the compiler that people have; tests/conftest.py chooses another
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("when", ["imported first", "used before"])
 def test_as_a_notebook_does_it(when):
     """A jit of one's own is right where seqmodels is imported before JAX is used; later there is one warning, whose cure cures."""

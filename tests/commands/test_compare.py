@@ -1,4 +1,8 @@
-"""scripts/compare.py from the command line to the page, with a run that diverges; killed on the way."""
+"""scripts/compare.py from the command line to the page, with a run that diverges; killed on the way.
+
+Comparisons take 90 CPU seconds each and are made in `make test-tools`; what decides, measures and draws has its tests in
+tests/comparison.
+"""
 
 import html.parser
 import importlib.util
@@ -89,6 +93,7 @@ def compared(tmp_path_factory):
     return folder, finish(folder, folder / "log")
 
 
+@pytest.mark.tools
 def test_every_run_ends(compared):
     folder, summary = compared
     assert {name: each["status"] for name, each in outcomes(folder).items()} == STATUS
@@ -118,6 +123,7 @@ def test_a_killed_comparison_goes_on(tmp_path):
     assert math.isfinite(summary["mixers"]["attention"]["perplexity"])
 
 
+@pytest.mark.tools
 def test_a_finished_comparison_starts_no_process(compared, script, monkeypatch, tmp_path, capsys):
     """Its records are enough, without checkpoints, tokenizers and logs: so it can be taken to another machine, and published."""
     folder, summary = compared
@@ -149,6 +155,7 @@ def test_a_run_without_scores_or_checkpoint_is_named(tmp_path, monkeypatch):
         worker.main()
 
 
+@pytest.mark.tools
 def test_every_command_trains_what_was_planned(compared, script):
     """It names every field in which a run differs from configs/base.py, and so needs no file of the comparison."""
     folder, _ = compared
@@ -159,6 +166,7 @@ def test_every_command_trains_what_was_planned(compared, script):
         assert config == script.config_lib.load(workdir / "config.json")
 
 
+@pytest.mark.tools
 def test_results(compared):
     """The figures are those of the runs: by another way, from the run's folder."""
     folder, _ = compared
@@ -203,6 +211,7 @@ def test_results(compared):
     assert low <= pair["difference"] <= high
 
 
+@pytest.mark.tools
 def test_warnings(compared):
     _, summary = compared
     said = "\n".join(summary["warnings"])
@@ -210,6 +219,7 @@ def test_warnings(compared):
     assert "diverged at a learning rate: attention (1e+30), no_mixer (1e+30)" in said
 
 
+@pytest.mark.tools
 def test_other_runs_are_not_overwritten(compared, script):
     folder, _ = compared
     with pytest.raises(SystemExit, match=r"seed0 holds a run with train.steps 6, not 7: choose another --workdir"):
@@ -276,6 +286,7 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes something else"
 
 
+@pytest.mark.tools
 def test_the_page_is_whole_and_needs_nothing(compared):
     folder, _ = compared
     text = (folder / "compare" / "report.html").read_text(encoding="utf-8")
@@ -299,6 +310,7 @@ def test_the_page_is_whole_and_needs_nothing(compared):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+@pytest.mark.tools
 def test_the_page_in_a_browser(compared, tmp_path):
     """It sorts when its heads are pressed, without a word on the console; on a screen as narrow as a phone's nothing overflows."""
     folder, _ = compared
@@ -324,6 +336,7 @@ def test_the_page_in_a_browser(compared, tmp_path):
     assert said == {"up": "attention,no_mixer", "down": "no_mixer,attention", "overflow": False, "error": None}
 
 
+@pytest.mark.tools
 def test_documents_and_positions(compared):
     """Each target belongs to the document that its text is of, and to the position it is read at."""
     folder, _ = compared

@@ -12,6 +12,7 @@ OVERRIDES = (
     "--config.data.toy_documents=100", "--config.data.tokenizer=bytes", "--config.data.seq_len=32",
     "--config.data.batch_size=4", "--config.model.d_model=32", "--config.model.repeats=1",
 )  # fmt: skip
+pytestmark = pytest.mark.tools
 
 
 def demo(cwd, *arguments):
@@ -44,7 +45,6 @@ def test_the_demo_runs_from_any_directory(shown):
         assert (folder / "demo" / picture).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.tools
 def test_a_demo_finds_what_it_trained(shown):
     folder, out = shown
     rows = (folder / "demo" / "attention" / "metrics.jsonl").read_text()

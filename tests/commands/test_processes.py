@@ -25,6 +25,8 @@ TINY = {
 }  # fmt: skip
 FAST = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
+pytestmark = pytest.mark.tools
+
 
 def arguments(folder, steps):
     caches = {"data.cache_dir": folder / "data", "train.compilation_cache_dir": folder / "xla"}

@@ -1,6 +1,6 @@
 """A run that is killed, stopped or damaged, and started again, ends as if nothing had happened.
 
-Real child processes are killed, so that the operating system, not our imagination, decides what is left.
+Real child processes are killed, so that the operating system, not our imagination, decides what is left: in `make test-tools`.
 """
 
 import json
@@ -144,6 +144,7 @@ def assert_goes_on(reference, folder, argv, goes_on):
     assert summary["validation_loss"] == reference[1]["validation_loss"]
 
 
+@pytest.mark.tools
 def test_killed_as_it_trains(reference, tmp_path):
     argv = kill(reference, tmp_path, ["trains"], seed=0)
     assert_goes_on(reference, tmp_path, argv, train_here)
@@ -172,7 +173,8 @@ def test_what_a_run_says_and_leaves(reference):
     assert f"step {STEPS}/{STEPS}: loss" in err and "Traceback" not in err and "Warning" not in err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.tools)])
+@pytest.mark.tools
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_how_to_go_on(reference, tmp_path, number, code):
     """Until it has ended, the process holds its folder's lock."""
     workdir = tmp_path / "run"
@@ -305,6 +307,7 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch):
     assert codes[:1] == [130]
 
 
+@pytest.mark.tools
 def test_another_number_of_devices_goes_on(reference, tmp_path):
     """A run begun on two devices, parameters split over them, ends on one."""
     workdir, folder = tmp_path / "run", reference[0].parent
