@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops import over_time
+from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.placement import per_shard
 
@@ -68,6 +69,10 @@ def complex_gated_linear_attention(
     Raises:
       ValueError, NotImplementedError: as ``gated_linear_attention``.
     """
+    check_heads(q, k, v)
+    allowed = q.shape, (*q.shape[:3], 1)
+    expected = {"log_decay": (log_decay, *allowed), "angle": (angle, *allowed), "reset": (reset, q.shape[:2])}
+    check_arguments(expected, shapes_of(q=q, v=v))
     turned = jnp.broadcast_to(_angle_in_document(angle.astype(jnp.float32), reset), q.shape)
     cos, sin = jnp.cos(turned), jnp.sin(turned)
     if log_decay.shape[-1] != 1:

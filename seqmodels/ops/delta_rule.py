@@ -20,6 +20,7 @@ so that u = U - W S with U = T beta v, W = T beta k e^prefix, T = (I + L)^-1; th
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -176,7 +177,7 @@ def _contained(form, q, k, v, beta, log_decay, state, reset, **options):
     k, bad_k = documents.quarantine(k)
     v, bad_v = documents.quarantine(v)
     beta, bad_beta = documents.quarantine(beta[..., None])
-    clean_state, bad_state = documents.quarantine(state.reshape(*state.shape[:2], -1))
+    clean_state, bad_state = documents.quarantine(state.reshape(*state.shape[:2], math.prod(state.shape[2:])))
     bad_q, bad_k = jnp.repeat(bad_q, repeats, axis=2), jnp.repeat(bad_k, repeats, axis=2)
     bad = bad_k | bad_v | bad_beta
     if log_decay is not None:
@@ -196,7 +197,7 @@ def _chunked(q, k, v, beta, log_decay, state, reset, *, chunk_size, kernel=None)
     log_decay = _with_resets(log_decay, reset, heads=v.shape[2])
 
     def grouped(x):
-        return x.reshape(batch, steps, groups, repeats, -1)
+        return x.reshape(batch, steps, groups, repeats, math.prod(x.shape[3:]))
 
     inputs = _Inputs(q[:, :, :, None], k[:, :, :, None], *jax.tree.map(grouped, (v, beta, log_decay)))
     precision = product_precision(q, k)

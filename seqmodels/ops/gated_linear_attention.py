@@ -15,6 +15,7 @@ device has one for the decays given, else ``chunked`` with the recurrence betwee
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -270,7 +271,7 @@ def _contained(form, q, k, v, log_decay, value_log_decay, bonus, state, reset, *
     q, bad_q = documents.quarantine(q)
     k, bad_k = documents.quarantine(k)
     v, bad_v = documents.quarantine(v)
-    clean_state, bad_state = documents.quarantine(state.reshape(*state.shape[:2], -1))
+    clean_state, bad_state = documents.quarantine(state.reshape(*state.shape[:2], math.prod(state.shape[2:])))
     bad_q, bad_k = jnp.repeat(bad_q, repeats, axis=2), jnp.repeat(bad_k, repeats, axis=2)
     bad_decay = jnp.zeros_like(bad_v)
     if log_decay is not None:

@@ -64,8 +64,8 @@ def lstm(
         raise ValueError(
             f"z must be [B, T, 4 E] with T >= 1 and kernel [E, 4 E]; got z {list(z.shape)}, kernel {list(kernel.shape)}"
         )
-    if reset is not None and (reset.shape != z.shape[:2] or reset.dtype != jnp.bool_):
-        raise ValueError(f"reset must be bool {list(z.shape[:2])}; got {reset.dtype} {list(reset.shape)}")
+    if reset is not None and reset.shape != z.shape[:2]:
+        raise ValueError(f"reset must be {list(z.shape[:2])}; got {list(reset.shape)}")
     form = dispatch("lstm", _FORMS, implementation, steps=z.shape[1], default="recurrent")
     size = kernel.shape[0]
     if state is None:
@@ -74,7 +74,7 @@ def lstm(
     for name, array in zip(("h", "c"), state):
         if array.shape != (z.shape[0], size):
             raise ValueError(f"the state's {name} must be {[z.shape[0], size]}; got {list(array.shape)}")
-    h, state = form(z, kernel.astype(z.dtype), LSTMState(*state), reset)
+    h, state = form(z, kernel.astype(z.dtype), LSTMState(*(x.astype(jnp.float32) for x in state)), reset)
     return h.astype(z.dtype), state
 
 

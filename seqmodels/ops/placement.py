@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from seqmodels.errors import UserError
+from seqmodels.ops.arguments import check_dtypes
 
 BATCH_AXES: Final = ("data", "fsdp")
 HEAD_AXIS: Final = "tensor"
@@ -73,7 +74,8 @@ def split_of(letter: str) -> Split:
 def per_shard(
     arguments: Mapping[str, Any], results: Any, *, over_time: Callable | str | None = None
 ) -> Callable[[Callable], Callable]:
-    """Decorates an op: on a mesh every device calls it for its own rows, heads and steps, elsewhere nothing changes.
+    """Decorates an op: on a mesh every device calls it for its own rows, heads and steps, elsewhere nothing changes. Its arrays are
+    checked as ``check_dtypes`` has it.
 
     The axes of an array are letters, as many of the first ones as matter; ``"b t h"`` is [B, T, H, ...]:
 
@@ -95,6 +97,7 @@ def per_shard(
     """
 
     def decorate(op):
+        op = check_dtypes(op)
         signature = inspect.signature(op)
 
         @functools.wraps(op)

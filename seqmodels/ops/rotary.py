@@ -12,9 +12,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from seqmodels.ops import over_time
+from seqmodels.ops.arguments import check_dtypes, shapes_of
 from seqmodels.ops.placement import per_shard
 
 
+@check_dtypes
 def rotary(
     x: Float[Array, "B T H K"],
     positions: Int[Array, "#B T"],
@@ -33,8 +35,10 @@ def rotary(
       frequencies: the K/2 angular frequencies themselves (radians per step), instead of those of ``base``.
 
     Raises:
-      ValueError: K is odd, or there are not K/2 frequencies.
+      ValueError: shapes that do not fit, K is odd, or there are not K/2 frequencies.
     """
+    if x.ndim != 4 or positions.ndim != 2 or positions.shape not in ((1, x.shape[1]), x.shape[:2]):
+        raise ValueError(f"x must be [B, T, H, K] and positions [B, T] or [1, T]; got {shapes_of(x=x, positions=positions)}")
     num_pairs, odd = divmod(x.shape[-1], 2)
     if odd:
         raise ValueError(f"rotary turns pairs of features: the width per head must be even, not {x.shape[-1]}")

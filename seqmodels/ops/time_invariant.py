@@ -134,10 +134,10 @@ def in_chunks(
         if marks is None:
             inside = jnp.einsum("bnjd,dji->bnid", piece, _toeplitz(part.kernel), precision=lax.Precision.HIGHEST)
         else:
-            flat = piece.reshape(-1, *piece.shape[2:])
+            flat = piece.reshape(piece.shape[0] * piece.shape[1], *piece.shape[2:])
             inside = _convolve_documents(flat, part.kernel, _age(marks.reshape(flat.shape[:2]))).reshape(piece.shape)
         y = inside + _read(starts, part, marks)
-        outputs.append(y.reshape(u.shape[0], -1, u.shape[2]))
+        outputs.append(y.reshape(u.shape[0], y.shape[1] * y.shape[2], u.shape[2]))
     return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0], state
 
 
@@ -159,7 +159,7 @@ def response(tables: Tables, state: Float[Array, "B D N"], steps: int, reset: Bo
     count, advance = -(-steps // length), tables.advance(length)
     _, starts = lax.scan(lambda x, _: (advance(x), x), state, length=count)
     y = jnp.einsum("nbdk,dki->bnid", starts, tables.read, precision=lax.Precision.HIGHEST)
-    y = y.reshape(state.shape[0], count * length, -1)[:, :steps]
+    y = y.reshape(state.shape[0], count * length, state.shape[1])[:, :steps]
     if reset is None:
         return y
     return jnp.where((jnp.cumsum(reset, axis=1, dtype=jnp.int32) == 0)[:, :, None], y, 0.0)
@@ -216,8 +216,9 @@ def _pieces(u, tables, reset):
                 # Fewer steps: the first taps, the first readings, the last writings.
                 read, write = tables.read[:, :, :size], tables.write[:, length - size :]
                 part = Tables(tables.kernel[:, :size], read, write, tables.advance)
-            marks = None if reset is None else reset[:, start:stop].reshape(batch, -1, size)
-            yield u[:, start:stop].reshape(batch, -1, size, channels), part, marks
+            count = (stop - start) // size
+            marks = None if reset is None else reset[:, start:stop].reshape(batch, count, size)
+            yield u[:, start:stop].reshape(batch, count, size, channels), part, marks
 
 
 def _states(u: Float[Array, "B n C D"], tables: Tables, state, marks: Bool[Array, "B n C"] | None):

@@ -91,6 +91,8 @@ def softmax_attention(
 
 
 def _check(q, k, v, cache, reset, window):
+    if not q.ndim == k.ndim == v.ndim == 4 or q.shape[1] == 0 or k.shape[2] == 0:
+        raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} are not [B,T,H,K], [B,T,G,K], [B,T,G,V] with T >= 1")
     (B, T, H, K), G = q.shape, k.shape[2]
     if k.shape != (B, T, G, K) or v.shape[:3] != (B, T, G):
         raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} are not [B,T,H,K], [B,T,G,K], [B,T,G,V]")

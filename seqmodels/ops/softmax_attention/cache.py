@@ -28,7 +28,13 @@ def init_cache(
     window: int | None = None,
     dtype=jnp.float32,
 ) -> Cache:
-    """The empty cache: ``capacity`` tokens, or ``window`` where that is fewer, as nothing older is ever seen."""
+    """The empty cache: ``capacity`` tokens, or ``window`` where that is fewer, as nothing older is ever seen.
+
+    Raises:
+      ValueError: it would hold no token.
+    """
+    if capacity < 1:
+        raise ValueError(f"a cache of {capacity} tokens holds none: its capacity (max_len of a state) must be at least 1")
     size = capacity if window is None else min(capacity, window)
     return Cache(
         keys=jnp.zeros((batch_size, num_kv_heads, size, key_dim), dtype),
