@@ -31,6 +31,7 @@ from seqmodels.pattern import layer_name, parse_pattern, parts_of, with_options
 from seqmodels.training import checkpoint
 
 EXPORT_DTYPES: Final = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
+ADAPTER_NAME: Final = "adapter_config.json"  # transformers applies the adapter that it describes
 # Windows that eval.py scores, where the model was trained for longer ones.
 LONGEST_WINDOW: Final = 1024
 # Of a field that is no dimension of a tensor, such as a chunk's length.
@@ -57,6 +58,11 @@ def read(folder: str | os.PathLike, report: Callable[[str], None] = lambda line:
         UserError: it is no such folder, or of a kind, with a field or with a tensor that has no place here.
     """
     folder = Path(folder)
+    if (folder / ADAPTER_NAME).exists():
+        raise UserError(
+            f"{folder} has {ADAPTER_NAME}: an adapter changes what its model computes, and is not applied here; merge it (PEFT's "
+            "merge_and_unload), and save the model that comes of it"
+        )
     theirs = _read_json(folder)
     kind = kinds.load(theirs["model_type"])
     config = table.read_config(kind, theirs, report)

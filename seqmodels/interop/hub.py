@@ -7,8 +7,8 @@ from seqmodels.data.text import hub
 from seqmodels.errors import UserError
 
 FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "*.safetensors",
-    "*.safetensors.index.json",
+    "config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "*.safetensors", "*.safetensors.index.json",
 )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """A field of theirs that we can only have at one of ``values``; absent is as good.
+    """A field of theirs that we can only have at one of ``values``; absent is as good. A null is false to their library.
 
     The first is written, unless it is None: then the field is not in their library's configs, or is absent as a rule.
     """
@@ -168,10 +168,11 @@ def read_config(kind: Kind, theirs: Mapping[str, Any], report: Callable[[str], N
     """Our config of theirs.
 
     Args:
-      report: called with one line if there are fields that the table does not know.
+      report: called with one line if there are fields that the table does not know, and one for each sign that it is another class.
 
     Raises:
-      UserError: a field is missing, or has a value that we cannot do; it is named.
+      UserError: a field is missing, or has a value that we cannot do; it is named. So is one that the table does not know beside
+        others that it knows in one group ("rope_parameters"): it says how these are meant.
     """
     theirs = flatten(theirs)
     ours = dict(kind.ours)
@@ -182,21 +183,39 @@ def read_config(kind: Kind, theirs: Mapping[str, Any], report: Callable[[str], N
         present = [name for name in names if name in theirs and theirs[name] is not None]
         if isinstance(entry, Field):
             ours |= _read_field(kind, entry, theirs, present)
-        elif isinstance(entry, Fixed) and any(theirs[name] not in entry.values for name in present):
-            _refuse(kind, present[0], theirs, entry.values)
+        elif isinstance(entry, Fixed):
+            odd = [name for name in names if name in theirs and not _is_fixed(theirs[name], entry.values)]
+            if odd:
+                _refuse(kind, odd[0], theirs, entry.values)
     for entry in kind.fields:
         if isinstance(entry, Derived) and entry.theirs in theirs and theirs[entry.theirs] is not None:
             expected = _computed(entry.theirs, theirs, lambda entry=entry: entry.value(ours))
             if theirs[entry.theirs] != expected:
                 _refuse(kind, entry.theirs, theirs, (expected,))
-    unknown = [
-        f"{name}={value!r}"
-        for name, value in theirs.items()
-        if not known & _and_groups(name) and not isinstance(value, Mapping) and value not in (None, False, [])
-    ]
+    groups = {name.rpartition(".")[0] for name in known} - {""}
+    unknown = []
+    for name, value in theirs.items():
+        if known & _and_groups(name) or isinstance(value, Mapping) or value in (None, False, []):
+            continue
+        if groups & _and_groups(name):
+            raise UserError(f"config.json has {name}={value!r}; of a {kind.model_type} seqmodels does not know what that changes")
+        unknown.append(f"{name}={value!r}")
     if unknown:
         report(f"config.json: unknown here, and taken to change nothing: {', '.join(unknown)}")
+    _say_whose_class(kind, theirs, report)
     return _model_config(kind, ours)
+
+
+def _is_fixed(value: Any, values: tuple[Any, ...]) -> bool:
+    return value in values or (value is None and False in values)
+
+
+def _say_whose_class(kind: Kind, theirs: Mapping[str, Any], report: Callable[[str], None]) -> None:
+    own = theirs["architectures"] if "architectures" in theirs else None
+    if own and own != [kind.architecture]:
+        report(f"config.json is of {own!r}, and is read as a {kind.architecture}")
+    if "auto_map" in theirs and theirs["auto_map"]:
+        report(f"config.json names code of its own (auto_map), which is not run: the model is read as a {kind.architecture}")
 
 
 def write_config(kind: Kind, ours: ModelConfig) -> dict[str, Any]:

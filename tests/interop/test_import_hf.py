@@ -210,6 +210,22 @@ def test_fields_that_nobody_knows_are_reported():
     assert len(lines) == 1 and "colour='red'" in lines[0] and "shade" not in lines[0]
 
 
+def test_another_class_and_code_of_its_own_are_said():
+    lines = []
+    theirs = config_of("llama") | {"architectures": ["LlamaModel"], "auto_map": {"AutoModel": "modeling.Mine"}}
+    table.read_config(kinds.load("llama"), theirs, lines.append)
+    assert len(lines) == 2 and "['LlamaModel'], and is read as a LlamaForCausalLM" in lines[0] and "auto_map" in lines[1]
+    for kind in kinds.names():
+        table.read_config(kinds.load(kind), config_of(kind), pytest.fail)  # of what its library saved, nothing is
+
+
+def test_an_adapter_beside_the_model_is_refused(tmp_path):
+    folder = copy_of("llama", tmp_path / "llama")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="adapter_config.json: an adapter changes"):
+        checkpoint.read(folder)
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
@@ -217,6 +233,15 @@ def test_fields_that_nobody_knows_are_reported():
         ("llama", {"mlp_bias": True}, "mlp_bias=True"),
         ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling="),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters.rope_type='yarn'"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "factor": 8.0}}, "rope_parameters.factor=8.0"),
+        ("llama", {"rope_parameters": {"type": "linear", "factor": 8.0}}, "rope_parameters.type='linear'"),
+        (
+            "llama",
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "rope_parameters.full_attention.rope_type='yarn'",
+        ),
+        ("llama", {"rope_parameters": "yarn"}, "rope_parameters='yarn'"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ("llama", {"sliding_window": 64}, "sliding_window=64"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("llama", {"hidden_act": ["silu"]}, r"hidden_act=\['silu'\]"),
@@ -235,6 +260,7 @@ def test_fields_that_nobody_knows_are_reported():
         ("gla", {"attn": {"layers": [1]}}, "attn="),
         ("gla", {"use_short_conv": True}, "use_short_conv=True"),
         ("gla", {"clamp_min": -3.0}, "clamp_min=-3.0"),
+        ("gla", {"use_gk": None}, "use_gk=None"),
         ("retnet", {"num_kv_heads": 1}, "num_kv_heads=1"),
         ("hgrn", {"use_lower_bound": False}, "use_lower_bound=False"),
         ("hgrn2", {"expand_ratio": 16}, "expand_ratio=16"),

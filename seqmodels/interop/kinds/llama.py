@@ -43,7 +43,7 @@ KIND = Kind(
         Field("tie_word_embeddings", "tie_embeddings", default=False),
         Field("rope_parameters.rope_theta rope_theta", "mixer.rope_base", default=10000.0),
         Fixed("rope_parameters.rope_type", ("default",)),
-        Fixed("rope_parameters.partial_rotary_factor", (None, 1.0)),
+        Fixed("rope_parameters.partial_rotary_factor partial_rotary_factor", (None, 1.0)),
         Fixed("rope_scaling", (None, {"rope_type": "default"}, {"type": "default"})),
         Fixed("attention_bias", (False,)),
         Fixed("mlp_bias", (False,)),
