@@ -68,6 +68,9 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
         with atomic.disk_errors_as_user_errors("--workdir", workdir):
             stack.enter_context(run_folder.made(workdir))
+            if (workdir / "config.json").exists():
+                raise UserError(f"{workdir} is a run folder: a comparison needs one of its own; choose another --workdir")
+            run_folder.check_replaces_nothing(workdir, plan.OWN_NAMES, marks=["results.json"])
         stack.enter_context(loop.only_process_in(workdir))
         # What can be wrong is found before the data are read, which takes long.
         pieces = run_folder.expected_pieces(from_config_dict(base))

@@ -28,7 +28,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
     check_packages()
 
 from seqmodels import command_line
-from seqmodels.data import well_formed
+from seqmodels.data import atomic, well_formed
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import plots
@@ -69,7 +69,9 @@ def parse_flags() -> argparse.Namespace:
     parser.add_value("--seed", Seed, default=0, help="another seed, another story (default 0)")
     parser.add_argument("--save_state", type=command_line.output_file, help="keep what the model knows at the end (.npz)")
     parser.add_argument("--from_state", type=Path, help="go on from such a file; --prompt is then read after it")
-    parser.add_argument("--attention_plot", type=command_line.output_file, help="draw what each token looked at (attention)")
+    parser.add_argument(
+        "--attention_plot", type=command_line.output_file, help="draw what each token looked at: .png, .svg or .pdf"
+    )
     command_line.add_compilation_cache_flag(parser)
     options = parser.parse_args()
     if options.prompt is not None and options.prompts_file is not None:
@@ -82,7 +84,8 @@ def parse_flags() -> argparse.Namespace:
     if options.from_state is not None and not options.from_state.is_file():
         raise UserError(f"--from_state: there is no file {options.from_state}")
     outputs = {name: getattr(options, name) for name in ("output", "save_state", "attention_plot")}
-    command_line.check_distinct(outputs, {"prompts_file": options.prompts_file})
+    command_line.check_distinct(outputs, {"prompts_file": options.prompts_file}, options.workdir)
+    plots.check_suffix("attention_plot", options.attention_plot)
     if options.prompt is not None:
         options.prompt = well_formed(options.prompt)  # a byte that is not UTF-8 arrives as half a character
     return options
@@ -129,6 +132,8 @@ def write_batches(run: Run, prompts: list[str], sampling: dict, batch_size: int,
     size = math.ceil(len(prompts) / math.ceil(len(prompts) / batch_size))
     with contextlib.ExitStack() as stack:
         file = sys.stdout
+        if output is not None:
+            stack.enter_context(atomic.disk_errors_as_user_errors("--output", output.parent))
         for first in range(0, len(prompts), size):
             batch = prompts[first : first + size]
             continuations = run.generate_batch(batch, first_row=first, **sampling)

@@ -43,8 +43,7 @@ def main() -> None:
     )
     parser.add_argument("--plot", type=command_line.output_file, help="draw the losses of all runs here: .png, .svg or .pdf")
     options = parser.parse_args()
-    if options.plot is not None and options.plot.suffix not in plots.SUFFIXES:
-        raise UserError(f"--plot={options.plot} must end in {', '.join(plots.SUFFIXES)}")
+    plots.check_suffix("plot", options.plot)
     jax.config.update("jax_platforms", "cpu")  # shapes are counted
     runs = run_list.read(run_list.find(map(atomic.expanded, options.folders)))
     known = [run for run in runs if getattr(run, options.sort) not in (None, "")]

@@ -1,10 +1,13 @@
 """What every entry point does alike: one-line errors, exit codes, the compilation cache."""
 
 import argparse
+import contextlib
 import functools
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,12 +17,13 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from seqmodels import failures, object_store, packages, ranges, suggest
-from seqmodels.config import DEFAULT_COMPILATION_CACHE_DIR
+from seqmodels.config import DEFAULT_COMPILATION_CACHE_DIR, RUN_FILES
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
-from seqmodels.escape import escape
+from seqmodels.escape import escape, say
 
 MOST_SHOWN = 1000  # characters of a message
+UNWIND_SECONDS = 10.0  # that a program may take to end after a signal
 
 
 class Parser(argparse.ArgumentParser):
@@ -213,18 +217,22 @@ def _fields(argv: Sequence[str]) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run an entry point and exit: 0 done, 1 a person's mistake (one line on stderr), 130 interrupted."""
+    """Run an entry point and exit: 0 done, 1 a person's mistake (one line on stderr), 128 + N ended by signal N (one line)."""
     logging.set_verbosity(logging.FATAL)  # Orbax logs a page of traceback for every error that it also raises
     try:
-        main()
-        sys.stdout.flush()
+        with _signals_unwind():
+            main()
+            sys.stdout.flush()
     except UserError as mistake:
         sys.exit(f"error: {_one_line(mistake)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of a pipe (`| head`) has left; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (KeyboardInterrupt, _Ended) as end:
+        number = signal.SIGINT if isinstance(end, KeyboardInterrupt) else end.number
+        with contextlib.suppress(OSError):  # the terminal has gone
+            if sys.stderr.isatty():
+                sys.stderr.write("\n")  # a text, or a bar, may stand in this line
+            say(f"stopped by {number.name}")
+        sys.exit(128 + number)
+    except BrokenPipeError:  # the reader of a pipe (`| head`) has left
         sys.exit(141)
     except NotImplementedError as refusal:  # an op that lacks what was asked for says what is missing
         sys.exit(f"error: {_one_line(refusal)}")
@@ -238,7 +246,72 @@ def run(main: Callable[[], None]) -> NoReturn:
         if reason is None:
             raise
         sys.exit(f"error: {reason}: {_one_line(failure)}")
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would complain again when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+
+
+class _Ended(BaseException):
+    """A signal has come that ends the program. Not an Exception, so that no library swallows it."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, unwind what is done inside as Ctrl-C does: a file that was being written
+    beside its name is removed. Where that takes longer than `UNWIND_SECONDS`, as in a compilation, and where a library has
+    swallowed what was raised, a thread ends the process; and so does a second signal.
+
+    What handles them itself while it lasts, such as training, does so.
+    """
+
+    def unwind(number, frame) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+        yield
+        return
+    # Not one that is ignored: under nohup a closed terminal ends nothing.
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    over = threading.Event()
+    watcher = threading.Thread(target=_end_if_not_obeyed, args=(readable, over), daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(
+        writable, warn_on_full_buffer=False
+    )  # the system's handler writes, whatever Python is busy with
+    for number in taken:
+        signal.signal(number, unwind)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(before)
+        over.set()
+        os.write(writable, b"\0")
+        watcher.join()
+        os.close(readable)
+        os.close(writable)
+
+
+def _end_if_not_obeyed(arrivals: int, over: threading.Event) -> None:
+    """A thread: the number of a signal arrives, or 0 when there is nothing to wait for any more."""
+    number = None
+    while number not in (0, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of others that somebody handles
+        number = os.read(arrivals, 1)[0]
+    if number and not over.wait(UNWIND_SECONDS):
+        with contextlib.suppress(OSError):
+            os.write(2, f"\nstopped by {signal.Signals(number).name}\n".encode())
+        os._exit(128 + number)
 
 
 def add_compilation_cache_flag(parser: argparse.ArgumentParser) -> None:
@@ -276,13 +349,22 @@ def _output(text: str, *, replaced: bool) -> Path:
     return path
 
 
-def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+def check_distinct(
+    outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None], workdir: Path | str | None = None
+) -> None:
     """Flags that name files to write, and files to read, which no output may replace.
+
+    Args:
+        workdir: a run folder that is read: no output may be a file that training writes there.
 
     Raises:
         UserError: two outputs, or an output and an input, are one file, under the same name or another.
     """
-    taken: dict[str, str] = {}
+    taken = (
+        {}
+        if workdir is None or object_store.is_url(workdir)
+        else {os.path.realpath(Path(workdir) / name): "workdir" for name in RUN_FILES}
+    )
     for flag, path in [*inputs.items(), *outputs.items()]:
         if path is None:
             continue

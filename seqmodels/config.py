@@ -55,6 +55,10 @@ PLACE_FIELDS = (
     "data.source", "data.revision", "data.validation_source", "data.tokenizer", "data.cache_dir", "train.init_from",
     "train.compilation_cache_dir",
 )  # fmt: skip
+# What training writes into a run folder beside its checkpoints, and what is read there.
+RUN_FILES = (
+    "config.json", "data.json", "history.jsonl", "metrics.jsonl", "samples.txt", "tokenizer.json", "validation.npz",
+)  # fmt: skip
 DEFAULT_CACHE_DIR = DataConfig.cache_dir
 DEFAULT_COMPILATION_CACHE_DIR = "~/.cache/seqmodels/xla"
 

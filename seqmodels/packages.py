@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -44,12 +45,38 @@ def _without_interrupts(kind: type[BaseException], error: BaseException, traceba
         sys.__excepthook__(kind, error, traceback)
 
 
+def _open_standard_streams() -> None:
+    """What whoever started the program has closed leads nowhere: the next file that is opened would get the stream's number, and so
+    what is written to the stream. A character that the encoding of a stream lacks is spelt, and is no error.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # of the numbers that are free the lowest
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_current_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(f"error: the current folder cannot be read ({error.strerror}): change to one that is there")
+
+
 def check_packages() -> None:
-    """Ends the process with a line on stderr and exit code 1 if a package is missing. Imports none of them.
+    """Ends the process with a line on stderr and exit code 1 if a package is missing, or the current folder. Imports no package.
 
     Where stderr is a terminal, it says that they are being loaded. A Ctrl-C meanwhile ends the process without a traceback.
     """
     sys.excepthook = _without_interrupts
+    _open_standard_streams()
+    _check_current_folder()
     lacking = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if not lacking:
         if sys.stderr.isatty():  # importing them takes seconds; what is said next stands in place of this line

@@ -1,12 +1,17 @@
 """Flags of the commands that have no config: a mistake is one line, which names the nearest flag or value."""
 
 import argparse
+import errno
+import io
 import os
+import signal
+import threading
 
 import pytest
 
 from scripts import benchmark, generate
 from seqmodels import command_line, ranges
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 
 
@@ -91,3 +96,62 @@ def test_files_that_are_read_are_not_written(tmp_path):
     for outputs in ({"out": tmp_path / "link"}, {"out": tmp_path / "b", "plot": tmp_path / "." / "b"}):
         with pytest.raises(UserError, match="is the file of --(prompts|out); give another"):
             command_line.check_distinct(outputs, {"prompts": tmp_path / "a"})
+    command_line.check_distinct({"out": tmp_path / "stories.jsonl"}, {}, tmp_path)
+    for name in ("config.json", "tokenizer.json", "sub/../metrics.jsonl"):
+        with pytest.raises(UserError, match="is the file of --workdir; give another"):
+            command_line.check_distinct({"out": tmp_path / name}, {}, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_with_one_line_and_leaves_no_half_written_file(number, tmp_path, capsys):
+    def main():
+        def write(file):
+            file.write(b"half")
+            os.kill(os.getpid(), number)
+            pytest.fail("it went on")  # pragma: no cover
+
+        atomic.write_whole(tmp_path / "state.npz", write)
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        command_line.run(main)
+    assert end.value.code == 128 + number and list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == f"stopped by {number.name}\n" and signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_not_obeyed_ends_the_process_all_the_same(monkeypatch):
+    """Python throws away what is raised in a finaliser, and raises nothing while XLA compiles."""
+    ended, codes = threading.Event(), []
+    monkeypatch.setattr(command_line, "UNWIND_SECONDS", 0.01)
+    monkeypatch.setattr(os, "_exit", lambda code: [codes.append(code), ended.set()])
+
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            assert ended.wait(10) and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    with pytest.raises(SystemExit) as end:
+        command_line.run(main)
+    assert end.value.code == 0 and codes == [143]
+
+
+def test_a_full_disk_behind_stdout_is_one_line(monkeypatch, tmp_path):
+    """As of ``eval.py ... > /dev/full``: Python would end with 120 and a second complaint, from its own flush."""
+
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def fileno(self):
+            return descriptor
+
+    descriptor = os.open(tmp_path / "stdout", os.O_WRONLY | os.O_CREAT)
+    try:
+        monkeypatch.setattr("sys.stdout", Full())
+        with pytest.raises(SystemExit) as end:
+            command_line.run(lambda: None)
+        assert end.value.code == "error: No space left on device"
+        assert os.fstat(descriptor).st_rdev == os.stat(os.devnull).st_rdev
+    finally:
+        os.close(descriptor)

@@ -29,6 +29,11 @@ from seqmodels.training.optimizer import OptimConfig
 
 MATCH_NONE = "none"  # the rule that matches nothing
 CONTROL = "no_mixer"  # label of the control
+# What else there is in a comparison's folder, beside those of its candidates: comparison.report writes most of it.
+OWN_NAMES = (
+    "figures", "frequent_pairs.npy", "methods.tex", "references.bib", "report.html", "report.md", "results.json", "table.csv",
+    "table.tex",
+)  # fmt: skip
 EXTENSION = 2.0  # ratio of a learning rate beyond the grid to the grid's end
 
 
@@ -247,6 +252,9 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
         found[label] = " ".join(pattern.split())
     if len({folder_name(label) for label in found}) < len(found):
         raise UserError(f"config.mixers={text!r}: two labels make the same folder name; rename one")
+    own = next((label for label in found if folder_name(label).lower() in OWN_NAMES), None)
+    if own is not None:
+        raise UserError(f"config.mixers={text!r}: {own!r} would be a folder where the report has {folder_name(own)}; rename it")
     return found
 
 

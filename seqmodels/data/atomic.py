@@ -33,6 +33,10 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
             os.fsync(file.fileno())  # ahead of the name: after a power cut a named file would otherwise be empty
         os.replace(temporary, path)
         sync(path.parent)
+    except OSError as error:
+        if error.filename is None:  # of a write, of which the system says no name
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

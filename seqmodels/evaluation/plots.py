@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from seqmodels.data import atomic
+from seqmodels.errors import UserError
 from seqmodels.escape import escape
 from seqmodels.evaluation.perplexity import Evaluation, by_context_length
 
@@ -49,7 +50,7 @@ def learning_curves(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
     (by_seconds if place else by_tokens).legend(
         *by_tokens.get_legend_handles_labels(), title="dots: validation, thin: training", frameon=False, **place
     )
-    _write(figure, path, Path(path).suffix.removeprefix("."))
+    _write(figure, path)
 
 
 def loss_by_position(runs: Mapping[str, Float[np.ndarray, " T"]], path: str | os.PathLike) -> None:
@@ -57,7 +58,7 @@ def loss_by_position(runs: Mapping[str, Float[np.ndarray, " T"]], path: str | os
 
     Args:
         runs: a run's name to its `Evaluation.loss_by_position`.
-        path: the PNG to write.
+        path: as in `learning_curves`.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -81,7 +82,7 @@ def extrapolation(by_length: Mapping[int, Evaluation], trained_at: int, path: st
     Args:
         by_length: tokens to what was scored there: accuracy, where targets are labels, or else loss.
         trained_at: tokens.
-        path: the PNG to write.
+        path: as in `learning_curves`.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     over_lengths, over_positions = figure.subplots(1, 2)
@@ -116,7 +117,7 @@ def attention_weights(
 
     Args:
         weights: of one text, what `run.attention_weights` gives; of a batch, its part ``[:, index]``.
-        path: the PNG to write.
+        path: as in `learning_curves`.
         tokens: the text's T pieces, to stand at the axes.
 
     Raises:
@@ -150,7 +151,14 @@ def sparkline(values: Float[np.ndarray, " N"], width: int = 64) -> str:
     return "".join("▁▂▃▄▅▆▇█"[round(height * 7)] for height in heights)
 
 
-def _write(figure: Figure, path: str | os.PathLike, form: str = "png") -> None:
+def check_suffix(flag: str, path: Path | None) -> None:
+    """Raises UserError where a flag names a picture of a format that is not one of `SUFFIXES`."""
+    if path is not None and path.suffix not in SUFFIXES:
+        raise UserError(f"--{flag}={path} must end in {', '.join(SUFFIXES)}")
+
+
+def _write(figure: Figure, path: str | os.PathLike) -> None:
+    form = Path(path).suffix.removeprefix(".")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # it draws a box instead
         atomic.write_whole(path, lambda file: figure.savefig(file, format=form, dpi=120))

@@ -167,6 +167,8 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         if start.step:
             log.line(f"resuming {workdir} after step {start.step} of {config.train.steps}")
         run = _Run(config, dataset, setup, log, writer, signals, start, lowered)
+        if (problem := run.profiler.problem(start.step, config.train.steps)) is not None:
+            log.line(problem)
         signals.running()
         stack.callback(run.profiler.close)
         try:
@@ -574,6 +576,9 @@ def _only_group_in(workdir: Path, group: processes.Group, *, place: str, each_it
 
         def lock() -> str:
             stack.enter_context(run_folder.made(workdir))
+            if (workdir / "results.json").exists() and not (workdir / "config.json").exists():
+                raise UserError(f"{workdir} holds a comparison, whose runs lie in folders of their own: choose another --workdir")
+            run_folder.check_replaces_nothing(workdir, config_lib.RUN_FILES, marks=["config.json"])
             file = stack.enter_context(only_process_in(workdir))
             token = uuid.uuid4().hex
             file.write(token)

@@ -17,6 +17,19 @@ class Profiler:
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
         self._steps, self._folder, self._runs = steps, folder, False
 
+    def problem(self, first: int, end: int) -> str | None:
+        """What a person should know of the profile before a run's steps from ``first`` to ``end`` (not among them); None: nothing."""
+        if self._steps is None or first == end:
+            return None
+        asked = "train.profile_steps={}:{}".format(*self._steps)
+        if self._steps[0] >= end:
+            return f"{asked}: no profile will be written, as the last step is {end - 1}, counted from 0"
+        if self._steps[0] < first:
+            return f"{asked}: no profile will be written, as the run goes on from step {first}, counted from 0"
+        if self._steps[1] > end:
+            return f"{asked}: the profile ends with the run, after step {end - 1}"
+        return None
+
     def before(self, step: int) -> None:
         """A step is about to be started."""
         if self._steps is not None and step == self._steps[0]:

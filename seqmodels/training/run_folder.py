@@ -3,7 +3,8 @@
 import contextlib
 import errno
 import fcntl
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -32,6 +33,20 @@ def made(workdir: Path) -> Iterator[None]:
                 for path in absent:
                     path.rmdir()
         raise
+
+
+def check_replaces_nothing(workdir: Path, names: Iterable[str], *, marks: Sequence[str]) -> None:
+    """Raise UserError where a folder has a file of a name that will be written there, and nothing says that it was written by us.
+
+    Args:
+        names: of what will be written.
+        marks: files of which one is there if the folder is ours, beside the lock, which is there from the first start on.
+    """
+    if any(os.path.lexists(workdir / name) for name in (LOCK_NAME, *marks)):
+        return
+    there = next((name for name in names if os.path.lexists(workdir / name)), None)
+    if there is not None:
+        raise UserError(f"{workdir} has a file {there} of something else, which would be replaced: choose another --workdir")
 
 
 def is_locked(workdir: Path) -> bool:

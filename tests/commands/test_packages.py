@@ -1,5 +1,6 @@
 """A Python without the packages: one line that says what to do, from every command."""
 
+import os
 import re
 import signal
 import subprocess
@@ -37,6 +38,38 @@ def test_an_interrupt_while_packages_are_imported_is_no_traceback(raised, said):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == (1 if said else -signal.SIGINT)
     assert done.stderr.strip().splitlines()[-1:] == ([said] if said else [])
+
+
+STARTED = "from seqmodels.packages import check_packages; check_packages(); "
+
+
+def test_a_closed_stream_is_no_file_that_is_opened_next(tmp_path):
+    """Else what is said would be written into a checkpoint, or a row of metrics."""
+    program = f"{STARTED}import os, sys; file = open({str(tmp_path / 'kept')!r}, 'w'); print('a'); os.write(2, b'b')"
+    for closed in ("<&- >&- 2>&-", ">&-", "2>&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program], cwd=ROOT, capture_output=True, timeout=300
+        )
+        assert done.returncode == 0 and (tmp_path / "kept").read_bytes() == b"", (closed, done)
+
+
+def test_characters_that_a_terminal_lacks_are_spelt():
+    done = subprocess.run(
+        [sys.executable, "-c", f"{STARTED}print('gr\\xfcn \\u4e00')"], cwd=ROOT, capture_output=True, timeout=300,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, b"gr\\xfcn \\u4e00\n"), done.stderr
+
+
+def test_a_current_folder_that_is_gone_is_one_line(tmp_path):
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {STARTED}"
+    (tmp_path / "gone").mkdir()
+    script = 'rmdir "$PWD"; exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, program], cwd=tmp_path / "gone", capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: the current folder cannot be read"), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_modules_are_those_of_requirements():

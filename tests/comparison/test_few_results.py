@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seqmodels import mixers
-from seqmodels.comparison import report, results
+from seqmodels.comparison import plan, report, results
 from seqmodels.comparison.report import content, figures
 
 OLD_RESULTS = Path(__file__).resolve().parents[1] / "old_results"
@@ -87,6 +87,7 @@ def test_no_document_was_scored(published, tmp_path):
     assert not any(any(cells) for _, *cells in content.pair_matrix(found)[1])
     assert not any(figures.CHARTS[name].panels(found) for name in ("pareto", "by_position", "recall"))
     report.write(found, tmp_path, is_final=False)
+    assert {path.name for path in tmp_path.iterdir()} <= set(plan.OWN_NAMES)
     assert "tells them apart" in (tmp_path / "report.html").read_text() and (tmp_path / "figures").is_dir()
 
 

@@ -435,6 +435,9 @@ def test_folder_names_and_entries():
     assert alone == found | {"gla": "gla", "mamba": "mamba"}, "a base without MLPs"
     long = " ".join(["mamba2 mlp"] * 20)
     assert plan.folder_name(long) != plan.folder_name(long + " mlp") and len(plan.folder_name(long)) < 64
+    for label in plan.OWN_NAMES:
+        with pytest.raises(UserError, match="would be a folder where the report has"):
+            plan.entries(f"gla, {label.upper()} = mlp", {"model": {"pattern": "attention mlp"}})
     assert not set(plan.folder_name("../a/b c")) & set("/ ") and not plan.folder_name("../x").startswith(".")
 
 

@@ -29,6 +29,17 @@ def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
     assert path.read_bytes() == b"content" and list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_of_a_write_names_the_file(tmp_path):
+    """The system says which file cannot be opened, but not which cannot be written to, read from or synced."""
+
+    def fail(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError) as failed:
+        write_whole(tmp_path / "file", fail)
+    assert failed.value.filename == str(tmp_path / "file") and list(tmp_path.iterdir()) == []
+
+
 def test_a_writer_that_fails_leaves_the_old_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")

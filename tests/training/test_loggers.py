@@ -81,6 +81,22 @@ def test_a_profile_is_ended_where_the_run_ends_first(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("first", "end", "said"),
+    [
+        (0, 9, None),
+        (3, 3, None),
+        (2, 4, "ends with the run, after step 3"),
+        (0, 2, "last step is 1"),
+        (3, 9, "goes on from step 3"),
+    ],
+)
+def test_a_profile_that_the_run_does_not_reach_is_said(tmp_path, first, end, said):
+    problem = Profiler((2, 5), tmp_path).problem(first, end)
+    assert (problem is None) if said is None else (problem.startswith("train.profile_steps=2:5") and said in problem)
+    assert Profiler(None, tmp_path).problem(first, end) is None
+
+
+@pytest.mark.parametrize(
     ("field", "value", "wrong"),
     [
         ("loggers", "tensorbord", "did you mean 'tensorboard'"),

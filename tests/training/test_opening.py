@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from seqmodels import config as config_lib
 from seqmodels.errors import UserError
 from seqmodels.training import compile_times, loop, opening, run_folder, step
 from seqmodels.training.state import Trainer
@@ -101,3 +102,16 @@ def test_a_failed_start_leaves_no_empty_folder(tmp_path):
         (tmp_path / "kept" / "config.json").write_text("{}")
         raise RuntimeError
     assert (tmp_path / "kept" / "config.json").exists()
+
+
+def test_files_of_something_else_are_not_replaced(tmp_path):
+    """A folder named by mistake, ``--workdir=.`` or that of somebody's data: nothing in it changes, and nothing is left there."""
+    for name in (*config_lib.RUN_FILES[1:], "results.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("somebody else's")
+        with pytest.raises(UserError, match="choose another --workdir"):
+            loop.train(small(tmp_path), folder)
+        assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == "somebody else's"
+        (folder / run_folder.LOCK_NAME).touch()  # of a start that was killed early
+        run_folder.check_replaces_nothing(folder, config_lib.RUN_FILES, marks=["config.json"])
