@@ -18,13 +18,14 @@ from seqmodels import channel_layers, fields, mixers, registry
 from seqmodels.errors import UserError
 
 _OPEN, _CLOSE = "(", ")"
+MOST_LAYERS = 1024  # written out: each is compiled by itself, those of model.repeats are not
 
 
 def parse_pattern(pattern: str) -> tuple[str, ...]:
     """The layers of a pattern, in order, each as text without blanks.
 
     Raises:
-      UserError: an empty pattern, brackets that do not match, or an unknown layer.
+      UserError: an empty pattern, brackets that do not match, an unknown layer, or more than `MOST_LAYERS`.
     """
     return _parse(pattern)
 
@@ -34,7 +35,11 @@ def _parse(pattern):
     words = tuple("".join(word.split()) for word in split_outside_brackets(_joined(pattern), None))
     if not words:
         raise UserError('model.pattern is empty; write layers in order, like "attention mlp"')
-    for word in words:
+    if len(words) > MOST_LAYERS:
+        raise UserError(
+            f"model.pattern has {len(words):,} layers; write at most {MOST_LAYERS:,}, and say how often they come with model.repeats"
+        )
+    for word in dict.fromkeys(words):
         parts = parts_of(word)
         for name, _ in parts:
             load_layer(name)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from seqmodels import config as config_lib
-from seqmodels import data, model, object_store, ops, xla_cpu
+from seqmodels import data, model, object_store, ops, ranges, xla_cpu
 from seqmodels.config import DEFAULT_CACHE_DIR, MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.data.text import hub
@@ -95,10 +95,12 @@ class Run:
         """Of the devices, where there are several."""
         return self.setup.mesh if self.setup.mesh.size > 1 else None
 
-    def _checked(self, tokens: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
+    def _checked(self, tokens: Int[np.ndarray, "B T"], *, may_be_empty: bool = False) -> Int[np.ndarray, "B T"]:
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be integers of shape [B, T], not {tokens.dtype} of shape {tokens.shape}")
+        if 0 in tokens.shape[: 1 if may_be_empty else 2]:
+            raise ValueError(f"tokens must be at least one row of at least one token, not of shape {tokens.shape}")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.setup.vocab_size:
             raise ValueError(f"tokens must be in 0..{self.setup.vocab_size - 1}, the model's vocabulary")
         return tokens.astype(np.int32)
@@ -159,6 +161,8 @@ class Run:
         Args:
             first_row: place of the first prompt, where the batch is a part of a longer list.
         """
+        if isinstance(prompts, str):  # each of its letters would be a prompt
+            raise UserError("prompts are a list of texts; of one text, `generate` is the call")
         prompt_tokens = [self.prompt_tokens(prompt) for prompt in prompts]
         continuations = generate.generate(
             self.setup.graphdef, self.params, prompt_tokens, self.sampler(seed, first_row, **sampling), max_tokens=max_tokens,
@@ -178,7 +182,7 @@ class Run:
         """
         if isinstance(text, str):
             text = self.prompt_tokens(text) if after is None else self.text_tokenizer().encode(text)
-        tokens = self._checked(np.asarray([text], np.int32))[0]
+        tokens = self._checked(np.asarray([text]) if len(text) else np.zeros((1, 0), np.int32), may_be_empty=True)[0]
         self._check_made_here(after)
         return session.read(
             self.setup.graphdef,
@@ -216,6 +220,7 @@ class Run:
         Raises:
             UserError: an option is out of range, or the run has no tokenizer.
         """
+        _check_number("seed", seed, ranges.Seed)
         tokenizer = self.text_tokenizer()
         is_token = data.token_mask(tokenizer, self.setup.vocab_size)
         return Sampler(Sampling(**sampling), jax.random.key(seed), tokenizer.ends, is_token, first_row)
@@ -230,7 +235,13 @@ class Run:
         return "".join([*map(text.push, tokens), text.flush()])
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """A prompt as the model reads it; an empty one is at least the end of the text before."""
+        """A prompt as the model reads it; an empty one is at least the end of the text before.
+
+        Raises:
+            UserError: it is no text, or the run has no tokenizer.
+        """
+        if not isinstance(prompt, str):
+            raise UserError(f"a prompt is a text (str), not {type(prompt).__name__}")
         return data.prompt_tokens(self.text_tokenizer(), prompt)
 
     def text_tokenizer(self) -> data.Tokenizer:
@@ -289,7 +300,11 @@ class Run:
         Args:
             max_tokens: score only the first so many.
             progress: called with the number of tokens done.
+
+        Raises:
+            UserError: as `validation`; `max_tokens` is below 1.
         """
+        _check_number("max_tokens", max_tokens, ranges.Count | None)
         validation = self.validation() if validation is None else validation
         return self.setup.evaluate(self.params, validation, max_tokens=max_tokens, progress=progress)
 
@@ -306,8 +321,13 @@ class Run:
         it; of a synthetic task the test has examples of each length, and about `max_tokens` of all are read.
 
         Raises:
-            UserError: as `validation`; a length that the task does not have, or that is more than the text.
+            UserError: as `validation`; a length below 1, that the task does not have, or that is more than the text.
         """
+        if not len(lengths):
+            raise UserError("lengths are none; give at least one, such as [256]")
+        _check_number("max_tokens", max_tokens, ranges.Count | None)
+        for length in lengths:
+            _check_number("length", length, ranges.Count)
         validation = self.validation(source) if source is None or isinstance(source, str) else source
         if isinstance(validation, data.HeldOut):
             task = self.config.data.synthetic_task
@@ -360,9 +380,9 @@ def load_run(
     if not checkpoint.steps(workdir / "checkpoints"):
         raise UserError(f"{workdir} holds no checkpoint yet; train.py saves one every train.checkpoint_every_steps")
     tokenizer = read_tokenizer(workdir, config)
-    devices = jax.devices()[:devices] if isinstance(devices, int) and devices <= len(jax.devices()) else devices
-    if isinstance(devices, int):
-        raise UserError(f"{devices} devices are asked for and there are {len(jax.devices())}")
+    devices = jax.devices()[:devices] if isinstance(devices, int) and 1 <= devices <= len(jax.devices()) else devices
+    if isinstance(devices, int) or not devices:
+        raise UserError(f"{devices or 'no'} devices are asked for and there are {len(jax.devices())}")
     mesh = MeshConfig(data=len(devices), fsdp=1, tensor=1, sequence=1) if mesh is None else mesh
     setup = Trainer(_on_mesh(config, mesh), num_pieces(config, tokenizer), devices=list(devices))
     restored = checkpoint.restore(workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report)
@@ -378,6 +398,13 @@ def load_run(
         )
     held_out = (restored.record.get("digests") or {}).get("validation")
     return Run(workdir, config, tokenizer, restored.step, restored.state["params"], restored.fingerprint, setup, held_out)
+
+
+def _check_number(name: str, value: Any, hint: Any) -> None:
+    """Raises UserError where a value is not in the range of a declared type (seqmodels.ranges)."""
+    why = ranges.problem(hint, value, str)
+    if why is not None:
+        raise UserError(f"{name}={ranges.shown(value)} {why}")
 
 
 def _on_mesh(config: RunConfig, mesh: MeshConfig) -> RunConfig:

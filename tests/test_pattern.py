@@ -121,3 +121,9 @@ def test_options_hold_over_those_of_all_layers():
     ((name, options),) = pattern.parts_of(pattern.parse_pattern(config.pattern)[0])
     found = pattern.with_options(dict(config.mixers)[name], name, options)
     assert found == dataclasses.replace(mixers.load("attention").Config(), num_heads=1)
+
+
+def test_more_layers_than_can_be_compiled_one_by_one_are_refused_at_once():
+    with pytest.raises(UserError, match="has 10,000 layers; write at most 1,024"):
+        pattern.parse_pattern("attention mlp " * 5_000)
+    assert len(pattern.parse_pattern("attention mlp " * 512)) == 1_024

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels import device_memory, model, ops
+from seqmodels import device_memory, model, ops, ranges
 from seqmodels.decoding.sampling import Sampler
 from seqmodels.errors import UserError
 from seqmodels.ops.placement import BATCH_AXES
@@ -115,9 +115,10 @@ def stream(
 
 
 def check_max_tokens(max_tokens: int) -> None:
-    """Raises UserError where it is negative."""
-    if max_tokens < 0:
-        raise UserError(f"max_tokens is {max_tokens}; give 0 or more")
+    """Raises UserError where it is negative, or no whole number."""
+    why = ranges.problem(ranges.CountOrZero, max_tokens, str)
+    if why is not None:
+        raise UserError(f"max_tokens={ranges.shown(max_tokens)} {why}")
 
 
 def check_capacity(graphdef: nnx.GraphDef, params: Params, rows: int, capacity: int, mesh: Mesh | None = None) -> None:

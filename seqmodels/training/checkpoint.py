@@ -115,7 +115,7 @@ def restore(
 
     listed, damaged = steps_now(), []
     if step is not None and step not in listed:
-        raise UserError(f"no checkpoint of step {step} in {directory}; there are {listed or 'none'}")
+        raise UserError(f"no checkpoint of step {step!r} in {directory}; there are {listed or 'none'}")
     waiting = list(listed) if step is None else [step]
     with _quiet_failures():
         while waiting:

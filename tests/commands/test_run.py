@@ -142,6 +142,35 @@ def test_an_empty_prompt_begins_a_new_text(run):
     assert run.prompt_tokens("") == [run.tokenizer.end_of_text]
 
 
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda run: run.generate_batch("Once"), "prompts are a list of texts"),
+        (lambda run: run.generate(b"Once"), "a prompt is a text .str., not bytes"),
+        (lambda run: run.generate("Once", seed=2**32), "seed=4294967296 must be at most"),
+        (lambda run: run.generate("Once", seed=-1), "seed=-1 must be at least 0"),
+        (lambda run: run.stream("Once", max_tokens=1.5), "max_tokens=1.5 must be int, not float"),
+        (lambda run: run.generate("Once", max_tokens=-1), "max_tokens=-1 must be at least 0"),
+        (lambda run: run.evaluate(max_tokens=0), "max_tokens=0 must be at least 1"),
+        (lambda run: run.evaluate_lengths([]), "lengths are none"),
+        (lambda run: run.evaluate_lengths([16, 0]), "length=0 must be at least 1"),
+        (lambda run: run.evaluate_lengths([16], max_tokens=-3), "max_tokens=-3 must be at least 1"),
+        (lambda run: run.read([1.7]), "tokens must be integers"),
+        (lambda run: run.read(b"12"), "tokens must be"),
+        (lambda run: run.logits(np.zeros((0, 4), int)), "at least one row of at least one token"),
+        (lambda run: run.logits(np.zeros((2, 0), int)), "at least one row of at least one token"),
+        (lambda run: seqmodels.load_run(run.workdir, devices=0), "no devices are asked for"),
+        (lambda run: seqmodels.load_run(run.workdir, devices=-1), "-1 devices are asked for"),
+        (lambda run: seqmodels.load_run(run.workdir, devices=[]), "no devices are asked for"),
+        (lambda run: seqmodels.load_run(run.workdir, step="6"), "no checkpoint of step '6'"),
+    ],
+)
+def test_what_is_no_argument_is_said_before_anything_is_computed(run, ask, said):
+    """In a notebook nobody reads flags: floats that would be cut, one text that would be a list of letters, a seed of more bits."""
+    with pytest.raises((UserError, ValueError), match=said):
+        ask(run)
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path, trained):
     with pytest.raises(UserError, match="no such folder"):
         seqmodels.load_run(tmp_path / "nothing")
@@ -308,6 +337,8 @@ def test_a_file_that_is_no_list_of_prompts(trained, tmp_path, monkeypatch, conte
             ("--workdir={run}", "--prompt=x", "--save_state=a", "--attention_plot=./a"),
             "the file of --save_state",
         ),
+        ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--output={run}/tokenizer.json"), "the file of --workdir"),
+        ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--attention_plot=a.txt"), "must end in .png, .svg, .pdf"),
         ("scripts/generate.py", ("--workdir={run}", "--from_state=/nowhere.npz"), "no file /nowhere.npz"),
         ("scripts/generate.py", ("--workdir={run}", "--from_state=x", "--output=y"), "--from_state is for one text"),
         ("scripts/generate.py", ("--workdir={run}", "--prompt=x", "--batch_size=0"), "--batch_size"),
