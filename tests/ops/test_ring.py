@@ -1,4 +1,7 @@
-"""Attention whose time is split over devices: what a device holds and receives, read from compiled programs, and NaN isolation."""
+"""Attention whose time is split over devices: what a device holds and receives, read from compiled programs, and NaN isolation.
+
+That its numbers are those of one device is a test of tests/ops/test_over_time.py.
+"""
 
 import functools
 
@@ -20,6 +23,7 @@ def rows():
     return on_eight_devices("tests.ops.ring_program")
 
 
+@pytest.mark.tools
 def test_a_device_holds_its_share_of_the_keys(rows):
     """Nothing on it is as large as the keys of all steps, and what it holds grows as its share does."""
     for row in rows[: len(CASES)]:
@@ -27,6 +31,7 @@ def test_a_device_holds_its_share_of_the_keys(rows):
     assert rows[1]["temporary_bytes"] < 2 * rows[0]["temporary_bytes"]
 
 
+@pytest.mark.tools
 def test_keys_and_values_go_round_once_each_way(rows):
     """Seven times a device's share; six times more for the gradients, as XLA keeps what came first; these seven times and home.
 
@@ -69,12 +74,14 @@ def branches(jaxpr) -> list[list]:
     return found
 
 
+@pytest.mark.tools
 def test_a_window_receives_what_it_reaches(rows):
     """Keys, their steps and values of window - 1 steps and, back, their gradients, however long a text is."""
     for row in rows[2 : len(CASES)]:
         assert row["received"] == {"collective-permute": 4 * 32 * (2 * G * (K + V) + 1), "all-reduce": 4}, row
 
 
+@pytest.mark.tools
 def test_nan_stays_in_its_document(rows):
     for row in rows[len(CASES) :]:
         assert row["bad"] > 0 and row["same_nan"] and row["difference"] < 1e-5, row

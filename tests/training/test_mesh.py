@@ -12,9 +12,8 @@ from tests.configs import tiny
 from tests.eight_devices import on_eight_devices
 
 SPLIT = [mesh for mesh in MESHES if mesh != "one"]
-# Of each kind one: attention (with a vocabulary that divides over no mesh), matrix states, a nonlinear recurrence, convolution by
-# FFT. The others are tests of tools.
-FIRST = ("attention:51", "gated_deltanet", "lstm", "s4d")
+# Attention, with a vocabulary that divides over no mesh, and matrix states. The others are tests of tools.
+FIRST = ("attention:51", "gated_deltanet")
 OTHERS = tuple(name for name in mixers.names() if name not in (*FIRST, "attention"))
 NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.tools) for name in OTHERS)]
 # Times the FLOPs of data parallelism. Every device of ``tensor`` makes RWKV's five blends of the stream, whose low-rank products are
