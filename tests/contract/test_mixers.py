@@ -1,8 +1,8 @@
 """Every mixer in the folder keeps the contract, in every implementation that it has, and docs/equivalence.md says so.
 
 `make test` holds the recurrent form and the default one of every mixer to every law, and every other form to the recurrent one
-in values and gradients at one length. Of the options of tests/contract/variants.py it holds the default form to OF_OPTIONS,
-`make test-tools` to the other laws. `make test-all` adds every law at every length for every form, also with these options.
+in values and gradients at one length; also the default form with the options of tests/contract/variants.py, which
+`make test-tools` holds to every law. `make test-all` adds every law at every length for every form, also with these options.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from tests.contract.cases import all_cases
 
 AGAIN = "run tools/pages/equivalence.py"
 MAIN_FORMS = ("recurrent", None)
-OF_OPTIONS = (laws.split, laws.implementations, laws.gradients)  # a state carried, and equal to the recurrent form
 published = functools.cache(page.read)
 BY_VARIANT = {name: tuple(cases) for name, cases in itertools.groupby(all_cases(), lambda case: case.name)}
 
@@ -33,7 +32,7 @@ def has_options(case) -> bool:
 
 
 def is_under_every_law(case) -> bool:
-    """In `make test`; with options, together with `make test-tools`."""
+    """In `make test`; with options, in `make test-tools`."""
     return case.implementation is None or case.implementation == "recurrent" and not has_options(case)
 
 
@@ -55,7 +54,7 @@ def parameters():
             continue
         for law in laws.LAWS:
             if is_under_every_law(case):
-                marks = [pytest.mark.tools] if has_options(case) and law.measure not in OF_OPTIONS else []
+                marks = [pytest.mark.tools] if has_options(case) else []
                 yield parameter(dataclasses.replace(case, gradient_lengths=(laws.LONGEST,)), law, name=law.name, marks=marks)
                 if law.measure is laws.gradients:
                     yield parameter(case, law, name="gradients_at_every_length", marks=[pytest.mark.slow])
@@ -64,9 +63,9 @@ def parameters():
 
 
 def other_forms():
-    """Of `test_equals_the_recurrent_form`: what `parameters` leaves to `make test-all`. The kernels' interpreter is slow."""
+    """Of `test_equals_the_recurrent_form`: what `make test` has under no law. The kernels' interpreter is slow."""
     for case in all_cases():
-        if not (is_refused(case) or is_under_every_law(case) or has_options(case)):
+        if not is_refused(case) and has_options(case) == is_under_every_law(case):
             if case.implementation == "pallas" and case.name not in page.KERNELS_IN_TEST_TOOLS:
                 continue
             marks = [pytest.mark.tools] if case.implementation == "pallas" else []
@@ -150,10 +149,13 @@ def test_every_form_of_every_mixer_is_in_every_run():
 
 
 def test_every_law_is_for_every_option_too():
-    """In `make test` and `make test-tools`, of the default form."""
+    """In `make test-tools`, of the default form, which `make test` holds equal to the recurrent one."""
     both = {(page.key(param.values[0]), param.values[1].name) for param in parameters() if "slow" not in names_of_marks(param)}
-    names = [case.name for case in all_cases() if has_options(case)]
+    names = {case.name for case in all_cases() if has_options(case)}
     assert both >= {((name, "default"), law.name) for name in names for law in laws.LAWS}
+    assert {(name, "default") for name in names} <= {
+        page.key(param.values[0]) for param in other_forms() if is_in_make_test(param)
+    }
 
 
 def names_of_marks(param) -> set[str]:

@@ -38,12 +38,18 @@ def check(name, d_model, repeats):
         assert share >= SHARE, (depth, share)
 
 
-QUICK = ("attention", "hgrn", "lstm", "mamba")  # one of each family; six CPU seconds a mixer go into compiling
+# One of each family; six CPU seconds a mixer go into compiling.
+QUICK = ("attention", "mamba")
+IN_TOOLS = ("hgrn", "lstm")
+OTHERS = [name for name in mixers.names() if name not in (*QUICK, *IN_TOOLS)]
+NAMES = [
+    *QUICK,
+    *(pytest.param(name, marks=pytest.mark.tools) for name in IN_TOOLS),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS),
+]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in mixers.names()]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_mixer_starts_alike(name):
     check(name, 64, 1)
 
