@@ -19,6 +19,7 @@ FORMS = {
     "chunked": ("chunked", 16, contextlib.nullcontext),
     "chunked_together": ("chunked", 7, functools.partial(compile_for, "tpu")),
 }
+DEFAULT = ("chunked",)  # what every op computes by where nothing is said of a form, of several steps
 # The kernels in their interpreter, tested on fewer cases: it takes longer.
 KERNELS = {"pallas_tpu": ("pallas", 16, functools.partial(interpret, "tpu"))}
 

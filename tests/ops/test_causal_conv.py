@@ -8,6 +8,7 @@ import pytest
 from seqmodels.ops import causal_conv
 from tests import goldens
 from tests.ops.judge import relative_error
+from tests.programs import fast_jit
 
 TOLERANCE = 1e-6  # float32 against float64, relative to the largest value
 
@@ -67,13 +68,16 @@ def test_golden_gradients():
     assert relative_error(found["weight"].T, golden["grad_w"]) < TOLERANCE
 
 
+compiled = fast_jit(causal_conv)
+
+
 @pytest.mark.parametrize("width", [1, 2, 4, 12])
 @pytest.mark.parametrize("steps", [1, 2, 3, 19])
 def test_documents_are_cut_in_outputs_and_in_the_tail(width, steps):
     inputs = sample(steps=steps, width=width)
     rng = np.random.default_rng(1)
     for reset in (np.zeros((2, steps), bool), rng.random((2, steps)) < 0.3, np.ones((2, steps), bool)):
-        y, tail = causal_conv(**inputs, reset=reset)
+        y, tail = compiled(**inputs, reset=reset)
         expected_y, expected_tail = judge(**inputs, reset=reset)
         assert relative_error(y, expected_y) < TOLERANCE
         assert relative_error(tail, expected_tail) < TOLERANCE
@@ -89,10 +93,10 @@ def test_without_marks_is_the_same_as_no_marks_set():
 def test_carrying_the_tail_over_a_cut_changes_nothing():
     inputs = sample()
     reset = np.random.default_rng(1).random((2, 19)) < 0.2
-    whole_y, whole_tail = causal_conv(**inputs, reset=reset)
+    whole_y, whole_tail = compiled(**inputs, reset=reset)
     tail, pieces = inputs["state"], []
     for piece in (slice(0, 1), slice(1, 3), slice(3, 4), slice(4, 19)):
-        y, tail = causal_conv(**(inputs | {"x": inputs["x"][:, piece], "state": tail}), reset=reset[:, piece])
+        y, tail = compiled(**(inputs | {"x": inputs["x"][:, piece], "state": tail}), reset=reset[:, piece])
         pieces.append(y)
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole_y, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(tail, whole_tail)
@@ -105,6 +109,7 @@ def test_an_accident_stays_in_its_document(place, width):
     reset = np.zeros((2, 19), bool)
     reset[0, [2, 10, 18]] = True
 
+    @fast_jit
     def outputs_and_gradient(inputs):
         def later(x):
             y, tail = causal_conv(**(inputs | {"x": x}), reset=reset)

@@ -9,8 +9,9 @@ from seqmodels.ops import delta_rule
 from seqmodels.ops.chunk import unit_lower_inverse
 from tests import goldens
 from tests.ops import forms
-from tests.ops.forms import options, traced_for
+from tests.ops.forms import DEFAULT, options, traced_for
 from tests.ops.judge import relative_error
+from tests.products import product
 from tests.programs import fast_jit
 
 FORMS = ("recurrent", "chunked", "chunked_together")
@@ -163,8 +164,7 @@ SIGNATURES = {
 }
 
 
-@every_form
-@pytest.mark.parametrize("signature", SIGNATURES)
+@product("form", FORMS, "signature", SIGNATURES, always=DEFAULT)
 def test_values_states_and_gradients_with_documents(form, signature):
     inputs = sample(steps=37, **SIGNATURES[signature])
     found = errors(form, inputs, marks(inputs, (5, 16, 17), (0, 30, 36)))
@@ -179,8 +179,7 @@ DECAYS = {
 }
 
 
-@every_form
-@pytest.mark.parametrize("kind", ["head", "channel"])
+@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT)
 def test_decays_of_any_strength(form, kind):
     inputs = sample(steps=64, batch=1, decay=kind)
     shape = inputs["log_decay"].shape
@@ -190,8 +189,7 @@ def test_decays_of_any_strength(form, kind):
         assert max(found.values()) < 1e-5, (strength, found)
 
 
-@every_form
-@pytest.mark.parametrize("kind", ["head", "channel"])
+@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT)
 def test_small_gate_gradients_keep_their_digits(form, kind):
     # At -20 a step they are 1e-9 of the products they are made of: a difference of those would have no correct digit.
     inputs = sample(steps=64, batch=1, decay=kind)
@@ -250,16 +248,13 @@ def test_a_beta_of_one_stores_and_two_reflects():
     np.testing.assert_allclose(delta_rule(**two)[0], -before, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 16, 64])
-def test_any_length_and_any_chunk_size(chunk_size):
-    for steps in (1, 7, 33):
-        inputs = sample(steps=steps, decay="channel")
-        found_o, found_state = fast_jit(lambda inputs: delta_rule(**inputs, implementation="chunked", chunk_size=chunk_size))(
-            inputs
-        )
-        o, state, _ = judge(inputs, None, *cotangents_for(inputs))
-        assert relative_error(found_o, o) < TOLERANCE
-        assert relative_error(found_state, state) < TOLERANCE
+@product("steps", [1, 7, 33], "chunk_size", [64, 3, 16, 1])
+def test_any_length_and_any_chunk_size(steps, chunk_size):
+    inputs = sample(steps=steps, decay="channel")
+    found_o, found_state = fast_jit(lambda inputs: delta_rule(**inputs, implementation="chunked", chunk_size=chunk_size))(inputs)
+    o, state, _ = judge(inputs, None, *cotangents_for(inputs))
+    assert relative_error(found_o, o) < TOLERANCE
+    assert relative_error(found_state, state) < TOLERANCE
 
 
 @every_form

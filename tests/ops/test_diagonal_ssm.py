@@ -10,7 +10,9 @@ from jax import lax
 
 from seqmodels.ops.diagonal_ssm import diagonal_ssm, discretise, kernel
 from tests import goldens
+from tests.ops.forms import DEFAULT
 from tests.ops.judge import relative_error
+from tests.products import product
 from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "parallel", "chunked")
@@ -151,15 +153,13 @@ def test_goldens(form, rule):
     assert max(found.values()) < TOLERANCE, found
 
 
-@every_form
-@pytest.mark.parametrize("rule", ["zoh", "bilinear"])
+@product("form", FORMS, "rule", ["zoh", "bilinear"], always=DEFAULT)
 def test_values_states_and_gradients(form, rule):
     found = errors(form, sample(steps=64, rule=rule))
     assert max(found.values()) < TOLERANCE, found
 
 
-@every_form
-@pytest.mark.parametrize("steps", [1, 7, 16, 37])
+@product("form", FORMS, "steps", [1, 7, 16, 37], always=DEFAULT)
 def test_any_length_with_documents(form, steps):
     inputs = sample(steps=steps)
     rows = [[t for t in row if t < steps] for row in ((5, 16, 17), (0, 30, 36))]
@@ -215,8 +215,7 @@ def test_carrying_the_state_over_a_cut_changes_nothing(form):
     assert relative_error(state, whole_state) < TOLERANCE
 
 
-@every_form
-@pytest.mark.parametrize("documents", [False, True])
+@product("form", FORMS, "documents", [False, True], always=DEFAULT)
 def test_causality(form, documents):
     """Exactly zero gradients to later inputs; to the rounding of an FFT where there is one."""
     inputs = sample(steps=37)

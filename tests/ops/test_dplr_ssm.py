@@ -9,7 +9,9 @@ import pytest
 from seqmodels.ops import hippo
 from seqmodels.ops.dplr_ssm import dplr_ssm, kernel
 from tests import goldens
+from tests.ops.forms import DEFAULT
 from tests.ops.judge import relative_error
+from tests.products import product
 from tests.programs import fast_jit
 
 FORMS = ("recurrent", "parallel", "chunked")
@@ -104,8 +106,7 @@ def test_golden(form):
     assert relative_error(np.swapaxes(o, 1, 2), golden["o"]) < TOLERANCE
 
 
-@every_form
-@pytest.mark.parametrize("documents", [False, True])
+@product("form", FORMS, "documents", [False, True], always=DEFAULT)
 def test_values_and_states_at_256_steps(form, documents):
     inputs = sample(steps=256, modes=32)
     reset = marks(inputs, (5, 100), (0, 64, 255)) if documents else None
@@ -115,8 +116,7 @@ def test_values_and_states_at_256_steps(form, documents):
     assert relative_error(state, expected_state) < TOLERANCE
 
 
-@pytest.mark.parametrize("form", ["parallel", "chunked"])
-@pytest.mark.parametrize("documents", [False, True])
+@product("form", ["parallel", "chunked"], "documents", [False, True], always=DEFAULT)
 def test_gradients_are_those_of_the_definition(form, documents):
     inputs = sample(steps=37)
     reset = marks(inputs, (5, 16), (0, 30)) if documents else None

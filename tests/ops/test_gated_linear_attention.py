@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqmodels.ops import gated_linear_attention
-from tests.ops.forms import FORMS, call, differentiate, evaluate, traced_for
+from tests.ops.forms import DEFAULT, FORMS, call, differentiate, evaluate, traced_for
 from tests.ops.judge import gradients, relative_error, run
+from tests.products import product
 from tests.programs import fast_jit
 
 # float32 against float64, relative to the largest value; measured 4e-7 or less at these lengths
@@ -75,8 +76,7 @@ SIGNATURES = {
 }
 
 
-@every_form
-@pytest.mark.parametrize("signature", SIGNATURES)
+@product("form", FORMS, "signature", SIGNATURES, always=DEFAULT)
 def test_values_states_and_gradients_with_documents(form, signature):
     inputs = sample(steps=37, **SIGNATURES[signature])
     reset = marks(inputs, (5, 16, 17), (0, 30, 36))
@@ -84,8 +84,7 @@ def test_values_states_and_gradients_with_documents(form, signature):
     assert max(found.values()) < TOLERANCE, found
 
 
-@pytest.mark.parametrize("form", ["chunked", "chunked_together"])
-@pytest.mark.parametrize("signature", ["no decay", "per channel, bonus", "both sides"])
+@product("form", ["chunked", "chunked_together"], "signature", ["no decay", "per channel, bonus", "both sides"])
 def test_values_states_and_gradients_without_documents(form, signature):
     found = errors(form, sample(steps=37, **SIGNATURES[signature]))
     assert max(found.values()) < TOLERANCE, found
@@ -104,8 +103,7 @@ DECAYS = {
 }
 
 
-@every_form
-@pytest.mark.parametrize("kind", ["head", "channel"])
+@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT)
 def test_decays_of_any_strength(form, kind):
     # A closed gate followed by open ones is where clipped exponents are wrong by up to 0.98, and a shut one where
     # differences of cumulative sums are.
@@ -117,8 +115,7 @@ def test_decays_of_any_strength(form, kind):
         assert max(found.values()) < 1e-5, (strength, found)
 
 
-@every_form
-@pytest.mark.parametrize("kind", ["head", "channel"])
+@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT)
 def test_small_gate_gradients_keep_their_digits(form, kind):
     # At -20 a step the gradients are 1e-9 of the products they come from: the textbook q dq - k dk has no correct digit.
     inputs = sample(steps=64, batch=1, decay=kind)
@@ -166,8 +163,7 @@ def judge(inputs, reset, *cotangents):
     return o, state, gradients(tape, *cotangents)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 16, 33])
-@pytest.mark.parametrize("chunk_size", [1, 3, 16, 64])
+@product("steps", [1, 2, 7, 16, 33], "chunk_size", [64, 1, 3, 16])
 def test_any_length_and_any_chunk_size(steps, chunk_size):
     inputs = sample(steps=steps, decay="channel", bonus=steps % 2 == 0)
     found_o, found_state = fast_jit(
@@ -224,8 +220,7 @@ ACCIDENTS = {
 }
 
 
-@every_form
-@pytest.mark.parametrize("bonus", [False, True])
+@product("form", FORMS, "bonus", [False, True], always=DEFAULT)
 def test_an_accident_stays_in_its_document_and_head(form, bonus):
     for value in (np.nan, np.inf):
         check_accidents(form, sample(steps=37, decay="channel", value_decay=True, bonus=bonus), value)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from seqmodels.ops import target
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from tests import goldens
+from tests.ops.forms import DEFAULT
 from tests.ops.judge import relative_error
+from tests.products import product
 from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "chunked")
@@ -124,16 +126,14 @@ def test_goldens(form, name):
     assert max(found.values()) < 2e-6, found
 
 
-@every_form
-@pytest.mark.parametrize("channels, is_complex", [((5,), False), ((5,), True), ((3, 2), False)])
+@product("form", FORMS, "channels, is_complex", [((5,), False), ((5,), True), ((3, 2), False)], always=DEFAULT)
 def test_values_states_and_gradients_with_documents(form, is_complex, channels):
     inputs = sample(steps=37, channels=channels, is_complex=is_complex)
     found = errors(form, inputs, marks(inputs, (5, 16, 17), (0, 30, 36)))
     assert max(found.values()) < TOLERANCE, found
 
 
-@pytest.mark.parametrize("backend", ["cpu", "tpu"])
-@pytest.mark.parametrize("steps", [1, 2, 7, 16, 17, 63])
+@product("backend", ["cpu", "tpu"], "steps", [1, 2, 7, 16, 17, 63])
 def test_any_length_in_the_blocks_of_any_device(backend, steps):
     inputs = sample(steps=steps, channels=())
     found = errors("chunked", inputs, marks(inputs, (steps // 2,), (0,)), backend)
@@ -176,8 +176,7 @@ def test_a_closed_gate_forgets_like_a_reset(form):
 # ---- time
 
 
-@every_form
-@pytest.mark.parametrize("is_complex", [False, True])
+@product("form", FORMS, "is_complex", [False, True], always=DEFAULT)
 def test_carrying_the_state_over_a_cut_changes_nothing(form, is_complex):
     inputs = sample(steps=37, is_complex=is_complex)
     whole_h, whole_state = evaluate(form)(inputs, None)
@@ -222,9 +221,8 @@ ACCIDENTS = {
 }
 
 
-@every_form
+@product("form", FORMS, "is_complex", [False, True], always=DEFAULT)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("is_complex", [False, True])
 def test_an_accident_stays_in_its_document_and_channel(form, value, is_complex):
     inputs = sample(steps=37, is_complex=is_complex)
     reset = marks(inputs, (7, 20), (5,))

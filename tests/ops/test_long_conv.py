@@ -23,6 +23,15 @@ def sample(*, steps, taps, batch=2, channels=3, seed=0):
     return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
 
 
+compiled = fast_jit(long_conv)
+
+
+@fast_jit
+def pull(x, kernel, dy):
+    """Gradients of <y, dy>."""
+    return jax.vjp(long_conv, x, kernel)[1](dy)
+
+
 def judge(x, kernel):
     """y_t = sum over l of kernel[l] x_{t-l}, in float64."""
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
@@ -36,13 +45,13 @@ def judge(x, kernel):
 @pytest.mark.parametrize("taps", [1, 5, 64, 200])
 def test_is_the_causal_sum_for_kernels_shorter_and_longer_than_the_sequence(steps, taps):
     x, kernel, _ = sample(steps=steps, taps=taps)
-    assert relative_error(long_conv(x, kernel), judge(x, kernel)) < TOLERANCE
+    assert relative_error(compiled(x, kernel), judge(x, kernel)) < TOLERANCE
 
 
 @pytest.mark.parametrize("taps", [5, 33, 50])
 def test_gradients(taps):
     x, kernel, dy = sample(steps=33, taps=taps)
-    dx, dkernel = jax.vjp(long_conv, x, kernel)[1](dy)
+    dx, dkernel = pull(x, kernel, dy)
     # The map is linear in each argument, so its transposes are correlations: the convolution with one end reversed.
     expected_dx = judge(dy[:, ::-1], kernel)[:, ::-1]
     expected_dkernel = np.zeros_like(kernel)
@@ -56,16 +65,16 @@ def test_is_causal_up_to_the_rounding_of_an_fft():
     x, kernel, _ = sample(steps=37, taps=37)
     dy = np.zeros_like(x)
     dy[:, 20] = 1.0
-    dx = np.asarray(jax.vjp(lambda x: long_conv(x, kernel), x)[1](dy)[0])
+    dx = np.asarray(pull(x, kernel, dy)[0])
     assert np.abs(dx[:, 21:]).max() < 1e-6 * np.abs(dx).max()
     assert np.abs(dx[:, :21]).min() > 1e-3 * np.abs(dx).max()
 
 
 def test_rows_and_channels_do_not_touch():
     x, kernel, _ = sample(steps=9, taps=9)
-    clean = np.asarray(long_conv(x, kernel))
+    clean = np.asarray(compiled(x, kernel))
     x[0, 4, 1] = np.nan
-    spoiled = np.asarray(long_conv(x, kernel))
+    spoiled = np.asarray(compiled(x, kernel))
     others = np.ones_like(clean, bool)
     others[0, :, 1] = False
     np.testing.assert_array_equal(spoiled[others], clean[others])

@@ -1,6 +1,7 @@
 """The mLSTM cell against its authors' code and against float64 numpy, in every form."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 
 from seqmodels.ops.mlstm_cell import MLSTMState, empty_mlstm_state, mlstm_cell
 from tests import goldens
+from tests.ops.forms import DEFAULT
 from tests.ops.judge import relative_error
+from tests.products import product
 from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "parallel", "chunked")
@@ -162,9 +165,7 @@ def test_values_and_states_with_documents(form):
     assert state_error(state, expected_state) < 1e-5
 
 
-@every_form
-@pytest.mark.parametrize("eps", [1e-6, 0.3])
-@pytest.mark.parametrize("documents", [False, True])
+@product("form", FORMS, "eps, documents", itertools.product([1e-6, 0.3], [False, True]), always=DEFAULT)
 def test_gradients_of_outputs_and_final_state(form, eps, documents):
     """Along random directions. With an eps that counts, h depends on m, and a gradient that ignores it is wrong."""
     inputs = sample()

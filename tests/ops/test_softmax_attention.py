@@ -10,7 +10,9 @@ import pytest
 
 from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
 from tests.goldens import golden_forms, load
-from tests.programs import matrix_products
+from tests.ops.forms import DEFAULT
+from tests.products import product
+from tests.programs import fast_jit, matrix_products
 
 # The package exports the function under the name of its module.
 module = importlib.import_module("seqmodels.ops.softmax_attention")
@@ -30,6 +32,11 @@ def attend(request, monkeypatch):
     if request.param == "tiles":
         monkeypatch.setattr(module, "MAX_ROW_KEYS", 0)
     return COMPILED[request.param]
+
+
+def of_every_form(names, values, forms=tuple(FORMS)):
+    """Parameters of a test that `attend`s; see `product`."""
+    return product("attend", forms, names, values, always=DEFAULT, indirect=("attend",))
 
 
 def draw(seed, T, *, batch=B, heads=H, groups=G, key_dim=K, value_dim=V, dtype=jnp.float32):
@@ -75,6 +82,16 @@ def run_in_pieces(attend, q, k, v, lengths, cache, *, reset=None, window=None):
     return jnp.concatenate(outputs, axis=1), cache
 
 
+def pulled(function, cotangent=None):
+    """Compiled: arrays -> (outputs, gradients of <outputs, cotangent>); None is the outputs, NaN where they are not finite."""
+
+    def run(*arrays):
+        o, pull_back = jax.vjp(function, *arrays)
+        return o, pull_back(jnp.where(jnp.isfinite(o), o, jnp.nan) if cotangent is None else cotangent)
+
+    return fast_jit(run)
+
+
 def empty(capacity, window=None, batch=B, dtype=jnp.float32):
     return init_cache(batch, capacity, G, K, V, window=window, dtype=dtype)
 
@@ -92,14 +109,14 @@ def test_goldens(name, attend):
     def run(q, k, v):
         return attend(q * q.shape[-1] ** -0.5, k, v, window=golden.entry["window"])[0]
 
-    o, pull_back = jax.vjp(run, arrays["q"], arrays["k"], arrays["v"])
+    o, gradients = pulled(run, jnp.asarray(arrays["cot_o"]))(arrays["q"], arrays["k"], arrays["v"])
     close(o, arrays["o"])
-    for gradient, letter in zip(pull_back(jnp.asarray(arrays["cot_o"])), "qkv", strict=True):
+    for gradient, letter in zip(gradients, "qkv", strict=True):
         close(gradient, arrays[f"grad_{letter}"], 5e-6)
 
 
-@pytest.mark.parametrize(
-    ("T", "window", "with_reset"),
+@of_every_form(
+    "T, window, with_reset",
     [
         (1, None, True),
         (7, None, False),
@@ -127,8 +144,8 @@ def test_long_sequences_loop_over_tiles():
         close(COMPILED["chunked"](q, k, v, window=window, reset=reset)[0], expected, 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "window", "with_reset"),
+@of_every_form(
+    "lengths, window, with_reset",
     [
         ([1] * 12, 5, True),
         ([5, 1, 5, 1], 4, False),
@@ -148,7 +165,7 @@ def test_split(lengths, window, with_reset, attend):
     assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, cache)
 
 
-@pytest.mark.parametrize("window", [None, 6])
+@of_every_form("window", [None, 6])
 def test_no_cache_is_an_empty_ring_that_can_be_carried_on(window, attend):
     """Without room to spare, what is carried on is a window, or the tokens since a reset."""
     T = 11
@@ -194,26 +211,34 @@ def gradients(attend, q, k, v, cache, reset, window, o_bar, keys_bar):
         o, after = attend(q, k, v, cache=cache._replace(keys=keys, values=values), reset=reset, window=window)
         return jnp.vdot(o, o_bar) + jnp.vdot(after.keys, keys_bar)
 
-    return jax.grad(loss, argnums=(0, 1, 2, 3, 4))(q, k, v, cache.keys, cache.values)
+    return fast_jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))(q, k, v, cache.keys, cache.values)
 
 
-@pytest.mark.parametrize(
-    ("T", "window", "with_reset"),
-    [(1, None, True), (13, 7, False), (70, None, False), (70, None, True), (70, 7, True), (70, 100, False)],
-)
-def test_gradients(T, window, with_reset, attend):
+@functools.cache
+def gradient_of_the_recurrent_form(T, window, with_reset):
+    """The arguments of `gradients`, and what they give."""
     q, k, v = draw(5, T)
     reset = draw_reset(5, T) if with_reset else None
     cache = COMPILED["parallel"](*draw(6, 20), cache=empty(25 + T, window), reset=draw_reset(6, 20), window=window)[1]
     rng = np.random.default_rng(7)
     o_bar, keys_bar = (jnp.asarray(rng.normal(size=x), jnp.float32) for x in ((B, T, H, V), cache.keys.shape))
-    actual = gradients(attend, q, k, v, cache, reset, window, o_bar, keys_bar)
-    expected = gradients(COMPILED["recurrent"], q, k, v, cache, reset, window, o_bar, keys_bar)
-    for one, other in zip(actual, expected, strict=True):
+    arguments = q, k, v, cache, reset, window, o_bar, keys_bar
+    return arguments, gradients(COMPILED["recurrent"], *arguments)
+
+
+@of_every_form(
+    "T, window, with_reset",
+    [(1, None, True), (13, 7, False), (70, None, False), (70, None, True), (70, 7, True), (70, 100, False)],
+    forms=("parallel", "chunked", "tiles"),
+)
+def test_gradients(T, window, with_reset, attend):
+    """Those of the recurrent form."""
+    arguments, expected = gradient_of_the_recurrent_form(T, window, with_reset)
+    for one, other in zip(gradients(attend, *arguments), expected, strict=True):
         close(one, other, 1e-5)
 
 
-@pytest.mark.parametrize("window", [None, 20])
+@of_every_form("window", [None, 20])
 def test_causality_is_exact(window, attend):
     T, t = 80, 41
     q, k, v = draw(8, T)
@@ -221,29 +246,23 @@ def test_causality_is_exact(window, attend):
     def output_at_t(q, k, v):
         return jnp.sum(attend(q, k, v, window=window)[0][:, t])
 
-    q_bar, k_bar, v_bar = jax.grad(output_at_t, argnums=(0, 1, 2))(q, k, v)
+    q_bar, k_bar, v_bar = fast_jit(jax.grad(output_at_t, argnums=(0, 1, 2)))(q, k, v)
     oldest = 0 if window is None else t - window + 1
     assert np.all(np.any(q_bar, axis=(2, 3)) == (np.arange(T) == t))
     for x_bar in (k_bar, v_bar):
         assert np.all(np.any(x_bar, axis=(2, 3)) == ((np.arange(T) >= oldest) & (np.arange(T) <= t)))
 
 
-@pytest.mark.parametrize("window", [None, 6])
+@of_every_form("window", [None, 6])
 def test_nan_stays_in_its_document(window, attend):
-    for poison in (np.nan, np.inf):
-        check_nan_stays_in_its_document(poison, window, attend)
-
-
-def check_nan_stays_in_its_document(poison, window, attend):
     """Around a bad key in the ring, a bad value and a bad query, other documents have what clean inputs give."""
     T = 24
     starts = (9, 17)
     q, k, v = draw(9, T)
     reset = jnp.zeros((B, T), bool).at[0, jnp.array(starts)].set(True)
     cache = COMPILED["parallel"](*draw(10, 8), cache=empty(8 + T, window), window=window)[1]
-    bad_cache = cache._replace(keys=cache.keys.at[0, 0, 3, 0].set(poison))
-    bad_q, bad_v = q.at[0, 19, 1, 2].set(poison), v.at[0, 12, 1, 0].set(poison)
 
+    @fast_jit
     def run(q, v, cache):
         def outputs(q, k, v, keys, values):
             ring = cache._replace(keys=keys, values=values)
@@ -254,8 +273,17 @@ def check_nan_stays_in_its_document(poison, window, attend):
         o_bar = jnp.where(jnp.isfinite(o), 1.0, jnp.nan)
         return o, after, pull_back((o_bar, Cache(jnp.zeros_like(after.keys), jnp.zeros_like(after.values), *zeros)))
 
-    o, after, (q_bar, k_bar, v_bar, keys_bar, _) = run(bad_q, bad_v, bad_cache)
-    clean_o, clean_after, (clean_q_bar, clean_k_bar, clean_v_bar, clean_keys_bar, _) = run(q, v, cache)
+    unspoiled = run(q, v, cache)
+    for poison in (np.nan, np.inf):
+        bad_cache = cache._replace(keys=cache.keys.at[0, 0, 3, 0].set(poison))
+        bad = run(q.at[0, 19, 1, 2].set(poison), v.at[0, 12, 1, 0].set(poison), bad_cache)
+        check_nan_stays_in_its_document(bad, unspoiled, poison, window, attend)
+
+
+def check_nan_stays_in_its_document(bad, unspoiled, poison, window, attend):
+    o, after, (q_bar, k_bar, v_bar, keys_bar, _) = bad
+    clean_o, clean_after, (clean_q_bar, clean_k_bar, clean_v_bar, clean_keys_bar, _) = unspoiled
+    T = o.shape[1]
 
     spoiled = np.zeros((B, T, H), bool)
     spoiled[0, : 9 if window is None else 1, :2] = True  # slot 3 was written 5 steps ago
@@ -285,12 +313,9 @@ def test_a_clean_document_between_bad_ones_keeps_its_gradients(attend):
     reset = jnp.zeros((B, T), bool).at[:, jnp.array([10, 20])].set(True)
     middle = slice(10, 20)
 
-    def run(q, k, v):
-        o, pull_back = jax.vjp(lambda *x: attend(*x, reset=reset)[0], q, k, v)
-        return o, *pull_back(jnp.where(jnp.isfinite(o), o, jnp.nan))
-
+    run = pulled(lambda *x: attend(*x, reset=reset)[0])
     spoiled = (x.at[:, 4].set(jnp.nan).at[:, 25].set(jnp.inf) for x in (q, k, v))
-    for one, other in zip(run(*spoiled), run(q, k, v), strict=True):
+    for one, other in zip(*(jax.tree.leaves(run(*inputs)) for inputs in (spoiled, (q, k, v))), strict=True):
         close(one[:, middle], other[:, middle])
 
 
@@ -321,11 +346,10 @@ def test_a_ring_of_another_dtype(attend):
     close(o, definition(q, k, v), 0.01)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@of_every_form("dtype", [jnp.float32, jnp.bfloat16])
 def test_large_scores_stay_finite(dtype, attend):
-    q, k, v = (30 * x for x in draw(16, 70, dtype=dtype))
-    o, pull_back = jax.vjp(lambda *x: attend(*x)[0], q, k, v)
-    for x in (o, *pull_back(o)):
+    inputs = (30 * x for x in draw(16, 70, dtype=dtype))
+    for x in jax.tree.leaves(pulled(lambda q, k, v: attend(q, k, v)[0])(*inputs)):
         assert np.all(np.isfinite(np.asarray(x, np.float32)))
 
 
