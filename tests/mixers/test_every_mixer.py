@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -42,30 +43,41 @@ def test_config_is_frozen_complete_and_commented(mixer):
             assert said, f"{node.target.id} has no comment"
 
 
+def make(mixer, d_model, rngs=None):
+    return mixer.Mixer(mixer.Config(), d_model, rngs=nnx.Rngs(params=0) if rngs is None else rngs)
+
+
+@functools.cache
+def initialiser(mixer):
+    """`programs.initialiser` at width 32, compiled once for the tests below."""
+    return programs.initialiser(lambda rngs: make(mixer, 32, rngs))
+
+
 def test_default_config_works_at_any_multiple_of_32(mixer):
-    built = programs.build(lambda rngs: mixer.Mixer(mixer.Config(), 32, rngs=rngs))
+    built = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: make(mixer, 32))), initialiser(mixer)(0))
+    assert built.output_kernel[...].shape[1] == 32, "the model scales this projection with depth"
     x = np.random.default_rng(0).standard_normal((2, 5, 32)).astype(np.float32)
     y, _ = programs.fast_jit(lambda x: built(x))(x)
     assert y.shape == x.shape and bool(jnp.isfinite(y).all()) and float(jnp.abs(y).max()) > 0.0
-    for d_model in (32, 96, 160):  # the wider ones are traced, not compiled
+    for d_model in (96, 160):  # traced, not compiled
 
         def outputs_and_last_kernel(x, d_model=d_model):
-            wide = mixer.Mixer(mixer.Config(), d_model, rngs=nnx.Rngs(params=0))
+            wide = make(mixer, d_model)
             return wide(x)[0], wide.output_kernel[...]
 
         y, kernel = jax.eval_shape(outputs_and_last_kernel, jax.ShapeDtypeStruct((2, 5, d_model), jnp.float32))
         assert y.shape == (2, 5, d_model)
-        assert kernel.shape[1] == d_model, "the model scales this projection with depth"
+        assert kernel.shape[1] == d_model
 
 
 def test_initialisation_follows_the_key(mixer):
-    initialise, once_more = (programs.initialiser(lambda rngs: mixer.Mixer(mixer.Config(), 32, rngs=rngs)) for _ in range(2))
-    first, again, other = initialise(0), once_more(0), initialise(1)
+    once_more = programs.initialiser(lambda rngs: make(mixer, 32, rngs))
+    first, again, other = initialiser(mixer)(0), once_more(0), initialiser(mixer)(1)
     same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again))]
     changed = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other))]
     assert all(same) and any(changed)
 
 
 def test_every_matrix_says_whether_it_is_decayed(mixer):
-    mask = weight_decay_of(nnx.eval_shape(lambda: mixer.Mixer(mixer.Config(), 32, rngs=nnx.Rngs(params=0))))
+    mask = weight_decay_of(nnx.eval_shape(lambda: make(mixer, 32)))
     assert mask["output_kernel"]
