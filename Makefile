@@ -18,9 +18,9 @@ RUN_AOT := cd "$(ROOT)" && JAX_PLATFORMS=cpu "$(VENV_AOT)/bin/python"
 VENV_DOCS ?= $(ROOT).venv-docs
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-# `make test` fails if a test takes more CPU time, fixtures and child processes included (10 is the aim; the comparison that
-# tests/commands starts takes most); `make test-slow` starts no test after so many minutes.
-CPU_LIMIT ?= 180
+# `make test` fails if a test takes more CPU time, fixtures and child processes included (10 is the aim: CONTRIBUTING.md);
+# `make test-slow` starts no test after so many minutes.
+CPU_LIMIT ?= 120
 MINUTES_SLOW ?= 600
 # `make test-tools` and `make aot-test`, each
 MINUTES_TOOLS ?= 600
