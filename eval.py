@@ -106,7 +106,7 @@ def summary(run: Run, evaluation: Evaluation | LabelEvaluation) -> dict:
         "validation_loss": evaluation.loss,
         **evaluation.scores,
         "tokens_per_second": evaluation.tokens_per_second,
-        "parameters": run.setup.num_parameters,
+        "parameters": run.trainer.num_parameters,
         "state_bytes": run.state_bytes(),
         **about_the_data(run),
         "validation_tokens": evaluation.tokens,
@@ -121,7 +121,7 @@ def summary_of_lengths(run: Run, by_length: dict[int, Evaluation]) -> dict:
     """The JSON line of --lengths."""
     return {
         "step": run.step,
-        "parameters": run.setup.num_parameters,
+        "parameters": run.trainer.num_parameters,
         **about_the_data(run),
         "trained_at": run.config.data.seq_len,
         "lengths": {
@@ -164,7 +164,7 @@ def report(run: Run, evaluation: Evaluation | LabelEvaluation, documents: dict[s
         say("loss", f"{evaluation.loss:.4f} nats per token")
         say("bits per byte", f"{evaluation.bits_per_byte:.4f}")
         say("scored", f"{evaluation.tokens:,} tokens, {evaluation.tokens_per_second:,.0f} a second")
-    say("parameters", f"{run.setup.num_parameters:,}")
+    say("parameters", f"{run.trainer.num_parameters:,}")
     say("state", f"{run.state_bytes():,} bytes a sequence at {run.config.data.seq_len} tokens")
     if isinstance(evaluation, Evaluation):
         line = plots.sparkline(evaluation.loss_by_position)

@@ -26,7 +26,7 @@ import pathlib
 import seqmodels
 
 assert pathlib.Path(seqmodels.__file__).is_relative_to(pathlib.Path.cwd().parent), seqmodels.__file__
-assert seqmodels.load_run("run").logits([[1, 2, 3]]).shape == (1, 3, seqmodels.load_run("run").setup.vocab_size)
+assert seqmodels.load_run("run").logits([[1, 2, 3]]).shape == (1, 3, seqmodels.load_run("run").trainer.vocab_size)
 try:
     import configs
 except ModuleNotFoundError:

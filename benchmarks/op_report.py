@@ -21,15 +21,15 @@ from benchmarks.op_cases import (
 # ---- goals
 
 
-def judge(rows: list[dict], growth: list[dict], sizes: dict[str, int]) -> list[dict]:
+def goal_verdicts(rows: list[dict], growth: list[dict], sizes: dict[str, int]) -> list[dict]:
     """The goals of the ops that were measured; ``verdict`` is "met", "missed", or "not judged" with the reason."""
     measured = {row["op"] for row in rows}
-    comparisons = [judge_comparison(goal, rows, sizes) for goal in GOALS if goal.op in measured]
+    comparisons = [comparison_verdict(goal, rows, sizes) for goal in GOALS if goal.op in measured]
     names = [name for name, op in OPS.items() if op.linear and name in measured]
-    return comparisons + [judge_growth(name, growth, sizes) for name in names]
+    return comparisons + [growth_verdict(name, growth, sizes) for name in names]
 
 
-def judge_comparison(goal, rows, sizes) -> dict:
+def comparison_verdict(goal, rows, sizes) -> dict:
     gradients = {
         row["implementation"]: row["gradient"] for row in rows if row["op"] == goal.op and row["seq_len"] == STATED_LENGTH
     }
@@ -50,7 +50,7 @@ def judge_comparison(goal, rows, sizes) -> dict:
     return result | {"verdict": "met" if result["measured"] >= goal.factor else "missed"}
 
 
-def judge_growth(name: str, growth, sizes) -> dict:
+def growth_verdict(name: str, growth, sizes) -> dict:
     first, last = STATED_GROWTH
     stated = {each: STATED_SIZES[each] for each in OPS[name].sizes}
     result = {

@@ -54,7 +54,7 @@ def take_turns(contenders: dict[str, Callable], rounds: int, seconds: float = ma
 # ---- the circumstances of a run
 
 
-def about_this_run() -> dict:
+def circumstances_of_run() -> dict:
     """The circumstances with this process's devices; prints them."""
     about = circumstances()
     machine = about["machine"] = {"devices": [device.device_kind for device in jax.devices()]} | about["machine"]
@@ -79,11 +79,11 @@ def rows_so_far(path: Path | None, device: str) -> list[dict]:
     return [row for row in rows if row["commit"] == commit and row["device"] == device and not commit.endswith("-dirty")]
 
 
-def while_time_is_left(wanted: Sequence[tuple[str, ...]], minutes: int) -> Iterator[tuple[str, ...]]:
+def until_deadline(wanted: Sequence[tuple[str, ...]], minutes: int) -> Iterator[tuple[str, ...]]:
     """The rows to measure, one after the other, with progress, until the minutes are over; one that is begun is finished."""
     clock = Progress({", ".join(row): 1.0 for row in wanted})
     for row in wanted:
-        if clock.gone > 60 * minutes:
+        if clock.elapsed > 60 * minutes:
             progress(f"{minutes} minutes are over; the same command goes on from here")
             return
         clock.start(", ".join(row))
@@ -115,14 +115,14 @@ class Progress:
         self.started = time.perf_counter()
 
     @property
-    def gone(self) -> float:
+    def elapsed(self) -> float:
         """Seconds since the first part."""
         return time.perf_counter() - self.started
 
     def start(self, part: str) -> None:
         names = list(self.weights)
         done = sum(self.weights[name] for name in names[: names.index(part)])
-        gone = self.gone
+        gone = self.elapsed
         left = gone / done * (sum(self.weights.values()) - done) if done else None
         estimate = "" if left is None else f", about {_minutes(left)} to go"
         progress(f"[{names.index(part) + 1}/{len(names)}, {_minutes(gone)} gone{estimate}] {part}")
@@ -163,7 +163,7 @@ def lengths_or_none(text: str) -> tuple[int, ...]:
     return lengths(text) if text else ()
 
 
-def some_of(kind: str, known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+def names_out_of(kind: str, known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     """The type of a flag that takes names out of ``known``, commas between them."""
 
     def parse(text: str) -> tuple[str, ...]:

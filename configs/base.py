@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data.streaming = False  # read the hub id over the network as tokens are made, with no copy of its text on the disk
     config.data.validation_source = config_dict.placeholder(str)  # what is held out: a split, path or hub id (docs/data.md)
     config.data.tokenizer = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
-    config.data.vocab_size = 4096  # pieces of the bpe tokenizer; ignored by the others
+    config.data.vocab_size = 4096  # tokens of the bpe tokenizer; ignored by the others
     config.data.seq_len = 256  # T, tokens the model reads at once
     config.data.batch_size = 16  # B, sequences per optimizer step (over all devices and accumulation steps)
     config.data.packing = "windows"  # "windows" (contiguous, no padding) or "documents" (whole, with reset marks)
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.data.tasks = ConfigDict({name: options(task) for name, task in tasks.TASKS.items()})
 
     config.model = ConfigDict()
-    config.model.vocab_size = config_dict.placeholder(int)  # rows of the embedding; None: the tokenizer's pieces
+    config.model.vocab_size = config_dict.placeholder(int)  # rows of the embedding; None: as many as the tokenizer has tokens
     config.model.d_model = 128  # D, width of the residual stream
     config.model.pattern = "attention mlp"  # layers in order, of config.model.mixers and channel_layers
     config.model.repeats = 4  # R, how often the pattern is repeated

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/tinystories.py:attention --workdir=runs/attention
 
-Every name trains the same network (4 repeats of width 128, 4,096 BPE pieces) for 2 million tokens; only the
+Every name trains the same network (4 repeats of width 128, 4,096 BPE tokens) for 2 million tokens; only the
 sequence mixer differs, and with it the MLP where the mixer's paper has none (two Mamba layers make one repeat).
 README has the results. A local copy of the data: --config.data.source=PATH; without any network:
 --config.data.source=toy.

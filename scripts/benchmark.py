@@ -51,7 +51,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.suites import decode, gpu, hf, kernels, meshes, models, ops, parity, starts, train
-from benchmarks.timing import about_this_run, write_results
+from benchmarks.timing import circumstances_of_run, write_results
 from seqmodels import command_line, suggest
 from seqmodels.errors import UserError
 
@@ -71,7 +71,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # A program from the persistent cache would not show what compiling takes.
     jax.config.update("jax_enable_compilation_cache", False)
-    results = about_this_run() | SUITES[options.suite].run(options)
+    results = circumstances_of_run() | SUITES[options.suite].run(options)
     results["machine"]["load_after"] = os.getloadavg()[0]
     write_results(options.out, results)
 

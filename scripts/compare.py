@@ -37,7 +37,7 @@ from configs import base as training_base
 from seqmodels import command_line, config_help, data, object_store, packages, ranges
 from seqmodels import config as config_lib
 from seqmodels.circumstances import circumstances
-from seqmodels.comparison import audit, jobs, measure, plan, recall, report, results
+from seqmodels.comparison import audit, jobs, metric, plan, recall, report, results
 from seqmodels.comparison.report import content
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
@@ -67,23 +67,23 @@ def main(argv: Sequence[str]) -> None:
         )
     with contextlib.ExitStack() as stack:
         with atomic.disk_errors_as_user_errors("--workdir", workdir):
-            stack.enter_context(run_folder.made(workdir))
+            stack.enter_context(run_folder.created(workdir))
             if (workdir / "config.json").exists():
                 raise UserError(f"{workdir} is a run folder: a comparison needs one of its own; choose another --workdir")
             run_folder.check_replaces_nothing(workdir, plan.OWN_NAMES, marks=["results.json"])
         stack.enter_context(loop.only_process_in(workdir))
         # What can be wrong is found before the data are read, which takes long.
-        pieces = run_folder.expected_pieces(from_config_dict(base))
-        planned = plan.Plan(config, workdir, pieces)
+        data_vocab_size = run_folder.expected_vocab_size(from_config_dict(base))
+        planned = plan.Plan(config, workdir, data_vocab_size)
         # Here once, and not by several runs at once: the tokens are cached, the tokenizer's size decides the models'.
         dataset = data.prepare(from_config_dict(base).data, seed=base["seed"])
-        if dataset.vocab_size != pieces:
+        if dataset.vocab_size != data_vocab_size:
             planned = plan.Plan(config, workdir, dataset.vocab_size)
         about = about_this_comparison(argv) | {"training_data": dataset.fingerprint}
         try:
             compare(planned, dataset, num_jobs, about)
         except loop.Stopped as stopped:
-            say(f"{stopped}; to go on: {packages.as_typed(argv)}")
+            say(f"{stopped}; to go on: {packages.shell_command(argv)}")
             sys.exit(stopped.exit_code)
 
 
@@ -112,7 +112,7 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
         say(f"{candidate.label}: {candidate.matched.sizes}: {candidate.matched.counted:,.0f}{difference}")
     plan.check_folders(planned)
     executor = jobs.Executor(
-        planned, jobs=num_jobs, train=train_command, measure=script(packages.PACKAGE / "comparison/worker.py"),
+        planned, jobs=num_jobs, train=train_command, worker=script(packages.PACKAGE / "comparison/worker.py"),
         vocab_size=vocab_size, frequent_pairs=write_frequent_pairs(dataset, workdir),
         on_news=lambda: write_report(planned, vocab_size, about, is_final=False),
     )  # fmt: skip
@@ -130,7 +130,7 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
         "report": str(planned.workdir / "report.html"),
         "mixers": {
             label: {
-                name: row["quality"] and row["quality"][name]["mean"] for name in measure.of(found).summary
+                name: row["quality"] and row["quality"][name]["mean"] for name in metric.of(found).summary
             } | {"learning_rate": row["best_rate"]}
             for label, row in found["mixers"].items()
         },
@@ -183,7 +183,7 @@ def write_report(planned: plan.Plan, vocab_size: int, about: dict, *, is_final: 
 
 
 def about_this_comparison(argv: Sequence[str]) -> dict:
-    return circumstances() | {"command": packages.as_typed(argv)}
+    return circumstances() | {"command": packages.shell_command(argv)}
 
 
 def script(path: Path) -> str:

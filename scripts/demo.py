@@ -62,7 +62,7 @@ def main() -> None:
         say(f"[{number}/{len(MIXERS)}] {mixer}")
         train(mixer, workdir, overrides)
     command_line.use_compilation_cache(config.train.compilation_cache_dir)
-    results = {mixer: look_at(workdir) for mixer, workdir in workdirs.items()}
+    results = {mixer: read_result(workdir) for mixer, workdir in workdirs.items()}
     curves, positions = options.workdir / "learning_curves.png", options.workdir / "loss_by_position.png"
     plots.learning_curves({mixer: result.rows for mixer, result in results.items()}, curves)
     plots.loss_by_position({mixer: result.evaluation.loss_by_position for mixer, result in results.items()}, positions)
@@ -92,7 +92,7 @@ def train(mixer: str, workdir: Path, overrides: list[str]) -> None:
         sys.exit(status)
 
 
-def look_at(workdir: Path) -> Result:
+def read_result(workdir: Path) -> Result:
     run = load_run(workdir)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return Result(run, rows, run.evaluate(), run.generate(PROMPT, max_tokens=loop.SAMPLE_TOKENS))
@@ -104,7 +104,7 @@ def show(results: dict[str, Result]) -> None:
         speed = statistics.median(row["tokens_per_second"] for row in result.rows if row["split"] == "train")
         say(
             f"{mixer:16}  {result.evaluation.perplexity:10.3f}  {result.evaluation.bits_per_byte:13.3f}"
-            f"  {result.run.setup.num_parameters:10,}  {result.run.state_bytes():11,}  {speed:16,.0f}",
+            f"  {result.run.trainer.num_parameters:10,}  {result.run.state_bytes():11,}  {speed:16,.0f}",
             sys.stdout,
         )
     for mixer, result in results.items():

@@ -35,11 +35,11 @@ def main() -> None:
 
     run = load_run(options.workdir, options.step)
     kind = checkpoint.export_folder(
-        run.config.model, run.params, run.setup.vocab_size, run.tokenizer, atomic.expanded(options.out), dtype=options.dtype,
+        run.config.model, run.params, run.trainer.vocab_size, run.tokenizer, atomic.expanded(options.out), dtype=options.dtype,
         history=history(run),
     )  # fmt: skip
     say(
-        f"{options.out}: {kind.architecture} of {kind.library}, {run.setup.num_parameters:,} parameters, step {run.step}",
+        f"{options.out}: {kind.architecture} of {kind.library}, {run.trainer.num_parameters:,} parameters, step {run.step}",
         sys.stdout,
     )
 

@@ -62,10 +62,10 @@ def main(argv: Sequence[str]) -> None:
         values[name] = ranges.parser(hint, name)(values[name]) if values[name] else None
     config, devices = from_config_dict(config), scale.parse_devices(values["devices"])
 
-    pieces = run_folder.expected_pieces(config)
-    plans = scale.plans(config, pieces, devices)
+    data_vocab_size = run_folder.expected_vocab_size(config)
+    plans = scale.plans(config, data_vocab_size, devices)
     best = chosen(config, plans) or plans[0]
-    trainer = scale.abstract_trainer(config, pieces, MeshConfig(**best.mesh))
+    trainer = scale.abstract_trainer(config, data_vocab_size, MeshConfig(**best.mesh))
     summary = {
         "parameters": trainer.num_parameters, "flops_per_token": trainer.flops_per_token,
         "devices": values["devices"], "utilisation": values["utilisation"],
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     if values["lower"]:
         summary["lowered"] = lowered(trainer, devices.platform)
     if values["compile"]:
-        summary["compiled"] = compiled(config, pieces, best, devices)
+        summary["compiled"] = compiled(config, data_vocab_size, best, devices)
     print(json.dumps(summary))
 
 
@@ -138,7 +138,7 @@ def lowered(trainer: Trainer, platform: str) -> dict[str, float]:
     return figures
 
 
-def compiled(config: RunConfig, pieces: int | None, plan: scale.Plan, wanted: scale.Devices) -> dict:
+def compiled(config: RunConfig, data_vocab_size: int | None, plan: scale.Plan, wanted: scale.Devices) -> dict:
     """What XLA makes of it for `compiler_devices`: bytes of temporaries and, by kind, of collectives, on one device and step.
 
     Its FLOPs are XLA's, which counts the body of a loop once.
@@ -147,7 +147,7 @@ def compiled(config: RunConfig, pieces: int | None, plan: scale.Plan, wanted: sc
         UserError: the compiler refuses it, as where it does not fit, or there is no compiler.
     """
     devices = compiler_devices(wanted)
-    trainer = scale.trainer_on(config, pieces, MeshConfig(**plan.mesh), devices)
+    trainer = scale.trainer_on(config, data_vocab_size, MeshConfig(**plan.mesh), devices)
     begun = time.perf_counter()
     with ops.record_choices() as choices:
         lowered = scale.lower(trainer, wanted.platform if devices[0].platform != "cpu" else "cpu")
@@ -178,7 +178,7 @@ def compiler_devices(wanted: scale.Devices) -> list[jax.Device]:
     platforms = {"tpu": "tpu", "gpu": "cuda"}
     if platforms.get(jax.default_backend()) == wanted.platform and len(here) >= wanted.count:
         return here[: wanted.count]
-    lacking = topologies.lacks(wanted.kind, wanted.platform)
+    lacking = topologies.unsupported_reason(wanted.kind, wanted.platform)
     if not lacking:
         return topologies.devices(wanted.kind, wanted.count)
     if len(here) >= wanted.count:

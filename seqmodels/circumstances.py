@@ -22,7 +22,7 @@ def circumstances() -> dict:
     """Those of this process, but for its devices: JSON values."""
     installed = {name: importlib.metadata.version(found) for name, found in PACKAGES.items() if importlib.util.find_spec(name)}
     return {
-        "command": packages.as_typed(sys.argv),
+        "command": packages.shell_command(sys.argv),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "versions": {"python": platform.python_version()} | installed,

@@ -315,7 +315,7 @@ def _end_if_not_obeyed(arrivals: int, over: threading.Event) -> None:
 
 
 def add_compilation_cache_flag(parser: argparse.ArgumentParser) -> None:
-    """For programs that open somebody's run folder: where they keep compiled programs is not that folder's to say."""
+    """For programs that open a run folder: they keep compiled programs where their user says, not where the folder does."""
     parser.add_argument(
         "--compilation_cache_dir", default=DEFAULT_COMPILATION_CACHE_DIR,
         help=f'where compiled programs are kept (default {DEFAULT_COMPILATION_CACHE_DIR}); "" keeps none',

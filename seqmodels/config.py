@@ -37,8 +37,8 @@ from seqmodels.ranges import (
     Positive,
     Seed,
     declared,
-    shown,
-    unpacked,
+    short_repr,
+    unpack_type,
 )
 
 LOGGERS = ("tensorboard", "wandb")
@@ -105,9 +105,10 @@ class TrainConfig(Checked, where="train"):
         for name in self.logger_names:
             if name not in LOGGERS:
                 hint = suggest.hint(name, LOGGERS)
-                raise UserError(f"train.loggers={shown(self.loggers)} names {shown(name)}; {hint}known: {', '.join(LOGGERS)}")
+                wrong = f"train.loggers={short_repr(self.loggers)} names {short_repr(name)}"
+                raise UserError(f"{wrong}; {hint}known: {', '.join(LOGGERS)}")
         if self.profile_steps and self.profiled is None:
-            raise UserError(f"train.profile_steps={shown(self.profile_steps)} must be FIRST:END, such as 10:13")
+            raise UserError(f"train.profile_steps={short_repr(self.profile_steps)} must be FIRST:END, such as 10:13")
 
     @property
     def logger_names(self) -> tuple[str, ...]:
@@ -158,7 +159,7 @@ def options(cls: type) -> ConfigDict:
     """The Config of a layer, or a task, as a ConfigDict of its defaults; an optional field becomes a typed placeholder."""
     values = ConfigDict()
     for field in dataclasses.fields(cls):
-        kind, _, optional = unpacked(declared(cls)[field.name])
+        kind, _, optional = unpack_type(declared(cls)[field.name])
         if optional:
             values[field.name] = config_dict.placeholder(kind)
         if field.default is not None:

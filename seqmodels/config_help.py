@@ -84,4 +84,4 @@ def _lines(name: str, group: type, prefix: str) -> Iterable[str]:
             yield f"  --{prefix}{dotted}.NAME.FIELD=VALUE\n      --help={field.name} lists them, --help=NAME those of one"
             continue
         _, comment = fields.source(group, field.name)
-        yield f"  --{prefix}{dotted}={field.default}\n      {comment} [{ranges.described(ranges.declared(group)[field.name])}]"
+        yield f"  --{prefix}{dotted}={field.default}\n      {comment} [{ranges.describe_type(ranges.declared(group)[field.name])}]"

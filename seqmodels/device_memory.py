@@ -1,4 +1,4 @@
-"""How many bytes a device has, to refuse what cannot fit before it is asked for."""
+"""How many bytes a device has, so that what cannot fit is refused before it is allocated."""
 
 import os
 from collections.abc import Sequence

@@ -78,13 +78,13 @@ _is_mute = False
 
 
 def mute() -> None:
-    """From now on `say` says nothing on stderr: of the processes of one run, one speaks."""
+    """From now on `say` prints nothing on stderr: of a run's processes only one prints."""
     global _is_mute
     _is_mute = True
 
 
 def is_mute() -> bool:
-    """Whether this process leaves speaking to another."""
+    """Whether this process prints nothing on stderr."""
     return _is_mute
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from seqmodels import suggest
 from seqmodels.errors import UserError
-from seqmodels.ranges import shown
+from seqmodels.ranges import short_repr
 
 
 def build(cls: type, values: Any, path: str) -> Any:
@@ -20,7 +20,7 @@ def build(cls: type, values: Any, path: str) -> Any:
       UserError: an unknown or missing field, or a wrong type.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{path} must be a group of fields, not {shown(values)}")
+        raise UserError(f"{path} must be a group of fields, not {short_repr(values)}")
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
@@ -45,15 +45,15 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         origin = typing.get_origin(hint)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{path}={shown(value)} must be a tuple, not {type(value).__name__}")
+            raise UserError(f"{path}={short_repr(value)} must be a tuple, not {type(value).__name__}")
         return _as_tuples(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
-            raise UserError(f"{path}={shown(value)} must be finite") from None
+            raise UserError(f"{path}={short_repr(value)} must be finite") from None
     if type(value) is not hint:
-        raise UserError(f"{path}={shown(value)} must be {hint.__name__}, not {type(value).__name__}")
+        raise UserError(f"{path}={short_repr(value)} must be {hint.__name__}, not {type(value).__name__}")
     return value
 
 

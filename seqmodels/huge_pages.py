@@ -1,4 +1,4 @@
-"""Huge pages for this process's memory, where the system gives them only to those who ask."""
+"""Huge pages for this process's memory, where the system gives them only on request."""
 
 import os
 import sys

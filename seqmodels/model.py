@@ -6,7 +6,7 @@ of their own, ``"attention(window=64) mlp attention mlp"``, and mixers may stand
 The pattern is repeated ``repeats`` times; parameters of one pattern position are stacked over the repeats
 and the stack is run by one ``jax.lax.scan``, so compile time does not grow with depth.
 
-What crosses layers of one kind (HGRN's lower bounds) travels beside the residual stream: a mixer class that has
+What crosses layers of one kind (HGRN's lower bounds) is passed beside the residual stream: a mixer class that has
 ``init_shared(layers)`` makes it from all of the model's layers of its kind, and its ``__call__`` takes it as ``shared`` and
 returns it third.
 
@@ -60,7 +60,7 @@ State = Any
 class ModelConfig(Checked, where="model"):
     """What the network is."""
 
-    # rows of the embedding; None: the tokenizer's pieces
+    # rows of the embedding; None: as many as the tokenizer has tokens
     vocab_size: Annotated[int | None, AtLeast(1), AtMost(2**24)] = None
     d_model: Size = 128  # D, width of the residual stream
     pattern: str = "attention mlp"  # layers in order, of config.model.mixers and channel_layers
@@ -84,8 +84,8 @@ class ModelConfig(Checked, where="model"):
     def __post_init__(self):
         super().__post_init__()
         configs_of = {}
-        for word in parse_pattern(self.pattern):
-            for name, options in parts_of(word):
+        for spec in parse_pattern(self.pattern):
+            for name, options in parts_of(spec):
                 configs_of.setdefault(name, set()).add(self.layer_config(name, options))
         for name, configs in configs_of.items():
             if len(configs) > 1 and hasattr(layer_class(name), "init_shared"):
@@ -116,11 +116,11 @@ class UnstackedState(NamedTuple):
 class ResidualLayer(nnx.Module):
     """x + dropout(layer(norm(x))): one position of the pattern."""
 
-    def __init__(self, word: str, config: ModelConfig, layer_index: Array, *, rngs: nnx.Rngs):
+    def __init__(self, spec: str, config: ModelConfig, layer_index: Array, *, rngs: nnx.Rngs):
         num_layers = config.repeats * len(parse_pattern(config.pattern))
-        self.name = layer_name(word)
+        self.name = layer_name(spec)
         self.norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
-        parts = [(name, _layer(name, options, config, layer_index, num_layers, rngs=rngs)) for name, options in parts_of(word)]
+        parts = [(name, _layer(name, options, config, layer_index, num_layers, rngs=rngs)) for name, options in parts_of(spec)]
         if len(parts) == 1:
             self.layer = parts[0][1]
         else:
@@ -156,6 +156,26 @@ def _layer(name, options, config, layer_index, num_layers, *, rngs):
     return layer(config.layer_config(name, options), config.d_model, rngs=rngs, **optional)
 
 
+def _stacked_layers(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Dict:
+    """The residual layers by ``<position>_<name>``, the parameters of each stacked over the repeats, [R, ...]."""
+    specs = parse_pattern(config.pattern)
+    keys = [jax.random.split(rngs.params(), config.repeats) for _ in specs]
+    indices = jnp.arange(config.repeats * len(specs), dtype=jnp.int32).reshape(config.repeats, len(specs)).T
+    by_position = {}
+    # All layers of a kind at once: a pattern of 56 layers of three kinds compiles three initialisations.
+    for spec in dict.fromkeys(specs):
+        positions = [position for position, other in enumerate(specs) if other == spec]
+
+        def build(key, index, spec=spec):
+            return ResidualLayer(spec, config, index, rngs=nnx.Rngs(params=key))
+
+        built = jax.vmap(jax.vmap(build))(jnp.stack([keys[at] for at in positions]), indices[jnp.array(positions)])
+        for place, position in enumerate(positions):
+            by_position[position] = jax.tree.map(lambda leaf, place=place: leaf[place], built)
+    # Named, not listed: list entries become integer keys, which checkpoints and JSON do not keep.
+    return nnx.Dict({f"{position}_{layer_name(spec)}": by_position[position] for position, spec in enumerate(specs)})
+
+
 class LanguageModel(nnx.Module):
     """tokens -> logits, with state in and state out.
 
@@ -177,29 +197,12 @@ class LanguageModel(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs, scale_branches: bool = True):
-        words = parse_pattern(config.pattern)
         self.config = config
         self.vocab_size = vocab_size
         self.embedding = Weight(normal_init(rngs.params(), (vocab_size, config.d_model), stddev=EMBEDDING_STDDEV))
         if config.embedding_norm:
             self.embedding_norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
-        # Named, not listed: list entries become integer keys, which checkpoints and JSON do not keep.
-        self.layers = nnx.Dict()
-        keys = [jax.random.split(rngs.params(), config.repeats) for _ in words]
-        indices = jnp.arange(config.repeats * len(words), dtype=jnp.int32).reshape(config.repeats, len(words)).T
-        by_position = {}
-        # All layers of a kind at once: a pattern of 56 layers of three kinds compiles three initialisations.
-        for word in dict.fromkeys(words):
-            positions = [position for position, other in enumerate(words) if other == word]
-
-            def build(key, index, word=word):
-                return ResidualLayer(word, config, index, rngs=nnx.Rngs(params=key))
-
-            built = jax.vmap(jax.vmap(build))(jnp.stack([keys[at] for at in positions]), indices[jnp.array(positions)])
-            for place, position in enumerate(positions):
-                by_position[position] = jax.tree.map(lambda leaf, place=place: leaf[place], built)
-        for position, word in enumerate(words):
-            self.layers[f"{position}_{layer_name(word)}"] = by_position[position]
+        self.layers = _stacked_layers(config, rngs)
         self.final_norm = NORMS[config.norm](config.d_model, eps=config.norm_eps, rngs=rngs)
         if config.embedding_norm and config.tie_embeddings:
             self.final_norm.scale[...] = self.final_norm.scale[...] * min(1.0, TIED_HEAD_WIDTH / config.d_model)
@@ -260,8 +263,8 @@ class LanguageModel(nnx.Module):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *state.layers)
 
     def _layers(self) -> tuple[ResidualLayer, ...]:
-        words = parse_pattern(self.config.pattern)
-        return tuple(self.layers[f"{position}_{layer_name(word)}"] for position, word in enumerate(words))
+        specs = parse_pattern(self.config.pattern)
+        return tuple(self.layers[f"{position}_{layer_name(spec)}"] for position, spec in enumerate(specs))
 
     def _shared(self) -> dict[str, Any]:
         """What the first layer of each kind starts from; kinds whose layers pass nothing on have no entry."""
@@ -298,9 +301,9 @@ class LanguageModel(nnx.Module):
         reset: Bool[Array, "B T"] | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[State, ...] | UnstackedState]:
-        """Everything but the head: the normalised hidden states, and the state after the last token.
+        """All layers but the head: the normalised hidden states, and the state after the last token.
 
-        With the readout "last", what follows the last token is told to all T positions of this call, with their number
+        With the readout "last", all T positions of this call read the hidden state after the last token and their own number
         (MAD's compression, arXiv:2403.17844): gelu(W (h_T + sinusoid_t) + b), to which the head is the second layer.
         """
         x = self.embed(tokens)
@@ -313,8 +316,8 @@ class LanguageModel(nnx.Module):
     def _read_out(self, x):
         x = self.final_norm(x)
         if self.config.readout == "last":
-            told = x[:, -1:] + sinusoids(x.shape[1], self.config.d_model).astype(x.dtype)
-            x = jax.nn.gelu(dense(told, self.readout_kernel[...]) + self.readout_bias[...].astype(x.dtype))
+            queries = x[:, -1:] + sinusoids(x.shape[1], self.config.d_model).astype(x.dtype)
+            x = jax.nn.gelu(dense(queries, self.readout_kernel[...]) + self.readout_bias[...].astype(x.dtype))
         return x
 
     def __call__(
@@ -428,18 +431,18 @@ class LanguageModel(nnx.Module):
         return x, UnstackedState(tuple(new_layers))
 
 
-def vocabulary_size(config: ModelConfig, pieces: int | None) -> int:
-    """L: the config's, or else one row for each of the tokenizer's ``pieces`` (None: there is no tokenizer).
+def vocabulary_size(config: ModelConfig, data_vocab_size: int | None) -> int:
+    """L: the config's, or else one row for each of the data's tokens (None: not known).
 
     Raises:
-      UserError: neither says it, or the config has fewer rows than the tokenizer pieces.
+      UserError: neither says it, or the config has fewer rows than the data have tokens.
     """
-    if config.vocab_size is None and pieces is None:
+    if config.vocab_size is None and data_vocab_size is None:
         raise UserError("model.vocab_size must be given where there is no tokenizer")
     if config.vocab_size is None:
-        return pieces
-    if pieces is not None and pieces > config.vocab_size:
-        raise UserError(f"model.vocab_size={config.vocab_size} is less than the {pieces} pieces of the tokenizer")
+        return data_vocab_size
+    if data_vocab_size is not None and data_vocab_size > config.vocab_size:
+        raise UserError(f"model.vocab_size={config.vocab_size} is less than the tokenizer's {data_vocab_size} tokens")
     return config.vocab_size
 
 

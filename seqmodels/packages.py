@@ -27,7 +27,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def as_typed(argv: Sequence[str]) -> str:
+def shell_command(argv: Sequence[str]) -> str:
     """A command line as a person types it in a shell.
 
     Args:

@@ -32,20 +32,20 @@ def parse_pattern(pattern: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _parse(pattern):
-    words = tuple("".join(word.split()) for word in split_outside_brackets(_joined(pattern), None))
-    if not words:
+    specs = tuple("".join(spec.split()) for spec in split_outside_brackets(_joined(pattern), None))
+    if not specs:
         raise UserError('model.pattern is empty; write layers in order, like "attention mlp"')
-    if len(words) > MOST_LAYERS:
+    if len(specs) > MOST_LAYERS:
         raise UserError(
-            f"model.pattern has {len(words):,} layers; write at most {MOST_LAYERS:,}, and say how often they come with model.repeats"
+            f"model.pattern has {len(specs):,} layers; write at most {MOST_LAYERS:,}, and say how often they come with model.repeats"
         )
-    for word in dict.fromkeys(words):
-        parts = parts_of(word)
+    for spec in dict.fromkeys(specs):
+        parts = parts_of(spec)
         for name, _ in parts:
             load_layer(name)
             if is_channel_layer(name) and len(parts) > 1:
-                raise UserError(f"model.pattern has {word!r}: {name} is a channel layer, which stands alone")
-    return words
+                raise UserError(f"model.pattern has {spec!r}: {name} is a channel layer, which stands alone")
+    return specs
 
 
 def load_layer(name: str) -> ModuleType:
@@ -67,24 +67,24 @@ def is_channel_layer(name: str) -> bool:
     return name in channel_layers.names()
 
 
-def parts_of(word: str) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
+def parts_of(spec: str) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
     """The mixers that stand side by side in a layer, each with its options: ``(("attention", (("window", 64),)),)``.
 
     Raises:
       UserError: what is no name, or no ``option=value``.
     """
-    return tuple(_part(part, word) for part in split_outside_brackets(word, "+"))
+    return tuple(_part(part, spec) for part in split_outside_brackets(spec, "+"))
 
 
-def _part(part, word):
+def _part(part, spec):
     name, bracket, inside = part.partition(_OPEN)
     if bracket and not inside.endswith(_CLOSE) or not name or _CLOSE in name:
-        raise UserError(f'model.pattern has {word!r}; write a layer like "attention(window=64)" or "gla+mamba2"')
+        raise UserError(f'model.pattern has {spec!r}; write a layer like "attention(window=64)" or "gla+mamba2"')
     options = {}
     for option in split_outside_brackets(inside[:-1], ",") if bracket else ():
         key, equals, value = option.partition("=")
         if not (key and equals and value) or key in options:
-            raise UserError(f"model.pattern has {word!r}: {option!r} is not one option=value")
+            raise UserError(f"model.pattern has {spec!r}: {option!r} is not one option=value")
         options[key] = _value(value)
     return name, tuple(options.items())
 
@@ -109,9 +109,9 @@ def with_options(config: Any, name: str, options: tuple[tuple[str, Any], ...]) -
     return fields.build(type(config), values | dict(options), f"model.pattern: {name}")
 
 
-def layer_name(word: str) -> str:
+def layer_name(spec: str) -> str:
     """The layer without its options, ``attention`` or ``gla+mamba2``: what its parameters are called."""
-    return "+".join(name for name, _ in parts_of(word))
+    return "+".join(name for name, _ in parts_of(spec))
 
 
 def mixers_in_pattern(pattern: str) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def channel_layers_in_pattern(pattern: str) -> tuple[str, ...]:
 
 def names_in_pattern(pattern: str) -> tuple[str, ...]:
     """The distinct layers of a pattern, mixers and channel layers, in order of appearance."""
-    return tuple(dict.fromkeys(name for word in parse_pattern(pattern) for name, _ in parts_of(word)))
+    return tuple(dict.fromkeys(name for spec in parse_pattern(pattern) for name, _ in parts_of(spec)))
 
 
 def split_outside_brackets(text: str, separator: str | None) -> list[str]:
@@ -153,9 +153,9 @@ def split_outside_brackets(text: str, separator: str | None) -> list[str]:
 
 def _joined(pattern):
     """The pattern without blanks around ``+`` and before brackets: they are part of one layer."""
-    words = pattern.replace("+", " + ").replace(_OPEN, f" {_OPEN}").split()
+    specs = pattern.replace("+", " + ").replace(_OPEN, f" {_OPEN}").split()
     joined = ""
-    for word in words:
-        glued = word.startswith((_OPEN, "+")) or joined.endswith("+")
-        joined += word if glued or not joined else f" {word}"
+    for spec in specs:
+        glued = spec.startswith((_OPEN, "+")) or joined.endswith("+")
+        joined += spec if glued or not joined else f" {spec}"
     return joined

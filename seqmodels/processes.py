@@ -86,12 +86,12 @@ def start(*, coordinator: str = "", num_processes: int | None = None, process_id
     state = distributed.global_state
     if state.num_processes == 1:
         return
-    global _last_words
-    _last_words = _LastWords(
+    global _exit_message
+    _exit_message = _ExitMessage(
         f"error: process {state.process_id} of {state.num_processes} was killed, or ended by JAX because another process of the run "
         f"had ended; {_AGAIN}"
     )
-    atexit.register(_last_words.unsay)
+    atexit.register(_exit_message.cancel)
     if state.process_id != 0:
         escape.mute()
 
@@ -108,8 +108,8 @@ def _scheduler_has_several() -> bool:
     return False
 
 
-class _LastWords:
-    """A child that prints a line if this process ends without `unsay`: aborted or killed it can print none itself."""
+class _ExitMessage:
+    """A child that prints a line if this process ends without `cancel`: aborted or killed it can print none itself."""
 
     _PROGRAM = "import sys; sys.stdin.buffer.read() or print(sys.argv[1], file=sys.stderr)"
 
@@ -119,7 +119,7 @@ class _LastWords:
             start_new_session=True,  # a Ctrl-C is not for it
         )  # fmt: skip
 
-    def unsay(self) -> None:
+    def cancel(self) -> None:
         """The process ends in good order, or has said why not."""
         if not self._child.stdin.closed:
             try:
@@ -129,13 +129,13 @@ class _LastWords:
                 pass  # the child was killed
 
 
-_last_words: _LastWords | None = None
+_exit_message: _ExitMessage | None = None
 
 
 def end_now(code: int) -> None:
     """End this process without waiting for anything: JAX's own way out waits for the other processes."""
-    if _last_words is not None:
-        _last_words.unsay()
+    if _exit_message is not None:
+        _exit_message.cancel()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -153,7 +153,7 @@ class Group:
     Attributes:
         count: how many there are.
         index: which one this is.
-        is_first: whether it is the one that writes and speaks.
+        is_first: whether it is the one that writes and prints.
     """
 
     _numbers = itertools.count()
@@ -214,7 +214,7 @@ class Group:
     # -- Agreement ------------------------------------------------------------------------------------------------
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns in the first process, a JSON value; a mistake there is everybody's.
+        """What `make` returns in the first process, a JSON value; a UserError there is raised in all processes.
 
         Raises:
             UserError: `make` raised it.

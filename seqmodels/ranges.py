@@ -199,7 +199,7 @@ def check(values: Any, where: str) -> None:
         why = problem(hint, value, lambda other: getattr(values, other))
         if why is not None:
             optional = value is not None and is_optional(hint)
-            raise UserError(f"{_dotted(where, name)}={shown(value)} {why}{' (or None)' if optional else ''}")
+            raise UserError(f"{_dotted(where, name)}={short_repr(value)} {why}{' (or None)' if optional else ''}")
 
 
 @functools.cache
@@ -216,7 +216,7 @@ def problem(hint: Any, value: Any, field: Callable[[str], Any]) -> str | None:
       hint: a type, ``Annotated`` or not.
       field: gives the value of another field, by name, for the rules that name one.
     """
-    kind, rules, optional = unpacked(hint)
+    kind, rules, optional = unpack_type(hint)
     if value is None and optional:
         return None
     if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
@@ -247,7 +247,7 @@ def problem(hint: Any, value: Any, field: Callable[[str], Any]) -> str | None:
     return _broken(value, rules, field)
 
 
-def unpacked(hint: Any) -> tuple[Any, tuple[Rule, ...], bool]:
+def unpack_type(hint: Any) -> tuple[Any, tuple[Rule, ...], bool]:
     """``(type, rules, optional)`` of a declaration like ``Annotated[Size | None, Divides("num_heads")]``."""
     rules: tuple[Rule, ...] = ()
     optional = False
@@ -265,12 +265,12 @@ def unpacked(hint: Any) -> tuple[Any, tuple[Rule, ...], bool]:
 
 def is_optional(hint: Any) -> bool:
     """Whether None is a value of a declared type."""
-    return unpacked(hint)[2]
+    return unpack_type(hint)[2]
 
 
 def rules_of(hint: Any) -> Iterator[Rule]:
     """All rules of a declared type, those of a tuple's entries included."""
-    kind, rules, _ = unpacked(hint)
+    kind, rules, _ = unpack_type(hint)
     yield from rules
     if typing.get_origin(kind) is tuple:
         for item in typing.get_args(kind):
@@ -278,12 +278,12 @@ def rules_of(hint: Any) -> Iterator[Rule]:
                 yield from rules_of(item)
 
 
-def described(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A declared type and its range for a person: ``"int, at least 1 and at most 1048576, or None"``."""
-    kind, rules, optional = unpacked(hint)
+    kind, rules, optional = unpack_type(hint)
     if typing.get_origin(kind) is tuple:
         *items, last = typing.get_args(kind)
-        name = f"tuple of {described(items[0])}" if last is Ellipsis else f"({', '.join(map(described, (*items, last)))})"
+        name = f"tuple of {describe_type(items[0])}" if last is Ellipsis else f"({', '.join(map(describe_type, (*items, last)))})"
     else:
         name = kind.__name__
     words = [rule.words(str(rule.bound)).removeprefix("must be ").removeprefix("must ").removeprefix("is not ") for rule in rules]
@@ -296,22 +296,22 @@ def parser(hint: Any, name: str) -> Callable[[str], Any]:
     Raises (the function returned):
       UserError: it is not a number, or not in the range.
     """
-    kind = unpacked(hint)[0]
+    kind = unpack_type(hint)[0]
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            raise UserError(f"--{name}={shown(text)} must be {kind.__name__}") from None
+            raise UserError(f"--{name}={short_repr(text)} must be {kind.__name__}") from None
         why = problem(hint, value, _no_field)
         if why is not None:
-            raise UserError(f"--{name}={shown(value)} {why}")
+            raise UserError(f"--{name}={short_repr(value)} {why}")
         return value
 
     return parse
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """``repr`` of a value for a message of one line: printable, and cut in the middle where it is long."""
     try:
         text = repr(value)

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from seqmodels import suggest
 from seqmodels.errors import UserError
-from seqmodels.ranges import shown
+from seqmodels.ranges import short_repr
 
 
 def of_package(package: str, path: Iterable[str], what: str) -> tuple[Callable[[], tuple[str, ...]], Callable[[str], ModuleType]]:
@@ -32,4 +32,4 @@ def of_package(package: str, path: Iterable[str], what: str) -> tuple[Callable[[
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """There is no such module; the nearest is named."""
-    return UserError(f"there is no {what} {shown(name)}; {suggest.hint(name, known)}known: {', '.join(known)}")
+    return UserError(f"there is no {what} {short_repr(name)}; {suggest.hint(name, known)}known: {', '.join(known)}")

@@ -27,7 +27,7 @@ from seqmodels.evaluation.accuracy import LabelEvaluation
 from seqmodels.evaluation.perplexity import Evaluation, state_bytes
 from seqmodels.model import LanguageModel
 from seqmodels.training import checkpoint, remote_folder
-from seqmodels.training.run_folder import num_pieces, read_config, read_tokenizer
+from seqmodels.training.run_folder import known_vocab_size, read_config, read_tokenizer
 from seqmodels.training.state import Trainer
 
 
@@ -35,7 +35,7 @@ from seqmodels.training.state import Trainer
 class Run:
     """A model out of a run folder, at the step of one checkpoint.
 
-    `config` is the run's own, but for its caches, which are the reader's; `setup` holds the same model on one device of this
+    `config` is the run's own, but for its caches, which are the reader's; `trainer` holds the same model on one device of this
     machine, or those that `load_run` was given.
     """
 
@@ -47,13 +47,13 @@ class Run:
     params: dict
     # of the parameters: a saved state fits only those that made it
     fingerprint: str
-    setup: Trainer
+    trainer: Trainer
     # of the text that was held out, `ValidationSet.digest`; None where the checkpoint does not say
     held_out_digest: str | None = None
 
     def __repr__(self) -> str:
         model = self.config.model
-        size = f"{self.setup.num_parameters:,} parameters"
+        size = f"{self.trainer.num_parameters:,} parameters"
         return f"Run({str(self.workdir)!r}, step {self.step:,}, {model.repeats} x {model.pattern!r}, {size})"
 
     def _repr_html_(self) -> str:
@@ -61,7 +61,7 @@ class Run:
         return html_table(str(self.workdir), {
             "step": f"{self.step:,} of {of.train.steps:,}",
             "model": f"{of.model.repeats} x {of.model.pattern}, width {of.model.d_model}",
-            "parameters": f"{self.setup.num_parameters:,}",
+            "parameters": f"{self.trainer.num_parameters:,}",
             "state": f"{self.state_bytes():,} bytes a sequence at {of.data.seq_len:,} tokens",
             "data": of.data.source if of.data.synthetic_task is None else f"the task {of.data.task}",
             "tokenizer": "none" if self.tokenizer is None else f"{self.tokenizer.name}, {self.tokenizer.vocab_size:,} tokens",
@@ -75,7 +75,7 @@ class Run:
         """
         tokens = self._checked(tokens)
         split = generate.split_rows(tokens, self._mesh)
-        return _logits(self.setup.graphdef, self.params, split, mesh=self._mesh)[: len(tokens)]
+        return _logits(self.trainer.graphdef, self.params, split, mesh=self._mesh)[: len(tokens)]
 
     def attention_weights(self, tokens: str | Int[np.ndarray, "B T"]) -> Float[Array, "layers B H T T"]:
         """How each head of each attention layer spreads over the tokens so far, float32, each row summing to 1.
@@ -88,12 +88,12 @@ class Run:
             UserError: the model has no attention.
         """
         batch = [self.prompt_tokens(tokens)] if isinstance(tokens, str) else tokens
-        return _attention_weights(self.setup.graphdef, self.params, self._checked(batch))
+        return _attention_weights(self.trainer.graphdef, self.params, self._checked(batch))
 
     @property
     def _mesh(self) -> Mesh | None:
         """Of the devices, where there are several."""
-        return self.setup.mesh if self.setup.mesh.size > 1 else None
+        return self.trainer.mesh if self.trainer.mesh.size > 1 else None
 
     def _checked(self, tokens: Int[np.ndarray, "B T"], *, may_be_empty: bool = False) -> Int[np.ndarray, "B T"]:
         tokens = np.asarray(tokens)
@@ -101,13 +101,13 @@ class Run:
             raise ValueError(f"tokens must be integers of shape [B, T], not {tokens.dtype} of shape {tokens.shape}")
         if 0 in tokens.shape[: 1 if may_be_empty else 2]:
             raise ValueError(f"tokens must be at least one row of at least one token, not of shape {tokens.shape}")
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.setup.vocab_size:
-            raise ValueError(f"tokens must be in 0..{self.setup.vocab_size - 1}, the model's vocabulary")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.trainer.vocab_size:
+            raise ValueError(f"tokens must be in 0..{self.trainer.vocab_size - 1}, the model's vocabulary")
         return tokens.astype(np.int32)
 
     def model(self) -> LanguageModel:
         """The model with its parameters, to call and look into."""
-        return model.merge(self.setup.graphdef, self.params)
+        return model.merge(self.trainer.graphdef, self.params)
 
     def generate(self, prompt: str, **options: Any) -> str:
         """The model's continuation of `prompt`, up to the end of the text; options as in `stream`."""
@@ -135,7 +135,7 @@ class Run:
         sampler = self.sampler(seed, **sampling)  # ahead of reading, which compiles
         generate.check_max_tokens(max_tokens)
         state = self.read(prompt, after, extra_capacity=max_tokens)
-        tokens = session.stream(self.setup.graphdef, self.params, state, sampler, max_tokens=max_tokens)
+        tokens = session.stream(self.trainer.graphdef, self.params, state, sampler, max_tokens=max_tokens)
         text = IncrementalText(self.tokenizer, context=state.tokens)
 
         def pieces():
@@ -165,7 +165,7 @@ class Run:
             raise UserError("prompts are a list of texts; of one text, `generate` is the call")
         prompt_tokens = [self.prompt_tokens(prompt) for prompt in prompts]
         continuations = generate.generate(
-            self.setup.graphdef, self.params, prompt_tokens, self.sampler(seed, first_row, **sampling), max_tokens=max_tokens,
+            self.trainer.graphdef, self.params, prompt_tokens, self.sampler(seed, first_row, **sampling), max_tokens=max_tokens,
             mesh=self._mesh,
         )  # fmt: skip
         return [self._text(new, after) for new, after in zip(continuations, prompt_tokens)]
@@ -185,7 +185,7 @@ class Run:
         tokens = self._checked(np.asarray([text]) if len(text) else np.zeros((1, 0), np.int32), may_be_empty=True)[0]
         self._check_made_here(after)
         return session.read(
-            self.setup.graphdef,
+            self.trainer.graphdef,
             self.params,
             tokens,
             params_fingerprint=self.fingerprint,
@@ -203,7 +203,7 @@ class Run:
         """
         sampler = self.sampler(seed, **sampling)
         self._check_made_here(state)
-        tokens, after = session.continue_from(self.setup.graphdef, self.params, state, sampler, max_tokens=max_tokens)
+        tokens, after = session.continue_from(self.trainer.graphdef, self.params, state, sampler, max_tokens=max_tokens)
         return self._text(tokens, state.tokens), after
 
     def load_state(self, path: str | Path) -> DecodingState:
@@ -212,7 +212,7 @@ class Run:
         Raises:
             UserError: there is no such file, it is damaged, or is of another model.
         """
-        return session.load(path, self.setup.graphdef, self.params, params_fingerprint=self.fingerprint)
+        return session.load(path, self.trainer.graphdef, self.params, params_fingerprint=self.fingerprint)
 
     def sampler(self, seed: int = 0, first_row: int = 0, **sampling: Any) -> Sampler:
         """What draws tokens of the run's tokenizer, ids without a token never; `sampling` as in `stream`.
@@ -222,7 +222,7 @@ class Run:
         """
         _check_number("seed", seed, ranges.Seed)
         tokenizer = self.text_tokenizer()
-        is_token = data.token_mask(tokenizer, self.setup.vocab_size)
+        is_token = data.token_mask(tokenizer, self.trainer.vocab_size)
         return Sampler(Sampling(**sampling), jax.random.key(seed), tokenizer.ends, is_token, first_row)
 
     def _check_made_here(self, state: DecodingState | None) -> None:
@@ -276,7 +276,7 @@ class Run:
         if source is None and self.step == 0 and not (self.workdir / "validation.npz").exists():
             raise UserError(f"{self.workdir} is imported and has no validation tokens; give --data (a path, a hub id, or toy)")
         if source is None:
-            validation = data.load_validation(self.workdir, self.setup.vocab_size)
+            validation = data.load_validation(self.workdir, self.trainer.vocab_size)
             if data.is_another(self.held_out_digest, validation.digest):
                 say(f"{self.workdir / 'validation.npz'} is not the text that the run held out: it was replaced, or is damaged")
             return validation
@@ -306,7 +306,7 @@ class Run:
         """
         _check_number("max_tokens", max_tokens, ranges.Count | None)
         validation = self.validation() if validation is None else validation
-        return self.setup.evaluate(self.params, validation, max_tokens=max_tokens, progress=progress)
+        return self.trainer.evaluate(self.params, validation, max_tokens=max_tokens, progress=progress)
 
     def evaluate_lengths(
         self,
@@ -336,12 +336,12 @@ class Run:
         else:
             if max(lengths) > len(validation):
                 raise UserError(f"a length of {max(lengths):,} tokens is more than the {len(validation):,} that the text has")
-            scored = [self.setup.evaluate(self.params, validation, seq_len=length, max_tokens=max_tokens) for length in lengths]
+            scored = [self.trainer.evaluate(self.params, validation, seq_len=length, max_tokens=max_tokens) for length in lengths]
         return dict(zip(lengths, scored, strict=True))
 
     def state_bytes(self, max_len: int | None = None) -> int:
         """Bytes of one sequence's decoding state at a capacity of `max_len` tokens (default: the training length)."""
-        return state_bytes(self.setup.graphdef, self.params, max_len or self.config.data.seq_len)
+        return state_bytes(self.trainer.graphdef, self.params, max_len or self.config.data.seq_len)
 
 
 def load_run(
@@ -384,8 +384,10 @@ def load_run(
     if isinstance(devices, int) or not devices:
         raise UserError(f"{devices or 'no'} devices are asked for and there are {len(jax.devices())}")
     mesh = MeshConfig(data=len(devices), fsdp=1, tensor=1, sequence=1) if mesh is None else mesh
-    setup = Trainer(_on_mesh(config, mesh), num_pieces(config, tokenizer), devices=list(devices))
-    restored = checkpoint.restore(workdir / "checkpoints", {"params": setup.abstract_state()["params"]}, step=step, report=report)
+    trainer = Trainer(_on_mesh(config, mesh), known_vocab_size(config, tokenizer), devices=list(devices))
+    restored = checkpoint.restore(
+        workdir / "checkpoints", {"params": trainer.abstract_state()["params"]}, step=step, report=report
+    )
     if restored is None:
         raise UserError(f"the checkpoints of {workdir} were deleted while it was opened")
     if tokenizer is not None and restored.record.get("tokenizer") not in (None, data.tokenizer_digest(tokenizer)):
@@ -397,14 +399,14 @@ def load_run(
             f"({', '.join(other[:5])}): it was replaced"
         )
     held_out = (restored.record.get("digests") or {}).get("validation")
-    return Run(workdir, config, tokenizer, restored.step, restored.state["params"], restored.fingerprint, setup, held_out)
+    return Run(workdir, config, tokenizer, restored.step, restored.state["params"], restored.fingerprint, trainer, held_out)
 
 
 def _check_number(name: str, value: Any, hint: Any) -> None:
     """Raises UserError where a value is not in the range of a declared type (seqmodels.ranges)."""
     why = ranges.problem(hint, value, str)
     if why is not None:
-        raise UserError(f"{name}={ranges.shown(value)} {why}")
+        raise UserError(f"{name}={ranges.short_repr(value)} {why}")
 
 
 def _on_mesh(config: RunConfig, mesh: MeshConfig) -> RunConfig:

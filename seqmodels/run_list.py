@@ -17,7 +17,7 @@ from seqmodels.errors import UserError
 from seqmodels.escape import escape
 from seqmodels.evaluation import perplexity
 from seqmodels.formats import json_text, limits, metrics_rows
-from seqmodels.training import opening, run_folder
+from seqmodels.training import history, run_folder
 
 MOST_ROWS_BYTES = 1 << 28
 FORMATS = ("table", "csv", "latex")
@@ -160,8 +160,8 @@ def _rows(path: Path) -> list[Mapping]:
 def _recorded_sizes(path: Path) -> dict[str, int] | None:
     """What the run itself wrote of its model; None of runs older than that, and where it cannot be read."""
     try:
-        last = limits.read_text(path / opening.FILE_NAME, MOST_ROWS_BYTES).splitlines()[-1]
-        recorded = json_text.parse(last, path / opening.FILE_NAME)["model"]
+        last = limits.read_text(path / history.FILE_NAME, MOST_ROWS_BYTES).splitlines()[-1]
+        recorded = json_text.parse(last, path / history.FILE_NAME)["model"]
         return {name: int(recorded[name]) for name in ("parameters", "state_bytes")}
     except (OSError, UserError, IndexError, KeyError, TypeError, ValueError):
         return None
@@ -173,8 +173,8 @@ def _counted_sizes(path: Path, config: RunConfig) -> dict[str, int]:
     Raises:
         UserError: the tokenizer cannot be read, on whose size they depend.
     """
-    pieces = run_folder.num_pieces(config, run_folder.read_tokenizer(path, config))
-    vocab_size = model.vocabulary_size(config.model, pieces)
+    data_vocab_size = run_folder.known_vocab_size(config, run_folder.read_tokenizer(path, config))
+    vocab_size = model.vocabulary_size(config.model, data_vocab_size)
     shapes = model.param_shapes(config.model, vocab_size)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),

@@ -1,11 +1,11 @@
-"""What XLA's CPU compiler is told: to leave out an optimisation that computes wrong numbers, or to be quick.
+"""Options of XLA's CPU compiler: without an optimisation that computes wrong numbers, or for quick compilation.
 
 jaxlib 0.10.2 to 0.11.2 on x86-64 hand elementwise operations, reductions and products, fused, to a library (YNNPACK). A matrix
 product with an operand that is one value everywhere, fused with a reduction, reads memory that nothing has written:
 ``jnp.sum((a @ jnp.ones((64, 128)) + x) ** 2, axis=-1)``, jitted, is infinite or of 1e25. A Mamba-2 layer does that with its first
 state, which is zero: on 64 sequences of 64 steps, without a gradient, it returned numbers that had nothing to do with its inputs,
 and a model whose training accuracy was 0.98 was evaluated to 0.01. (jax-ml/jax issue 39257 is of the same fusions crashing.)
-``jax.lax.optimization_barrier`` around the operand or the product changes nothing, so it is the compiler that is told. Products
+``jax.lax.optimization_barrier`` around the operand or the product changes nothing, so a compiler option turns it off. Products
 alone go on using the library, which costs no speed on the whole: a training step of four mixers took 0.95 to 1.04 times as long.
 
 Importing ``seqmodels`` asks for it (``ask_for_right_fusions``), which takes effect unless JAX has looked for devices before; if

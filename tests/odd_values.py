@@ -44,7 +44,7 @@ class Case:
     hint: Any  # the field's declared type
 
     def __str__(self) -> str:
-        return f"{self.field}={ranges.shown(self.value)}"
+        return f"{self.field}={ranges.short_repr(self.value)}"
 
 
 def cases(only: str | None = None) -> Iterator[Case]:
@@ -52,7 +52,7 @@ def cases(only: str | None = None) -> Iterator[Case]:
     for field, hint in fields().items():
         if only not in (None, field):
             continue
-        kind = ranges.unpacked(hint)[0]
+        kind = ranges.unpack_type(hint)[0]
         for value in (*(NUMBERS if kind in (int, float, bool) else NUMBERS[:2]), *(TEXTS if kind is str else TEXTS[:4]), *OTHERS):
             yield Case(field, value, hint)
 

@@ -36,7 +36,13 @@ FLOORS = (
         "seqmodels.ops.target",
         "seqmodels.ops.placement",
     ),
-    ("seqmodels.fields", "seqmodels.registry", "seqmodels.ops.chunk", "seqmodels.ops.documents", "seqmodels.ops.over_time"),
+    (
+        "seqmodels.fields",
+        "seqmodels.registry",
+        "seqmodels.ops.chunk",
+        "seqmodels.ops.documents",
+        "seqmodels.ops.sequence_parallel",
+    ),
     ("seqmodels.ops.kernels.gpu.common", "seqmodels.ops.kernels.gpu.tiles", "seqmodels.ops.kernels.tpu.common"),
     ("seqmodels.ops.kernels.gpu.local_sums",),
     (

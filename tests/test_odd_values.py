@@ -14,7 +14,7 @@ FIELDS = tuple(odd_values.fields())
 
 def is_sound(case, value) -> bool:
     """Whether a value that was accepted is one that arithmetic in float32 and int32 can have."""
-    kind, _, optional = ranges.unpacked(case.hint)
+    kind, _, optional = ranges.unpack_type(case.hint)
     if value is None:
         return optional
     if kind is float:

@@ -22,7 +22,7 @@ from seqmodels.ranges import (
     Positive,
     Seed,
     parser,
-    shown,
+    short_repr,
 )
 
 
@@ -91,7 +91,7 @@ def test_legal_values_are_taken_as_they_are():
 
 @pytest.mark.parametrize("value", ["x" * 10**6, (1,) * 10**5, 10**5000, "a\nb\x1b[31m"], ids=range(4))
 def test_a_message_is_one_short_line(value):
-    assert len(shown(value)) <= 80 and shown(value).isprintable()
+    assert len(short_repr(value)) <= 80 and short_repr(value).isprintable()
 
 
 def test_flags_have_the_same_ranges():

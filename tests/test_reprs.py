@@ -33,9 +33,9 @@ def test_a_config_shows_what_differs_from_the_defaults():
 
 
 def test_a_run_is_a_line_or_a_table(run):
-    assert repr(run) == f"Run({str(run.workdir)!r}, step 1, 1 x 'attention mlp', {run.setup.num_parameters:,} parameters)"
+    assert repr(run) == f"Run({str(run.workdir)!r}, step 1, 1 x 'attention mlp', {run.trainer.num_parameters:,} parameters)"
     page = run._repr_html_()
-    assert "&lt;b&gt;run" in page and "<b>run" not in page and f"{run.setup.num_parameters:,}" in page
+    assert "&lt;b&gt;run" in page and "<b>run" not in page and f"{run.trainer.num_parameters:,}" in page
 
 
 def test_a_state_is_a_line_or_a_table(run):

@@ -16,7 +16,7 @@ from scripts import runs as command
 from seqmodels import config as config_lib
 from seqmodels import model, run_list
 from seqmodels.errors import UserError
-from seqmodels.training import opening, run_folder
+from seqmodels.training import history, run_folder
 from tests.configs import tiny
 
 
@@ -36,7 +36,7 @@ def folder(tmp_path):
         return path
 
     done = make("a/done", [row(5, "train", 3.0), row(10, "train", 2.0), row(10, "validation", 2.5, bits_per_byte=1.25)])
-    (done / opening.FILE_NAME).write_text(json.dumps({"model": {"parameters": 1234, "state_bytes": 56}}) + "\n")
+    (done / history.FILE_NAME).write_text(json.dumps({"model": {"parameters": 1234, "state_bytes": 56}}) + "\n")
     make("b_stopped", [row(4, "train", 3.5)], **{"model.pattern": "gla mlp", "model.repeats": 1})
     make("c_new", [])
     (tmp_path / "d_damaged").mkdir()
@@ -123,7 +123,7 @@ def test_rows_that_cannot_be_read_are_a_line_of_the_table(folder):
     for name, make in (("b_stopped", os.mkfifo), ("c_new", os.mkdir)):
         (folder / name / "metrics.jsonl").unlink()
         make(folder / name / "metrics.jsonl")
-    os.mkfifo(folder / "e_noise" / opening.FILE_NAME)  # and nobody waits for a writer
+    os.mkfifo(folder / "e_noise" / history.FILE_NAME)  # and nobody waits for a writer
     problems = {run.name: run.problem for run in run_list.read(run_list.find([folder]))}
     assert "is not a regular file" in problems["b_stopped"] and "is not a regular file" in problems["c_new"]
     assert problems["a/done"] is None

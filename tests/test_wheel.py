@@ -44,4 +44,4 @@ def test_everything_a_command_needs_is_in_the_wheel():
 )
 def test_a_command_is_named_as_it_was_typed(monkeypatch, argv, installed, typed):
     monkeypatch.setattr(packages, "IS_INSTALLED", installed)
-    assert packages.as_typed([argv[0].replace("ROOT", str(packages.ROOT)), *argv[1:]]) == typed
+    assert packages.shell_command([argv[0].replace("ROOT", str(packages.ROOT)), *argv[1:]]) == typed

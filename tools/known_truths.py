@@ -27,7 +27,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.timing import about_this_run, write_results
+from benchmarks.timing import circumstances_of_run, write_results
 from seqmodels import command_line
 from seqmodels.errors import UserError
 from seqmodels.run import load_run
@@ -112,7 +112,7 @@ def run_all(probes: Mapping[str, Probe], workdir: Path, results: dict, out: Path
     Raises:
         UserError: train.py ended with a mistake; the same command goes on from there.
     """
-    results["about"] = about_this_run()
+    results["about"] = circumstances_of_run()
     start = time.perf_counter()
     for done, (name, probe) in enumerate(probes.items()):
         left = f", about {(time.perf_counter() - start) / done * (len(probes) - done) / 60:.0f} min left" if done else ""
@@ -137,7 +137,7 @@ def scored(folder: Path) -> dict:
         "repeats": run.config.model.repeats,
         "d_model": run.config.model.d_model,
         "steps": run.step,
-        "parameters": run.setup.num_parameters,
+        "parameters": run.trainer.num_parameters,
         "state_bytes": run.state_bytes(),
         "loss": evaluation.loss,
         **evaluation.scores,

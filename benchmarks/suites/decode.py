@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.decode_report import draw
-from benchmarks.timing import Progress, lengths, positive, progress, some_of
+from benchmarks.timing import Progress, lengths, names_out_of, positive, progress
 from configs import base
 from seqmodels import mixers, model
 from seqmodels.config import from_config_dict
@@ -30,7 +30,7 @@ HOST_WIDTH, HOST_TOKENS = 512, 64
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     names = (*mixers.names(), WINDOW)
-    parser.add_argument("--mixers", type=some_of("mixer", names), default=names, help="who decodes")
+    parser.add_argument("--mixers", type=names_out_of("mixer", names), default=names, help="who decodes")
     parser.add_argument("--contexts", type=lengths, default=(256, 2048, 16384, 65536), help="tokens read before")
     parser.add_argument("--batch_sizes", type=lengths, default=(1, 32), help="rows decoded together")
     parser.add_argument("--tokens", type=positive, default=32, help="written by each row")
@@ -85,7 +85,7 @@ def measure(name: str, options: argparse.Namespace) -> list[dict]:
             if counted > options.max_state_bytes:
                 continue
             before = before or decode.read(
-                graphdef, params, VOCAB_SIZE, context=context, room=options.tokens, key=jax.random.key(1)
+                graphdef, params, VOCAB_SIZE, context=context, extra_capacity=options.tokens, key=jax.random.key(1)
             )
             compiled = generate.decode._cache_size()
             speed = decode.measure_after(

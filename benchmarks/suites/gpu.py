@@ -40,10 +40,10 @@ from benchmarks import float64
 from benchmarks.kernel_cases import CASES, PASSES, REHEARSAL, SHAPES, Shape
 from benchmarks.suites import kernels, models
 from benchmarks.timing import (
+    names_out_of,
     positive,
     rows_so_far,
-    some_of,
-    while_time_is_left,
+    until_deadline,
     write_results,
 )  # fmt: skip
 from seqmodels import command_line, ops
@@ -109,8 +109,8 @@ def ranked() -> list[Row]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kinds", type=some_of("kind", KINDS), default=",".join(KINDS), help="which rows")
-    parser.add_argument("--ops", type=some_of("op", BY_RANK), default=",".join(BY_RANK), help="of which ops")
+    parser.add_argument("--kinds", type=names_out_of("kind", KINDS), default=",".join(KINDS), help="which rows")
+    parser.add_argument("--ops", type=names_out_of("op", BY_RANK), default=",".join(BY_RANK), help="of which ops")
     parser.add_argument("--minutes", type=positive, default=30, help="no further row is begun after so many")
     parser.add_argument("--carry", type=Path, default=ROOT / "runs" / "gpu", help="compiled programs and float64 numbers, kept")
     parser.add_argument("--compilers", type=positive, default=max(1, num_cores() - 4), help="processes that compile side by side")
@@ -167,7 +167,7 @@ def run(options: argparse.Namespace) -> dict:
     rows = [row for row in rows if dataclasses.astuple(row) not in done]
     about = {"commit": circumstances()["commit"], "device": device.device_kind}
     with compilers(session, rows, options.compilers), make_float64(session, options.ops):
-        for fields in while_time_is_left([dataclasses.astuple(row) for row in rows], options.minutes):
+        for fields in until_deadline([dataclasses.astuple(row) for row in rows], options.minutes):
             row = Row(*fields)
             begun = time.monotonic()
             try:
@@ -318,14 +318,11 @@ def profile(row: Row, session: Session) -> dict:
             for _ in range(calls):
                 jax.block_until_ready(program(*arguments))
         (trace,) = Path(folder).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+        lines = [line for plane in planes if plane.name.startswith("/device:GPU") for line in plane.lines]
         spent = collections.Counter()
-        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
-            if not plane.name.startswith("/device:GPU"):
-                continue
-            for line in plane.lines:
-                if line.name.startswith("Stream"):
-                    for event in line.events:
-                        spent[event.name] += event.duration_ns / 1e6 / calls
+        for event in (event for line in lines if line.name.startswith("Stream") for event in line.events):
+            spent[event.name] += event.duration_ns / 1e6 / calls
     return {"ms_by_kernel": dict(sorted(spent.items(), key=lambda item: -item[1]))}
 
 
@@ -399,29 +396,31 @@ KINDS: dict[str, Callable[[Row, Session], dict]] = {
 
 def print_row(row: dict) -> None:
     title = " ".join(filter(None, (row["kind"], row["name"], row["shape"], row["part"])))
+    print(f"  {title}: {summary(row)} [{row['seconds']:.0f} s]", flush=True)
+
+
+def summary(row: dict) -> str:
+    """What a row's measurement came to, in a line."""
     if "lacking" in row:
-        said = row["lacking"]
-    elif "error" in row and row["kind"] == "check":
+        return row["lacking"]
+    if "error" in row and row["kind"] == "check":
         worst = max(row["error"], key=row["error"].get)
-        said = f"{row['error'][worst]:.1e} ({worst}) off float64, {row['different_runs']} of {row['runs']} runs differ"
-    elif "contenders" in row:
+        return f"{row['error'][worst]:.1e} ({worst}) off float64, {row['different_runs']} of {row['runs']} runs differ"
+    if "contenders" in row:
         ours = row["contenders"]["pallas"]
-        said = ", ".join([f"{ours['ms']:.3f} ms", *kernels.of_bound(row)]) if "ms" in ours else "went through"
-    elif "ms_by_kernel" in row:
-        said = (
-            ", ".join(f"{name} {ms:.3f}" for name, ms in list(row["ms_by_kernel"].items())[:5]) or "nothing of a GPU in the trace"
-        )
-    elif "ms" in row:
-        said = f"{row['ms']:.3f} ms"
-    elif "train_tokens_per_second" in row:
-        said = f"{row['train_tokens_per_second']:,.0f} tokens/s"
-    elif "decode_seconds" in row:
-        said = ", ".join(f"{1e3 * seconds:.3f} ms after {context}" for context, seconds in row["decode_seconds"].items())
-    elif "said" in row:
-        said = row["said"].splitlines()[-1] if row["said"] else ""
-    else:
-        said = ", ".join(f"{name} {row[name]:.3g}" for name in ("flops_per_second", "bytes_per_second") if name in row)
-    print(f"  {title}: {said} [{row['seconds']:.0f} s]", flush=True)
+        return ", ".join([f"{ours['ms']:.3f} ms", *kernels.of_bound(row)]) if "ms" in ours else "went through"
+    if "ms_by_kernel" in row:
+        longest = list(row["ms_by_kernel"].items())[:5]
+        return ", ".join(f"{name} {ms:.3f}" for name, ms in longest) or "nothing of a GPU in the trace"
+    if "ms" in row:
+        return f"{row['ms']:.3f} ms"
+    if "train_tokens_per_second" in row:
+        return f"{row['train_tokens_per_second']:,.0f} tokens/s"
+    if "decode_seconds" in row:
+        return ", ".join(f"{1e3 * seconds:.3f} ms after {context}" for context, seconds in row["decode_seconds"].items())
+    if "said" in row:
+        return row["said"].splitlines()[-1] if row["said"] else ""
+    return ", ".join(f"{name} {row[name]:.3g}" for name in ("flops_per_second", "bytes_per_second") if name in row)
 
 
 def verdicts(rows: list[dict]) -> list[str]:

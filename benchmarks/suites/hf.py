@@ -15,7 +15,7 @@ import os
 import types
 
 from benchmarks.suites.train import VOCAB_SIZE, Training, random_batch
-from benchmarks.timing import Progress, positive, some_of, take_turns
+from benchmarks.timing import Progress, names_out_of, positive, take_turns
 from seqmodels import mixers
 from seqmodels.circumstances import num_cores
 from seqmodels.errors import UserError
@@ -25,7 +25,7 @@ MODELS = ("mamba", "mamba2")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=some_of("model", MODELS), default=",".join(MODELS), help="which to time")
+    parser.add_argument("--models", type=names_out_of("model", MODELS), default=",".join(MODELS), help="which to time")
     parser.add_argument("--d_model", type=positive, default=128, help="width")
     parser.add_argument("--layers", type=positive, default=4, help="layers, each a mixer alone")
     parser.add_argument("--batch_size", type=positive, default=8, help="sequences per step")
@@ -62,7 +62,7 @@ def measure(name: str, sizes: dict, rounds: int, seconds: float) -> list[dict]:
 
     theirs = hugging_face_trainer(name, sizes, shape)
     parameters = {
-        OURS: ours.setup.num_parameters,
+        OURS: ours.trainer.num_parameters,
         THEIRS: sum(parameter.numel() for parameter in theirs.model.parameters()),
     }
     assert parameters[OURS] == parameters[THEIRS], f"{name}: not the same model: {parameters} parameters"

@@ -28,11 +28,11 @@ import jax.numpy as jnp
 
 from benchmarks.kernel_cases import CASES, PASSES, REHEARSAL, SHAPES, Case, Shape
 from benchmarks.timing import (
+    names_out_of,
     positive,
     progress,
     rows_so_far,
-    some_of,
-    while_time_is_left,
+    until_deadline,
     write_results,
 )  # fmt: skip
 from seqmodels import ops
@@ -59,10 +59,10 @@ CHIPS = {
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ops", type=some_of("op", CASES), default=",".join(CASES), help="what to time")
-    parser.add_argument("--shapes", type=some_of("shape", SHAPES), default=",".join(SHAPES), help="at which sizes")
+    parser.add_argument("--ops", type=names_out_of("op", CASES), default=",".join(CASES), help="what to time")
+    parser.add_argument("--shapes", type=names_out_of("shape", SHAPES), default=",".join(SHAPES), help="at which sizes")
     parser.add_argument(
-        "--contenders", type=some_of("contender", (*OURS, PEER)), default=",".join((*OURS, PEER)), help="whom to time"
+        "--contenders", type=names_out_of("contender", (*OURS, PEER)), default=",".join((*OURS, PEER)), help="whom to time"
     )
     parser.add_argument("--minutes", type=positive, default=60, help="no further row is begun after so many")
     parser.add_argument("--rehearse", action="store_true", help="run everything once, tiny, in the kernels' interpreter")
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> dict:
     interpreted = "gpu" if jax.__version_info__ >= common.NEEDS_JAX else "tpu"
     wanted = [row for row in possible if row not in done]
     programs = {}
-    for name, shape, part in while_time_is_left(wanted, options.minutes):
+    for name, shape, part in until_deadline(wanted, options.minutes):
         with ops.interpret(interpreted) if options.rehearse else contextlib.nullcontext():
             if (name, shape, part) not in programs:
                 place = wanted.index((name, shape, part))
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> dict:
         results["rows"].append({"op": name, "shape": shape, "pass": part} | about | row)
         print_row(results["rows"][-1], first=len(results["rows"]) == 1)
         write_results(options.out, results)
-    results["goals"] = judge(results["rows"])
+    results["goals"] = goal_verdicts(results["rows"])
     for goal in results["goals"]:
         print(f"  {goal['verdict']:>10s}: {goal['goal']}")
     return results
@@ -327,7 +327,7 @@ def print_row(row: dict, *, first: bool) -> None:
     print(f"  {row['op']:24s} {row['shape']:22s} {row['pass']:>9s} {' '.join(cells)}  {', '.join(said)}", flush=True)
 
 
-def judge(rows: list[dict]) -> list[dict]:
+def goal_verdicts(rows: list[dict]) -> list[dict]:
     """The stated goals, of the rows there are figures for."""
 
     def time_of(row, name):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import hlo
-from benchmarks.timing import Progress, positive, some_of, write_results
+from benchmarks.timing import Progress, names_out_of, positive, write_results
 from configs import base
 from seqmodels import mixers
 from seqmodels.circumstances import circumstances
@@ -37,9 +37,11 @@ VOCAB_SIZE = 256
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mixers", type=some_of("mixer", mixers.names()), default=",".join(mixers.names()), help="whose models")
+    parser.add_argument(
+        "--mixers", type=names_out_of("mixer", mixers.names()), default=",".join(mixers.names()), help="whose models"
+    )
     known = MESHES | SEQUENCE
-    parser.add_argument("--meshes", type=some_of("mesh", known), default=",".join(MESHES), help=f"of {', '.join(known)}")
+    parser.add_argument("--meshes", type=names_out_of("mesh", known), default=",".join(MESHES), help=f"of {', '.join(known)}")
     parser.add_argument("--width", type=positive, default=64, help="of the residual stream")
     parser.add_argument("--seq_len", type=positive, default=64, help="tokens of a row")
     parser.add_argument("--batch_size", type=positive, default=16, help="rows of a batch, over all devices")

@@ -12,10 +12,10 @@ import jax
 
 from benchmarks.timing import (
     lengths,
+    names_out_of,
     positive,
     rows_so_far,
-    some_of,
-    while_time_is_left,
+    until_deadline,
     write_results,
 )
 from configs import tinystories
@@ -31,8 +31,10 @@ SIZES = {"15M": (288, 6, 6, 128, 512), "130M": (768, 12, 12, 32, 1024), "tiny": 
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mixers", type=some_of("mixer", mixers.names()), default=",".join(mixers.names()), help="whose models")
-    parser.add_argument("--sizes", type=some_of("size", SIZES), default="15M,130M", help=f"of {', '.join(SIZES)}")
+    parser.add_argument(
+        "--mixers", type=names_out_of("mixer", mixers.names()), default=",".join(mixers.names()), help="whose models"
+    )
+    parser.add_argument("--sizes", type=names_out_of("size", SIZES), default="15M,130M", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--contexts", type=lengths, default="1024,16384", help="tokens read before one is timed")
     parser.add_argument("--minutes", type=positive, default=60, help="no further row is begun after so many")
 
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> dict:
     wanted = [(name, size) for size in options.sizes for name in options.mixers if (name, size) not in done]
     commit = circumstances()["commit"]
     print(f"\n  {'mixer':18s} {'size':>5s} {'parameters':>12s} {'tokens/s':>10s} {'of peak':>8s} {'step GiB':>9s}  decoding")
-    for name, size in while_time_is_left(wanted, options.minutes):
+    for name, size in until_deadline(wanted, options.minutes):
         row = {"mixer": name, "size": size, "commit": commit}
         try:
             row |= dataclasses.asdict(

@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.op_cases import CHUNKED, GROWTH_BATCH_SIZE, OPS, PASSES, STATED_SIZES, Op
-from benchmarks.op_report import judge, picture, print_goals, print_growth, print_rows
-from benchmarks.timing import Progress, lengths, lengths_or_none, positive, some_of, take_turns
+from benchmarks.op_report import goal_verdicts, picture, print_goals, print_growth, print_rows
+from benchmarks.timing import Progress, lengths, lengths_or_none, names_out_of, positive, take_turns
 from seqmodels import ops
 from seqmodels.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ops", type=some_of("op", OPS), default=",".join(OPS), help="what to time")
+    parser.add_argument("--ops", type=names_out_of("op", OPS), default=",".join(OPS), help="what to time")
     parser.add_argument(
         "--implementations",
-        type=some_of("implementation", ops.IMPLEMENTATIONS),
+        type=names_out_of("implementation", ops.IMPLEMENTATIONS),
         default="recurrent,associative,parallel,chunked",
         help=f"in which forms, of {', '.join(ops.IMPLEMENTATIONS)}; what an op lacks is listed with the reason",
     )
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> dict:
             growth += measure_growth(name, sizes, options)
     growth_of_forms = fit_rows(rows)
     print_growth(growth + growth_of_forms)
-    goals = judge(rows, growth, sizes)
+    goals = goal_verdicts(rows, growth, sizes)
     print_goals(goals)
     if options.out is not None:
         path = options.out.with_suffix(".png")

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.timing import Progress, positive, some_of
+from benchmarks.timing import Progress, names_out_of, positive
 from configs import base
 from seqmodels import model
 from seqmodels.config import RunConfig, from_config_dict
@@ -62,7 +62,7 @@ class Peer(Protocol):
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=some_of("model", MODELS), default=",".join(MODELS), help="which to train")
+    parser.add_argument("--models", type=names_out_of("model", MODELS), default=",".join(MODELS), help="which to train")
     parser.add_argument("--steps", type=positive, default=40, help="training steps")
     parser.add_argument("--batch_size", type=positive, default=4, help="sequences per step")
     parser.add_argument("--seq_len", type=positive, default=32, help="tokens per sequence; xlstm: a multiple of 16")

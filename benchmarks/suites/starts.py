@@ -19,9 +19,9 @@ import numpy as np
 from benchmarks.timing import (
     Progress,
     lengths,
+    names_out_of,
     numbers,
     positive,
-    some_of,
     write_results,
 )
 from configs import tinystories
@@ -47,8 +47,8 @@ VALIDATION_BATCHES = 64
 def add_flags(parser: argparse.ArgumentParser) -> None:
     names = (NO_MIXER, *mixers.names())
     parser.add_argument("--source", default="toy", help="the text: a path, a hub id, or toy")
-    parser.add_argument("--mixers", type=some_of("mixer", names), default=",".join(names), help="whose models")
-    parser.add_argument("--starts", type=some_of("start", STARTS), default="equal,unscaled", help=f"of {', '.join(STARTS)}")
+    parser.add_argument("--mixers", type=names_out_of("mixer", names), default=",".join(names), help="whose models")
+    parser.add_argument("--starts", type=names_out_of("start", STARTS), default="equal,unscaled", help=f"of {', '.join(STARTS)}")
     parser.add_argument("--widths", type=lengths, default="64", help="of the residual stream")
     parser.add_argument("--repeats", type=positive, default=4, help="of the layers")
     parser.add_argument("--rates", type=numbers, default="0.008", help="peak learning rates")

@@ -80,12 +80,12 @@ class Training:
         config.model.d_model, config.model.repeats = d_model, repeats
         config.data.batch_size, config.data.seq_len = batch_size, seq_len
         config.mesh.data = 1
-        self.setup = Trainer(from_config_dict(config), VOCAB_SIZE, jax.devices()[:1])
-        self.state = self.setup.init()
-        self.batch = self.setup.put(random_batch(batch_size, seq_len))
+        self.trainer = Trainer(from_config_dict(config), VOCAB_SIZE, jax.devices()[:1])
+        self.state = self.trainer.init()
+        self.batch = self.trainer.put(random_batch(batch_size, seq_len))
 
     def dispatch(self) -> None:
-        self.state, self.metrics = self.setup.train_step(self.state, self.batch)
+        self.state, self.metrics = self.trainer.train_step(self.state, self.batch)
 
     def step(self) -> None:
         self.dispatch()
@@ -105,7 +105,7 @@ def measure_compile(names, sizes) -> dict:
         progress(f"compiling {name}")
         training = Training(mixers.pattern(name), 128, 4, **sizes)
         cpu, wall = time.process_time(), time.perf_counter()
-        training.setup.trace(training.batch).lower().compile()
+        training.trainer.trace(training.batch).lower().compile()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         results[name] = {"wall_s": wall, "cpu_s": cpu}
         print(f"  {name:24s} {wall:6.1f} s wall {cpu:6.1f} s CPU")
@@ -136,14 +136,14 @@ def measure_throughput(names, d_model, repeats, sizes, options, has_torch) -> li
     progress(f"training steps at width {d_model}, {repeats} repeats")
     trainings = {name: Training(mixers.pattern(name), d_model, repeats, **sizes) for name in names}
     contenders = {name: training.step for name, training in trainings.items()}
-    flops = {name: training.setup.flops_per_token for name, training in trainings.items()}
+    flops = {name: training.trainer.flops_per_token for name, training in trainings.items()}
     if has_torch:
         from benchmarks.peers import pytorch_transformer
 
         trainer = pytorch_trainer(d_model, repeats, sizes, compiled=False)
         contenders |= pytorch_transformer.by_threads(PYTORCH, trainer.step)
         if "attention" in trainings:
-            ours = trainings["attention"].setup.num_parameters
+            ours = trainings["attention"].trainer.num_parameters
             theirs = sum(parameter.numel() for parameter in trainer.model.parameters())
             assert ours == theirs, f"not the same model: {ours} parameters against {theirs}"
         if options.torch_compile:
@@ -217,7 +217,7 @@ def measure_parts(names, d_model, repeats, sizes, rounds, has_torch) -> list[dic
 def our_parts(names, d_model, repeats, sizes) -> dict[str, Callable]:
     """Name -> a call that runs the part forward and backward and waits."""
     training = Training(mixers.pattern(names[0]), d_model, repeats, **sizes)
-    config, params = training.setup.config, training.state["params"]
+    config, params = training.trainer.config, training.state["params"]
     batch, embedding = training.batch, params["embedding"]
     random = np.random.default_rng(0)
     x, y_gradient = (

@@ -4,10 +4,10 @@
     python scripts/compare.py --config=configs/compare/tinystories_medium.py:512 --workdir=runs/compare_512
     python scripts/compare.py --config=configs/compare/tinystories_medium.py:cs336 --workdir=runs/compare_cs336
 
-The first two have llama2.c's stories15M for a reference (width 288, 6 layers of 6 heads, MLP 768, 32,000 pieces), at its context of
+The first two have llama2.c's stories15M for a reference (width 288, 6 layers of 6 heads, MLP 768, 32,000 tokens), at its context of
 256 and at 512, with its batch of 131,072 tokens, learning rate 5e-4 and dropout 0; it reached 1.072 nats (0.407 bits per
 byte) after 100,000 steps, of which these do 2,500. The third is the model of Stanford's CS336, assignment 1 (width 512, 4 layers of 16
-heads, MLP 1344, untied, 10,000 pieces, context 256) on its 327,680,000 tokens, where 1.45 nats (0.50 bits per byte) are asked for.
+heads, MLP 1344, untied, 10,000 tokens, context 256) on its 327,680,000 tokens, where 1.45 nats (0.50 bits per byte) are asked for.
 Their tokenizers and their validation texts are not ours: compare bits per byte. No GPU has run this yet; an H100 trains GLA of the
 second's size on batches of 65,536 tokens at 1.28 million tokens/s (benchmarks/results/models_gpu.json): a run's steps would
 take 4 to 5 minutes.

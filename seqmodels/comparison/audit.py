@@ -116,7 +116,7 @@ def start_of_run(config: RunConfig, vocab_size: int, batch: Mapping[str, np.ndar
     """The figures of a run's initial parameters, on the first rows of a training batch, about TOKENS tokens.
 
     Args:
-        vocab_size: pieces of the tokenizer; None: there is no tokenizer.
+        vocab_size: tokens of the tokenizer; None: there is no tokenizer.
         batch: inputs and targets [B, T], and reset or weights where training has them.
 
     Raises:

@@ -38,56 +38,59 @@ def measure(config: RunConfig, vocab_size: int, *, contexts: tuple[int, ...], de
     """Compile and time; a minute or less for small models.
 
     Args:
-        vocab_size: pieces of the tokenizer.
+        vocab_size: tokens of the tokenizer.
         contexts: tokens read before those that are timed.
         decode_tokens: how many are timed.
     """
     load = os.getloadavg()[0] / os.cpu_count()
-    one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
     device = jax.devices()[0]
-    setup = Trainer(one_device, vocab_size, devices=[device])
-    of = config.data
-    tokens = np.random.default_rng(0).integers(setup.vocab_size, size=(of.batch_size, of.seq_len + 1), dtype=np.int32)
-    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
-    if of.packing == "documents":
-        batch["reset"] = np.zeros((of.batch_size, of.seq_len), bool)
-        batch["weights"] = np.ones((of.batch_size, of.seq_len), np.float32)
-    batch = setup.put(batch)
-    step = setup.trace(batch).lower().compile()
-    state, seconds = setup.init(), []
-    for _ in range(2 + STEPS):
-        begun = time.perf_counter()
-        state, metrics = step(state, batch, setup.peak_rate)
-        jax.block_until_ready((state, metrics))
-        seconds.append(time.perf_counter() - begun)
-    tokens_per_second = of.batch_size * of.seq_len / statistics.median(seconds[2:])
-
-    params = state["params"]
-    timed, states = {}, {}
-    for context in contexts:
-        measured = decode.measure(
-            setup.graphdef, params, setup.vocab_size,
-            batch_size=1, context=context, tokens=decode_tokens, rounds=DECODE_ROUNDS, key=jax.random.key(0),
-        )  # fmt: skip
-        timed[str(context)] = measured.seconds_per_step
-    for context in sorted({*contexts, of.seq_len}):
-        states[str(context)] = state_bytes(setup.graphdef, params, context)
+    one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
+    trainer = Trainer(one_device, vocab_size, devices=[device])
+    step, params, seconds = _timed_step(trainer)
+    tokens_per_second = config.data.batch_size * config.data.seq_len / seconds
     # A CPU has no figure to be held against: what its matrix product reaches is no limit of other work.
     known = any(name.lower() in device.device_kind.lower() for name in PEAK_FLOPS)
     peak = peak_flops_per_second([device]) if known else None
-    flops = setup.flops_per_token
+    flops = trainer.flops_per_token
+    decode_seconds = {
+        str(context): decode.measure(
+            trainer.graphdef, params, trainer.vocab_size,
+            batch_size=1, context=context, tokens=decode_tokens, rounds=DECODE_ROUNDS, key=jax.random.key(0),
+        ).seconds_per_step
+        for context in contexts
+    }  # fmt: skip
+    lengths = sorted({*contexts, config.data.seq_len})
     return Cost(
         device=device.device_kind,
-        parameters=setup.num_parameters,
+        parameters=trainer.num_parameters,
         flops_per_token=flops,
         train_tokens_per_second=tokens_per_second,
         flop_utilisation=None if peak is None else tokens_per_second * flops / peak,
         peak_flops_per_second=peak,
         train_step_bytes=_bytes(step),
-        state_bytes=states,
-        decode_seconds=timed,
+        state_bytes={str(length): state_bytes(trainer.graphdef, params, length) for length in lengths},
+        decode_seconds=decode_seconds,
         load_per_core=load,
     )
+
+
+def _timed_step(trainer: Trainer) -> tuple[jax.stages.Compiled, dict, float]:
+    """The compiled training step, the parameters after some of them, and the median seconds of a step."""
+    of = trainer.config.data
+    tokens = np.random.default_rng(0).integers(trainer.vocab_size, size=(of.batch_size, of.seq_len + 1), dtype=np.int32)
+    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+    if of.packing == "documents":
+        batch["reset"] = np.zeros((of.batch_size, of.seq_len), bool)
+        batch["weights"] = np.ones((of.batch_size, of.seq_len), np.float32)
+    batch = trainer.put(batch)
+    step = trainer.trace(batch).lower().compile()
+    state, seconds = trainer.init(), []
+    for _ in range(2 + STEPS):
+        begun = time.perf_counter()
+        state, metrics = step(state, batch, trainer.peak_rate)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - begun)
+    return step, state["params"], statistics.median(seconds[2:])
 
 
 def _bytes(compiled) -> int | None:

@@ -119,9 +119,9 @@ class Executor:
         plan: the comparison.
         jobs: how many processes at a time.
         train: what stands after `python` to train a run (without its folder's flag).
-        measure: the script that scores runs and measures costs.
-        vocab_size: pieces of the tokenizer.
-        frequent_pairs: a file of the pairs of tokens that are no recall (`scores.frequent_pairs`); None: of a task.
+        worker: the script that scores runs and measures costs.
+        vocab_size: tokens of the tokenizer.
+        frequent_pairs: a file of the pairs of tokens that do not count as repeated (`recall.frequent_pairs`); None: of a task.
         on_news: called whenever the quality or the cost of a candidate has become known.
     """
 
@@ -131,17 +131,17 @@ class Executor:
         *,
         jobs: int,
         train: Callable[[RunPlan], Sequence[str]],
-        measure: str,
+        worker: str,
         vocab_size: int,
         frequent_pairs: Path | None = None,
         on_news: Callable[[], None],
     ):
         self.plan, self.jobs, self.vocab_size = plan, jobs, vocab_size
         self._frequent_pairs = frequent_pairs
-        self._train, self._measure, self._on_news = functools.cache(train), measure, on_news
+        self._train, self._worker, self._on_news = functools.cache(train), worker, on_news
         self._children: list[_Child] = []
         self._known = ResultsCache(plan)
-        self._judged: set[str] = set()  # whose quality is known
+        self._scored: set[str] = set()  # whose quality is known
         self._complete: set[str] = set()  # and whose cost
         self._display = Display(sys.stderr)
         self._seconds: dict[str, list[float]] = {"score": [], "cost": []}
@@ -177,11 +177,11 @@ class Executor:
         """In order of the candidates; those that run already, here or elsewhere, among them."""
         by_candidate = {candidate.label: self._due_of(candidate) for candidate in self.plan.candidates}
         complete = {label for label, jobs in by_candidate.items() if not jobs}
-        judged = {label for label, jobs in by_candidate.items() if all(job.alone for job in jobs)}
+        scored = {label for label, jobs in by_candidate.items() if all(job.alone for job in jobs)}
         if complete - self._complete:
             self._display.line(f"complete: {', '.join(label for label in by_candidate if label in complete)}")
-        if complete - self._complete or judged - self._judged:
-            self._complete, self._judged = complete, judged
+        if complete - self._complete or scored - self._scored:
+            self._complete, self._scored = complete, scored
             self._on_news()
         found = [job for jobs in by_candidate.values() for job in jobs]
         # With one process at a time a candidate is completed before the next begins; with several, what must run alone is last.
@@ -200,7 +200,7 @@ class Executor:
         if self._known.cost(candidate, asked) is not None:
             return []
         argv = (
-            self._measure, f"--cost={runs[0].folder}", f"--out={candidate.folder / COST}", f"--asked={json.dumps(asked)}",
+            self._worker, f"--cost={runs[0].folder}", f"--out={candidate.folder / COST}", f"--asked={json.dumps(asked)}",
             _compilation_cache(runs),
         )  # fmt: skip
         return [
@@ -224,7 +224,7 @@ class Executor:
         if not unscored:
             return []
         argv = (
-            self._measure,
+            self._worker,
             f"--validation_tokens={self.plan.compare.validation_tokens}",
             *([] if self._frequent_pairs is None else [f"--frequent_pairs={self._frequent_pairs}"]),
             *(f"--score={run.folder}" for run in unscored),
@@ -264,7 +264,7 @@ class Executor:
                 env=os.environ if self.jobs == 1 else {**SHARED_DEVICE, **os.environ},
             )  # fmt: skip
         if job.run is not None:
-            self._display.line(f"{job.name}: {packages.as_typed(job.argv)}")
+            self._display.line(f"{job.name}: {packages.shell_command(job.argv)}")
         return _Child(job, process, time.monotonic(), _last_step(job.folder) if job.run is not None else 0)
 
     def _reap_finished(self) -> None:
@@ -288,7 +288,7 @@ class Executor:
             result = {"status": DIVERGED, "step": last["step"]}
         else:
             raise self._failed(child)
-        command = packages.as_typed(child.job.argv)
+        command = packages.shell_command(child.job.argv)
         write_json(run.folder / OUTCOME, result | {"seconds": seconds, "command": command})
         if result["step"] > child.first_step:
             self._step_seconds[run.label] = seconds / (result["step"] - child.first_step)
@@ -297,10 +297,10 @@ class Executor:
     def _failed(self, child: _Child) -> UserError:
         log = child.job.folder / child.job.log
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        said = f" ({lines[-1].strip()})" if lines else ""
+        last_line = f" ({lines[-1].strip()})" if lines else ""
         return UserError(
-            f"{child.job.name} ended with status {child.process.returncode}{said}; all it said is in {log}. The same command goes "
-            "on from here"
+            f"{child.job.name} ended with status {child.process.returncode}{last_line}; its output is in {log}. The same command "
+            "goes on from here"
         )
 
     def _stop_children(self) -> None:
@@ -393,7 +393,7 @@ class ResultsCache:
     def __init__(self, plan: Plan):
         self.plan = plan
         self._found: dict[Path, object] = {}
-        self._choosing_of: dict[Path, tuple[float, float]] = {}
+        self._choosing_scores: dict[Path, tuple[float, float]] = {}
 
     def outcome(self, run: RunPlan) -> dict | None:
         """See `outcome`."""
@@ -418,25 +418,25 @@ class ResultsCache:
 
     def rate_runs(self, candidate: Candidate) -> list[RunPlan]:
         """Those that choose the learning rate: of the grid, and of the rates beyond its ends that results so far ask for."""
-        return self.plan.rate_runs(candidate, self._tried(candidate))
+        return self.plan.rate_runs(candidate, self._searched_rates(candidate))
 
     def all_runs(self, candidate: Candidate) -> list[RunPlan]:
         """Every run that is due by what is known, done or not."""
-        return self.plan.all_runs(candidate, self._tried(candidate), self.best_rate(candidate))
+        return self.plan.all_runs(candidate, self._searched_rates(candidate), self.best_rate(candidate))
 
     def rates(self, candidate: Candidate) -> dict[float, tuple[float, float]]:
-        """For each learning rate what its seeds come to on the documents that choose, the less the better.
+        """For each learning rate the mean over its seeds on the documents that choose, the lower the better.
 
-        The mean of `Scores.measure` and, to part those that are alike in it, of the loss; infinity where one diverged.
+        Of `Scores.measure` and, to break ties, of the loss; infinity where one diverged.
         """
-        return self._come_to(self.rate_runs(candidate))
+        return self._means(self.rate_runs(candidate))
 
     def best_rate(self, candidate: Candidate) -> float | None:
-        """The learning rate that comes to the least (see `rates`); None if it is not known yet, or all have diverged."""
+        """The learning rate of the lowest mean (see `rates`); None if it is not known yet, or all have diverged."""
         runs = self.rate_runs(candidate)
-        return self._best(self._come_to(runs)) if self._are_over(runs) else None
+        return self._best(self._means(runs)) if self._are_over(runs) else None
 
-    def _tried(self, candidate: Candidate) -> list[float]:
+    def _searched_rates(self, candidate: Candidate) -> list[float]:
         """The grid, and beyond the end at which the best lies twice (half) that rate, again until the best lies inside.
 
         Below the lowest, too, where all have diverged. A grid of one rate is taken as given, and so is one in which a task's
@@ -447,9 +447,9 @@ class ResultsCache:
             runs = self.plan.rate_runs(candidate, rates)
             if not self._are_over(runs):
                 break
-            come_to = self._come_to(runs)
-            best = self._best(come_to)
-            if best is not None and self._is_perfect(runs, come_to[best]):
+            means = self._means(runs)
+            best = self._best(means)
+            if best is not None and self._is_perfect(runs, means[best]):
                 break
             if best in (None, rates[0]):
                 rates = [rates[0] / EXTENSION, *rates]
@@ -459,9 +459,9 @@ class ResultsCache:
                 break
         return rates
 
-    def _is_perfect(self, runs: Sequence[RunPlan], come_to: tuple[float, float]) -> bool:
+    def _is_perfect(self, runs: Sequence[RunPlan], mean: tuple[float, float]) -> bool:
         measured = next((scored.measure for run in runs if (scored := self.scores(run)) is not None), "loss")
-        return measured == "errors" and come_to[0] == 0.0
+        return measured == "errors" and mean[0] == 0.0
 
     def _are_over(self, runs: Sequence[RunPlan]) -> bool:
         over = [self.outcome(run) for run in runs]
@@ -469,7 +469,7 @@ class ResultsCache:
             each is not None and (each["status"] != FINISHED or self.scores(run) is not None) for run, each in zip(runs, over)
         )
 
-    def _come_to(self, runs: Sequence[RunPlan]) -> dict[float, tuple[float, float]]:
+    def _means(self, runs: Sequence[RunPlan]) -> dict[float, tuple[float, float]]:
         found: dict[float, list[tuple[float, float]]] = {}
         for run in runs:
             found.setdefault(run.learning_rate, []).append(self._choosing(run) or (float("inf"), float("inf")))
@@ -477,14 +477,14 @@ class ResultsCache:
         return {rate: tuple(np.where(np.isfinite(mean).all(), mean, np.inf).tolist()) for rate, mean in means.items()}
 
     def _choosing(self, run: RunPlan) -> tuple[float, float] | None:
-        """What a run comes to on the documents that choose; worked out once, as the line of progress asks for it every second."""
-        if run.folder not in self._choosing_of and (scored := self.scores(run)) is not None:
-            self._choosing_of[run.folder] = tuple(scored.mean(name, ~scored.reported) for name in (scored.measure, "loss"))
-        return self._choosing_of.get(run.folder)
+        """The scores of a run on the documents that choose; kept, as the line of progress reads them every second."""
+        if run.folder not in self._choosing_scores and (scored := self.scores(run)) is not None:
+            self._choosing_scores[run.folder] = tuple(scored.mean(name, ~scored.reported) for name in (scored.measure, "loss"))
+        return self._choosing_scores.get(run.folder)
 
-    def _best(self, come_to: dict[float, tuple[float, float]]) -> float | None:
-        rate = min(come_to, key=come_to.__getitem__)
-        return rate if np.isfinite(come_to[rate]).all() else None
+    def _best(self, means: dict[float, tuple[float, float]]) -> float | None:
+        rate = min(means, key=means.__getitem__)
+        return rate if np.isfinite(means[rate]).all() else None
 
     def _once(self, path: Path, read: Callable[[], object]):
         if path not in self._found:
@@ -556,16 +556,13 @@ def _last_json(text: str) -> dict | None:
 
 
 def _result_line(run: RunPlan, result: dict, seconds: float) -> str:
-    """What became of a run, in a line."""
+    """The outcome of a run, in a line."""
     if "summary" not in result or result["status"] == DIVERGED:
         return f"{run}: diverged at step {result['step']}, a result"
-    summary, said = result["summary"], []
-    for name, words, digits in (
-        ("validation_loss", "validation loss", 4), ("bits_per_byte", "bits per byte", 4), ("accuracy", "accuracy", 4)
-    ):  # fmt: skip
-        if summary.get(name) is not None:
-            said.append(f"{words} {summary[name]:.{digits}f}")
-    return f"{run}: {', '.join(said)} after {result['step']} steps, {_minutes(seconds)}"
+    summary = result["summary"]
+    names = (("validation_loss", "validation loss"), ("bits_per_byte", "bits per byte"), ("accuracy", "accuracy"))
+    figures = [f"{title} {summary[name]:.4f}" for name, title in names if summary.get(name) is not None]
+    return f"{run}: {', '.join(figures)} after {result['step']} steps, {_minutes(seconds)}"
 
 
 def _minutes(seconds: float) -> str:

@@ -117,7 +117,7 @@ class Plan:
 
         Args:
             config: a resolved config of configs/compare.
-            vocab_size: pieces of the tokenizer.
+            vocab_size: tokens of the tokenizer.
 
         Raises:
             UserError: an impossible field, an unknown mixer, sizes that cannot be matched.
@@ -130,11 +130,11 @@ class Plan:
         found, target = [], None
         quantity = "params" if self.compare.match == MATCH_NONE else self.compare.match
         for label, pattern in self._entries().items():
-            as_the_base = sizes.as_the_base(self.base, pattern)
+            base_sizes = sizes.base_sizes(self.base, pattern)
             if target is None or self.compare.match == MATCH_NONE:
-                counted = sizes.count(quantity, sizes.with_sizes(self.base, as_the_base), vocab_size)
+                counted = sizes.count(quantity, sizes.with_sizes(self.base, base_sizes), vocab_size)
                 target = counted if target is None else target
-                matched = Matched(as_the_base, counted, counted / target - 1.0)
+                matched = Matched(base_sizes, counted, counted / target - 1.0)
             elif quantity == "state_bytes" and not mixers_in_pattern(pattern):
                 matched = self._without_state(label, pattern, vocab_size)
             else:
@@ -163,7 +163,7 @@ class Plan:
 
     def _without_state(self, label: str, pattern: str, vocab_size: int) -> Matched:
         """Of layers that carry no state, sizes that match in parameters."""
-        first = sizes.with_sizes(self.base, sizes.as_the_base(self.base, next(iter(self._entries().values()))))
+        first = sizes.with_sizes(self.base, sizes.base_sizes(self.base, next(iter(self._entries().values()))))
         target = sizes.count("params", first, vocab_size)
         matched = sizes.match(label, "params", self.base, pattern, vocab_size, target=target, tolerance=self.compare.tolerance)
         return Matched(matched.sizes, 0.0, -1.0)
@@ -239,14 +239,14 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
     for entry in split_outside_brackets(text, ","):
         label, *pattern = (part.strip() for part in split_outside_brackets(entry, "="))
         pattern = "=".join(pattern)
-        words = parse_pattern(pattern or label) if pattern or label else ()
-        if not words:
+        specs = parse_pattern(pattern or label) if pattern or label else ()
+        if not specs:
             raise UserError(f"config.mixers={text!r} has an empty entry; write names, commas between them")
-        if len(words) == 1 and not pattern:
+        if len(specs) == 1 and not pattern:
             channel_layer = _channel_layer(base)
-            pattern = label if channel_layer is None else _with_channel_layer(words[0], channel_layer)
+            pattern = label if channel_layer is None else _with_channel_layer(specs[0], channel_layer)
         elif not pattern:
-            label, pattern = " ".join(words), " ".join(words)
+            label, pattern = " ".join(specs), " ".join(specs)
         if label in found:
             raise UserError(f"config.mixers={text!r} names {label!r} twice")
         found[label] = " ".join(pattern.split())
@@ -263,11 +263,11 @@ def _channel_layer(base: Mapping) -> str | None:
     return next(iter(channel_layers_in_pattern(base["model"]["pattern"])), None)
 
 
-def _with_channel_layer(word: str, channel_layer: str) -> str:
+def _with_channel_layer(spec: str, channel_layer: str) -> str:
     """The layers that stand where a Transformer has attention and MLP; of mixers side by side: they and the channel layer."""
-    name = layer_name(word)
+    name = layer_name(spec)
     layers = mixers.pattern(name, channel_layer).split() if name in mixers.names() else (name, channel_layer)
-    return " ".join(word if layer == name else layer for layer in layers)
+    return " ".join(spec if layer == name else layer for layer in layers)
 
 
 def folder_name(label: str) -> str:

@@ -1,9 +1,8 @@
-"""Which tokens could have been recalled: next-token loss where the text repeats what is rare elsewhere, apart from the rest.
+"""Repeated bigrams: the tokens that a model could recall from its context (Arora et al. 2023, arXiv 2312.04927, section 3).
 
-A target y_t after the input x_t is a hit if the same pair (x_t, y_t) stood earlier in the same story and in the same window,
-so that a model which remembers it can look the answer up, and if the pair is not frequent in the training split, so that a model
-which remembers nothing does not know it from there (Arora et al. 2023, arXiv 2312.04927, section 3, who leave out pairs
-seen more than 1,250 times in training).
+A target y_t after the input x_t repeats a bigram if the pair (x_t, y_t) stood earlier in the same story and the same window, and
+is not frequent in the training split. A model that recalls its context can predict such a token; frequent pairs are left out as a
+model knows them from training (Arora et al. leave out pairs seen more than 1,250 times).
 """
 
 from collections.abc import Iterator
@@ -18,11 +17,11 @@ SAMPLE, BLOCK = 2**24, 2**16  # tokens of the training split that are counted, i
 
 def frequent_pairs(tokens: Integer[np.ndarray, " N"]) -> Int32[np.ndarray, "pairs 2"]:
     """The pairs of neighbours that make up at least FREQUENT of a text of some tokens, counted on at most SAMPLE of them."""
-    words = 1 + max(int(block.max()) for block in _blocks(tokens))
-    pairs = np.concatenate([block[:-1].astype(np.int64) * words + block[1:] for block in _blocks(tokens)])
+    vocab_size = 1 + max(int(block.max()) for block in _blocks(tokens))
+    pairs = np.concatenate([block[:-1].astype(np.int64) * vocab_size + block[1:] for block in _blocks(tokens)])
     found, counts = np.unique(pairs, return_counts=True)
     found = found[counts >= max(FREQUENT * len(pairs), 2)]  # met once, a pair of a small text is not known to be frequent
-    return np.stack([found // words, found % words], axis=1).astype(np.int32)
+    return np.stack([found // vocab_size, found % vocab_size], axis=1).astype(np.int32)
 
 
 def _blocks(tokens: Integer[np.ndarray, " N"]) -> Iterator[np.ndarray]:
@@ -44,15 +43,15 @@ def is_repeated_bigram(
         inputs: the token read before each target.
         targets: the tokens to predict, in order.
         groups: what a model can look back over, as one number per target: its story and window.
-        frequent: pairs that are no hits (see `frequent_pairs`).
+        frequent: pairs that do not count (see `frequent_pairs`).
     """
-    words = int(max(inputs.max(), targets.max())) + 1 if len(targets) else 1
+    vocab_size = int(max(inputs.max(), targets.max())) + 1 if len(targets) else 1
     _, group = np.unique(groups, return_inverse=True)
-    pairs = inputs.astype(np.int64) * words + targets
-    _, first = np.unique(group.astype(np.int64) * words * words + pairs, return_index=True)
+    pairs = inputs.astype(np.int64) * vocab_size + targets
+    _, first = np.unique(group.astype(np.int64) * vocab_size * vocab_size + pairs, return_index=True)
     found = np.ones(len(targets), bool)
     found[first] = False
     if frequent is not None:
-        inside = frequent[(frequent < words).all(axis=1)].astype(np.int64)  # the others do not occur
-        found &= ~np.isin(pairs, inside[:, 0] * words + inside[:, 1])
+        inside = frequent[(frequent < vocab_size).all(axis=1)].astype(np.int64)  # the others do not occur
+        found &= ~np.isin(pairs, inside[:, 0] * vocab_size + inside[:, 1])
     return found

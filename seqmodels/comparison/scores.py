@@ -37,14 +37,14 @@ class Scores:
     # nats, of the targets that the same window and story hold the answer to, and that are rare in training (comparison.recall)
     hit_loss: Float[np.ndarray, " documents"]
     hit_tokens: Float[np.ndarray, " documents"]
-    errors: Float[np.ndarray, " documents"]  # labels that the model does not put above all else; of text 0
+    errors: Float[np.ndarray, " documents"]  # labels that are not the model's top-1 prediction; of text 0
     segment: Int[np.ndarray, " documents"]  # which of the segments an example is of; of text 0
     segment_names: tuple[str, ...]  # of the task's test; of text ()
     segment_lengths: tuple[int, ...]  # tokens of an example
     position_loss: Float[np.ndarray, " T"]  # nats, reported documents; of a task empty
     position_tokens: Float[np.ndarray, " T"]
     validation_tokens: int  # what was asked for; 0: all
-    frequent_pairs: int  # how many pairs of tokens are no recall hits for being frequent in training
+    frequent_pairs: int  # how many pairs of tokens do not count as repeated, being frequent in training
 
     @property
     def measure(self) -> str:
@@ -65,7 +65,7 @@ class Scores:
         fewer tokens there are in its segment.
 
         Args:
-            name: `loss`, `errors`, `hit_loss`, or `rest_loss` of what is no hit.
+            name: `loss`, `errors`, `hit_loss`, or `rest_loss` of all other tokens.
         """
         values, tokens = {
             "loss": (self.loss, self.tokens),
@@ -89,7 +89,7 @@ class Scores:
             return self.position_loss / np.where(self.position_tokens > 0, self.position_tokens, np.nan)
 
     def accuracy_by_segment(self) -> list[float]:
-        """Share of each segment's labels, in reported examples, that the model puts above all else; nan of no label."""
+        """Top-1 accuracy of each segment's labels, in reported examples; nan of no label."""
         segments = range(len(self.segment_names))
         return [1.0 - self.mean("errors", self.reported & (self.segment == index)) for index in segments]
 
@@ -99,7 +99,7 @@ def score(run: Run, validation_tokens: int = 0, frequent_pairs: Integer[np.ndarr
 
     Args:
         validation_tokens: only so many of the first tokens; 0: all. Of a task, about so many.
-        frequent_pairs: of the training split (`recall.frequent_pairs`), which are no recall hits.
+        frequent_pairs: of the training split (`recall.frequent_pairs`), which do not count as repeated.
     """
     validation, limit = run.validation(), validation_tokens or None
     if isinstance(validation, HeldOut):
@@ -151,7 +151,7 @@ def _score_task(run: Run, test: HeldOut, limit: int | None) -> dict:
     loss, tokens, errors, segment = [], [], [], []
     for index, held_out in enumerate(test.segments.values()):
         length = held_out.segment.length
-        for done in _scored(run, held_out.batches(run.setup.batch_size_for(length), length, share)):
+        for done in _scored(run, held_out.batches(run.trainer.batch_size_for(length), length, share)):
             examples = done.counted.any(axis=1)
             loss.append(np.where(done.counted, done.losses, 0.0).sum(axis=1)[examples])
             tokens.append(done.counted.sum(axis=1).astype(np.float64)[examples])
@@ -189,8 +189,8 @@ def _scored(run: Run, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[_Don
 
     in_flight = None
     for batch in batches:
-        on_device = run.setup.put({name: array for name, array in batch.items() if name != "bytes"})
-        begun = batch, *_losses(run.setup.graphdef, run.params, on_device, labelled)
+        on_device = run.trainer.put({name: array for name, array in batch.items() if name != "bytes"})
+        begun = batch, *_losses(run.trainer.graphdef, run.params, on_device, labelled)
         if in_flight is not None:
             yield done(*in_flight)
         in_flight = begun

@@ -31,7 +31,7 @@ STEPS = (32, 16, 8, 4, 2, 1)  # widths are multiples of the largest of these tha
 ROUNDING_PENALTY = 0.02  # a width that is a multiple of 16 and not of 32 counts as a change of 2 %, of 8 alone as 4 %, ...
 # The ratio to the base beyond which a width or a number of repeats is not looked for: it would be another experiment.
 MAX_RATIO = {"params": 2, "flops": 2, "state_bytes": 4}
-MLP_FARTHEST = 2.0  # and a width of MLPs, to its default: beyond, it is another architecture
+MLP_MAX_RATIO = 2.0  # and a width of MLPs, to its default: beyond, it is another architecture
 MOST_COUNTS = 100  # before giving up
 
 
@@ -76,7 +76,7 @@ def with_sizes(base: Mapping, sizes: Sizes) -> RunConfig:
     return from_config_dict({**base, "model": sizes.applied_to(base["model"])})
 
 
-def as_the_base(base: Mapping, pattern: str) -> Sizes:
+def base_sizes(base: Mapping, pattern: str) -> Sizes:
     """The sizes of `base` for another pattern; the hidden width is that of its first channel layer, None if it has none."""
     of = base["model"]
     hidden = next((of["channel_layers"][name]["hidden"] for name in channel_layers_in_pattern(pattern)), None)
@@ -100,10 +100,10 @@ def count(quantity: str, config: RunConfig, vocab_size: int) -> float:
 
 def shortest(pattern: str, repeats: int) -> tuple[str, int]:
     """The same layers with as many repeats as possible: 4 x "mamba mamba" is 8 x "mamba"."""
-    words = parse_pattern(pattern)
-    for length in range(1, len(words) + 1):
-        if len(words) % length == 0 and words[:length] * (len(words) // length) == words:
-            return " ".join(words[:length]), repeats * (len(words) // length)
+    specs = parse_pattern(pattern)
+    for length in range(1, len(specs) + 1):
+        if len(specs) % length == 0 and specs[:length] * (len(specs) // length) == specs:
+            return " ".join(specs[:length]), repeats * (len(specs) // length)
     raise AssertionError("a pattern is one repeat of itself")
 
 
@@ -149,7 +149,7 @@ class _Search:
         self.channel_layers = channel_layers_in_pattern(pattern)
         self.has_mlp = bool(self.channel_layers)
         self.pattern, self.repeats = shortest(pattern, of["repeats"])
-        self.original = as_the_base(base, pattern)
+        self.original = base_sizes(base, pattern)
         self.d_model, self.mlp_hidden = self.original.d_model, self.original.mlp_hidden
         self.closest, self._error = self.original, math.inf
         self.counted = 0
@@ -238,7 +238,7 @@ class _Search:
         if self.has_mlp and c > 0:
             default = hidden or self._default_hidden(d_model)
             exact = (self.target - a - repeats * b) / (repeats * c)
-            inside = min(max(exact, default / MLP_FARTHEST), default * MLP_FARTHEST)
+            inside = min(max(exact, default / MLP_MAX_RATIO), default * MLP_MAX_RATIO)
             for step in STEPS:
                 hidden = max(1, round(inside / step) * step)
                 if self._note(Sizes(self.pattern, repeats, d_model, hidden), a + repeats * (b + c * hidden)):
@@ -274,9 +274,9 @@ class _Search:
         return self._lines[d_model]
 
 
-def _by_distance(middle: int, farthest: int) -> list[int]:
+def _by_distance(middle: int, max_ratio: int) -> list[int]:
     """Numbers from `middle` outwards, by ratio."""
-    numbers = range(max(1, math.ceil(middle / farthest)), math.floor(middle * farthest) + 1)
+    numbers = range(max(1, math.ceil(middle / max_ratio)), math.floor(middle * max_ratio) + 1)
     return sorted(numbers, key=lambda number: (abs(math.log(number / middle)), number))
 
 

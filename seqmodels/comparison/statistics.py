@@ -1,6 +1,6 @@
 """Is a difference real? Intervals over seeds, and two paired tests: over seeds and over documents.
 
-The two ask different things. Over seeds: would the model come out better if both were trained again? Over documents:
+The two answer different questions. Over seeds: would the model come out better if both were trained again? Over documents:
 would it on another text of the kind? A claim needs both.
 """
 

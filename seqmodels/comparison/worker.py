@@ -1,4 +1,4 @@
-"""What scripts/compare.py lets be measured in a process of its own, so that it never holds the device itself.
+"""The process in which scripts/compare.py scores runs and measures costs, so that it never holds the device itself.
 
     python seqmodels/comparison/worker.py --score=runs/compare/gla/lr0.002/seed0 [--score=...]     validation losses into scores.npz
     python seqmodels/comparison/worker.py --cost=RUN_FOLDER --out=FILE --asked=JSON                 speed, memory, state into FILE
@@ -36,7 +36,7 @@ def main() -> None:
     parser = command_line.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--score", type=Path, action="append", default=[], help="the folder of a run to score")
     parser.add_argument("--validation_tokens", type=int, default=0, help="score only so many; 0: all")
-    parser.add_argument("--frequent_pairs", type=Path, help="a file of the pairs of tokens that are no recall hits")
+    parser.add_argument("--frequent_pairs", type=Path, help="a file of the pairs of tokens that do not count as repeated")
     parser.add_argument("--cost", type=Path, help="the folder of a run whose model is measured")
     parser.add_argument("--out", type=command_line.output_file, help="where the costs go")
     parser.add_argument("--asked", type=json.loads, help="what is asked for, as comparison.jobs.asked_cost says it")

@@ -82,7 +82,7 @@ def lock(path: str | os.PathLike[str], *, waiting: str | None = "") -> Iterator[
     """Hold the lock of a file, which is made if it is not there; yields whether it is held.
 
     The system keeps the lock: it ends with the process that holds it, however that ends, and with nothing else, so that
-    neither a clock nor a long time can break it. On a file system without locks it is not held, and nobody waits.
+    neither a clock nor a long time can break it. On a file system without locks it is not held, and there is no waiting.
 
     Args:
         waiting: said on stderr before waiting for another holder; None: do not wait, it is not held then.
@@ -147,7 +147,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     """A path that a person gave, with the home folder in place of ``~``.
 
     Raises:
-        UserError: nobody knows whose ``~`` that is.
+        UserError: the home folder of ``~`` is not known.
     """
     try:
         return Path(path).expanduser()

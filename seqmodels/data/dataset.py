@@ -45,7 +45,7 @@ class DataConfig(Checked, where="data"):
     streaming: bool = False  # read the hub id over the network as tokens are made, with no copy of its text on the disk
     validation_source: str | None = None  # what is held out: a split, path or hub id (docs/data.md)
     tokenizer: str = "bpe"  # "bpe" (byte-level, trained on the train split), "bytes", or a tokenizer.json
-    vocab_size: Annotated[int, AtLeast(0), AtMost(2**24)] = 4096  # pieces of the bpe tokenizer; ignored by the others
+    vocab_size: Annotated[int, AtLeast(0), AtMost(2**24)] = 4096  # tokens of the bpe tokenizer; ignored by the others
     seq_len: Count = 256  # T, tokens the model reads at once
     batch_size: Count = 16  # B, sequences per optimizer step (over all devices and accumulation steps)
     # "windows" (contiguous, no padding) or "documents" (whole, with reset marks)
@@ -194,13 +194,15 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
         config.source, revision=config.revision, toy_documents=config.toy_documents, streaming=config.streaming
     )
     if config.validation_source:
-        source = sources.validate_on(source, config.validation_source, revision=config.revision, streaming=config.streaming)
+        source = sources.with_validation_from(
+            source, config.validation_source, revision=config.revision, streaming=config.streaming
+        )
     source = sources.with_validation(source)
     train = source.train
     if config.max_train_documents:
         train = sources.first_documents(train, config.max_train_documents)
         source = replace(source, train=train)
-    line = sources.said(source)
+    line = sources.training_line(source)
     say(line)
     tokenizer = _tokenizer(config, train)
     stream = cached_tokens(config.cache_dir, train, tokenizer, label=f"training split of {_short(source.name)}")
@@ -239,7 +241,7 @@ def validation_from_source(
     packing: str = "windows",
     trained_on: Mapping[str, Any] | None = None,
 ) -> ValidationSet:
-    """Other text than a run's own, to judge a model by: a path, a hub id or ``toy``.
+    """Held-out text other than a run's own: a path, a hub id or ``toy``.
 
     The source's validation split where it has one, else all of its text.
 
@@ -253,7 +255,7 @@ def validation_from_source(
     split = opened.validation or opened.train
     if split is None:
         raise UserError(f"'{source}' has neither a validation nor a training split")
-    say(sources.said_of_one(opened, split))
+    say(sources.scoring_line(opened, split))
     if _was_trained_on(split, trained_on):
         say(f"data: the run was trained on {split.label}, on parts of it at least: the score says little of other text")
     return _validation_set(opened.name, split, tokenizer, cache_dir, packing)[0]
@@ -302,7 +304,7 @@ def _record(line: str, source: sources.Source, train: TokenStream, validation: V
         }
         for name, split, of in (("train", source.train, train), ("validation", source.validation, validation))
     }
-    unread = sources.not_read(source, source.train, source.validation)
+    unread = sources.unread_of(source, source.train, source.validation)
     return {
         "said": line,
         "source": source.name,

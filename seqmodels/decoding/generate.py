@@ -23,7 +23,7 @@ from seqmodels.decoding.sampling import Sampler
 from seqmodels.errors import UserError
 from seqmodels.ops.placement import BATCH_AXES
 
-Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
+Params = Any  # the pure dict of arrays that trainer.init() and a checkpoint hold
 
 _SMALL_CAPACITY: Final = 1 << 14
 """Tokens of all rows; no state of so few is looked at."""
@@ -118,7 +118,7 @@ def check_max_tokens(max_tokens: int) -> None:
     """Raises UserError where it is negative, or no whole number."""
     why = ranges.problem(ranges.CountOrZero, max_tokens, str)
     if why is not None:
-        raise UserError(f"max_tokens={ranges.shown(max_tokens)} {why}")
+        raise UserError(f"max_tokens={ranges.short_repr(max_tokens)} {why}")
 
 
 def check_capacity(graphdef: nnx.GraphDef, params: Params, rows: int, capacity: int, mesh: Mesh | None = None) -> None:

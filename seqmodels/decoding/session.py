@@ -1,7 +1,7 @@
-"""What a model has read, as a value: go on from it (twice is a fork), save it, load it.
+"""The state of a model after reading a text, as a value: to continue from (twice is a fork), save and load.
 
 A recurrent state has one size, whatever was read. A cache of keys and values has room for a number of tokens; where more
-are to come than it has room for, it is made anew, larger, by reading everything again.
+are to come than it has room for, a larger one is made by reading all tokens again.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from seqmodels.escape import html_table
 from seqmodels.formats import json_text, npz
 from seqmodels.formats.limits import excerpt
 
-Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
+Params = Any  # the pure dict of arrays that trainer.init() and a checkpoint hold
 
 RECORD: Final = "record"
 LOGITS: Final = "logits"

@@ -28,7 +28,7 @@ class LabelEvaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of the labels that the model puts above all else."""
+        """Top-1 accuracy over the labels."""
         return float(np.mean([segment.accuracy for segment in self.segments.values()]))
 
     @property

@@ -13,7 +13,7 @@ from seqmodels import model
 from seqmodels.decoding import generate
 from seqmodels.decoding.sampling import Sampler, Sampling
 
-Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
+Params = Any  # the pure dict of arrays that trainer.init() and a checkpoint hold
 PREFILL_CHUNK = 1024  # tokens of the context read in one call
 
 
@@ -63,15 +63,17 @@ def measure(
         rounds: the loop runs so often after the run that compiles; other work on the machine only ever adds time.
         key: of the random tokens.
     """
-    before = read(graphdef, params, vocab_size, context=context, room=tokens, key=key)
+    before = read(graphdef, params, vocab_size, context=context, extra_capacity=tokens, key=key)
     return measure_after(graphdef, params, before, batch_size=batch_size, tokens=tokens, rounds=rounds)
 
 
-def read(graphdef: nnx.GraphDef, params: Params, vocab_size: int, *, context: int, room: int, key: jax.Array) -> Context:
+def read(
+    graphdef: nnx.GraphDef, params: Params, vocab_size: int, *, context: int, extra_capacity: int, key: jax.Array
+) -> Context:
     """Read `context` random tokens in pieces."""
     prompt = jax.random.randint(key, (1, context), 0, vocab_size, jnp.int32)
     pieces = [prompt[:, begin : begin + PREFILL_CHUNK] for begin in range(0, context, PREFILL_CHUNK)]
-    capacity = context + room
+    capacity = context + extra_capacity
     jax.block_until_ready(_read(graphdef, params, pieces[-1], _empty(graphdef, params, capacity)))  # compiles
     state = _empty(graphdef, params, capacity)
     for piece in pieces:

@@ -24,11 +24,11 @@ from jaxtyping import Array, Float
 from seqmodels import model
 
 Batch = Mapping[str, np.ndarray]
-Params = Any  # the pure dict of arrays that setup.init() and a checkpoint hold
+Params = Any  # the pure dict of arrays that trainer.init() and a checkpoint hold
 
 
 class ValidationSet(Protocol):
-    """A held-out token stream that deals itself out in windows (seqmodels.data)."""
+    """A held-out token stream, read in windows (seqmodels.data)."""
 
     def batches(self, batch_size: int, seq_len: int, max_tokens: int | None = None) -> Iterator[Batch]: ...
 
@@ -43,7 +43,7 @@ class Evaluation:
     loss_by_position: Float[np.ndarray, " T"]  # nats per token at each window position; nan where nothing counted
     tokens: int  # targets that counted
     tokens_per_second: float  # read by the forward pass, the first batch (which compiles) left out if there are more
-    accuracy: float | None = None  # share of the targets that the model puts above all else; None for text
+    accuracy: float | None = None  # top-1 accuracy; None for text
     accuracy_by_position: Float[np.ndarray, " T"] | None = None
 
     @property
@@ -187,7 +187,7 @@ def perplexity(loss: float) -> float:
 def state_bytes(graphdef: nnx.GraphDef, params: Params, max_len: int) -> int:
     """Bytes of the state that one sequence carries, at a capacity of `max_len` tokens.
 
-    Counted over the shapes and dtypes of the model's own `init_state` (batch 1), never written by hand. Nothing
+    Counted over the shapes and dtypes of the model's own `init_state` (batch 1), not declared by the mixer. Nothing
     is allocated; `params` may be arrays or `jax.ShapeDtypeStruct`s. A KV cache has the compute dtype of the
     model's config.
     """

@@ -26,32 +26,37 @@ def read(path: str | os.PathLike[str]) -> list[str]:
     """
     content = read_text(path, MOST_BYTES)
     wanted = f"{path} must be a YAML list of texts"
-    texts, is_list = [], False
     try:
-        for event in yaml.parse(content, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.DocumentStartEvent) and is_list:
-                raise Malformed(f"{wanted}, not several documents")
-            if isinstance(event, (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)):
-                continue
-            if not is_list:
-                if not isinstance(event, yaml.SequenceStartEvent):
-                    raise Malformed(f"{wanted}, '- Once upon a time' one below the other")
-                is_list = True
-            elif isinstance(event, yaml.SequenceEndEvent):
-                continue
-            elif isinstance(event, yaml.ScalarEvent):
-                texts.append(_text(event, f"{wanted}; entry {len(texts) + 1} is"))
-            else:
-                kind = type(event).__name__.removesuffix("Event").removesuffix("Start").lower()
-                raise Malformed(f"{wanted}; entry {len(texts) + 1} is a {kind}: put it in quotes")
-            if len(texts) > MOST_TEXTS:
-                raise Malformed(f"{path} is not read: it has more than {MOST_TEXTS:,} texts")
-    except Malformed:
-        raise
+        texts = _texts(content, path, wanted)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, Malformed):
+            raise
         raise Malformed(f"{path} is not YAML: {excerpt(' '.join(str(error).split()), 300)[1:-1]}") from None
     if not texts:
         raise Malformed(f"{wanted}, '- Once upon a time' one below the other")
+    return texts
+
+
+def _texts(content: str, path: str | os.PathLike[str], wanted: str) -> list[str]:
+    texts, is_list = [], False
+    for event in yaml.parse(content, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.DocumentStartEvent) and is_list:
+            raise Malformed(f"{wanted}, not several documents")
+        if isinstance(event, (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)):
+            continue
+        if not is_list:
+            if not isinstance(event, yaml.SequenceStartEvent):
+                raise Malformed(f"{wanted}, '- Once upon a time' one below the other")
+            is_list = True
+        elif isinstance(event, yaml.SequenceEndEvent):
+            continue
+        elif isinstance(event, yaml.ScalarEvent):
+            texts.append(_text(event, f"{wanted}; entry {len(texts) + 1} is"))
+        else:
+            kind = type(event).__name__.removesuffix("Event").removesuffix("Start").lower()
+            raise Malformed(f"{wanted}; entry {len(texts) + 1} is a {kind}: put it in quotes")
+        if len(texts) > MOST_TEXTS:
+            raise Malformed(f"{path} is not read: it has more than {MOST_TEXTS:,} texts")
     return texts
 
 

@@ -135,27 +135,30 @@ def import_folder(
             seq_len=min(longest, LONGEST_WINDOW) if isinstance(longest, int) and longest > 0 else LONGEST_WINDOW,
         ),
     )
+    record = {
+        "imported_from": str(folder),
+        "tokenizer": None if tokenizer is None else data.tokenizer_digest(tokenizer),
+        "model": config_lib.model_record(config),
+    }
     with _whole(workdir) as temporary:
         if tokenizer is not None:
             tokenizer.save(temporary / "tokenizer.json")
-        writer = checkpoint.Writer(temporary / "checkpoints", keep=1)
-        try:
-            params = jax.tree.map(jnp.asarray, foreign.params)
-            record = {
-                "imported_from": str(folder),
-                "tokenizer": None if tokenizer is None else data.tokenizer_digest(tokenizer),
-                "model": config_lib.model_record(config),
-            }
-            writer.save(0, {"params": params}, record, validation_loss=None)
-            writer.wait()
-        except checkpoint.NonFinite as error:
-            raise UserError(
-                f"{folder}: not all numbers are finite in {', '.join(error.names[:3])}: it is damaged, or diverged"
-            ) from None
-        finally:
-            writer.close()
+        _save_params(temporary / "checkpoints", foreign.params, record)
         config_lib.save(config, str(temporary / "config.json"))
     return config
+
+
+def _save_params(directory: Path, params: dict, record: Mapping[str, object]) -> None:
+    """Write parameters as a checkpoint of step 0."""
+    writer = checkpoint.Writer(directory, keep=1)
+    try:
+        writer.save(0, {"params": jax.tree.map(jnp.asarray, params)}, record, validation_loss=None)
+        writer.wait()
+    except checkpoint.NonFinite as error:
+        names = ", ".join(error.names[:3])
+        raise UserError(f"{record['imported_from']}: not all numbers are finite in {names}: it is damaged, or diverged") from None
+    finally:
+        writer.close()
 
 
 def export_folder(
@@ -200,7 +203,7 @@ def export_folder(
         safetensors.write(temporary / safetensors.FILE_NAME, tensors)
         if tokenizer is not None:
             tokenizer.save(temporary / "tokenizer.json")
-            end_of_text.write_beside(temporary / "tokenizer.json", tokenizer.end_name, tokenizer.ends)
+            end_of_text.write_ids(temporary / "tokenizer.json", tokenizer.end_name, tokenizer.ends)
         for name, content in (("config.json", theirs), ("generation_config.json", generation)):
             (temporary / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         card = model_card.text(kind, config, parameters, tokenizer, history)
@@ -286,11 +289,11 @@ def _as_kind(config: ModelConfig, params: dict, vocab_size: int) -> tuple[table.
 
 def _with_plain_pattern(config: ModelConfig) -> ModelConfig:
     """The same model with the options in its pattern among those of its layers' kinds, where all of a kind have the same."""
-    parts = [part for word in parse_pattern(config.pattern) for part in parts_of(word)]
+    parts = [part for spec in parse_pattern(config.pattern) for part in parts_of(spec)]
     options = dict(parts)
     if any(options[name] != own for name, own in parts):
         return config
-    plain = " ".join(layer_name(word) for word in parse_pattern(config.pattern))
+    plain = " ".join(layer_name(spec) for spec in parse_pattern(config.pattern))
     own = {
         kind: tuple((name, with_options(layer, name, options[name])) for name, layer in getattr(config, kind))
         for kind in config_lib.LAYER_KINDS
@@ -300,20 +303,20 @@ def _with_plain_pattern(config: ModelConfig) -> ModelConfig:
 
 def _copies(pattern: str, of: str) -> int | None:
     """How many times a kind's pattern makes up a model's; None: it does not."""
-    words, wanted = parse_pattern(pattern), parse_pattern(of)
-    copies, odd = divmod(len(wanted), len(words))
-    return copies if not odd and words * copies == wanted else None
+    specs, wanted = parse_pattern(pattern), parse_pattern(of)
+    copies, odd = divmod(len(wanted), len(specs))
+    return copies if not odd and specs * copies == wanted else None
 
 
 def _restack(kind: table.Kind, config: ModelConfig, params: dict, copies: int) -> tuple[ModelConfig, dict]:
     """The same model with the kind's pattern: "mamba mamba", 4 times, is "mamba", 8 times."""
-    words = parse_pattern(kind.pattern)
+    specs = parse_pattern(kind.pattern)
     layers = {
-        f"{position}_{word}": jax.tree.map(
+        f"{position}_{spec}": jax.tree.map(
             lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], axis=1).reshape(-1, *leaves[0].shape[1:]),
-            *(params["layers"][f"{copy * len(words) + position}_{word}"] for copy in range(copies)),
+            *(params["layers"][f"{copy * len(specs) + position}_{spec}"] for copy in range(copies)),
         )
-        for position, word in enumerate(words)
+        for position, spec in enumerate(specs)
     }
     config = dataclasses.replace(config, pattern=kind.pattern, repeats=config.repeats * copies)
     return config, params | {"layers": layers}

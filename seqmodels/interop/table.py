@@ -150,14 +150,14 @@ class Kind:
     @property
     def layers_of(self) -> dict[str, str]:
         """``mixer`` and, if it has one, ``channel``: the names of the pattern's layers."""
-        return {"channel" if is_channel_layer(word) else "mixer": word for word in parse_pattern(self.pattern)}
+        return {"channel" if is_channel_layer(spec) else "mixer": spec for spec in parse_pattern(self.pattern)}
 
     def path(self, name: str) -> tuple[str, ...]:
         """Where ``mixer/query_kernel`` and the like are among the model's parameters."""
         first, *rest = name.split("/")
-        for position, (called, word) in enumerate(self.layers_of.items()):
+        for position, (called, spec) in enumerate(self.layers_of.items()):
             if first in (called, f"{called}_norm"):
-                return ("layers", f"{position}_{word}", "norm" if first.endswith("_norm") else "layer", *rest)
+                return ("layers", f"{position}_{spec}", "norm" if first.endswith("_norm") else "layer", *rest)
         return tuple(name.split("/"))
 
 

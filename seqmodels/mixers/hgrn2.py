@@ -73,7 +73,7 @@ class Mixer(nnx.Module):
 
     @staticmethod
     def init_shared(layers: "Mixer") -> LowerBounds:
-        """What a model's first layer of this kind is told.
+        """The ``shared`` of a model's first layer of this kind.
 
         Args:
           layers: all of them, their parameters stacked [layers, ...] in order of depth.

@@ -49,7 +49,7 @@ from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.mlstm_cell import MLSTMState, empty_mlstm_state, mlstm_cell
 from seqmodels.ranges import Checked, Epsilon, Expansion, OneOf, Positive, Size, Taps
 
-PATTERN = "mlstm mlstm"  # what stands for "attention mlp": the default block has its MLP's parameters inside
+PATTERN = "mlstm mlstm"  # the block: the default one has its MLP's parameters inside
 BLOCKS = ("v1", "v2")
 FORGET_BIAS = (3.0, 6.0)  # first and last head's: memories of 20 to 400 steps
 INPUT_BIAS_DEVIATION = 0.1

@@ -17,7 +17,7 @@ radians; the op carries dA - 1 and its powers instead. (e^z - 1) / A is made fro
 Parameters: 2 D^2 + 2 N D + 4 D, with S4's P and B 4 N D. State space parameters get no weight decay.
 
 Deviations from the paper: the authors' recipe gives A and dt a smaller learning rate (1e-3), here all have one. Their S4 code
-clips the imaginary part of B to +-2 at initialisation; here B is HiPPO-LegS's own. Projections start as the house's do.
+clips the imaginary part of B to +-2 at initialisation; here B is HiPPO-LegS's own. Projections start as in the other mixers.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ class Config(Checked, where="model.mixers.s4d"):
     state_size: Annotated[StateSize, MultipleOf(2)] = 64  # N, real numbers per channel: N/2 conjugate pairs
     # of the state matrix: diagonal (S4D), or dplr (S4: diagonal plus low rank)
     structure: Annotated[str, OneOf(STRUCTURES)] = "diagonal"
-    init: Annotated[str, OneOf(hippo.MODES)] = "legs"  # of A: lin, inv, real or legs (S4 knows legs alone)
-    discretisation: Annotated[str, OneOf(RULES)] = "zoh"  # zoh, or bilinear (S4 knows bilinear alone)
+    init: Annotated[str, OneOf(hippo.MODES)] = "legs"  # of A: lin, inv, real or legs (S4 has legs alone)
+    discretisation: Annotated[str, OneOf(RULES)] = "zoh"  # zoh, or bilinear (S4 has bilinear alone)
     dt_min: Positive = 1e-3  # step sizes start log-uniform between dt_min
     dt_max: Annotated[Positive, AtLeast("dt_min")] = 1e-1  # and dt_max: a channel first sees about 1/dt steps
     implementation: Implementation | None = None  # of diagonal_ssm or dplr_ssm; None: the fastest for length and reset

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of an op's arguments, judged alike by all ops."""
+"""Checks of the shapes and dtypes of an op's arguments, shared by all ops."""
 
 import functools
 import inspect

@@ -4,35 +4,35 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import over_time, time_invariant
+from seqmodels.ops import sequence_parallel, time_invariant
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.placement import per_shard
 
 _WIDE = 8  # taps; above, one pass over the sequence for each takes longer than an FFT or a loop
 
 
-def _over_time(op, x, weight, bias=None, *, state=None, reset=None):
+def _sequence_parallel(op, x, weight, bias=None, *, state=None, reset=None):
     """The last W - 1 inputs come from the device before; from several, where each has fewer steps."""
     (batch, steps, channels), tail = x.shape, weight.shape[0] - 1
     _, own = op(x, weight, bias, reset=reset)
     first = jnp.zeros((batch, tail, channels), jnp.float32) if state is None else state.astype(jnp.float32)
     if steps >= tail:
-        before = over_time.on_the_first(first, over_time.from_the_device_before(own))
+        before = sequence_parallel.on_first_device(first, sequence_parallel.from_previous_device(own))
     else:
-        cut = over_time.starts_within(reset, batch)
+        cut = sequence_parallel.has_reset(reset, batch)
 
         def moved_up(_, state):
             return jnp.pad(state[:, steps:], ((0, 0), (0, steps), (0, 0)))
 
-        before = over_time.state_before(first, *over_time.affine(cut, None, own, moved_up))
+        before = sequence_parallel.state_before(first, *sequence_parallel.affine(cut, None, own, moved_up))
     y, after = op(x, weight, bias, state=before, reset=reset)
-    return y, over_time.of_the_last(after)
+    return y, sequence_parallel.from_last_device(after)
 
 
 @per_shard(
     {"x": "b t h", "weight": "_ h", "bias": "h", "state": "b _ h", "reset": "b t"},
     results=("b t h", "b _ h"),
-    over_time=_over_time,
+    sequence_parallel=_sequence_parallel,
 )
 def causal_conv(
     x: Float[Array, "B T D"],
@@ -69,7 +69,7 @@ def causal_conv(
     taps = jnp.asarray(weight, jnp.float32)
 
     if reset is None:
-        new_state = inputs[:, steps:]
+        starts, new_state = None, inputs[:, steps:]
     else:
         starts = jnp.pad(reset, ((0, 0), (tail, 0)))
         # An input is left behind once a document starts after it, which for the last ones is at one of the last steps.
@@ -78,20 +78,27 @@ def causal_conv(
         new_state = jnp.where(starts_after[:, :, None] > 0, 0.0, inputs[:, steps:])
 
     if weight.shape[0] > _WIDE and steps > 1:
-        y = time_invariant.convolve(inputs, taps[::-1].T, None if reset is None else starts)[:, tail:]
+        y = time_invariant.convolve(inputs, taps[::-1].T, starts)[:, tail:]
     else:
-        y = inputs[:, tail:] * taps[tail]
-        cut = jnp.zeros((batch, steps), bool)
-        for age in range(1, tail + 1):
-            past = inputs[:, tail - age : tail - age + steps]
-            if reset is not None:
-                # The input of step t - age is gone once a document has started at any of t - age + 1 .. t.
-                cut |= starts[:, tail - age + 1 : tail - age + 1 + steps]
-                past = jnp.where(cut[:, :, None], 0.0, past)
-            y += past * taps[tail - age]
+        y = _tap_by_tap(inputs, taps, starts, steps)
     if bias is not None:
         y += bias.astype(jnp.float32)
     return y.astype(x.dtype), new_state
+
+
+def _tap_by_tap(inputs, taps, starts, steps):
+    """The outputs [B, T, D] of ``inputs`` [B, W - 1 + T, D], the current step's tap first."""
+    tail = taps.shape[0] - 1
+    y = inputs[:, tail:] * taps[tail]
+    cut = jnp.zeros((inputs.shape[0], steps), bool)
+    for age in range(1, tail + 1):
+        past = inputs[:, tail - age : tail - age + steps]
+        if starts is not None:
+            # The input of step t - age is gone once a document has started at any of t - age + 1 .. t.
+            cut |= starts[:, tail - age + 1 : tail - age + 1 + steps]
+            past = jnp.where(cut[:, :, None], 0.0, past)
+        y += past * taps[tail - age]
+    return y
 
 
 def _check_shapes(x, weight, bias, state, reset):

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import over_time
+from seqmodels.ops import sequence_parallel
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.placement import per_shard
 
 
-def _over_time(op, q, k, v, log_decay, angle, *, state=None, reset=None, **options):
+def _sequence_parallel(op, q, k, v, log_decay, angle, *, state=None, reset=None, **options):
     _, added = op(q, k, v, log_decay, angle, reset=reset, **options)
     shrink = jnp.exp(jnp.sum(log_decay.astype(jnp.float32), axis=1))
     turn = _angle_in_document(angle.astype(jnp.float32), None)[:, -1]
@@ -25,12 +25,12 @@ def _over_time(op, q, k, v, log_decay, angle, *, state=None, reset=None, **optio
     def apply(decay, state):
         return _turned(state, *(x[..., None] for x in decay))
 
-    cut = over_time.starts_within(reset, q.shape[0])
+    cut = sequence_parallel.has_reset(reset, q.shape[0])
     first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
     decay = shrink * jnp.cos(turn), shrink * jnp.sin(turn)
-    before = over_time.state_before(first, *over_time.affine(cut, decay, added, apply))
+    before = sequence_parallel.state_before(first, *sequence_parallel.affine(cut, decay, added, apply))
     o, after = op(q, k, v, log_decay, angle, state=before, reset=reset, **options)
-    return o, over_time.of_the_last(after)
+    return o, sequence_parallel.from_last_device(after)
 
 
 def _turned(state: Float[Array, "B H keys V"], cos: Float[Array, "B H #K 1"], sin: Float[Array, "B H #K 1"]):
@@ -42,7 +42,7 @@ def _turned(state: Float[Array, "B H keys V"], cos: Float[Array, "B H #K 1"], si
 @per_shard(
     {"q": "b t h", "k": "b t h", "v": "b t h", "log_decay": "b t h", "angle": "b t h", "state": "b h", "reset": "b t"},
     results=("b t h", "b h"),
-    over_time=_over_time,
+    sequence_parallel=_sequence_parallel,
 )
 def complex_gated_linear_attention(
     q: Float[Array, "B T H K"],

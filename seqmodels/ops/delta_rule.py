@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunk_scan, documents, kernels, over_time
+from seqmodels.ops import chunk_scan, documents, kernels, sequence_parallel
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.chunk import (
     Chunk,
@@ -54,7 +54,7 @@ class _Inputs(NamedTuple):
     log_decay: Float[Array, "B T G R X"] | None
 
 
-def _over_time(op, q, k, v, beta, log_decay=None, *, state=None, reset=None, **options):
+def _sequence_parallel(op, q, k, v, beta, log_decay=None, *, state=None, reset=None, **options):
     """What all steps do to a state is a K x K matrix of each head, and the op makes it: of the identity, with nothing written."""
     _, added = op(q, k, v, beta, log_decay, reset=reset, **options)
     batch, heads, channels, _ = added.shape
@@ -62,17 +62,17 @@ def _over_time(op, q, k, v, beta, log_decay=None, *, state=None, reset=None, **o
     nothing = jnp.zeros((*v.shape[:3], channels), v.dtype)
     _, decay = op(q, k, nothing, beta, log_decay, state=identity, reset=reset, **options)
     product = functools.partial(jnp.einsum, "bhij,bhjv->bhiv", precision=lax.Precision.HIGHEST)
-    cut = over_time.starts_within(reset, batch)
+    cut = sequence_parallel.has_reset(reset, batch)
     first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
-    before = over_time.state_before(first, *over_time.affine(cut, decay, added, product))
+    before = sequence_parallel.state_before(first, *sequence_parallel.affine(cut, decay, added, product))
     o, after = op(q, k, v, beta, log_decay, state=before, reset=reset, **options)
-    return o, over_time.of_the_last(after)
+    return o, sequence_parallel.from_last_device(after)
 
 
 @per_shard(
     {"q": "b t g", "k": "b t g", "v": "b t h", "beta": "b t h", "log_decay": "b t h", "state": "b h", "reset": "b t"},
     results=("b t h", "b h"),
-    over_time=_over_time,
+    sequence_parallel=_sequence_parallel,
 )
 def delta_rule(
     q: Float[Array, "B T G K"],

@@ -88,16 +88,16 @@ def kernel(
     return taps.reshape(C.shape[0], -1)[:, :steps]
 
 
-def _over_time(op, u, dA_minus_1, dB, C, *, state=None, reset=None, **options):
+def _sequence_parallel(op, u, dA_minus_1, dB, C, *, state=None, reset=None, **options):
     _, added = op(u, dA_minus_1, dB, C, reset=reset, **options)
     advance = functools.partial(_advance, time_invariant.power_minus_1(dA_minus_1.astype(jnp.complex64), u.shape[1]))
-    return time_invariant.run_over_time(op, (u, dA_minus_1, dB, C), added, advance, state, reset, **options)
+    return time_invariant.run_sequence_parallel(op, (u, dA_minus_1, dB, C), added, advance, state, reset, **options)
 
 
 @per_shard(
     {"u": "b t h", "dA_minus_1": "h", "dB": "h", "C": "h", "state": "b h", "reset": "b t"},
     results=("b t h", "b h"),
-    over_time=_over_time,
+    sequence_parallel=_sequence_parallel,
 )
 def diagonal_ssm(
     u: Float[Array, "B T D"],

@@ -1,12 +1,12 @@
-"""Documents packed in one row: who may see whom, and how a NaN stays at home.
+"""Documents packed in one row: masks between them, and NaN isolation.
 
 ``reset[b, t]`` (bool) says that a new document starts at step ``t`` of row ``b``: everything an operation carries from
 step ``t - 1`` to step ``t`` is dropped. Two things follow, and every op takes both from here.
 
 *Masks.* ``segment_ids`` numbers the documents of a row; 0 is the one that continues the incoming state.
 
-*Containment.* An operation that multiplies a masked weight of zero by another document's value turns that document's
-NaN into everybody's, since ``0 * nan`` is ``nan``. A scan that selects its carry with ``where`` is safe; a matrix product is
+*NaN isolation.* An operation that multiplies a masked weight of zero by another document's value spreads that document's
+NaN to the whole row, since ``0 * nan`` is ``nan``. A scan that selects its carry with ``where`` is safe; a matrix product is
 not. So an op built on matrix products first takes non-finite vectors out (``quarantine``), computes on the rest, and puts
 NaN back (``set_nan``) exactly where the definition would have had one (``nan_reach``). Only a call with ``reset`` pays for it.
 """
@@ -29,17 +29,17 @@ def same_document(query_ids: Int[Array, "B T"], key_ids: Int[Array, "B S"]) -> B
 def quarantine(
     x: Float[Array, "*dims X"], *, allow_negative_infinity: bool = False
 ) -> tuple[Float[Array, "*dims X"], Bool[Array, "*dims"]]:
-    """Replaces every vector that holds a non-finite number by zeros, and says which those were.
+    """Replaces every vector that holds a non-finite number by zeros.
 
     Args:
       x: values; a vector is the last axis.
-      allow_negative_infinity: for log decays, where minus infinity means "forget everything" and is no accident.
+      allow_negative_infinity: for log decays, where minus infinity means "forget everything" and is valid.
 
     Returns:
       ``(clean, bad)``: ``x`` with zeros for the bad vectors (their gradient is zero), and the mark of the bad ones.
     """
-    accident = jnp.logical_not(x < jnp.inf) if allow_negative_infinity else jnp.logical_not(jnp.isfinite(x))
-    bad = jnp.any(accident, axis=-1)
+    invalid = jnp.logical_not(x < jnp.inf) if allow_negative_infinity else jnp.logical_not(jnp.isfinite(x))
+    bad = jnp.any(invalid, axis=-1)
     return jnp.where(bad[..., None], jnp.zeros((), x.dtype), x), bad
 
 
@@ -69,5 +69,5 @@ def nan_reach(
 
 
 def set_nan(x: Float[Array, "*dims X"], tainted: Bool[Array, "*#dims"]) -> Float[Array, "*dims X"]:
-    """Puts NaN into the marked vectors; their gradient is zero, so a bad document cannot spoil others' gradients."""
+    """Puts NaN into the marked vectors; their gradient is zero, so a bad document leaves others' gradients finite."""
     return jnp.where(tainted[..., None], jnp.asarray(jnp.nan, x.dtype), x)

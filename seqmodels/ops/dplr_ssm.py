@@ -33,16 +33,16 @@ from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.placement import per_shard
 
 
-def _over_time(op, u, A, P, B, C, dt, *, state=None, reset=None, **options):
+def _sequence_parallel(op, u, A, P, B, C, dt, *, state=None, reset=None, **options):
     _, added = op(u, A, P, B, C, dt, reset=reset, **options)
     advance = _advance(_discretise(*(x.astype(jnp.complex64) for x in (A, P, B, C)), dt.astype(jnp.float32)[:, None]))
-    return time_invariant.run_over_time(op, (u, A, P, B, C, dt), added, advance(u.shape[1]), state, reset, **options)
+    return time_invariant.run_sequence_parallel(op, (u, A, P, B, C, dt), added, advance(u.shape[1]), state, reset, **options)
 
 
 @per_shard(
     {"u": "b t h", "A": "h", "P": "h", "B": "h", "C": "h", "dt": "h", "state": "b h", "reset": "b t"},
     results=("b t h", "b h"),
-    over_time=_over_time,
+    sequence_parallel=_sequence_parallel,
 )
 def dplr_ssm(
     u: Float[Array, "B T D"],

@@ -8,7 +8,7 @@ Table 1 of arXiv 2312.06635 lists what reduces to it: linear attention (no decay
 (one decay per head), GLA, HGRN-2, RWKV-6 (one per key channel), DFW (key and value side), GateLoop (a complex decay:
 ``complex_decay.py``).
 
-``recurrent`` is the definition, step by step, and the judge of the others; ``associative`` the textbook parallel scan over
+``recurrent`` is the definition, step by step, and the reference of the others; ``associative`` the textbook parallel scan over
 the states (memory T K V); ``parallel`` the quadratic closed form; ``chunked`` the quadratic form inside chunks and a recurrence
 between them (``chunk.py`` says why it is stable for every decay). ``pallas`` is a kernel for the whole of it, where the
 device has one for the decays given, else ``chunked`` with the recurrence between chunks in a kernel.
@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import chunk_scan, documents, kernels, over_time
+from seqmodels.ops import chunk_scan, documents, kernels, sequence_parallel
 from seqmodels.ops.arguments import check_arguments, check_heads, shapes_of
 from seqmodels.ops.chunk import (
     Chunk,
@@ -59,15 +59,15 @@ class _Inputs(NamedTuple):
     """Only when reading before the update, with resets: minus infinity where a document starts, else 0."""
 
 
-def _over_time(op, q, k, v, log_decay=None, *, value_log_decay=None, bonus=None, state=None, reset=None, **options):
+def _sequence_parallel(op, q, k, v, log_decay=None, *, value_log_decay=None, bonus=None, state=None, reset=None, **options):
     _check_shapes(q, k, v, log_decay, value_log_decay, bonus, state, reset)
     decays = {"log_decay": log_decay, "value_log_decay": value_log_decay}
     added, decay = _summary(k, v, *decays.values(), reset)
-    cut = over_time.starts_within(reset, v.shape[0])
+    cut = sequence_parallel.has_reset(reset, v.shape[0])
     first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
-    before = over_time.state_before(first, *over_time.affine(cut, decay, added, jnp.multiply))
+    before = sequence_parallel.state_before(first, *sequence_parallel.affine(cut, decay, added, jnp.multiply))
     o, after = op(q, k, v, **decays, bonus=bonus, state=before, reset=reset, **options)
-    return o, over_time.of_the_last(after)
+    return o, sequence_parallel.from_last_device(after)
 
 
 @jax.checkpoint
@@ -118,7 +118,7 @@ def _summary(k, v, log_decay, value_log_decay, reset) -> tuple[Float[Array, "B H
         "state": "b h", "reset": "b t",
     },
     results=("b t h", "b h"),
-    over_time=_over_time,
+    sequence_parallel=_sequence_parallel,
 )  # fmt: skip
 def gated_linear_attention(
     q: Float[Array, "B T G K"],
@@ -426,15 +426,15 @@ def _prepare_packed_heads(inputs: _Inputs, *, repeats: int, precision: lax.Preci
     def spread(x):
         return jnp.einsum("...r,rw->...w", x, ones, precision=lax.Precision.HIGHEST)
 
-    def over_time(log_decay):
+    def by_step(log_decay):
         return spread(jnp.exp(jnp.swapaxes(log_decay[..., 0], -1, -2)))[..., None, :, :]
 
     return Chunk(
         read=q,
         write=k,
-        value=v * over_time(sums.suffix),
+        value=v * by_step(sums.suffix),
         inside=inside.reshape(v.shape),
-        value_read=over_time(sums.prefix),
+        value_read=by_step(sums.prefix),
         value_keep=spread(jnp.exp(sums.total[..., 0]))[..., None, :],
     )
 

@@ -27,28 +27,28 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from seqmodels.ops import kernels, over_time, target
+from seqmodels.ops import kernels, sequence_parallel, target
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.dispatch import KernelForm, dispatch
 from seqmodels.ops.placement import per_shard
 
 
-def _over_time(op, a, b, *, state=None, reset=None, **options):
+def _sequence_parallel(op, a, b, *, state=None, reset=None, **options):
     """The decay of all steps is what becomes of ones, which underflows where a state is truly forgotten."""
     _, added = op(a, b, reset=reset, **options)
     zeros = jnp.zeros_like(added)
     _, decay = op(a.astype(added.dtype), jnp.zeros_like(b), state=zeros + 1, reset=reset, **options)
-    cut = over_time.starts_within(reset, a.shape[0])
+    cut = sequence_parallel.has_reset(reset, a.shape[0])
     first = zeros if state is None else state.astype(added.dtype)
-    before = over_time.state_before(first, *over_time.affine(cut, decay, added, jnp.multiply))
+    before = sequence_parallel.state_before(first, *sequence_parallel.affine(cut, decay, added, jnp.multiply))
     h, after = op(a, b, state=before, reset=reset, **options)
-    return h, over_time.of_the_last(after)
+    return h, sequence_parallel.from_last_device(after)
 
 
 @per_shard(
     {"a": "b t h", "b": "b t h", "state": "b h", "reset": "b t"},
     results=("b t h", "b h"),
-    over_time=_over_time,
+    sequence_parallel=_sequence_parallel,
 )
 def linear_recurrence(
     a: Inexact[Array, "B T *channels"],

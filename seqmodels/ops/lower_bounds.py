@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 
 class LowerBounds(NamedTuple):
-    """What the layers of one kind tell each other: everybody's bound, and whose turn it is."""
+    """What the layers of one kind share: the bounds of all, and the index of the current layer."""
 
     bounds: Float[Array, "layers D"]
     layer: Int[Array, ""]
@@ -27,11 +27,11 @@ class LowerBounds(NamedTuple):
         return cls(bounds, jnp.zeros((), jnp.int32))
 
     def current(self) -> Float[Array, " D"]:
-        """The bound of the layer whose turn it is."""
+        """The bound of the current layer."""
         return self.bounds[self.layer]
 
     def next_layer(self) -> "LowerBounds":
-        """For the next layer."""
+        """The same with the index of the next layer."""
         return self._replace(layer=self.layer + 1)
 
 

@@ -32,7 +32,7 @@ class LSTMState(NamedTuple):
 @per_shard(
     {"z": "r t", "kernel": "_", "state": LSTMState("r", "r"), "reset": "r t"},
     results=("r t", LSTMState("r", "r")),
-    over_time="its recurrence is nonlinear, so that what a device's steps do to a state is known only once the steps before are done",
+    sequence_parallel="its recurrence is nonlinear, so that no step can begin before the last one has ended",
 )
 def lstm(
     z: Float[Array, "B T gates"],

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import dispatch, over_time
+from seqmodels.ops import dispatch, sequence_parallel
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.gated_linear_attention import gated_linear_attention
 from seqmodels.ops.placement import per_shard
@@ -53,7 +53,7 @@ def empty_mlstm_state(batch: int, heads: int, key_width: int, value_width: int) 
     )
 
 
-def _over_time(op, q, k, v, input_gate_logit, forget_gate_logit, *, state=None, reset=None, **options):
+def _sequence_parallel(op, q, k, v, input_gate_logit, forget_gate_logit, *, state=None, reset=None, **options):
     """m -> max(m + a, b) over a device's steps, a the sum of log f; b is m after them from a state that is worth nothing."""
     first = state
     if first is None:
@@ -63,19 +63,19 @@ def _over_time(op, q, k, v, input_gate_logit, forget_gate_logit, *, state=None, 
     gates = input_gate_logit, forget_gate_logit
     _, added = op(q, k, v, *gates, state=nothing, reset=reset, **options)
     log_decay = jnp.sum(jax.nn.log_sigmoid(forget_gate_logit.astype(jnp.float32)), axis=1)
-    cut = over_time.starts_within(reset, q.shape[0])
+    cut = sequence_parallel.has_reset(reset, q.shape[0])
 
     def advance(summary, state):
         cut, log_decay, added = summary
-        carried = over_time.select(cut, nothing, state)
+        carried = sequence_parallel.select(cut, nothing, state)
         m = jnp.maximum(log_decay + carried.m, added.m)
         old, new = jnp.exp(log_decay + carried.m - m), jnp.exp(added.m - m)
         C = old[..., None, None] * carried.C + new[..., None, None] * added.C
         return MLSTMState(C, old[..., None] * carried.n + new[..., None] * added.n, m)
 
-    before = over_time.state_before(first, (cut, log_decay, added), advance)
+    before = sequence_parallel.state_before(first, (cut, log_decay, added), advance)
     h, after = op(q, k, v, *gates, state=before, reset=reset, **options)
-    return h, over_time.of_the_last(after)
+    return h, sequence_parallel.from_last_device(after)
 
 
 @per_shard(
@@ -84,7 +84,7 @@ def _over_time(op, q, k, v, input_gate_logit, forget_gate_logit, *, state=None, 
         "state": MLSTMState("b h", "b h", "b h"), "reset": "b t",
     },
     results=("b t h", MLSTMState("b h", "b h", "b h")),
-    over_time=_over_time,
+    sequence_parallel=_sequence_parallel,
 )  # fmt: skip
 def mlstm_cell(
     q: Float[Array, "B T H K"],

@@ -1,10 +1,10 @@
 """Where arrays lie on a mesh of devices while a function is traced for it.
 
 The batch is split over the axes ``data`` and ``fsdp``, heads and widths over ``tensor``, time over ``sequence``. XLA splits
-what it compiles over a mesh by itself; two things it has to be told. Where the residual stream lies
-(``constrain_activations``): it would split features instead of gathering the parameters that ``fsdp`` splits. And that an op's
-rows and heads do not know each other (``per_shard``): XLA cannot look into a kernel, sends what a loop over time needs in every
-step of it, and on a CPU does not transform an array that is split (FFT).
+what it compiles over a mesh by itself, but for two things. The sharding of the residual stream is given
+(``constrain_activations``): XLA would split features instead of gathering the parameters that ``fsdp`` splits. Ops run under
+``shard_map``, as their rows and heads are independent (``per_shard``): XLA cannot partition a kernel, communicates in every
+iteration of a loop over time, and on a CPU has no FFT of a sharded array.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def split_of(letter: str) -> Split:
 
 
 def per_shard(
-    arguments: Mapping[str, Any], results: Any, *, over_time: Callable | str | None = None
+    arguments: Mapping[str, Any], results: Any, *, sequence_parallel: Callable | str | None = None
 ) -> Callable[[Callable], Callable]:
     """Decorates an op: on a mesh every device calls it for its own rows, heads and steps, elsewhere nothing changes. Its arrays are
     checked as ``check_dtypes`` has it.
@@ -89,8 +89,8 @@ def per_shard(
     Args:
       arguments: axes of the op's arrays by name; of a tuple of arrays, a tuple. What is not named here is no array.
       results: axes of what it returns, likewise; the state after the last step has no ``t``.
-      over_time: what runs where time is split, a function of the op and its arguments (see ``over_time.py``); why time cannot be
-        split, in words; or None for an op whose steps do not know each other, or that exchanges what it needs itself.
+      sequence_parallel: what runs where time is split, a function of the op and its arguments (see ``sequence_parallel.py``); a
+        text, the reason why time cannot be split; or None for an op whose steps are independent, or that has its own collectives.
 
     Raises:
       UserError: when the op is called, if its mesh splits time and the op cannot.
@@ -101,41 +101,54 @@ def per_shard(
         signature = inspect.signature(op)
 
         @functools.wraps(op)
-        def split(*args, **kwargs):
+        def placed(*args, **kwargs):
             mesh = _mesh.get()
-            given = signature.bind(*args, **kwargs).arguments if mesh is not None else {}
+            if mesh is None:
+                return op(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
             axes = {name: arguments[name] for name in given if name in arguments and given[name] is not None}
             sizes = _sizes(axes, given)
-            if sizes is None:  # no mesh; or shapes that do not fit, of which the op says what is wrong
+            if sizes is None:  # shapes that do not fit, of which the op says what is wrong
                 return op(*args, **kwargs)
-            if isinstance(over_time, str) and mesh.shape[TIME_AXIS] > 1 and max(sizes["t"]) > 1:
-                raise UserError(f"mesh.sequence={mesh.shape[TIME_AXIS]} cannot split {op.__name__} over time: {over_time}")
             places = _places(mesh, sizes)
+            if isinstance(sequence_parallel, str) and mesh.shape[TIME_AXIS] > 1 and max(sizes["t"]) > 1:
+                raise UserError(
+                    f"mesh.sequence={mesh.shape[TIME_AXIS]} cannot split {op.__name__} over time: {sequence_parallel}"
+                )
             if set(sizes) <= {"b", "t"} and "t" not in places:  # steps side by side: XLA splits those as well, and sends nothing
                 return op(*args, **kwargs)
+            run = functools.partial(sequence_parallel, op) if sequence_parallel is not None and "t" in places else op
+            options = {name: value for name, value in given.items() if name not in axes}
             splits = {letter: Split(each, max(sizes[letter])) for letter, each in places.items()}
-            rest = {name: value for name, value in given.items() if name not in axes}
+            on_each_device = _on_each_device(functools.partial(run, **options), splits)
+            return _shard_map(on_each_device, mesh, axes, {name: given[name] for name in axes}, results, places)
 
-            def on_each_device(arrays):
-                token = _splits.set(splits)
-                try:
-                    with on_mesh(None):
-                        return op(**arrays, **rest) if over_time is None or "t" not in splits else over_time(op, **arrays, **rest)
-                finally:
-                    _splits.reset(token)
-
-            arrays = {name: given[name] for name in axes}
-            if "v" in places:
-                arrays = {name: _padded(axes[name], array, mesh) for name, array in arrays.items()}
-            return jax.shard_map(
-                on_each_device, mesh=mesh, check_vma=False,
-                in_specs=({name: _specs(axes[name], array, places, mesh) for name, array in arrays.items()},),
-                out_specs=_result_specs(results, places),
-            )(arrays)  # fmt: skip
-
-        return split
+        return placed
 
     return decorate
+
+
+def _on_each_device(run: Callable, splits: Mapping[str, Split]) -> Callable[[Mapping[str, Any]], Any]:
+    """``run(**arrays)`` inside a shard_map, where ``split_of`` answers by ``splits``."""
+
+    def on_each_device(arrays):
+        token = _splits.set(splits)
+        try:
+            with on_mesh(None):
+                return run(**arrays)
+        finally:
+            _splits.reset(token)
+
+    return on_each_device
+
+
+def _shard_map(function, mesh: Mesh, axes: Mapping[str, Any], arrays: Mapping[str, Any], results: Any, places) -> Any:
+    """``function(arrays)`` on every device of a mesh, the letters of ``places`` split over it."""
+    if "v" in places:
+        arrays = {name: _padded(axes[name], array, mesh) for name, array in arrays.items()}
+    in_specs = {name: _specs(axes[name], array, places, mesh) for name, array in arrays.items()}
+    out_specs = _result_specs(results, places)
+    return jax.shard_map(function, mesh=mesh, check_vma=False, in_specs=(in_specs,), out_specs=out_specs)(arrays)
 
 
 def _leaves(axes, value) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels.ops import over_time
+from seqmodels.ops import sequence_parallel
 from seqmodels.ops.arguments import check_dtypes, shapes_of
 from seqmodels.ops.placement import per_shard
 
@@ -73,11 +73,11 @@ def document_positions(
     return _positions_in_documents(reset, jnp.zeros(reset.shape[:1], jnp.int32) if start is None else start)
 
 
-def _over_time(op, reset, start):
-    return op(reset, over_time.steps_since_start(reset, start, reset.shape[1]))
+def _sequence_parallel(op, reset, start):
+    return op(reset, sequence_parallel.steps_since_start(reset, start, reset.shape[1]))
 
 
-@per_shard({"reset": "b t", "start": "b"}, results="b t", over_time=_over_time)
+@per_shard({"reset": "b t", "start": "b"}, results="b t", sequence_parallel=_sequence_parallel)
 def _positions_in_documents(reset: Bool[Array, "B T"], start: Int[Array, " B"]) -> Int[Array, "B T"]:
     steps = jnp.arange(reset.shape[1], dtype=jnp.int32)[None, :]
     latest_start = lax.cummax(jnp.where(reset, steps, -1), axis=1)

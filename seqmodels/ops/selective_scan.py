@@ -31,26 +31,26 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import kernels, over_time
+from seqmodels.ops import kernels, sequence_parallel
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.dispatch import KernelForm, dispatch
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from seqmodels.ops.placement import per_shard
 
 
-def _over_time(op, x, dt, A, B, C, *, state=None, reset=None, **options):
+def _sequence_parallel(op, x, dt, A, B, C, *, state=None, reset=None, **options):
     _, added = op(x, dt, A, B, C, reset=reset, **options)
     decay = jnp.exp(jnp.sum(dt.astype(jnp.float32), axis=1)[:, :, None] * A.astype(jnp.float32))
-    cut = over_time.starts_within(reset, x.shape[0])
+    cut = sequence_parallel.has_reset(reset, x.shape[0])
     first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
-    before = over_time.state_before(first, *over_time.affine(cut, decay, added, jnp.multiply))
+    before = sequence_parallel.state_before(first, *sequence_parallel.affine(cut, decay, added, jnp.multiply))
     y, after = op(x, dt, A, B, C, state=before, reset=reset, **options)
-    return y, over_time.of_the_last(after)
+    return y, sequence_parallel.from_last_device(after)
 
 
 @per_shard(
     {"x": "b t h", "dt": "b t h", "A": "h", "B": "b t", "C": "b t", "state": "b h", "reset": "b t"}, results=("b t h", "b h"),
-    over_time=_over_time,
+    sequence_parallel=_sequence_parallel,
 )  # fmt: skip
 def selective_scan(
     x: Float[Array, "B T E"],

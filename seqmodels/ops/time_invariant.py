@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels.ops import over_time
+from seqmodels.ops import sequence_parallel
 from seqmodels.ops.dispatch import dispatch
 from seqmodels.ops.long_conv import long_conv
 
@@ -177,7 +177,7 @@ def power_minus_1(E: Array, power: int, product: Callable[[Array, Array], Array]
     return result
 
 
-def run_over_time(
+def run_sequence_parallel(
     op: Callable,
     arguments: tuple[Array, ...],
     added: Float[Array, "B D N"],
@@ -192,11 +192,11 @@ def run_over_time(
       added: the state after this device's steps from an empty one.
       advance: what as many steps do to a state without input.
     """
-    cut = over_time.starts_within(reset, added.shape[0])
+    cut = sequence_parallel.has_reset(reset, added.shape[0])
     first = jnp.zeros_like(added) if state is None else state.astype(jnp.float32)
-    before = over_time.state_before(first, *over_time.affine(cut, None, added, lambda _, state: advance(state)))
+    before = sequence_parallel.state_before(first, *sequence_parallel.affine(cut, None, added, lambda _, state: advance(state)))
     y, after = op(*arguments, state=before, reset=reset, **options)
-    return y, over_time.of_the_last(after)
+    return y, sequence_parallel.from_last_device(after)
 
 
 def near_root(steps: int) -> int:

@@ -3,21 +3,21 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops import over_time
+from seqmodels.ops import sequence_parallel
 from seqmodels.ops.arguments import check_arguments, shapes_of
 from seqmodels.ops.placement import per_shard
 
 
-def _over_time(op, x, *, state=None, reset=None):
+def _sequence_parallel(op, x, *, state=None, reset=None):
     last = x[:, -1].astype(jnp.float32)
-    before = over_time.from_the_device_before(last)
+    before = sequence_parallel.from_previous_device(last)
     if state is not None:
-        before = over_time.on_the_first(state.astype(jnp.float32), before)
+        before = sequence_parallel.on_first_device(state.astype(jnp.float32), before)
     shifted, after = op(x, state=before, reset=reset)
-    return shifted, over_time.of_the_last(after)
+    return shifted, sequence_parallel.from_last_device(after)
 
 
-@per_shard({"x": "b t", "state": "b", "reset": "b t"}, results=("b t", "b"), over_time=_over_time)
+@per_shard({"x": "b t", "state": "b", "reset": "b t"}, results=("b t", "b"), sequence_parallel=_sequence_parallel)
 def token_shift(
     x: Float[Array, "B T D"],
     *,

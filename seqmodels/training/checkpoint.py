@@ -110,10 +110,7 @@ def restore(
     directory = Path(directory).absolute()
     group = processes.Group.alone() if group is None else group
 
-    def steps_now() -> list[int]:
-        return group.from_first(lambda: steps(directory))
-
-    listed, damaged = steps_now(), []
+    listed, damaged = group.from_first(lambda: steps(directory)), []
     if step is not None and step not in listed:
         raise UserError(f"no checkpoint of step {step!r} in {directory}; there are {listed or 'none'}")
     waiting = list(listed) if step is None else [step]
@@ -122,39 +119,42 @@ def restore(
             candidate = waiting.pop()
             path = directory / str(candidate)
             restored, failure = _restore_step(path, abstract_state, check, group)
-            if restored is None:
-                if failure.get("refused"):
-                    raise UserError(failure["reason"])
-                if failure["obstacle"]:
-                    raise UserError(
-                        f"checkpoint {path} cannot be read now: {failure['reason']}; nothing was changed, the same command goes on "
-                        "once that is mended"
-                    )
-                now = steps_now()
-                if candidate not in now or now[-1] > listed[-1]:
-                    # A run that writes here has saved newer steps, and deletes this one or will.
-                    if step is not None:
-                        raise UserError(
-                            f"the checkpoint of step {step} in {directory} was deleted by the run that writes there, which "
-                            f"keeps its newest; there are {now}"
-                        )
-                    listed = now
-                    waiting = [each for each in now if each not in damaged]
-                    continue
+            if restored is not None:
+                if damaged:
+                    report(f"using the checkpoint of step {candidate} instead")
+                if set_aside and group.is_first:
+                    _set_aside(directory, damaged)
+                return restored
+            _raise_unless_damaged(path, failure)
+            now = group.from_first(lambda: steps(directory))
+            if candidate in now and now[-1] <= listed[-1]:
                 report(f"checkpoint {path} cannot be restored: {failure['reason']}")
                 damaged.append(candidate)
                 continue
-            if damaged:
-                report(f"using the checkpoint of step {candidate} instead")
-            if set_aside and group.is_first:
-                _set_aside(directory, damaged)
-            return restored
+            # A run that writes here has saved newer steps, and deletes this one or will.
+            if step is not None:
+                raise UserError(
+                    f"the checkpoint of step {step} in {directory} was deleted by the run that writes there, which "
+                    f"keeps its newest; there are {now}"
+                )
+            listed, waiting = now, [each for each in now if each not in damaged]
     if damaged:
         raise UserError(
             f"none of the checkpoints {sorted(damaged)} in {directory} can be restored: they are damaged; put a copy in their "
             "place, or train in another --workdir"
         )
     return None
+
+
+def _raise_unless_damaged(path: Path, failure: Mapping) -> None:
+    """Raises UserError for a failure of `_restore_step` that is no damage of the checkpoint."""
+    if failure.get("refused"):
+        raise UserError(failure["reason"])
+    if failure["obstacle"]:
+        raise UserError(
+            f"checkpoint {path} cannot be read now: {failure['reason']}; nothing was changed, the same command goes on "
+            "once that is mended"
+        )
 
 
 class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -244,10 +244,10 @@ class Writer:
         checksums = {name: int(value) for name, value in checksums.items()}
         record = {**record, "step": step, "checksums": checksums}
         if self.by_first:
-            state = jax.tree.map(_on_the_first, state)
+            state = jax.tree.map(_on_first_process, state)
         if self._manager is None:
             return
-        with self._explained():
+        with self._disk_errors_as_user_errors():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -267,19 +267,19 @@ class Writer:
         """
         if self._manager is None:
             return
-        with self._explained():
+        with self._disk_errors_as_user_errors():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
         """Wait like `wait`, then end the background threads."""
-        with self._quiet, self._explained():
+        with self._quiet, self._disk_errors_as_user_errors():
             if self._manager is not None:
                 self._manager.close()
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What the disk refuses is a person's problem and becomes one line; anything else stays what it was."""
+    def _disk_errors_as_user_errors(self) -> Iterator[None]:
+        """Inside, an error of the disk is a UserError; any other stays what it is."""
         try:
             yield
         except UserError:  # of what publishes
@@ -371,7 +371,7 @@ def _renamed(tree, names: Mapping[str, str]):
     return tree
 
 
-def _on_the_first(array: jax.Array) -> np.ndarray | None:
+def _on_first_process(array: jax.Array) -> np.ndarray | None:
     """The whole array in the memory of process 0; all processes call this."""
     whole = multihost_utils.process_allgather(array, tiled=True)
     return whole if jax.process_index() == 0 else None
@@ -400,7 +400,7 @@ def _quiet_failures() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # now, while nobody listens
+        gc.collect()  # now, while messages are discarded
         sys.unraisablehook, logger.level = hook, level
 
 

@@ -42,22 +42,36 @@ FOLDER = "divergence"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_collections")
 
 
+class Diverged(UserError):
+    """A number was not finite after `step` steps: the loss, the gradient, a parameter or the validation loss."""
+
+    def __init__(self, step: int, what: str, *, saved_step: int, learning_rate: float, evaluating: bool = False):
+        kept = f"step {saved_step} is saved" if saved_step else "nothing is saved yet"
+        cure = (
+            f"go on from there with a lower rate, --resume_learning_rate={learning_rate / 2:.3g}, or begin anew in another "
+            "--workdir"
+            if saved_step
+            else "begin anew in another --workdir, with a lower optim.learning_rate"
+        )
+        super().__init__(f"step {step}: {what}; stopped ({kept}); {cure}")
+        self.step, self.what, self.evaluating = step, what, evaluating
+
+
 def record(
-    workdir: Path, config: RunConfig, dataset, setup: Trainer, *, step: int, what: str, evaluating: bool,
+    workdir: Path, config: RunConfig, dataset, trainer: Trainer, diverged: Diverged, *,
     report: Callable[[str], None], writer: checkpoint.Writer, refresh: Callable[[], None], signals, group: processes.Group,
 ) -> None:  # fmt: skip
-    """Write `<workdir>/divergence` for a run that diverged after `step` steps; an older one is replaced.
+    """Write `<workdir>/divergence` for a run that diverged; an older one is replaced.
 
     Whatever goes wrong is reported, and takes nothing from the error that ended the run.
 
     Args:
-      evaluating: the validation loss it was.
       writer: of the run's checkpoints, which are waited for.
       refresh: called then, before they are read.
       signals: a `Signals`; a signal ends the replaying.
       group: the processes of the run: all make the steps again, the first writes.
     """
-    folder = workdir / FOLDER
+    folder, step, evaluating = workdir / FOLDER, diverged.step, diverged.evaluating
     try:
         writer.wait()
         refresh()
@@ -65,13 +79,13 @@ def record(
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             config_lib.save(config, folder / "config.json")
-        about = {"step": step, "what": what, "evaluating": evaluating, "versions": versions(), "state_step": None}
+        about = {"step": step, "what": diverged.what, "evaluating": evaluating, "versions": versions(), "state_step": None}
         if group.is_first:
             if not evaluating:
                 _save_batch(folder, dataset.train_batch(step - 1))
             _save_about(folder, about)
         with signals.interrupting():
-            found = _state_before(workdir, config, dataset, setup, step, evaluating, report, group)
+            found = _state_before(workdir, config, dataset, trainer, step, evaluating, report, group)
             if found is None:
                 report(
                     f"the steps up to {step}, made again from the newest checkpoint, are finite: the run was not "
@@ -103,29 +117,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _state_before(workdir, config, dataset, setup, step, evaluating, report, group) -> tuple[dict, int, Mapping] | None:
+def _state_before(workdir, config, dataset, trainer, step, evaluating, report, group) -> tuple[dict, int, Mapping] | None:
     """The state before the step at which a number is not finite, how many steps it has done, and the step's batch."""
-    restored = checkpoint.restore(workdir / "checkpoints", setup.abstract_state(), report=report, group=group)
+    restored = checkpoint.restore(workdir / "checkpoints", trainer.abstract_state(), report=report, group=group)
     done, state = (0, None) if restored is None else (restored.step, restored.state)
     if state is None:
         if config.train.init_from is not None:
             report("no checkpoint of the run is saved yet, and its first parameters are another run's: no state is recorded")
             return None
-        state = setup.init()
+        state = trainer.init()
     if done < step:
         report(f"making the {step - done} steps since step {done} again, to record the state before it went wrong")
     for number in range(done, step):
         batch = dataset.train_batch(number)
         before = jax.tree.map(jnp.copy, state)
-        state, metrics = setup.train_step(state, setup.put(batch))
+        state, metrics = trainer.train_step(state, trainer.put(batch))
         if not _is_finite(metrics["loss"], metrics["gradient_norm"], state):
             return before, number, batch
         del before
     if evaluating:
         data = config.data
-        rows = setup.batch_size_for(data.seq_len)
+        rows = trainer.batch_size_for(data.seq_len)
         for batch in dataset.validation.batches(rows, data.seq_len, config.train.eval_tokens):
-            sums = setup.eval_step(state["params"], setup.put(batch))
+            sums = trainer.eval_step(state["params"], trainer.put(batch))
             if not bool(jnp.isfinite(sums["loss"]).all()):
                 return state, step, batch
     return None
@@ -161,7 +175,7 @@ class Recorded:
     about: dict
     config: RunConfig
     batch: dict[str, np.ndarray]
-    pieces: int | None  # tokens of its data
+    data_vocab_size: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,12 +211,12 @@ def load(workdir: str | Path) -> Recorded:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    pieces = run_folder.num_pieces(config, run_folder.read_tokenizer(workdir, config))
-    return Recorded(folder, about, config, batch, pieces)
+    data_vocab_size = run_folder.known_vocab_size(config, run_folder.read_tokenizer(workdir, config))
+    return Recorded(folder, about, config, batch, data_vocab_size)
 
 
 def _check(about: Any, batch: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError where these are not what `record` writes: the folder may be anybody's."""
+    """Raises ValueError where these are not what `record` writes: the folder may be untrusted."""
     kinds = {"step": int, "what": str, "evaluating": bool, "versions": dict, "state_step": int | None}
     if not isinstance(about, dict) or not all(name in about and isinstance(about[name], kind) for name, kind in kinds.items()):
         raise ValueError(f"about.json has not just {', '.join(kinds)} as they were written")
@@ -227,8 +241,8 @@ def absurd_arrays(recorded: Recorded) -> dict[str, float]:
 
 def find(recorded: Recorded, report: Callable[[str], None] = lambda line: None) -> Finding | None:
     """The first operation of the recorded step whose result is not finite or absurd, on one device."""
-    setup, state, batch = _open(recorded, recorded.config, report)
-    return first_finding(_step(setup, recorded), (state, batch), (_healthy(setup, state), batch))
+    trainer, state, batch = _open(recorded, recorded.config, report)
+    return first_finding(_step(trainer, recorded), (state, batch), (_healthy(trainer, state), batch))
 
 
 def compare(
@@ -243,8 +257,8 @@ def compare(
             config = _in_form(recorded.config, form, compute_dtype)
             name = "as configured" if form is None else form
             try:
-                setup, state, batch = _open(recorded, config, report)
-                state, loss, norm = jax.jit(_step(setup, recorded))(state, batch)
+                trainer, state, batch = _open(recorded, config, report)
+                state, loss, norm = jax.jit(_step(trainer, recorded))(state, batch)
             except (NotImplementedError, ValueError) as error:
                 yield Outcome(name, compute_dtype, math.nan, math.nan, False, " ".join(str(error).split())[:120])
                 continue
@@ -264,30 +278,30 @@ def layer_of(finding: Finding, config: RunConfig) -> str:
 
 def _open(recorded: Recorded, config: RunConfig, report) -> tuple[Trainer, dict, dict]:
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
-    setup = Trainer(one_device, recorded.pieces, devices=jax.devices()[:1])
-    restored = checkpoint.restore(recorded.folder / "state", setup.abstract_state(), report=report)
+    trainer = Trainer(one_device, recorded.data_vocab_size, devices=jax.devices()[:1])
+    restored = checkpoint.restore(recorded.folder / "state", trainer.abstract_state(), report=report)
     if restored is None:
         raise UserError(f"{recorded.folder / 'state'} holds no whole checkpoint")
-    return setup, restored.state, setup.put(recorded.batch)
+    return trainer, restored.state, trainer.put(recorded.batch)
 
 
-def _step(setup: Trainer, recorded: Recorded) -> Callable[[dict, dict], tuple[Any, Any, Any]]:
+def _step(trainer: Trainer, recorded: Recorded) -> Callable[[dict, dict], tuple[Any, Any, Any]]:
     """The recorded training step (of an evaluation, its loss) as a function of state and batch: state, loss, norm."""
 
     def training(state, batch):
-        state, metrics = setup.untraced_train_step(state, batch)
+        state, metrics = trainer.untraced_train_step(state, batch)
         return {name: state[name] for name in ("params", "optimizer")}, metrics["loss"], metrics["gradient_norm"]
 
     def evaluation(state, batch):
-        sums = setup.eval_step(state["params"], batch)
+        sums = trainer.eval_step(state["params"], batch)
         return {}, sums["loss"].sum() / jnp.maximum(sums["weight"].sum(), 1.0), jnp.zeros(())
 
     return evaluation if recorded.about["evaluating"] else training
 
 
-def _healthy(setup: Trainer, state: dict) -> dict:
+def _healthy(trainer: Trainer, state: dict) -> dict:
     """Another state of the same shapes: fresh parameters."""
-    return setup.init() | {"step": state["step"]}
+    return trainer.init() | {"step": state["step"]}
 
 
 def _in_form(config: RunConfig, form: str | None, compute_dtype: str) -> RunConfig:

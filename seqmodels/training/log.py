@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, samples.txt, TensorBoard events, and a terminal with the time left.
+"""The outputs of a run: metrics.jsonl, samples.txt, TensorBoard events, and a terminal with the time left.
 
 metrics.jsonl has one row per step and split, whatever happened to the process in between: rows are written
 before the checkpoint of their step, and those beyond the checkpoint that a run resumes from are dropped.
@@ -60,7 +60,7 @@ class Log:
     ):  # fmt: skip
         self.folder = workdir
         self._writes = group is None or group.is_first
-        self._terminal = Terminal(step, total_steps) if self._writes else Silence()
+        self._terminal = Terminal(step, total_steps) if self._writes else NoOutput()
         expected = {} if written is None else written
         if self._writes:
             self._metrics = MetricsFile(
@@ -71,7 +71,7 @@ class Log:
             )
             self._loggers = loggers.Loggers(names, workdir, last_step=step, hyperparameters=hyperparameters or {})
         else:
-            self._metrics, self._samples, self._loggers = MetricsInMemory(), SamplesInMemory(), Silence()
+            self._metrics, self._samples, self._loggers = MetricsInMemory(), SamplesInMemory(), NoOutput()
         if group is not None:  # what is due at this step and done, all processes know
             rows, sampled = group.from_first(lambda: ([row for row in self.rows if row["step"] == step], self.has_sample(step)))
             if not self._writes:
@@ -170,7 +170,7 @@ class Log:
         self._terminal.row(row)
 
 
-class Content:
+class ContentDigest:
     """How many bytes were written to a file, and their digest, kept while it grows."""
 
     def __init__(self, data: bytes = b""):
@@ -186,15 +186,26 @@ class Content:
         return {"bytes": self._bytes, "digest": self._digest.hexdigest()}
 
 
-def begins(data: bytes, summary: Mapping) -> bool:
+def begins_with(data: bytes, summary: Mapping) -> bool:
     """Whether a file's bytes begin with those of a summary."""
-    return len(data) >= summary["bytes"] and Content(data[: summary["bytes"]]).summary() == summary
+    return len(data) >= summary["bytes"] and ContentDigest(data[: summary["bytes"]]).summary() == summary
 
 
-def _keep_if_damaged(path: Path, data: bytes, expected: Mapping | None, last_step: int, report: Callable[[str], None]) -> None:
-    """Report a file that does not begin with what the checkpoint of `last_step` implies, and keep a copy of it."""
-    if expected is None or begins(data, expected):
-        return
+def _read(path: Path, expected: Mapping | None, last_step: int, report: Callable[[str], None]) -> tuple[bytes, str]:
+    """The bytes of a file, none where there is no file, and their text.
+
+    A file that does not begin as the checkpoint of `last_step` expects it is reported, and a copy of it is kept.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if expected is not None and not begins_with(data, expected):
+        _report_damage(path, data, expected, last_step, report)
+    return data, data.decode("utf-8", errors="replace")
+
+
+def _report_damage(path: Path, data: bytes, expected: Mapping, last_step: int, report: Callable[[str], None]) -> None:
     lost = (
         f"{len(data)} of at least {expected['bytes']} bytes are left" if len(data) < expected["bytes"] else "bytes were changed"
     )
@@ -213,7 +224,7 @@ class MetricsFile:
     Args:
         path: the file; need not exist.
         last_step: rows of later steps are dropped, and so is a line that a killed process left unfinished.
-        expected: the `Content.summary` of what is there at least; None: that is not known.
+        expected: the `ContentDigest.summary` of what is there at least; None: that is not known.
         report: called with a line about a file that is not so.
     """
 
@@ -225,15 +236,13 @@ class MetricsFile:
         expected: Mapping | None = None,
         report: Callable[[str], None] = lambda line: None,
     ):
-        data = _bytes(path)
-        _keep_if_damaged(path, data, expected, last_step, report)
-        text = data.decode("utf-8", errors="replace")
+        _, text = _read(path, expected, last_step, report)
         rows = [row for row in map(metrics_rows.row, text.splitlines()) if row and row["step"] <= last_step]
         self.rows = list({(row["step"], row["split"]): row for row in rows}.values())
         repaired = "".join(map(_line, self.rows))
         if repaired != text:
             atomic.write_text(path, repaired)
-        self.content = Content(repaired.encode())
+        self.content = ContentDigest(repaired.encode())
         self._file = open(path, "a", encoding="utf-8")
 
     def append(self, row: Mapping) -> None:
@@ -268,9 +277,7 @@ class SamplesFile:
         report: Callable[[str], None] = lambda line: None,
     ):
         self._path = path
-        data = _bytes(path)
-        _keep_if_damaged(path, data, expected, last_step, report)
-        text = data.decode("utf-8", errors="replace")
+        data, text = _read(path, expected, last_step, report)
         headings = list(self.HEADING.finditer(text))
         self.steps = [int(heading[1]) for heading in headings if int(heading[1]) <= last_step]
         later = [heading.start() for heading in headings if int(heading[1]) > last_step]
@@ -278,7 +285,7 @@ class SamplesFile:
             text = text[: min(later)]
         if text.encode() != data:
             atomic.write_text(path, text)
-        self.content = Content(text.encode())
+        self.content = ContentDigest(text.encode())
 
     def append(self, step: int, text: str) -> None:
         """Write the sample of one step; a line of it that looks like a heading gets a space in front."""
@@ -301,7 +308,7 @@ class MetricsInMemory:
 
     def __init__(self):
         self.rows: list[Mapping] = []
-        self.content = Content()
+        self.content = ContentDigest()
 
     def append(self, row: Mapping) -> None:
         """Keep a row."""
@@ -319,7 +326,7 @@ class SamplesInMemory:
 
     def __init__(self):
         self.steps: list[int] = []
-        self.content = Content()
+        self.content = ContentDigest()
 
     def append(self, step: int, text: str) -> None:
         """Note that the step has its sample."""
@@ -329,8 +336,8 @@ class SamplesInMemory:
         """Nothing."""
 
 
-class Silence:
-    """`Terminal` and `TensorBoard` in a process that shows nothing: every method does nothing."""
+class NoOutput:
+    """`Terminal` and `Loggers` in a process that shows nothing: every method does nothing."""
 
     def doing(self, what: str, *more: str) -> contextlib.AbstractContextManager[None]:
         """Nothing."""
@@ -389,10 +396,3 @@ def _line(row: Mapping) -> str:
 
 def _is_json(value) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""

@@ -37,14 +37,15 @@ from seqmodels.training import (
     checkpoint,
     compile_times,
     divergence,
+    history,
     loggers,
-    opening,
     optimizer,
     remote_folder,
     run_folder,
     sharding,
     terminal,
 )  # fmt: skip
+from seqmodels.training.divergence import Diverged
 from seqmodels.training.log import Log, peak_flops_per_second
 from seqmodels.training.profile import Profiler
 from seqmodels.training.signals import Signals, Stopped
@@ -71,21 +72,6 @@ SCORES = ("perplexity", "bits_per_byte", "accuracy", "accuracy_by_segment")
 
 # So many steps skipped one after the other (train.skip_nonfinite), and nothing is learnt any more.
 MOST_SKIPPED_IN_A_ROW = 100
-
-
-class Diverged(UserError):
-    """A number was not finite after `step` steps: the loss, the gradient, a parameter or the validation loss."""
-
-    def __init__(self, step: int, what: str, *, saved_step: int, learning_rate: float, evaluating: bool = False):
-        kept = f"step {saved_step} is saved" if saved_step else "nothing is saved yet"
-        cure = (
-            f"go on from there with a lower rate, --resume_learning_rate={learning_rate / 2:.3g}, or begin anew in another "
-            "--workdir"
-            if saved_step
-            else "begin anew in another --workdir, with a lower optim.learning_rate"
-        )
-        super().__init__(f"step {step}: {what}; stopped ({kept}); {cure}")
-        self.step, self.what, self.evaluating = step, what, evaluating
 
 
 def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate: float | None = None) -> dict:
@@ -131,29 +117,29 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         with phase("building the model"):
             if not checkpoint.steps(workdir / "checkpoints"):
                 run_folder.check_initial_params(config)
-            pieces = run_folder.expected_pieces(config)
-            setup = Trainer(config, pieces)
-            setup.check_memory()
+            data_vocab_size = run_folder.expected_vocab_size(config)
+            trainer = Trainer(config, data_vocab_size)
+            trainer.check_memory()
 
         # The data. What the first process has put into data.cache_dir the others find there.
         with signals.interrupting(), group.first_goes_ahead():
             dataset = data.prepare(config.data, seed=config.seed)
-        if dataset.vocab_size != pieces:
-            setup = Trainer(config, dataset.vocab_size)
+        if dataset.vocab_size != data_vocab_size:
+            trainer = Trainer(config, dataset.vocab_size)
 
         # The state, restored or new. The folder is written only now that all a person named has proved good.
-        start = _start(config, dataset, setup, workdir, group)
+        start = _start(config, dataset, trainer, workdir, group)
         if start.record:  # of a run that goes on
             dataset = dataset.with_order(start.record.get("order"))
         if resume_learning_rate is not None:
             config = _with_lower_rate(config, resume_learning_rate, start.step)
-            setup = Trainer(config, dataset.vocab_size)
+            trainer = Trainer(config, dataset.vocab_size)
         if group.is_first:
             config_lib.save(config, workdir / "config.json")
 
         # The run.
-        lowered = _say_what_it_is(config, dataset, setup, start.step, workdir, group)
-        log = _open_log(config, setup, start, workdir, group)
+        lowered = _report_startup(config, dataset, trainer, start.step, workdir, group)
+        log = _open_log(config, trainer, start, workdir, group)
         stack.callback(log.close)
         if mirror is not None:
             mirror.publish()
@@ -162,11 +148,11 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             by_first=not is_shared,
         )  # fmt: skip
         stack.push(functools.partial(_close, writer, group))
-        if setup.mesh.size > 1:
-            log.line(sharding.describe(setup.abstract_state()["params"], setup.mesh))
+        if trainer.mesh.size > 1:
+            log.line(sharding.describe(trainer.abstract_state()["params"], trainer.mesh))
         if start.step:
             log.line(f"resuming {workdir} after step {start.step} of {config.train.steps}")
-        run = _Run(config, dataset, setup, log, writer, signals, start, lowered)
+        run = _Run(config, dataset, trainer, log, writer, signals, start, lowered)
         if (problem := run.profiler.problem(start.step, config.train.steps)) is not None:
             log.line(problem)
         signals.running()
@@ -182,14 +168,14 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
                     remote_folder.fetch_checkpoints(url, workdir)
 
             divergence.record(
-                workdir, config, dataset, setup, step=diverged.step, what=diverged.what, evaluating=diverged.evaluating,
+                workdir, config, dataset, trainer, diverged,
                 report=log.line, writer=writer, refresh=refresh, signals=signals, group=group,
             )  # fmt: skip
             raise
         writer.wait()
         if start.step < config.train.steps:
             log.final({name: value for name, value in log.evaluation(config.train.steps).items() if name != "step"})
-        return group.from_first(lambda: _summary(config, dataset, setup, log, run.skipped))
+        return group.from_first(lambda: _summary(config, dataset, trainer, log, run.skipped))
 
 
 class _Start(NamedTuple):
@@ -201,18 +187,18 @@ class _Start(NamedTuple):
     record: dict  # that was saved with the state; empty for a new run
 
 
-def _start(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: processes.Group) -> _Start:
+def _start(config: RunConfig, dataset, trainer: Trainer, workdir: Path, group: processes.Group) -> _Start:
     """The newest checkpoint's state, or the first one, for which the folder gets what belongs to the data.
 
     Raises:
         UserError: a checkpoint cannot be read, or was trained on other data.
     """
     restored = checkpoint.restore(
-        workdir / "checkpoints", setup.abstract_state(), report=say, set_aside=True, group=group,
+        workdir / "checkpoints", trainer.abstract_state(), report=say, set_aside=True, group=group,
         check=functools.partial(_check_record, config, dataset, workdir),
     )  # fmt: skip
     if restored is None:
-        return _begin(config, dataset, setup, workdir, group)
+        return _begin(config, dataset, trainer, workdir, group)
     if group.is_first:
         for line in dataset.mend(workdir):
             say(line)
@@ -248,19 +234,19 @@ def tokenizer_digest(dataset) -> str | None:
     return None if dataset.tokenizer is None else data.tokenizer_digest(dataset.tokenizer)
 
 
-def _begin(config: RunConfig, dataset, setup: Trainer, workdir: Path, group: processes.Group) -> _Start:
+def _begin(config: RunConfig, dataset, trainer: Trainer, workdir: Path, group: processes.Group) -> _Start:
     with phase("drawing the first parameters"):
-        state = setup.init()
+        state = trainer.init()
     if config.train.init_from is not None:
-        abstract_params = setup.abstract_state()["params"]
+        abstract_params = trainer.abstract_state()["params"]
         state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say, group=group)
     if group.is_first:
         dataset.save(workdir)
     return _Start(0, state, 0.0, {})
 
 
-def _say_what_it_is(
-    config: RunConfig, dataset, setup: Trainer, step: int, workdir: Path, group: processes.Group
+def _report_startup(
+    config: RunConfig, dataset, trainer: Trainer, step: int, workdir: Path, group: processes.Group
 ) -> jax.stages.Lowered | None:
     """The lines that a run begins with, and their record in the folder; returns the training step, to be compiled.
 
@@ -269,11 +255,11 @@ def _say_what_it_is(
     if step >= config.train.steps:
         return None
     with phase("tracing the training step"):
-        lowered, forms = setup.lower(functools.partial(dataset.train_batch, step))
+        lowered, forms = trainer.lower(functools.partial(dataset.train_batch, step))
     if group.is_first:
-        about = opening.opening(config, dataset, setup, step, forms)
-        opening.append(about, workdir)
-        for line in opening.lines(about, workdir, config.train.steps, terminal.columns(sys.stderr)):
+        about = history.entry(config, dataset, trainer, step, forms)
+        history.append(about, workdir)
+        for line in history.lines(about, workdir, config.train.steps, terminal.columns(sys.stderr)):
             say(line)
         if config.optim.warmup_steps > config.train.steps:
             say(
@@ -283,12 +269,12 @@ def _say_what_it_is(
     return lowered
 
 
-def _open_log(config: RunConfig, setup: Trainer, start: _Start, workdir: Path, group: processes.Group) -> Log:
-    peak = peak_flops_per_second(setup.mesh.devices.flatten())
+def _open_log(config: RunConfig, trainer: Trainer, start: _Start, workdir: Path, group: processes.Group) -> Log:
+    peak = peak_flops_per_second(trainer.mesh.devices.flatten())
     return Log(
         workdir, step=start.step, total_steps=config.train.steps,
         tokens_per_step=config.data.batch_size * config.data.seq_len,
-        flops_per_token=None if peak is None else setup.flops_per_token, flops_per_second=peak, seconds=start.seconds,
+        flops_per_token=None if peak is None else trainer.flops_per_token, flops_per_second=peak, seconds=start.seconds,
         written=start.record.get("log"), group=group,
         names=config.train.logger_names, hyperparameters=config_lib.flatten(config_lib.to_dict(config)),
     )  # fmt: skip
@@ -307,7 +293,7 @@ def _close(writer: checkpoint.Writer, group: processes.Group, kind, error: BaseE
     closing.join(CLOSE_SECONDS)
 
 
-def _summary(config: RunConfig, dataset, setup: Trainer, log: Log, skipped: int) -> dict:
+def _summary(config: RunConfig, dataset, trainer: Trainer, log: Log, skipped: int) -> dict:
     """What `train` returns of a run that has ended."""
     evaluation = log.evaluation(config.train.steps)
     speeds = [row["tokens_per_second"] for row in log.rows if row["split"] == "train"]
@@ -316,8 +302,8 @@ def _summary(config: RunConfig, dataset, setup: Trainer, log: Log, skipped: int)
         "validation_loss": evaluation["loss"],
         **{name: evaluation[name] for name in SCORES if name in evaluation},
         "tokens_per_second": statistics.median_high(speeds) if speeds else None,
-        "parameters": setup.num_parameters,
-        "state_bytes": perplexity.state_bytes(setup.graphdef, setup.abstract_state()["params"], config.data.seq_len),
+        "parameters": trainer.num_parameters,
+        "state_bytes": perplexity.state_bytes(trainer.graphdef, trainer.abstract_state()["params"], config.data.seq_len),
         "state_max_len": config.data.seq_len,
         **({"task": config.data.task} if dataset.tokenizer is None else {"tokenizer": dataset.tokenizer.name}),
         "train_tokens": evaluation["tokens"],
@@ -329,8 +315,8 @@ def _summary(config: RunConfig, dataset, setup: Trainer, log: Log, skipped: int)
 class _Run:
     """The loop, and what it carries: `state` after `step` steps, and the metrics still on the device."""
 
-    def __init__(self, config, dataset, setup, log, writer, signals, start: _Start, lowered: jax.stages.Lowered | None):
-        self.config, self.dataset, self.setup = config, dataset, setup
+    def __init__(self, config, dataset, trainer, log, writer, signals, start: _Start, lowered: jax.stages.Lowered | None):
+        self.config, self.dataset, self.trainer = config, dataset, trainer
         self.log, self.writer, self.signals = log, writer, signals
         self.step, self.state = start.step, start.state
         self.lowered = lowered
@@ -350,7 +336,7 @@ class _Run:
                 self.signals.check()
                 self.run_hooks()
         except Stopped:
-            self.settle()
+            self.read_pending_metrics()
             self.save()
             self.writer.wait()
             raise
@@ -369,16 +355,16 @@ class _Run:
         self.log.stopwatch.resume()
 
     def train_one_step(self) -> None:
-        batch = self.setup.put_rows(functools.partial(self.dataset.train_batch, self.step))
+        batch = self.trainer.put_rows(functools.partial(self.dataset.train_batch, self.step))
         self.profiler.before(self.step)
-        self.state, metrics = self.setup.train_step(self.state, batch)
+        self.state, metrics = self.trainer.train_step(self.state, batch)
         self.step += 1
         # Only the metrics of the step before are waited for, so that the device always has a step to work on.
-        self.settle()
+        self.read_pending_metrics()
         self.in_flight = self.step, metrics
-        self.profiler.after(self.step, self.settle)
+        self.profiler.after(self.step, self.read_pending_metrics)
 
-    def settle(self) -> None:
+    def read_pending_metrics(self) -> None:
         """Read the metrics in flight, and stop if they are not finite: that state must not be saved."""
         if self.in_flight is None:
             return
@@ -417,7 +403,7 @@ class _Run:
         save = self.is_due(every.checkpoint_every_steps) and self.step != self.saved_step
         if not (evaluation or sample or save):
             return
-        self.settle()
+        self.read_pending_metrics()
         if evaluation:
             self.evaluate()
         if sample:
@@ -433,7 +419,7 @@ class _Run:
 
     def evaluate(self) -> None:
         with self.signals.interrupting(), self.log.doing("evaluating"):
-            result = self.setup.evaluate(
+            result = self.trainer.evaluate(
                 self.state["params"], self.dataset.validation, max_tokens=self.config.train.eval_tokens,
                 progress=lambda done: self.signals.check(),
             )  # fmt: skip
@@ -446,9 +432,9 @@ class _Run:
         wanted = self.config.train.sample_prompt
         prompt = data.prompt_tokens(tokenizer, self.dataset.prompt if wanted is None else wanted)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
-        sampler = Sampler(Sampling(), key, tokenizer.ends, data.token_mask(tokenizer, self.setup.vocab_size))
+        sampler = Sampler(Sampling(), key, tokenizer.ends, data.token_mask(tokenizer, self.trainer.vocab_size))
         with self.signals.interrupting(), self.log.doing("drawing a sample"):
-            [tokens] = generate.generate(self.setup.graphdef, self.state["params"], [prompt], sampler, max_tokens=SAMPLE_TOKENS)
+            [tokens] = generate.generate(self.trainer.graphdef, self.state["params"], [prompt], sampler, max_tokens=SAMPLE_TOKENS)
         text = tokenizer.decode([*prompt, *tokens])
         # A model that has not learnt much writes control characters, which a terminal would obey.
         self.log.sample(self.step, escape(text, "terminal"))
@@ -575,7 +561,7 @@ def _only_group_in(workdir: Path, group: processes.Group, *, place: str, each_it
     with contextlib.ExitStack() as stack:
 
         def lock() -> str:
-            stack.enter_context(run_folder.made(workdir))
+            stack.enter_context(run_folder.created(workdir))
             if (workdir / "results.json").exists() and not (workdir / "config.json").exists():
                 raise UserError(f"{workdir} holds a comparison, whose runs lie in folders of their own: choose another --workdir")
             run_folder.check_replaces_nothing(workdir, config_lib.RUN_FILES, marks=["config.json"])
@@ -591,7 +577,7 @@ def _only_group_in(workdir: Path, group: processes.Group, *, place: str, each_it
             if time.monotonic() > deadline and each_its_own:
                 # Of its own even where another process of this machine does not see the first one's either.
                 workdir = workdir.parent / f"process_{group.index}" / workdir.name
-                stack.enter_context(run_folder.made(workdir))
+                stack.enter_context(run_folder.created(workdir))
                 stack.enter_context(only_process_in(workdir))
                 break
             if time.monotonic() > deadline:
@@ -621,7 +607,7 @@ def only_process_in(workdir: Path) -> Iterator[TextIO]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            # On a file system without locks nobody watches.
+            # On a file system without locks other processes are not detected.
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise UserError(f"another process is training in {workdir}; use another --workdir") from error
         file.truncate(0)

@@ -111,7 +111,7 @@ def token_losses_and_correct(
     def score(chunk):
         hidden, targets = chunk
         softmax = _softmax(hidden, kernel, targets, logit_cap, vocabulary)
-        return softmax.losses, _hits(softmax, vocabulary)
+        return softmax.losses, _correct(softmax, vocabulary)
 
     rows, time = _rows_and_time(targets.shape)
 
@@ -168,13 +168,13 @@ def _softmax(hidden, kernel, targets, cap, vocabulary: Split) -> _Softmax:
     is_target = targets[:, None] == tokens
     largest = lax.pmax(jnp.max(logits, axis=-1), vocabulary.axes)
     exponentials = jnp.exp(logits - largest[:, None])
-    here = jnp.sum(exponentials, axis=-1), jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-    total, target_logits = lax.psum(here, vocabulary.axes)
+    local = jnp.sum(exponentials, axis=-1), jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    total, target_logits = lax.psum(local, vocabulary.axes)
     return _Softmax(logits, target_logits, jnp.log(total) + largest - target_logits, exponentials, total, is_target)
 
 
-def _hits(softmax: _Softmax, vocabulary: Split):
-    """For one chunk: where the target's logit is above every other one, [tokens]. Equal ones or NaNs are no hit."""
+def _correct(softmax: _Softmax, vocabulary: Split):
+    """For one chunk: where the target's logit is above every other one, [tokens]. Ties and NaNs are not correct."""
     as_large = jnp.sum(softmax.logits >= softmax.target_logits[:, None], axis=-1)
     return (lax.psum(as_large, vocabulary.axes) if vocabulary.axes else as_large) == 1
 
@@ -187,8 +187,11 @@ def _sums(cap, vocabulary: Split, hidden, kernel, targets, weights):
     def add_chunk(sums, chunk):
         hidden, targets, weights = chunk
         softmax = _softmax(hidden, kernel, targets, cap, vocabulary)
-        loss_sum, hit_sum = sums
-        return (loss_sum + jnp.sum(softmax.losses * weights), hit_sum + jnp.sum(_hits(softmax, vocabulary) * weights)), None
+        loss_sum, correct_sum = sums
+        return (
+            loss_sum + jnp.sum(softmax.losses * weights),
+            correct_sum + jnp.sum(_correct(softmax, vocabulary) * weights),
+        ), None
 
     return lax.scan(add_chunk, (jnp.float32(0), jnp.float32(0)), (hidden, targets, weights))[0]
 
@@ -197,7 +200,7 @@ def _sums_forward(cap, vocabulary, hidden, kernel, targets, weights):
     kernel_in_use = kernel.astype(hidden.dtype)
 
     def add_chunk(carry, chunk):
-        loss_sum, hit_sum, kernel_gradient = carry
+        loss_sum, correct_sum, kernel_gradient = carry
         hidden, targets, weights = chunk
         softmax = _softmax(hidden, kernel_in_use, targets, cap, vocabulary)
         is_target = targets[:, None] == jnp.arange(kernel.shape[1]) if softmax.is_target is None else softmax.is_target
@@ -211,12 +214,12 @@ def _sums_forward(cap, vocabulary, hidden, kernel, targets, weights):
         hidden_gradient = _product(logits_gradient, kernel_in_use.T).astype(hidden.dtype)
         kernel_gradient += _transposed_product(hidden, logits_gradient)
         loss_sum += jnp.sum(softmax.losses * weights)
-        hit_sum += jnp.sum(_hits(softmax, vocabulary) * weights)
-        return (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, softmax.losses)
+        correct_sum += jnp.sum(_correct(softmax, vocabulary) * weights)
+        return (loss_sum, correct_sum, kernel_gradient), (hidden_gradient, softmax.losses)
 
     start = jnp.float32(0), jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32)
-    (loss_sum, hit_sum, kernel_gradient), (hidden_gradient, losses) = lax.scan(add_chunk, start, (hidden, targets, weights))
-    return (loss_sum, hit_sum), (hidden_gradient, kernel_gradient.astype(kernel.dtype), losses)
+    (loss_sum, correct_sum, kernel_gradient), (hidden_gradient, losses) = lax.scan(add_chunk, start, (hidden, targets, weights))
+    return (loss_sum, correct_sum), (hidden_gradient, kernel_gradient.astype(kernel.dtype), losses)
 
 
 def _sums_backward(cap, vocabulary, gradients, cotangents):

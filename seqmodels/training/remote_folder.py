@@ -41,7 +41,7 @@ def local_folder(url: str, cache_dir: str | os.PathLike[str], *, read: bool = Fa
 
 @contextlib.contextmanager
 def named(folder: Path, url: str) -> Iterator[None]:
-    """What people are told of the copy is told of the URL."""
+    """Inside, messages name the URL in place of the copy."""
     try:
         yield
     except UserError as error:

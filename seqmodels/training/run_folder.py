@@ -20,7 +20,7 @@ LOCK_NAME = ".lock"  # held by the process that trains
 
 
 @contextlib.contextmanager
-def made(workdir: Path) -> Iterator[None]:
+def created(workdir: Path) -> Iterator[None]:
     """Make the folder if it is not there. If what is done inside fails, what was made and has nothing in it is removed."""
     absent = [path for path in (workdir, *workdir.parents) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def read_config(
     compilation_cache_dir: str = config_lib.DEFAULT_COMPILATION_CACHE_DIR,
     report: Callable[[str], None] = say,
 ) -> RunConfig:
-    """The config of the run folder `workdir`, which may be anybody's: its caches are the reader's.
+    """The config of the run folder `workdir`, which may be untrusted: its caches are the reader's.
 
     A compiled program is executed, so one must never come from the folder that is opened. The other `config.PLACE_FIELDS`
     are left as they are, as a record; no place that they name may be read.
@@ -114,15 +114,15 @@ def read_tokenizer(workdir: str | Path, config: RunConfig) -> data.Tokenizer | N
     return None if has_none else data.load_tokenizer(path)
 
 
-def num_pieces(config: RunConfig, tokenizer: data.Tokenizer | None) -> int | None:
+def known_vocab_size(config: RunConfig, tokenizer: data.Tokenizer | None) -> int | None:
     """How many tokens a run's data have; None where that is not known."""
     if config.data.synthetic_task is not None:
         return config.data.synthetic_task.vocab_size
     return None if tokenizer is None else tokenizer.vocab_size
 
 
-def expected_pieces(config: RunConfig) -> int:
-    """How many tokens a run's data will have, before they are read; data of few pieces may turn out to have fewer.
+def expected_vocab_size(config: RunConfig) -> int:
+    """How many tokens a run's data will have, before they are read; a small text may turn out to have fewer.
 
     Raises:
         UserError: there is no such tokenizer.
@@ -176,7 +176,7 @@ def initial_params(
             f"train.init_from={source} was trained with another tokenizer than data.tokenizer={config.data.tokenizer}; "
             f"set --config.data.tokenizer={source / 'tokenizer.json'}"
         )
-    vocab_size = model.vocabulary_size(theirs.model, num_pieces(theirs, their_tokenizer))
+    vocab_size = model.vocabulary_size(theirs.model, known_vocab_size(theirs, their_tokenizer))
     their_params = model.param_shapes(theirs.model, vocab_size)
     there, here = _shapes(their_params), _shapes(abstract_params)
     if there != here:

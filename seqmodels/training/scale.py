@@ -85,17 +85,17 @@ def parse_devices(text: str) -> Devices:
     return Devices(kind, int(count))
 
 
-def plans(config: RunConfig, pieces: int | None, devices: Devices) -> list[Plan]:
+def plans(config: RunConfig, data_vocab_size: int | None, devices: Devices) -> list[Plan]:
     """The plan of every mesh over which the config's batch divides, those that fit first, of these the one that sends least.
 
     Args:
-        pieces: how many tokens the data have, or None, as for a `Trainer`.
+        data_vocab_size: how many tokens the data have, or None, as for a `Trainer`.
 
     Raises:
         UserError: the batch divides over no mesh.
     """
     rows = config.data.batch_size // config.optim.accumulation_steps
-    one = trainer_on(config, pieces, MeshConfig(data=1, fsdp=1, tensor=1, sequence=1), 1)
+    one = trainer_on(config, data_vocab_size, MeshConfig(data=1, fsdp=1, tensor=1, sequence=1), 1)
     shapes = one.abstract_state()
     per_row = memory.kept_for_backward(config, one.graphdef, shapes["params"], 1)
     found = []
@@ -114,14 +114,14 @@ def plans(config: RunConfig, pieces: int | None, devices: Devices) -> list[Plan]
     return sorted(found, key=lambda plan: (not plan.fits, sum(plan.sent.values())))
 
 
-def abstract_trainer(config: RunConfig, pieces: int | None, sizes: MeshConfig) -> Trainer:
+def abstract_trainer(config: RunConfig, data_vocab_size: int | None, sizes: MeshConfig) -> Trainer:
     """A `Trainer` whose mesh has no devices: its steps can be lowered and not run."""
-    return trainer_on(config, pieces, sizes, sizes.data * sizes.fsdp * sizes.tensor * sizes.sequence)
+    return trainer_on(config, data_vocab_size, sizes, sizes.data * sizes.fsdp * sizes.tensor * sizes.sequence)
 
 
-def trainer_on(config: RunConfig, pieces: int | None, sizes: MeshConfig, devices: list[jax.Device] | int) -> Trainer:
+def trainer_on(config: RunConfig, data_vocab_size: int | None, sizes: MeshConfig, devices: list[jax.Device] | int) -> Trainer:
     """The `Trainer` of a config on another mesh."""
-    return Trainer(dataclasses.replace(config, mesh=sizes), pieces, devices=devices)
+    return Trainer(dataclasses.replace(config, mesh=sizes), data_vocab_size, devices=devices)
 
 
 def lower(trainer: Trainer, platform: str) -> jax.stages.Lowered:

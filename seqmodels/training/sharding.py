@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices, and a table from parameter paths to mesh axes.
+"""Where arrays are placed: a mesh of devices, and a table from parameter paths to mesh axes.
 
 One device is a mesh of one. Modules carry no annotations; the first row of RULES whose pattern matches a
 path decides. Optimizer state mirrors the parameters, so the same table places it.

@@ -35,7 +35,7 @@ def environment(platform: str) -> dict[str, str]:
     return {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "PATH": os.pathsep.join([str(_PTXAS), os.environ["PATH"]])}
 
 
-def lacks(kind: str, platform: str) -> str:
+def unsupported_reason(kind: str, platform: str) -> str:
     """Why this Python cannot compile for devices of a kind; empty where it can."""
     if kind not in (*SLICES, *GPUS):
         return f"there is no compiler ahead of time for {kind}, only for {', '.join((*SLICES, *GPUS))}"

@@ -116,7 +116,7 @@ def test_decode_suite(tmp_path, monkeypatch):
     assert 0 < results["host"]["share"] <= 1
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
-    page = decoding.page(timing.about_this_run() | results, "results.json")
+    page = decoding.page(timing.circumstances_of_run() | results, "results.json")
     ratios = [
         rows[name, 1, 32]["seconds_per_step"] / rows[name, 1, 16]["seconds_per_step"]
         for name in ("attention", "attention_window")  # whose 256 tokens are not full yet
@@ -177,7 +177,7 @@ def gradient_row(op, implementation, *, wall_ms, temp_bytes=100, run=True):
 
 def verdicts(rows, growth=(), **other_sizes) -> list[str]:
     sizes = op_cases.STATED_SIZES | other_sizes
-    return [goal["verdict"] for goal in op_report.judge(rows, list(growth), sizes)]
+    return [goal["verdict"] for goal in op_report.goal_verdicts(rows, list(growth), sizes)]
 
 
 def test_goals_are_judged():
@@ -335,7 +335,7 @@ def test_kernels_goals():
 
     small, large = "B8 T1024 H8 D64", "B8 T8192 H32 D128"
     rows = [row("decay per head", small, 0.6, 1.0), row("softmax attention", small, 0.5, 0.5), row("kda", large, 1.9, 2.0)]
-    said = {goal["goal"]: goal["verdict"] for goal in kernels.judge(rows)}
+    said = {goal["goal"]: goal["verdict"] for goal in kernels.goal_verdicts(rows)}
     assert said == {
         f"at most 0.5 of the peer's time (decay per head, {small}, forward: 0.60)": "missed",
         f"no slower than cuDNN's attention (decay per head, {small}, forward: 1.20)": "missed",

@@ -193,7 +193,7 @@ def test_results(compared):
     reported = slice(1, None, 2)
     nats = scored.loss[reported].sum() / math.log(2)
     assert row["quality"]["bits_per_byte"]["mean"] == pytest.approx(nats / scored.bytes[reported].sum())
-    assert row["cost"]["parameters"] == run.setup.num_parameters
+    assert row["cost"]["parameters"] == run.trainer.num_parameters
     assert row["cost"]["state_bytes"]["32"] == run.state_bytes(32)
     assert row["cost"]["flop_utilisation"] is None, "a CPU has no data sheet"
     assert row["cost"]["train_step_bytes"] > 3 * 4 * row["cost"]["parameters"], "parameters and two moments"

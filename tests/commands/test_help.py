@@ -63,5 +63,5 @@ def test_ranges_in_words():
         b: tuple[ranges.Count, ...]
 
     a, b = ranges.declared(Example).values()
-    assert ranges.described(a) == "int, at least 1 and at most 1048576, or None"
-    assert ranges.described(b) == "tuple of int, at least 1"
+    assert ranges.describe_type(a) == "int, at least 1 and at most 1048576, or None"
+    assert ranges.describe_type(b) == "tuple of int, at least 1"

@@ -154,6 +154,6 @@ def test_every_text_in_a_config_is_known_to_be_a_place_or_not():
         for group in dataclasses.fields(config_lib.RunConfig)
         if dataclasses.is_dataclass(group.type)
         for field, hint in ranges.declared(group.type).items()
-        if ranges.unpacked(hint)[0] is str and not any(isinstance(rule, ranges.OneOf) for rule in ranges.rules_of(hint))
+        if ranges.unpack_type(hint)[0] is str and not any(isinstance(rule, ranges.OneOf) for rule in ranges.rules_of(hint))
     }
     assert texts == no_place | set(config_lib.PLACE_FIELDS)

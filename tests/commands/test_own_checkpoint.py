@@ -76,7 +76,7 @@ def test_what_is_imported_writes_what_transformers_writes(imported, capsys):
 
 def test_rows_that_are_no_token_s_are_not_drawn(imported):
     run = imported
-    assert run.setup.vocab_size > run.tokenizer.vocab_size
+    assert run.trainer.vocab_size > run.tokenizer.vocab_size
     drawn = []
     for seed in range(6):
         list(run.stream(WRITTEN[1]["prompt"], max_tokens=12, temperature=1e6, seed=seed, on_token=drawn.append))

@@ -184,7 +184,7 @@ for devices in (1, 2):
     run = seqmodels.load_run(sys.argv[1], devices=devices)
     written = run.generate_batch(["a", "of", "tree"], max_tokens=6, temperature=0)
     logits = np.asarray(run.logits(np.arange(24).reshape(3, 8)))
-    found.append([run.evaluate(max_tokens=64).loss, written, logits.shape, float(np.abs(logits).sum()), run.setup.mesh.size])
+    found.append([run.evaluate(max_tokens=64).loss, written, logits.shape, float(np.abs(logits).sum()), run.trainer.mesh.size])
 print(json.dumps(found))
 """
 

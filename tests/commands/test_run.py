@@ -92,7 +92,7 @@ def test_the_loop_and_load_run_agree(trained, run):
     assert run.step == summary["step"] == 6
     assert got.loss == pytest.approx(summary["validation_loss"], rel=1e-6)
     assert got.bits_per_byte == pytest.approx(summary["bits_per_byte"], rel=1e-6)
-    assert run.setup.num_parameters == summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(run.params))
+    assert run.trainer.num_parameters == summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(run.params))
     assert run.state_bytes() == summary["state_bytes"]
 
 
@@ -202,7 +202,7 @@ def test_eval_ends_with_one_json_line(trained, run, tmp_path):
     means = by_context_length(expected.loss_by_position)
     assert list(row["loss_by_position"]) == ["1", "2", "3-4", "5-8", "9-16", "17-32"]
     assert list(row["loss_by_position"].values()) == pytest.approx(list(means.values()), rel=1e-5)
-    assert row["parameters"] == run.setup.num_parameters and row["state_bytes"] == run.state_bytes()
+    assert row["parameters"] == run.trainer.num_parameters and row["state_bytes"] == run.state_bytes()
     assert row["tokens_per_second"] > 0
     assert (tmp_path / "moved" / "loss_by_position.png").read_bytes().startswith(b"\x89PNG")
 

@@ -116,7 +116,7 @@ def test_the_loss_of_a_training_step_is_that_of_its_labels(tmp_path, run):
     """By the row of step 1, from the parameters that the seed gives, on the batch that the seed and the step give."""
     config = run.config
     dataset = data.prepare(config.data, seed=config.seed)
-    fresh = dataclasses.replace(run, params=run.setup.init()["params"])
+    fresh = dataclasses.replace(run, params=run.trainer.init()["params"])
     nats, hits = by_hand(fresh, dataset.train_batch(0))
     first = rows_of(run.workdir)[0]
     assert len(nats) == 8 * 2

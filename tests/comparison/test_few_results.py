@@ -9,7 +9,7 @@ import pytest
 
 from seqmodels import mixers
 from seqmodels.comparison import plan, report, results
-from seqmodels.comparison.report import content, figures
+from seqmodels.comparison.report import columns, content, figures
 
 OLD_RESULTS = Path(__file__).resolve().parents[1] / "old_results"
 MARGIN = 0.1  # nats between neighbours
@@ -59,11 +59,11 @@ def check(found: dict) -> str:
     """The headline; nothing of a report has an empty figure, and the table has no empty column."""
     lead, table = content.headline(found), content.terminal(found).splitlines()
     texts = [lead, *content.paragraph_on_pairs(found), *(text for text in content.methods(found) if isinstance(text, str))]
-    texts += [content.in_words(pair) for pair in found["pairs"]]
+    texts += [content.describe_pair(pair) for pair in found["pairs"]]
     for text in texts:
         assert not re.search(r"None|nan|\binf\b|  | ,| \.(?!\d)|: [.,;\[]|: $|\[,", text), text
     assert len(table) == 1 + len(found["mixers"]) and max(map(len, table)) <= 160
-    for column in content.shown_columns(found, content.QUALITY):
+    for column in columns.shown_columns(found, columns.QUALITY):
         assert any(column.text(row) for row in found["mixers"].values())
     return lead
 

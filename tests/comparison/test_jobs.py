@@ -112,7 +112,7 @@ def execute(programs, of: plan.Plan, number: int = 1, on_news=lambda: None) -> d
     of.workdir.mkdir(exist_ok=True)
     jobs.Executor(
         of, jobs=number, train=lambda run: [str(programs / "train.py"), str(run.learning_rate), str(run.seed)],
-        measure=str(programs / "measure.py"), vocab_size=VOCAB_SIZE, on_news=on_news,
+        worker=str(programs / "measure.py"), vocab_size=VOCAB_SIZE, on_news=on_news,
     ).run()  # fmt: skip
     found = results.gather(of, VOCAB_SIZE, ABOUT)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -245,7 +245,7 @@ def test_what_will_be_done_is_said(programs, capsys):
     of.workdir.mkdir()
 
     def announced():
-        executor = jobs.Executor(of, jobs=1, train=list, measure="", vocab_size=VOCAB_SIZE, on_news=list)
+        executor = jobs.Executor(of, jobs=1, train=list, worker="", vocab_size=VOCAB_SIZE, on_news=list)
         return executor.announcement()
 
     tokens = of.base["data"]["batch_size"] * of.base["data"]["seq_len"]
@@ -421,7 +421,7 @@ def test_the_configs_there_are(get_config, options):
     patterns = plan.entries(compare.mixers, base)
     assert len(patterns) >= 3 and compare.seeds >= 2
     for pattern in patterns.values():
-        config = sizes.with_sizes(base, sizes.as_the_base(base, pattern))
+        config = sizes.with_sizes(base, sizes.base_sizes(base, pattern))
         model.param_shapes(config.model, 512)
 
 

@@ -21,7 +21,7 @@ def nested(**overrides) -> dict:
 
 
 def reference(quantity: str, values: dict) -> float:
-    return sizes.count(quantity, sizes.with_sizes(values, sizes.as_the_base(values, "attention mlp")), VOCAB_SIZE)
+    return sizes.count(quantity, sizes.with_sizes(values, sizes.base_sizes(values, "attention mlp")), VOCAB_SIZE)
 
 
 def matched(name: str, quantity: str = "params", pattern: str | None = None, **overrides) -> sizes.Matched:

@@ -134,7 +134,7 @@ def test_the_tokenizer_and_narrow_types(tmp_path):
     workdir = tmp_path / "run"
     checkpoint.import_folder(tmp_path / "out", workdir, defaults=from_config_dict(base.get_config()))
     run = seqmodels.load_run(workdir)
-    assert isinstance(run.tokenizer, BytesTokenizer) and run.setup.vocab_size == 300
+    assert isinstance(run.tokenizer, BytesTokenizer) and run.trainer.vocab_size == 300
 
 
 def test_mistakes_at_the_command_line(tmp_path, monkeypatch):

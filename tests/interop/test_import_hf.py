@@ -81,7 +81,7 @@ def test_a_run_of_a_checkpoint(imported):
     golden = load("hf/llama").arrays
     assert run.step == 0 and run.config.data.seq_len == 128
     assert_close(run.logits(golden["input_ids"]), golden["logits"], 5e-5)
-    assert run.tokenizer.vocab_size == 90 and run.setup.vocab_size == 97
+    assert run.tokenizer.vocab_size == 90 and run.trainer.vocab_size == 97
     text = run.generate("w3 w4", max_tokens=5, temperature=0)
     tokens = [3, 4]
     for _ in range(5):

@@ -173,10 +173,10 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, small, monk
 
 
 def _abstract(workdir, config):
-    from seqmodels.training.run_folder import num_pieces, read_tokenizer
+    from seqmodels.training.run_folder import known_vocab_size, read_tokenizer
     from seqmodels.training.state import Trainer
 
-    return Trainer(config, num_pieces(config, read_tokenizer(workdir, config))).abstract_state()
+    return Trainer(config, known_vocab_size(config, read_tokenizer(workdir, config))).abstract_state()
 
 
 def test_the_flag_is_a_number(tmp_path):

@@ -36,14 +36,14 @@ def test_no_whole_hosts_is_said():
 
 
 def test_what_a_compiler_lacks():
-    assert "only for v5e" in topologies.lacks("a100", "cuda")
+    assert "only for v5e" in topologies.unsupported_reason("a100", "cuda")
 
 
 @pytest.mark.parametrize("devices", ["v5e:4", "h200:4"])
 def test_a_step_compiles_for_devices_that_are_not_there(devices, capsys):
     """Under fsdp each device gathers the parameters, and the compiled program is for the device that was asked for."""
     kind = devices.partition(":")[0]
-    lacking = topologies.lacks(kind, "tpu" if kind == "v5e" else "cuda")
+    lacking = topologies.unsupported_reason(kind, "tpu" if kind == "v5e" else "cuda")
     if lacking:
         pytest.skip(lacking)
     plan.main([

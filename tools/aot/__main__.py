@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.timing import some_of
+from benchmarks.timing import names_out_of
 from seqmodels import command_line
 from seqmodels.circumstances import num_cores
 from seqmodels.data import atomic
@@ -48,9 +48,9 @@ MOST_SPILLS_PER_BUNDLE = 0.5
 
 def main() -> None:
     parser = command_line.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chips", type=some_of("chip", CHIPS), default=tuple(CHIPS), help=", ".join(CHIPS))
+    parser.add_argument("--chips", type=names_out_of("chip", CHIPS), default=tuple(CHIPS), help=", ".join(CHIPS))
     names = (*CASES, *STEPS)
-    parser.add_argument("--cases", type=some_of("case", names), default=names, help="which kernels and steps; default: all")
+    parser.add_argument("--cases", type=names_out_of("case", names), default=names, help="which kernels and steps; default: all")
     parser.add_argument("--out", type=command_line.output_file, help=f"default: {OUT.relative_to(ROOT)}, if all is compiled")
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="a compiler that has not ended by then will not: search for layouts may"

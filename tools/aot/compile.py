@@ -79,17 +79,17 @@ def _no_cotangent(x):
 def step(name: str, chip: Chip, device: jax.Device) -> dict:
     """A whole training step on one device."""
     config = step_config(name)
-    setup = Trainer(config, PIECES, devices=[device])
+    trainer = Trainer(config, PIECES, devices=[device])
     tokens = jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_len), jnp.int32)
     with ops.record_choices() as choices:
-        traced = setup.trace({"inputs": tokens, "targets": tokens})
+        traced = trainer.trace({"inputs": tokens, "targets": tokens})
     compiled = traced.lower(lowering_platforms=(chip.platform,)).compile(chip.options)
     memory, program = compiled.memory_analysis(), compiled.as_text()
     return {
         "kind": "step",
         "choices": list(choices),
         "num_kernels": program.count('custom_call_target="tpu_custom_call"') + program.count("mosaic_gpu_v2"),
-        "parameters": setup.num_parameters,
+        "parameters": trainer.num_parameters,
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
     }

@@ -30,11 +30,11 @@ def full_disk(place: Place) -> Count:
             again = train_in_child(place.flags(disk / "run"))
             what = f"{kibibytes} KiB"
             if first.code and not first.in_one_line:
-                count.judge(False, f"{what}: exit status {first.code}: {first.err[-200:]}")
+                count.record(False, f"{what}: exit status {first.code}: {first.err[-200:]}")
             elif again.code:
-                count.judge(False, f"{what}, then 64 MiB: exit status {again.code}: {again.err[-200:]}")
+                count.record(False, f"{what}, then 64 MiB: exit status {again.code}: {again.err[-200:]}")
             else:
-                count.judge(outcome(disk / "run") == expected, f"{what}, then 64 MiB: another end than that of a run left alone")
+                count.record(outcome(disk / "run") == expected, f"{what}, then 64 MiB: another end than that of a run left alone")
     return count
 
 
@@ -49,11 +49,11 @@ def small_files(place: Place) -> Count:
         first = train_in_child(place.flags(workdir), limit=(resource.RLIMIT_FSIZE, most))
         again = train_in_child(place.flags(workdir))
         if first.code and not first.in_one_line:
-            count.judge(False, f"files of {most} bytes: exit status {first.code}: {first.err[-200:]}")
+            count.record(False, f"files of {most} bytes: exit status {first.code}: {first.err[-200:]}")
         elif again.code:
-            count.judge(False, f"files of {most} bytes, then any: exit status {again.code}: {again.err[-200:]}")
+            count.record(False, f"files of {most} bytes, then any: exit status {again.code}: {again.err[-200:]}")
         else:
-            count.judge(outcome(workdir) == expected, f"files of {most} bytes, then any: another end")
+            count.record(outcome(workdir) == expected, f"files of {most} bytes, then any: another end")
         shutil.rmtree(workdir.parent)
     return count
 
@@ -80,12 +80,12 @@ def read_only_disk(place: Place) -> Count:
             print(load_run(disk / "run").fingerprint)
 
         opened, evaluated = in_child(load), in_child(evaluate)
-        count.judge(opened.code == 0, f"load_run: exit status {opened.code}: {opened.err[-200:]}")
-        count.judge(evaluated.in_one_line, f"eval.py: exit status {evaluated.code}: {evaluated.err[-200:]}")
+        count.record(opened.code == 0, f"load_run: exit status {opened.code}: {opened.err[-200:]}")
+        count.record(evaluated.in_one_line, f"eval.py: exit status {evaluated.code}: {evaluated.err[-200:]}")
         trained = train_in_child(place.flags(disk / "new"))
-        count.judge(trained.in_one_line, f"train.py in it: exit status {trained.code}: {trained.err[-200:]}")
+        count.record(trained.in_one_line, f"train.py in it: exit status {trained.code}: {trained.err[-200:]}")
         cached = train_in_child(place.flags(place.new("cache") / "run", data__cache_dir=disk / "tokens"))
-        count.judge(cached.in_one_line, f"data.cache_dir in it: exit status {cached.code}: {cached.err[-200:]}")
+        count.record(cached.in_one_line, f"data.cache_dir in it: exit status {cached.code}: {cached.err[-200:]}")
     return count
 
 
@@ -98,7 +98,7 @@ def no_home(place: Place) -> Count:
         # Where HOME is not set, ~ is what the system has for this user; tokens go to a folder of the drill instead.
         flags += [] if home else [f"--config.data.cache_dir={place.folder / 'tokens'}"]
         ended = train_in_child(flags, environment={"HOME": home} | caches)
-        count.judge(ended.code == 0 or ended.in_one_line, f"HOME={home!r}: exit status {ended.code}: {ended.err[-200:]}")
+        count.record(ended.code == 0 or ended.in_one_line, f"HOME={home!r}: exit status {ended.code}: {ended.err[-200:]}")
     return count
 
 

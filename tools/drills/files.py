@@ -71,7 +71,7 @@ def hostile_files(place: Place) -> Count:
         count.tried += done - begin - (ended.code != 0)
         if ended.code != 0:
             kind, name, _ = trials[done - 1]
-            count.judge(False, f"{kind}: {name}: exit status {ended.code}: {ended.err[-200:]}")
+            count.record(False, f"{kind}: {name}: exit status {ended.code}: {ended.err[-200:]}")
         begin = done
     return count
 
@@ -102,9 +102,9 @@ def damaged_runs(place: Place) -> Count:
 
     ended = in_child(try_all, seconds=3600)
     for line in ended.out.splitlines():
-        count.judge(*json.loads(line))
+        count.record(*json.loads(line))
     if ended.code != 0:
-        count.judge(False, f"exit status {ended.code}: {ended.err[-200:]}")
+        count.record(False, f"exit status {ended.code}: {ended.err[-200:]}")
     return count
 
 
@@ -126,7 +126,7 @@ def read_run(run: Path) -> dict:
 
     said: list[str] = []
     opened = load_run(run, report=said.append)
-    validation = data.load_validation(run, opened.setup.vocab_size)
+    validation = data.load_validation(run, opened.trainer.vocab_size)
     return {
         "config": config_lib.to_dict(opened.config), "params": opened.fingerprint, "step": opened.step,
         "tokenizer": opened.tokenizer.to_json(), "said": said,
@@ -154,10 +154,10 @@ def damaged_token_caches(place: Place) -> Count:
         what = f"{path.name}, {damage(path, place.draw)}"
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                count.judge(tokens(cache) == expected, f"{what}: other tokens, silently")
+                count.record(tokens(cache) == expected, f"{what}: other tokens, silently")
         except UserError:
-            count.judge(True, "")
+            count.record(True, "")
         except Exception as error:
-            count.judge(False, f"{what}: {type(error).__name__}: {error}")
+            count.record(False, f"{what}: {type(error).__name__}: {error}")
         shutil.rmtree(cache.parent)
     return count

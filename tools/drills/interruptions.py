@@ -50,11 +50,11 @@ def _interrupted_training(place: Place, trials: int, *numbers: int, devices: int
             or "Traceback" in first.err.replace("KeyboardInterrupt", "")
             and first.code not in (-number, 130)
         ):
-            count.judge(False, f"{where}: exit status {first.code}: {first.err[-200:]}")
+            count.record(False, f"{where}: exit status {first.code}: {first.err[-200:]}")
         elif again.code != 0:
-            count.judge(False, f"{where}, started again: exit status {again.code}: {again.err[-200:]}")
+            count.record(False, f"{where}, started again: exit status {again.code}: {again.err[-200:]}")
         else:
-            count.judge(outcome(workdir) == expected, f"{where}: another end than that of a run left alone")
+            count.record(outcome(workdir) == expected, f"{where}: another end than that of a run left alone")
         shutil.rmtree(workdir.parent)
     return count
 
@@ -88,7 +88,7 @@ def kill_tokenising(place: Place) -> Count:
         again = in_child(lambda cache=cache: prepare(cache) and None)
         found = files_of(cache / "tokens")
         same = {name: found.get(name) for name in expected} == expected
-        count.judge(again.code == 0 and same, f"killed after {after:.2f} s: {again.err[-200:] or 'other tokens'}")
+        count.record(again.code == 0 and same, f"killed after {after:.2f} s: {again.err[-200:] or 'other tokens'}")
         shutil.rmtree(cache)
     return count
 
@@ -108,7 +108,7 @@ def kill_evaluating(place: Place) -> Count:
         found = files_of(run)
         picture = found.pop("loss_by_position.png", b"IEND")
         found = {name: content for name, content in found.items() if not name.startswith(".loss_by_position.png.")}
-        count.judge(found == before and b"IEND" in picture[-16:], f"killed after {after:.2f} s: the folder has changed")
+        count.record(found == before and b"IEND" in picture[-16:], f"killed after {after:.2f} s: the folder has changed")
         (run / "loss_by_position.png").unlink(missing_ok=True)
     return count
 
@@ -124,7 +124,7 @@ def kill_comparing(place: Place) -> Count:
         _compared(place, workdir, after=after)
         again = _compared(place, workdir)
         same = again.code == 0 and _figures(workdir) == expected
-        count.judge(same, f"killed after {after:.2f} s: {again.err[-200:] if again.code else 'other figures'}")
+        count.record(same, f"killed after {after:.2f} s: {again.err[-200:] if again.code else 'other figures'}")
         shutil.rmtree(workdir.parent)
     return count
 

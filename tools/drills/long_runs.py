@@ -39,13 +39,13 @@ def many_steps(place: Place) -> Count:
 
     ended = in_child(main, seconds=7200)
     count = Count()
-    count.judge(ended.code == 0, f"exit status {ended.code}: {ended.err[-200:]}")
+    count.record(ended.code == 0, f"exit status {ended.code}: {ended.err[-200:]}")
     if ended.code == 0:
         seen = json.loads(ended.out.splitlines()[-1])
-        _judge_growth(count, [each[:3] for each in seen], f"{steps:,} steps")
+        _record_growth(count, [each[:3] for each in seen], f"{steps:,} steps")
         (*_, compiled_early, kept_early), (*_, compiled_late, kept_late) = seen[len(seen) // 3], seen[-1]
-        count.judge(compiled_late == compiled_early, f"{compiled_late - compiled_early} programs were compiled after a third")
-        count.judge(kept_late == kept_early, f"the cache of programs grew from {kept_early} to {kept_late} files")
+        count.record(compiled_late == compiled_early, f"{compiled_late - compiled_early} programs were compiled after a third")
+        count.record(kept_late == kept_early, f"the cache of programs grew from {kept_early} to {kept_late} files")
     return count
 
 
@@ -76,11 +76,11 @@ def host_time(place: Place) -> Count:
 
     ended = in_child(main, seconds=7200)
     count = Count()
-    count.judge(ended.code == 0, f"exit status {ended.code}: {ended.err[-200:]}")
+    count.record(ended.code == 0, f"exit status {ended.code}: {ended.err[-200:]}")
     if ended.code == 0:
         median, early, late = json.loads(ended.out.splitlines()[-1])
-        count.judge(median < HOST_SECONDS, f"{steps:,} steps of {LAYERS} layers: {1e3 * median:.2f} ms of CPU time for a step")
-        count.judge(late < 1.5 * early, f"a step took {1e3 * early:.2f} ms of CPU time, and {1e3 * late:.2f} ms at the end")
+        count.record(median < HOST_SECONDS, f"{steps:,} steps of {LAYERS} layers: {1e3 * median:.2f} ms of CPU time for a step")
+        count.record(late < 1.5 * early, f"a step took {1e3 * early:.2f} ms of CPU time, and {1e3 * late:.2f} ms at the end")
         print(f"{'':22} {1e3 * median:.2f} ms of the loop's thread for a step of {LAYERS} layers")
     return count
 
@@ -111,23 +111,23 @@ def many_tokens(place: Place) -> Count:
         state = run.read("Once upon a time")
         for call in range(calls):
             text, state = run.continue_from(state, max_tokens=tokens // calls, seed=call)
-            assert all(0 <= token < run.setup.vocab_size for token in state.tokens)
+            assert all(0 <= token < run.trainer.vocab_size for token in state.tokens)
             seen.append((call, *usage()))
         print(json.dumps([seen, len(state.tokens)]))
 
     ended = in_child(main, seconds=7200)
     count = Count()
-    count.judge(ended.code == 0, f"exit status {ended.code}: {ended.err[-200:]}")
+    count.record(ended.code == 0, f"exit status {ended.code}: {ended.err[-200:]}")
     if ended.code == 0:
         seen, read = json.loads(ended.out.splitlines()[-1])
-        _judge_growth(count, seen, f"{read:,} tokens")
+        _record_growth(count, seen, f"{read:,} tokens")
     return count
 
 
-def _judge_growth(count: Count, seen: list, what: str) -> None:
+def _record_growth(count: Count, seen: list, what: str) -> None:
     (_, early, files_early), (_, late, files_late) = seen[len(seen) // 3], seen[-1]
-    count.judge(late - early < GROWTH, f"{what}: memory grew from {early:,} to {late:,} bytes")
-    count.judge(files_late <= files_early + 2, f"{what}: open files grew from {files_early} to {files_late}")
+    count.record(late - early < GROWTH, f"{what}: memory grew from {early:,} to {late:,} bytes")
+    count.record(files_late <= files_early + 2, f"{what}: open files grew from {files_early} to {files_late}")
 
 
 def usage() -> tuple[int, int]:

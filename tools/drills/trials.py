@@ -33,7 +33,7 @@ class Count:
     failures: list[str] = dataclasses.field(default_factory=list)
     left_out: str | None = None  # why nothing, or not all, could be tried here
 
-    def judge(self, holds: bool, otherwise: str) -> None:
+    def record(self, holds: bool, otherwise: str) -> None:
         self.tried += 1
         if not holds:
             self.failures.append(" ".join(otherwise.split())[:300])

@@ -58,12 +58,12 @@ def odd_values_built(place: Place) -> Count:
     for name, value in _chosen(place, place.some(1500, 1_000_000)):
         try:
             _built(name, value)
-            count.judge(True, "")
+            count.record(True, "")
         except UserError as error:
             short = "\n" not in str(error) and len(str(error)) < 1000
-            count.judge(short, f"{name}={value!r:.60}: a message of {len(str(error))} characters")
+            count.record(short, f"{name}={value!r:.60}: a message of {len(str(error))} characters")
         except Exception as error:
-            count.judge(False, f"{name}={value!r:.60}: {type(error).__name__}: {error}")
+            count.record(False, f"{name}={value!r:.60}: {type(error).__name__}: {error}")
     return count
 
 
@@ -86,11 +86,11 @@ def odd_values_trained(place: Place) -> Count:
         what = f"{name}={value!r:.60}"
         if ended.code == 0:
             loss = json.loads(ended.out.splitlines()[-1])["validation_loss"]
-            count.judge(loss is not None and math.isfinite(loss), f"{what}: validation loss {loss}, exit status 0")
+            count.record(loss is not None and math.isfinite(loss), f"{what}: validation loss {loss}, exit status 0")
         else:
-            count.judge(ended.in_one_line, f"{what}: exit status {ended.code}: {ended.err[-200:]}")
+            count.record(ended.in_one_line, f"{what}: exit status {ended.code}: {ended.err[-200:]}")
         if ended.most_bytes > 4 << 30:
-            count.judge(False, f"{what}: {ended.most_bytes / (1 << 30):.1f} GiB of memory for a model of width 32")
+            count.record(False, f"{what}: {ended.most_bytes / (1 << 30):.1f} GiB of memory for a model of width 32")
     return count
 
 

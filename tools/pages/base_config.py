@@ -69,7 +69,7 @@ def _field(group: type, name: str, prefix: str) -> list[str]:
     if dotted in OPTIONS:
         return [f"    config.{dotted} = {OPTIONS[dotted]}"]
     default = next(field.default for field in dataclasses.fields(group) if field.name == name)
-    kind, _, optional = ranges.unpacked(ranges.declared(group)[name])
+    kind, _, optional = ranges.unpack_type(ranges.declared(group)[name])
     written, comment = fields.source(group, name)
     if written != repr(default):
         try:

@@ -9,7 +9,7 @@ fails when the index is not what this would write.
 from pathlib import Path
 
 from seqmodels import command_line
-from seqmodels.comparison import measure as measures
+from seqmodels.comparison import metric as metrics
 from seqmodels.comparison import report, results
 from seqmodels.comparison.report import content, markdown
 from seqmodels.data import atomic
@@ -57,20 +57,20 @@ def index(known: dict[str, dict]) -> str:
 
 def row(name: str, found: dict) -> list[str]:
     """The cells of a comparison."""
-    base, measure, about = found["base"], measures.of(found), found["about"]
+    base, metric, about = found["base"], metrics.of(found), found["about"]
     labels = [label for label in found["mixers"] if label != found["control"]]
     best = next((each for each in content.ranked(found) if each[1]["quality"]), None)
     device = next((each["cost"]["device"] for each in found["mixers"].values() if each["cost"]), "")
     sizes = [each["cost"]["parameters"] for each in found["mixers"].values() if each["cost"]]
     pairs = [pair for pair in found["pairs"] if found["control"] not in (pair["better"], pair["worse"])]
-    source = base["data"]["source"] if measure.is_text else base["data"]["task"]
+    source = base["data"]["source"] if metric.is_text else base["data"]["task"]
     return [
         name, Path(str(source)).name or str(source), "nothing" if found["matched"] is None else found["matched"]["in_words"],
         f"{max(sizes):,}" if sizes else "",
         f"{base['train']['steps'] * base['data']['batch_size'] * base['data']['seq_len']:,}",
         str(len(labels)), str(found["comparison"]["seeds"]),
         "" if best is None else
-        f"{best[0]}: {content.number(best[1]['quality'][measure.name]['mean'], measure.digits)} {measure.title}",
+        f"{best[0]}: {content.number(best[1]['quality'][metric.name]['mean'], metric.digits)} {metric.title}",
         f"{sum(pair['significant'] for pair in pairs)} of {len(pairs)}", device, about["date"].partition(" ")[0], about["commit"],
         about["command"],
     ]  # fmt: skip

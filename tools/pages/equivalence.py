@@ -68,23 +68,21 @@ def measure(group: str) -> dict[page.Key, page.Row]:
 
     from tests.contract import laws
 
+    def errors(case):
+        found = []
+        for law in LAWS:
+            try:
+                found.append(law.measure(case))
+            except laws.ContractBroken as broken:
+                print(f"{case.name} {case.implementation} {law.name}: {broken}", file=sys.stderr)
+                found.append(math.inf)
+        return tuple(found)
+
     rows = {}
     with jax.numpy_dtype_promotion("strict"), nnx.set_graph_mode(False), nnx.set_graph_updates(False):
-        for case in all_cases():
-            if case.name != group:
-                continue
+        for case in (case for case in all_cases() if case.name == group):
             reason = laws.refusal(case)
-            if reason is None:
-                row = []
-                for law in LAWS:
-                    try:
-                        row.append(law.measure(case))
-                    except laws.ContractBroken as broken:
-                        print(f"{case.name} {case.implementation} {law.name}: {broken}", file=sys.stderr)
-                        row.append(math.inf)
-                rows[page.key(case)] = tuple(row)
-            else:
-                rows[page.key(case)] = reason
+            rows[page.key(case)] = errors(case) if reason is None else reason
     return rows
 
 

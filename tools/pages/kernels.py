@@ -24,59 +24,61 @@ def write(results: dict) -> None:
 
 def tables(results: dict) -> str:
     found = results["results"]
-    kernels = [(result, kernel) for result in found for kernel in result.get("kernels") or []]
-    on_tpu = [pair for pair in kernels if pair[0]["chip"] != "sm_90a" and pair[0]["kind"] == "op"]
-    on_gpu = [pair for pair in kernels if pair[0]["chip"] == "sm_90a" and pair[0]["kind"] == "op"]
+    kernels = [(result, kernel) for result in found if result.get("kind") == "op" for kernel in result.get("kernels") or []]
+    on_gpu = [pair for pair in kernels if pair[0]["chip"] == "sm_90a"]
+    on_tpu = [pair for pair in kernels if pair[0]["chip"] != "sm_90a"]
     steps = [result for result in found if result.get("kind") == "step"]
-    lacking = [result for result in found if "lacks" in result]
+    lacking = [f"- {result['case']}, {result['chip']}: {result['lacks']}" for result in found if "lacks" in result]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    parts = [f"Compiled {results['date']} with {versions}; {results['cores']} CPU cores, no TPU and no GPU."]
-    if on_tpu:
-        parts.append(
-            table(
-                "op, forward and backward | kernel | chip | GFLOP | VMEM, KiB | bundles in the loop | in the matrix unit "
-                "| spilled vectors | CPU seconds",
-                [
-                    [
-                        result["case"], kernel["name"], result["chip"], gflop(kernel["flops"]),
-                        kib(kernel["memory_bytes"]), number(kernel["bundles"]), number(kernel["matrix_instructions"]),
-                        number(kernel["spills"]), f"{result['seconds']:.1f}",
-                    ]
-                    for result, kernel in on_tpu
-                ],
-            )
-        )  # fmt: skip
-    if on_gpu:
-        parts.append(
-            table(
-                "op, forward and backward | kernel | GFLOP | registers | spilled bytes | shared memory, KiB | wgmma | CPU seconds",
-                [
-                    [
-                        result["case"], kernel["name"], gflop(kernel["flops"]), number(kernel["registers"]),
-                        number(kernel["spills"]), kib(kernel["memory_bytes"]), number(kernel["matrix_instructions"]),
-                        f"{result['seconds']:.1f}",
-                    ]
-                    for result, kernel in on_gpu
-                ],
-            )
-        )  # fmt: skip
-    if steps:
-        parts.append(
-            table(
-                "training step of | chip | ops | kernels | arguments, GiB | temporaries, GiB | CPU seconds",
-                [
-                    [
-                        f"`{result['case']}`", result["chip"], "; ".join(result["choices"]), number(result["num_kernels"]),
-                        gib(result["argument_bytes"]), gib(result["temp_bytes"]), f"{result['seconds']:.1f}",
-                    ]
-                    for result in steps
-                ],
-            )
-        )  # fmt: skip
-    if lacking:
-        parts.append("No kernel:")
-        parts.append("\n".join(f"- {result['case']}, {result['chip']}: {result['lacks']}" for result in lacking))
-    return "\n\n".join(parts)
+    return "\n\n".join([
+        f"Compiled {results['date']} with {versions}; {results['cores']} CPU cores, no TPU and no GPU.",
+        *([tpu_kernels(on_tpu)] if on_tpu else []),
+        *([gpu_kernels(on_gpu)] if on_gpu else []),
+        *([training_steps(steps)] if steps else []),
+        *(["No kernel:", "\n".join(lacking)] if lacking else []),
+    ])  # fmt: skip
+
+
+def tpu_kernels(pairs: list[tuple[dict, dict]]) -> str:
+    return table(
+        "op, forward and backward | kernel | chip | GFLOP | VMEM, KiB | bundles in the loop | in the matrix unit "
+        "| spilled vectors | CPU seconds",
+        [
+            [
+                result["case"], kernel["name"], result["chip"], gflop(kernel["flops"]),
+                kib(kernel["memory_bytes"]), number(kernel["bundles"]), number(kernel["matrix_instructions"]),
+                number(kernel["spills"]), f"{result['seconds']:.1f}",
+            ]
+            for result, kernel in pairs
+        ],
+    )  # fmt: skip
+
+
+def gpu_kernels(pairs: list[tuple[dict, dict]]) -> str:
+    return table(
+        "op, forward and backward | kernel | GFLOP | registers | spilled bytes | shared memory, KiB | wgmma | CPU seconds",
+        [
+            [
+                result["case"], kernel["name"], gflop(kernel["flops"]), number(kernel["registers"]),
+                number(kernel["spills"]), kib(kernel["memory_bytes"]), number(kernel["matrix_instructions"]),
+                f"{result['seconds']:.1f}",
+            ]
+            for result, kernel in pairs
+        ],
+    )  # fmt: skip
+
+
+def training_steps(results: list[dict]) -> str:
+    return table(
+        "training step of | chip | ops | kernels | arguments, GiB | temporaries, GiB | CPU seconds",
+        [
+            [
+                f"`{result['case']}`", result["chip"], "; ".join(result["choices"]), number(result["num_kernels"]),
+                gib(result["argument_bytes"]), gib(result["temp_bytes"]), f"{result['seconds']:.1f}",
+            ]
+            for result in results
+        ],
+    )  # fmt: skip
 
 
 def table(head: str, rows: list[list[str]]) -> str:

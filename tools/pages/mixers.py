@@ -83,7 +83,7 @@ def comparison_table(results: dict) -> str:
     controlled = "control" in results  # older results have none
     extra = ["gain over no mixer", "loss at position 1, nats"] if controlled else []
     heads = [
-        "mixer", "bits per byte", *extra, "perplexity", "recall hits, nats", "other tokens, nats", "learning rate", "parameters",
+        "mixer", "bits per byte", *extra, "perplexity", "repeated bigrams, nats", "other tokens, nats", "learning rate", "parameters",
         f"state bytes at T = {seq_len}", "training tokens/s",
     ]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]

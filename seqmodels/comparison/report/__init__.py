@@ -15,12 +15,12 @@ def write(results: Mapping, folder: Path, *, is_final: bool = True) -> None:
     Args:
         is_final: False while a comparison goes on: figures are PNGs alone, as SVGs and PDFs take most of the time.
     """
-    pictures = figures.draw(results, folder, figures.SUFFIXES if is_final else ("png",))
+    drawn = figures.draw(results, folder, figures.SUFFIXES if is_final else ("png",))
     sources = Path(mixers.__file__).resolve().parent
     links = {name: Path(os.path.relpath(sources / f"{name}.py", folder.resolve())).as_posix() for name in mixers.names()}
     texts = latex.files(results) | {
-        "report.md": markdown.page(results, pictures, links),
-        "report.html": html.page(results, pictures, links),
+        "report.md": markdown.page(results, drawn, links),
+        "report.html": html.page(results, drawn, links),
     }
     for name, text in texts.items():
         atomic.write_text(folder / name, text)

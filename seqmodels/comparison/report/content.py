@@ -1,49 +1,30 @@
-"""What a report says, from results.json alone, for whatever it is written in: sentences, tables, circumstances, methods."""
+"""The text of a report, from results.json alone, whatever its format: sentences, tables, circumstances, methods."""
 
-import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from seqmodels import references
 from seqmodels.comparison import audit, statistics
-from seqmodels.comparison import measure as measures
+from seqmodels.comparison import metric as metrics
+from seqmodels.comparison.report.columns import ALL, EMPTY, QUALITY, diverged, number, shown_columns
 
-EMPTY = ""
-ALL = "all"
 MOST_NAMED = 12  # mixers in one sentence
-
-
-QUALITY, COST = "quality", "cost"
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A column of the main table, which is shown in two parts: QUALITY and COST."""
-
-    part: str
-    name: str  # in table.csv
-    title: str
-    meaning: str
-    text: Callable[[Mapping], str]
-    key: Callable[[Mapping], float | str | None]  # the value; to sort by: None sorts last
-    interval: Callable[[Mapping], tuple[float, float] | None] | None = None  # its 95 % interval, where there is one
 
 
 def headline(results: Mapping) -> str:
     """What the evidence allows to say, first; then who has the best mean, and what that is worth over no mixer."""
-    measure = measures.of(results)
-    scored = [(label, row) for label, row in ranked(results) if is_scored(row, measure) and not row["is_control"]]
+    metric = metrics.of(results)
+    scored = [(label, row) for label, row in ranked(results) if is_scored(row, metric) and not row["is_control"]]
     if not scored:
         return " ".join(["No mixer has figures.", *_without_figures(results)])
     best, row = scored[0]
-    value = number(row["quality"][measure.name]["mean"], measure.digits)
-    mean = f"{value} {measure.title}" if measure.is_text else f"{measure.title} {value}"
+    value = number(row["quality"][metric.name]["mean"], metric.digits)
+    mean = f"{value} {metric.title}" if metric.is_text else f"{metric.title} {value}"
     parts = []
     if len(scored) > 1:
         parts.append(_evidence(results, [label for label, _ in scored]))
         of_seeds = "" if results["comparison"]["seeds"] == 1 else " mean"
-        parts.append(f"{'Lowest' if measure.is_text else 'Highest'}{of_seeds} of {len(scored)}: {best}, {mean}.")
+        parts.append(f"{'Lowest' if metric.is_text else 'Highest'}{of_seeds} of {len(scored)}: {best}, {mean}.")
         against = [pair for pair in results["pairs"] if pair["better"] == best and pair["worse"] != results["control"]]
         worse, open_ = ([pair["worse"] for pair in against if pair["significant"] is real] for real in (True, False))
         if worse:
@@ -55,21 +36,21 @@ def headline(results: Mapping) -> str:
     return " ".join(filter(None, [*parts, *_without_figures(results)]))
 
 
-def is_scored(row: Mapping, measure: measures.Measure) -> bool:
+def is_scored(row: Mapping, metric: metrics.Metric) -> bool:
     """Whether a mixer has figures of what is reported on."""
-    return row["quality"] is not None and row["quality"][measure.name]["mean"] is not None
+    return row["quality"] is not None and row["quality"][metric.name]["mean"] is not None
 
 
 def _without_figures(results: Mapping) -> list[str]:
     """Sentences on the mixers without figures, by why they have none."""
-    measure, seeds = measures.of(results), results["comparison"]["seeds"]
+    metric, seeds = metrics.of(results), results["comparison"]["seeds"]
     everywhere, at_best, unscored, due = [], [], [], []
     for label, row in results["mixers"].items():
-        if is_scored(row, measure):
+        if is_scored(row, metric):
             continue
         if row["quality"] is not None:
             unscored.append(label)
-        elif _diverged(results, row) == ALL:
+        elif diverged(results, row) == ALL:
             everywhere.append(label)
         elif row["best_rate"] is not None and len(row["diverged"]) == seeds:
             at_best.append(label)
@@ -78,7 +59,7 @@ def _without_figures(results: Mapping) -> list[str]:
     reasons = (
         (everywhere, "Diverged at every learning rate"),
         (at_best, "Diverged with every seed at its best learning rate"),
-        (unscored, f"Too few {measure.documents}, none of those that are reported on was scored"),
+        (unscored, f"Too few {metric.documents}, none of those that are reported on was scored"),
         (due, "No figures yet"),
     )
     return [f"{reason}: {_named(whom)}." for whom, reason in reasons if whom]
@@ -132,8 +113,8 @@ def _over_no_mixer(results: Mapping, labels: Sequence[str]) -> str:
 
 def terminal(results: Mapping) -> str:
     """The main figures as an aligned table of plain text, the best first, the control last."""
-    measure = measures.of(results)
-    titles = {measure.title, "gain over no mixer", "loss at position 1", "learning rate", "diverged"}
+    metric = metrics.of(results)
+    titles = {metric.title, "gain over no mixer", "loss at position 1", "learning rate", "diverged"}
     shown = [column for column in shown_columns(results, QUALITY) if column.title in titles]
     heads = ["mixer", *(column.title for column in shown)]
     rows = [[label, *(column.text(row) for column in shown)] for label, row in ranked(results)]
@@ -146,143 +127,50 @@ def terminal(results: Mapping) -> str:
 
 
 def circumstances(results: Mapping) -> list[tuple[str, str]]:
+    """Name and text of each fact that a reader needs to make the comparison again."""
     about, compare, base = results["about"], results["comparison"], results["base"]
-    matched, validation = results["matched"], results["validation"]
     tokens = base["train"]["steps"] * base["data"]["batch_size"] * base["data"]["seq_len"]
-    is_text = measures.of(results).is_text
-    source = base["data"]["source"] if is_text else f"the task {base['data']['task']}"
-    facts = []
-    if matched is None:
-        facts.append(("Matched", "nothing: every mixer has the sizes of the base"))
-    else:
-        facts.append((
-            "Matched",
-            f"{matched['in_words']}, within {matched['tolerance']:.1%} of {matched['reference']}'s {matched['value']:,.0f}",
-        ))  # fmt: skip
-    facts.append((
-        "Training",
-        f"{source}, {tokens:,} tokens ({base['train']['steps']:,} steps of {base['data']['batch_size']} x "
-        f"{base['data']['seq_len']}), {compare['seeds']} seed(s) from {base['seed']} on",
-    ))  # fmt: skip
-    facts.append(("Training data", f"{about['training_data']}: a digest, equal for equal text, split and tokenizer"))
+    source = base["data"]["source"] if metrics.of(results).is_text else f"the task {base['data']['task']}"
     grid = _listed(sorted(compare["learning_rates"]))
     several = len(compare["learning_rates"]) > 1
-    facts.append(
-        ("Learning rates", f"{grid} and beyond, each mixer its own (see below)" if several else f"{grid}, for every mixer")
+    cost = next(
+        (row["cost"] for row in results["mixers"].values() if row["cost"]), {"device": None, "peak_flops_per_second": None}
     )
-    if validation is not None:
-        facts.append((
-            "Reported on",
-            f"the odd-numbered validation documents: {validation['documents']:,} documents, {validation['tokens']:,} tokens, "
-            f"{validation['bytes']:,.0f} bytes; {validation['hit_tokens']:,} of the tokens are recall hits, "
-            f"{validation['frequent_pairs']:,} pairs of tokens being left out as frequent in training"
-            if is_text else
-            f"the odd-numbered test examples: {validation['documents']:,} examples, {validation['tokens']:,} labels; the mean over "
-            "the test's lengths, each counting once",
-        ))  # fmt: skip
-    device = next((row["cost"]["device"] for row in results["mixers"].values() if row["cost"]), None)
-    machine = about["machine"]
-    facts.append(("Device", f"{device or 'not measured yet'}; {machine['processor']}, {machine['cores']} cores"))
-    peak = next((row["cost"]["peak_flops_per_second"] for row in results["mixers"].values() if row["cost"]), None)
-    facts.append((
-        "Utilisation",
-        f"of {peak / 1e12:,.0f} TFLOP/s, the data sheet's dense bfloat16 peak" if peak else "empty: no data sheet gives this "
-        "device's peak",
-    ))  # fmt: skip
-    facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())))
-    facts.append(("Commit", f"{about['commit']}, {about['date']}"))
-    facts.append(("Command", about["command"]))
-    return facts
-
-
-def columns(results: Mapping) -> list[Column]:
-    """Of the main table, in order."""
-    seq_len = str(results["base"]["data"]["seq_len"])
-    contexts = [str(context) for context in results["comparison"]["contexts"]]
-    over_seeds = "mean over the seeds and Student's 95 % interval"
-
-    def quality(name, title, meaning, digits):
-        def estimate(row):
-            found = row["quality"] and row["quality"].get(name)
-            return found if found and found["mean"] is not None else None
-
-        def interval(row):
-            found = estimate(row)
-            return None if found is None or None in (found["low"], found["high"]) else (found["low"], found["high"])
-
-        def text(row):
-            found, ends = estimate(row), interval(row)
-            if found is None:
-                return EMPTY
-            mean = number(found["mean"], digits)
-            return mean if ends is None else f"{mean} [{number(ends[0], digits)}, {number(ends[1], digits)}]"
-
-        return Column(
-            QUALITY,
-            name,
-            title,
-            f"{meaning}: {over_seeds}",
-            text,
-            lambda row: (estimate(row) or {"mean": None})["mean"],
-            interval,
-        )
-
-    def cost(name, title, meaning, *path, scale=1.0, digits=0):
-        def value(row):
-            found = row["cost"]
-            for key in path:
-                found = None if found is None else found[key]
-            return None if found is None else scale * found
-
-        return Column(COST, name, title, meaning, lambda row: EMPTY if value(row) is None else number(value(row), digits), value)
-
-    qualities = [
-        quality("bits_per_byte", "bits per byte", "of the reported documents", 4),
-        Column(QUALITY, "gain_bits_per_byte", "gain over no mixer", "bits per byte less than the same model of MLPs alone", _gain,
-               lambda row: row["gain"] and row["gain"]["bits_per_byte"]),
-        quality("perplexity", "perplexity", "per token, of the same text", 3),
-        quality("position_1_loss", "loss at position 1", "nats after one token of context, where there is nothing to mix: what "
-                "mixers differ by there is not their mixing", 3),
-        quality("hit_loss", "loss, hits", "nats per token where the same pair of tokens stood earlier in the same story and window "
-                "and is rare in training", 3),
-        quality("rest_loss", "loss, rest", "nats on all other tokens", 3),
-    ] if measures.of(results).is_text else [
-        quality("accuracy", "accuracy", "share of the labels that the model puts above all else, reported examples", 4),
-        quality("loss", "loss", "nats per label", 4),
-    ]  # fmt: skip
+    device, peak, machine = cost["device"], cost["peak_flops_per_second"], about["machine"]
     return [
-        *qualities,
-        Column(QUALITY, "learning_rate", "learning rate", "the best of those tried",
-               lambda row: EMPTY if row["best_rate"] is None else f"{row['best_rate']:g}", lambda row: row["best_rate"]),
-        Column(QUALITY, "diverged", "diverged", "seeds at the best rate whose loss was not finite; all: at every rate",
-               functools.partial(_diverged, results), lambda row: len(row["diverged"])),
-        cost("parameters", "parameters", "trained, a tied head counted once", "parameters"),
-        cost("mflops_per_token", "MFLOPs/token", "of the matrix products of a training step, counted", "flops_per_token",
-             scale=1e-6, digits=2),
-        cost("state_bytes", "state bytes", f"of one sequence at {seq_len} tokens, counted", "state_bytes", seq_len),
-        cost("train_tokens_per_second", "train tokens/s", "of the median training step, measured alone after the runs",
-             "train_tokens_per_second"),
-        cost("utilisation_percent", "utilisation %", "of the device's peak FLOP/s; empty where that is unknown",
-             "flop_utilisation", scale=100.0, digits=1),
-        cost("step_mib", "step MiB", "memory the compiler allots to a training step: arguments, outputs, temporaries",
-             "train_step_bytes", scale=1 / 2**20),
-        *(
-            cost(f"ms_per_token_at_{context}", f"ms/token at {int(context):,}",
-                 f"one decoded token of one sequence after {int(context):,} tokens", "decode_seconds", context, scale=1e3, digits=3)
-            for context in contexts
-        ),
+        ("Matched", _matched(results["matched"])),
+        ("Training", f"{source}, {tokens:,} tokens ({base['train']['steps']:,} steps of {base['data']['batch_size']} x "
+                     f"{base['data']['seq_len']}), {compare['seeds']} seed(s) from {base['seed']} on"),
+        ("Training data", f"{about['training_data']}: a digest, equal for equal text, split and tokenizer"),
+        ("Learning rates", f"{grid} and beyond, each mixer its own (see below)" if several else f"{grid}, for every mixer"),
+        *([] if results["validation"] is None else [("Reported on", _reported_on(results))]),
+        ("Device", f"{device or 'not measured yet'}; {machine['processor']}, {machine['cores']} cores"),
+        ("Utilisation", f"of {peak / 1e12:,.0f} TFLOP/s, the data sheet's dense bfloat16 peak" if peak else
+                        "empty: no data sheet gives this device's peak"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
+        ("Commit", f"{about['commit']}, {about['date']}"),
+        ("Command", about["command"]),
     ]  # fmt: skip
 
 
-def _gain(row: Mapping) -> str:
-    return EMPTY if row["gain"] is None or row["gain"]["bits_per_byte"] is None else f"{row['gain']['bits_per_byte']:+.4f}"
+def _matched(matched: Mapping | None) -> str:
+    if matched is None:
+        return "nothing: every mixer has the sizes of the base"
+    return f"{matched['in_words']}, within {matched['tolerance']:.1%} of {matched['reference']}'s {matched['value']:,.0f}"
 
 
-def _diverged(results: Mapping, row: Mapping) -> str:
-    if row["best_rate"] is None:
-        tried = [each["diverged_at"] for each in row["rates"]]
-        return ALL if len(tried) >= len(results["comparison"]["learning_rates"]) and all(tried) else EMPTY
-    return str(len(row["diverged"])) if row["quality"] or row["diverged"] else EMPTY
+def _reported_on(results: Mapping) -> str:
+    validation = results["validation"]
+    if not metrics.of(results).is_text:
+        return (
+            f"the odd-numbered test examples: {validation['documents']:,} examples, {validation['tokens']:,} labels; the mean over "
+            "the test's lengths, each counting once"
+        )
+    return (
+        f"the odd-numbered validation documents: {validation['documents']:,} documents, {validation['tokens']:,} tokens, "
+        f"{validation['bytes']:,.0f} bytes; {validation['hit_tokens']:,} of the tokens are repeated bigrams, "
+        f"{validation['frequent_pairs']:,} pairs of tokens being left out as frequent in training"
+    )
 
 
 def main_table(results: Mapping, part: str) -> tuple[list[str], list[list[str]]]:
@@ -290,12 +178,6 @@ def main_table(results: Mapping, part: str) -> tuple[list[str], list[list[str]]]
     shown = shown_columns(results, part)
     rows = [[label, *(column.text(row) for column in shown)] for label, row in ranked(results)]
     return ["mixer", *(column.title for column in shown)], rows
-
-
-def shown_columns(results: Mapping, part: str) -> list[Column]:
-    """Those of a part that say something of some mixer."""
-    rows = results["mixers"].values()
-    return [column for column in columns(results) if column.part == part and any(column.text(row) for row in rows)]
 
 
 def papers(results: Mapping, label: str) -> list[references.Reference]:
@@ -311,26 +193,26 @@ def mixers_of(results: Mapping, label: str) -> list[str]:
 
 def ranked(results: Mapping) -> list[tuple[str, Mapping]]:
     """The mixers, the best first; after them the control, which is not ranked."""
-    measure = measures.of(results)
+    metric = metrics.of(results)
 
     def key(item):
-        """Of two that are alike in the measure, the smaller loss is first."""
+        """Of two that are alike in the metric, the smaller loss is first."""
         quality, last = item[1]["quality"], item[1]["is_control"]
-        if not is_scored(item[1], measure):
+        if not is_scored(item[1], metric):
             return last, math.inf, math.inf
-        return last, quality[measure.name]["mean"] * (1 if measure.is_text else -1), quality["loss"]["mean"]
+        return last, quality[metric.name]["mean"] * (1 if metric.is_text else -1), quality["loss"]["mean"]
 
     return sorted(results["mixers"].items(), key=key)
 
 
 def paragraph_on_pairs(results: Mapping) -> list[str]:
-    seeds, measure = results["comparison"]["seeds"], measures.of(results)
+    seeds, metric = results["comparison"]["seeds"], metrics.of(results)
     if not results["pairs"]:
         return ["Nothing: there are no two mixers with figures."]
     lines = [
-        f"By how much the mixer of a row is better than that of a column: the difference of the {measure.compared}. Two paired tests "
-        f"are made of it. Over {measure.documents}: a bootstrap that draws the same reported {measure.documents} for both, of the "
-        f"means over the seeds; it says what other {measure.documents} of the kind might give. Over seeds: Student's paired test, a "
+        f"By how much the mixer of a row is better than that of a column: the difference of the {metric.compared}. Two paired tests "
+        f"are made of it. Over {metric.documents}: a bootstrap that draws the same reported {metric.documents} for both, of the "
+        f"means over the seeds; it says what other {metric.documents} of the kind might give. Over seeds: Student's paired test, a "
         "seed being the same order of the data for both; it says what training again might give. p-values are Holm's, corrected for "
         f"the number of pairs. A star: both are below {statistics.SIGNIFICANT}. A plus: so they are if the second takes its noise "
         "from all mixers, as if it were alike for all of them (the residuals of an additive model of mixer and seed). results.json "
@@ -378,7 +260,7 @@ def order_of_pairs(results: Mapping) -> list[str]:
     return sorted(wins, key=lambda label: -wins[label])
 
 
-def in_words(pair: Mapping) -> str:
+def describe_pair(pair: Mapping) -> str:
     """A difference with everything the tests say of it."""
     documents, seeds = pair["over_documents"], pair["over_seeds"]
     if pair["difference"] is None:
@@ -442,7 +324,7 @@ def paragraph_on_rates(results: Mapping) -> list[str]:
     rates = _listed(sorted(compare["learning_rates"]))
     if len(compare["learning_rates"]) == 1:
         return [f"There was none: every mixer has {rates}."]
-    whom = "validation documents" if measures.of(results).is_text else "test examples"
+    whom = "validation documents" if metrics.of(results).is_text else "test examples"
     beyond = (
         f", and where the best lies at an end twice or half that rate, up to {compare['rate_extensions']} times"
         if compare["rate_extensions"] else ""
@@ -492,10 +374,6 @@ def _listed(rates: Sequence[float]) -> str:
     return ", ".join(f"{rate:g}" for rate in rates)
 
 
-def number(value: float | None, digits: int) -> str:
-    return EMPTY if value is None else f"{value:,.{digits}f}"
-
-
 def probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
@@ -506,12 +384,12 @@ def probability(value: float) -> str:
 def methods(results: Mapping) -> list[str | tuple[str, ...]]:
     """A paragraph for the methods section of a paper: texts, and between them the keys of what is cited there."""
     base, compare, matched = results["base"], results["comparison"], results["matched"]
-    measure, data, optim = measures.of(results), base["data"], base["optim"]
+    metric, data, optim = metrics.of(results), base["data"], base["optim"]
     labels = [label for label in results["mixers"] if label != results["control"]]
     cited = tuple(dict.fromkeys(reference.key for label in labels for reference in papers(results, label)))
     tokens = base["train"]["steps"] * data["batch_size"] * data["seq_len"]
     several = len(compare["learning_rates"]) > 1
-    models = "language models" if measure.is_text else "models"
+    models = "language models" if metric.is_text else "models"
     parts: list[str | tuple[str, ...]] = [
         f"We compare {len(labels)} sequence mixers" if len(labels) > 1 else "We train one mixer"
     ]
@@ -520,7 +398,7 @@ def methods(results: Mapping) -> list[str | tuple[str, ...]]:
     if matched is not None:
         parts.append(f" and have the same {matched['in_words']} within {matched['tolerance']:.1%} ({matched['value']:,.0f})")
     parts.append(f". Each is trained on {tokens:,} tokens ")
-    if not measure.is_text:
+    if not metric.is_text:
         parts.append(f"of the synthetic task {data['task']} ")
     elif "tinystories" in str(data["source"]).lower():
         parts += ["of TinyStories", ("eldan2023tinystories",), " "]
@@ -534,14 +412,14 @@ def methods(results: Mapping) -> list[str | tuple[str, ...]]:
         parts.append(
             f". Each mixer has its own peak learning rate, the best of {_listed(sorted(compare['learning_rates']))}"
             f"{' and of rates beyond the ends of this grid' if compare['rate_extensions'] else ''} by {of_length} on "
-            f"{measure.documents} that are not reported"
+            f"{metric.documents} that are not reported"
         )
     else:
         parts.append(f". Every mixer has the peak learning rate {_listed(compare['learning_rates'])}")
     parts.append(". We report one seed" if compare["seeds"] == 1 else f". We report means over {compare['seeds']} seeds")
     if results["pairs"]:
         parts += [
-            f", and call two mixers different where a paired bootstrap over {measure.documents}", ("koehn2004",),
+            f", and call two mixers different where a paired bootstrap over {metric.documents}", ("koehn2004",),
             " and Student's paired test over seeds both have p-values below "
             f"{statistics.SIGNIFICANT} after Holm's correction for the number of pairs", ("holm1979",),
         ]  # fmt: skip

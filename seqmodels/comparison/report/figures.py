@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
-from seqmodels.comparison import measure as measures
+from seqmodels.comparison import metric as metrics
 from seqmodels.comparison.report import labels
 from seqmodels.comparison.report.content import is_scored, ranked
 from seqmodels.data import atomic
@@ -84,7 +84,7 @@ def draw(results: Mapping, folder: Path, suffixes: Sequence[str] = SUFFIXES) -> 
             for suffix in suffixes:
                 atomic.write_whole(folder / FOLDER / f"{name}.{suffix}", functools.partial(_save, figure, suffix=suffix))
             images = tuple(panel_image(results, panel) for panel in panels)
-            caption = chart.caption.format(better=measures.of(results).better)
+            caption = chart.caption.format(better=metrics.of(results).better)
             if len(results["mixers"]) > len(highlighted(results)):
                 caption += " Named: the best, the first, and the model without a mixer; the others are grey."
             drawn.append(ReportFigure(name, chart.title, caption, images))
@@ -223,8 +223,8 @@ def _said(formatter, value: float, name: str) -> str:
 
 def _pareto(results: Mapping) -> list[Drawer]:
     """Quality against what it costs; the lower left corner is good, of accuracies the upper left one."""
-    measure = measures.of(results)
-    rows = {label: row for label, row in _with_quality(results, measure.name).items() if row["cost"] is not None}
+    metric = metrics.of(results)
+    rows = {label: row for label, row in _with_quality(results, metric.name).items() if row["cost"] is not None}
     if not rows:
         return []
     seq_len = str(results["base"]["data"]["seq_len"])
@@ -240,11 +240,11 @@ def _pareto(results: Mapping) -> list[Drawer]:
             for label, row in rows.items():
                 if cost(row) <= 0:
                     continue  # no state at all has no place on a logarithmic axis
-                found = row["quality"][measure.name]
+                found = row["quality"][metric.name]
                 into.point(label, cost(row), found["mean"], None if found["low"] is None else (found["low"], found["high"]))
             _logarithmic(into.axes.set_xscale, into.axes.xaxis, EngFormatter(unit))
             into.axes.set_xlabel(title)
-            into.axes.set_ylabel(measure.title)
+            into.axes.set_ylabel(metric.title)
             into.axes.margins(x=0.15, y=0.1)
 
         return panel
@@ -256,7 +256,7 @@ def _curves(results: Mapping) -> list[Drawer]:
     rows = {label: row for label, row in _with(results, "quality", "cost").items() if row["curves"]}
     if not rows:
         return []
-    measure = measures.of(results)
+    metric = metrics.of(results)
     scales: dict[str, tuple[Callable, str]] = {
         "tokens of training": (lambda row: 1.0, ""),
         "FLOPs of training": (lambda row: row["cost"]["flops_per_token"], ""),
@@ -267,10 +267,10 @@ def _curves(results: Mapping) -> list[Drawer]:
         def panel(into: Panel) -> None:
             for label, row in rows.items():
                 for curve in reversed(row["curves"]):  # the first seed last: the name stands at its end
-                    into.line(label, np.array(curve["tokens"]) * per_token(row), curve[measure.curve])
+                    into.line(label, np.array(curve["tokens"]) * per_token(row), curve[metric.curve])
             into.axes.set_xlabel(title)
             into.axes.xaxis.set_major_formatter(EngFormatter(unit))
-            into.axes.set_ylabel("validation loss, nats per token" if measure.is_text else measure.title)
+            into.axes.set_ylabel("validation loss, nats per token" if metric.is_text else metric.title)
 
         return panel
 
@@ -300,7 +300,7 @@ def _recall(results: Mapping) -> list[Drawer]:
         for label, row in rows.items():
             into.point(label, row["quality"]["rest_loss"]["mean"], row["quality"]["hit_loss"]["mean"])
         into.axes.set_xlabel("loss on all other tokens, nats")
-        into.axes.set_ylabel("loss on recall hits, nats")
+        into.axes.set_ylabel("loss on repeated bigrams, nats")
         into.axes.margins(x=0.15, y=0.12)
 
     return [panel] if rows else []
@@ -354,16 +354,16 @@ def _contexts(results: Mapping) -> list[Drawer]:
 
 
 def _rates(results: Mapping) -> list[Drawer]:
-    measure = measures.of(results)
+    metric = metrics.of(results)
     tried = {label: [each for each in row["rates"] if each["loss"] is not None] for label, row in results["mixers"].items()}
     tried = {label: sorted(rates, key=lambda each: each["rate"]) for label, rates in tried.items() if rates}
 
     def panel(into: Panel) -> None:
         for label, rates in tried.items():
-            into.line(label, [each["rate"] for each in rates], [each[measure.curve] for each in rates])
+            into.line(label, [each["rate"] for each in rates], [each[metric.curve] for each in rates])
         _logarithmic(into.axes.set_xscale, into.axes.xaxis, FuncFormatter(lambda rate, _: f"{rate:g}"))
         into.axes.set_xlabel("learning rate")
-        into.axes.set_ylabel(f"{measure.curve} on the {measure.documents} that choose")
+        into.axes.set_ylabel(f"{metric.curve} on the {metric.documents} that choose")
 
     return [panel] if tried else []
 
@@ -386,8 +386,8 @@ CHARTS = {
     ),
     "recall": Chart(
         _recall,
-        "Recall hits against the rest",
-        "A hit is a token whose pair with the one before it stood earlier in the same story and window, and is rare in training.",
+        "Repeated bigrams against other tokens",
+        "A bigram repeats where it stood earlier in the same story and window and is rare in training.",
     ),
     "contexts": Chart(_contexts, "Decoding against context", "A line that lies flat is a state of fixed size."),
     "rates": Chart(
@@ -404,7 +404,7 @@ def _with(results: Mapping, *parts: str) -> dict[str, Mapping]:
 
 def _with_quality(results: Mapping, name: str) -> dict[str, Mapping]:
     """Of those with figures of what is reported on, whose `quality` has this name."""
-    scored = {label: row for label, row in _with(results, "quality").items() if is_scored(row, measures.of(results))}
+    scored = {label: row for label, row in _with(results, "quality").items() if is_scored(row, metrics.of(results))}
     return {label: row for label, row in scored.items() if name in row["quality"]}
 
 

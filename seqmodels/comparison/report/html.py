@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from seqmodels.comparison.report import content, latex
+from seqmodels.comparison.report import columns, content, latex
 from seqmodels.comparison.report.figures import COLOURS, GREY, INK, PanelImage, ReportFigure
 from seqmodels.escape import escape
 
@@ -13,13 +13,13 @@ DARK = ("#6fb4f0", "#f0935e", "#4fc79a", "#e58cc0", "#b3a3f5", "#d9b64a", "#f28b
 DARK_GREY = "#8f959b"
 
 
-def page(results: Mapping, pictures: Sequence[ReportFigure], links: Mapping[str, str]) -> str:
+def page(results: Mapping, drawn: Sequence[ReportFigure], links: Mapping[str, str]) -> str:
     """All of report.html.
 
     Args:
         links: address of each mixer's file, by the mixer's name.
     """
-    sections = _sections(results, pictures, links)
+    sections = _sections(results, drawn, links)
     entries = "".join(f'<li><a href="#{name}">{_text(title)}</a></li>' for name, title, _ in sections)
     body = [
         f'<nav aria-label="Contents"><details><summary><h2>Contents</h2></summary><ol>{entries}</ol></details></nav>',
@@ -32,17 +32,17 @@ def page(results: Mapping, pictures: Sequence[ReportFigure], links: Mapping[str,
     return TEMPLATE.replace("$STYLE", _style()).replace("$SCRIPT", SCRIPT).replace("$BODY", "\n".join(body))
 
 
-def _sections(results: Mapping, pictures: Sequence[ReportFigure], links: Mapping[str, str]) -> list[tuple[str, str, str]]:
+def _sections(results: Mapping, drawn: Sequence[ReportFigure], links: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Name, title and HTML of each part of the page."""
     starts = [_table(*each, "Starts") for each in content.start_tables(results)]
     rates = [_table(*each, "Learning rates") for each in content.rate_tables(results)]
     commands = "\n".join(_text(command) for _, command in content.commands(results))
     facts = "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in content.circumstances(results))
     return [
-        ("quality", "Quality", _sortable(results, content.QUALITY, "results", links)),
-        ("cost", "Cost", _sortable(results, content.COST, "costs", {})),
+        ("quality", "Quality", _sortable(results, columns.QUALITY, "results", links)),
+        ("cost", "Cost", _sortable(results, columns.COST, "costs", {})),
         ("tests", "What the tests show", _paragraphs(content.paragraph_on_pairs(results)) + _matrix(results)),
-        *((picture.name, picture.title, _figure(picture)) for picture in pictures),
+        *((figure.name, figure.title, _figure(figure)) for figure in drawn),
         ("starts", "How the mixers start", _paragraphs(content.paragraph_on_starts(results)) + "".join(starts)),
         ("rate-search", "The search for the learning rates", _paragraphs(content.paragraph_on_rates(results)) + "".join(rates)),
         ("sizes", "Sizes", _table(*content.size_table(results), "Sizes")),
@@ -90,7 +90,7 @@ def _matrix(results: Mapping) -> str:
         for worse, cell in zip(heads[1:], cells):
             pair = by_pair[better, worse] if (better, worse) in by_pair else None
             shown = ' class="shown"' if pair is not None and pair["significant"] else ""
-            title = "" if pair is None else f' title="{_text(content.in_words(pair))}"'
+            title = "" if pair is None else f' title="{_text(content.describe_pair(pair))}"'
             body += f"<td{shown}{title}>{_text(cell)}</td>"
         body += "</tr>"
     table = f'<table class="matrix"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -100,15 +100,15 @@ def _matrix(results: Mapping) -> str:
 def _sortable(results: Mapping, part: str, name: str, links: Mapping[str, str]) -> str:
     """A part of the main table, sorted by a press on a head; below it what its columns mean."""
     heads, rows = content.main_table(results, part)
-    columns = content.shown_columns(results, part)
+    shown = columns.shown_columns(results, part)
     head = "".join(
         f'<th scope="col"><button type="button" title="{_text(meaning)}">{_text(title)}</button></th>'
-        for title, meaning in zip(heads, ["as in config.mixers", *(column.meaning for column in columns)])
+        for title, meaning in zip(heads, ["as in config.mixers", *(column.meaning for column in shown)])
     )
     head += '<th scope="col">paper, code</th>' if links else ""
     body = ""
     for (first, *cells), (label, row) in zip(rows, content.ranked(results)):
-        keys = [column.key(row) for column in columns]
+        keys = [column.key(row) for column in shown]
         body += f'<tr><th scope="row" data-key="{_text(label)}">{_text(first)}</th>'
         body += "".join(
             f'<td data-key="{_text("" if key is None else str(key))}">{_interval(cell)}</td>' for cell, key in zip(cells, keys)
@@ -116,7 +116,7 @@ def _sortable(results: Mapping, part: str, name: str, links: Mapping[str, str]) 
         body += f"<td>{_links(results, label, links)}</td>" if links else ""
         body += "</tr>"
     table = f'<table id="{name}" class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    meanings = "".join(f"<dt>{_text(column.title)}</dt><dd>{_text(column.meaning)}</dd>" for column in columns)
+    meanings = "".join(f"<dt>{_text(column.title)}</dt><dd>{_text(column.meaning)}</dd>" for column in shown)
     return _scroll(table, part) + f"<details><summary>What these columns mean</summary><dl>{meanings}</dl></details>"
 
 
@@ -132,13 +132,13 @@ def _links(results: Mapping, label: str, links: Mapping[str, str]) -> str:
     return ", ".join([*papers, *code])
 
 
-def _figure(picture: ReportFigure) -> str:
-    panels = "".join(_panel(image, f"{picture.name}-{index}", picture.title) for index, image in enumerate(picture.panels))
+def _figure(figure: ReportFigure) -> str:
+    panels = "".join(_panel(image, f"{figure.name}-{index}", figure.title) for index, image in enumerate(figure.panels))
     files = ", ".join(
-        f'<a href="{picture.file.removesuffix("png")}{suffix}">{suffix.upper()}</a>' for suffix in ("png", "svg", "pdf")
+        f'<a href="{figure.file.removesuffix("png")}{suffix}">{suffix.upper()}</a>' for suffix in ("png", "svg", "pdf")
     )
     return (
-        f'<figure><div class="panels">{panels}</div><figcaption>{_text(picture.caption)} Beside this page: {files}.</figcaption>'
+        f'<figure><div class="panels">{panels}</div><figcaption>{_text(figure.caption)} Beside this page: {files}.</figcaption>'
         "</figure>"
     )
 

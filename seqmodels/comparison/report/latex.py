@@ -4,8 +4,8 @@ import csv
 import io
 from collections.abc import Mapping
 
-from seqmodels.comparison import measure as measures
-from seqmodels.comparison.report import content
+from seqmodels.comparison import metric as metrics
+from seqmodels.comparison.report import columns, content
 from seqmodels.escape import escape
 
 # Of the main table, those that a paper's table has.
@@ -25,20 +25,20 @@ def files(results: Mapping) -> dict[str, str]:
 
 def table(results: Mapping) -> str:
     """The main table with booktabs, the best first; what has an interval shows half of its width."""
-    columns = [
+    shown = [
         column
-        for column in content.columns(results)
+        for column in columns.columns(results)
         if column.name in COLUMNS and any(column.text(row) for row in results["mixers"].values())
     ]
-    heads = ["mixer", *(escape(column.title, "latex") for column in columns)]
+    heads = ["mixer", *(escape(column.title, "latex") for column in shown)]
     rows = []
     for label, row in content.ranked(results):
         keys = [reference.key for reference in content.papers(results, label)]
         cite = f"~\\cite{{{','.join(keys)}}}" if keys else ""
-        rows.append([escape(label, "latex") + cite, *(_cell(column, row) for column in columns)])
-    measure = measures.of(results)
+        rows.append([escape(label, "latex") + cite, *(_cell(column, row) for column in shown)])
+    metric = metrics.of(results)
     caption = escape(
-        f"{measure.better} {measure.title} is better; ± is half of the 95 % interval over seeds. {content.headline(results)}",
+        f"{metric.better} {metric.title} is better; ± is half of the 95 % interval over seeds. {content.headline(results)}",
         "latex",
     )
     return "\n".join([
@@ -46,7 +46,7 @@ def table(results: Mapping) -> str:
         "\\begin{table}",
         "\\centering",
         "\\small",
-        f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        f"\\begin{{tabular}}{{l{'r' * len(shown)}}}",
         "\\toprule",
         f"{' & '.join(heads)} \\\\",
         "\\midrule",
@@ -60,28 +60,28 @@ def table(results: Mapping) -> str:
     ])  # fmt: skip
 
 
-def _cell(column: content.Column, row: Mapping) -> str:
+def _cell(column: columns.Column, row: Mapping) -> str:
     ends = column.interval and column.interval(row)
     text = column.text(row)
     if not ends:
         return escape(text, "latex")
     mean = text.partition(" ")[0]
     digits = len(mean.partition(".")[2])
-    return f"${mean} \\pm {content.number((ends[1] - ends[0]) / 2, digits)}$".replace(",", "{,}")
+    return f"${mean} \\pm {columns.number((ends[1] - ends[0]) / 2, digits)}$".replace(",", "{,}")
 
 
 def comma_separated(results: Mapping) -> str:
     """Every figure of the main table in full, with both ends of the intervals; empty where there is none."""
-    columns = content.columns(results)
+    shown = columns.columns(results)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     heads = ["mixer", "pattern"]
-    for column in columns:
+    for column in shown:
         heads += [column.name, *((f"{column.name}_low", f"{column.name}_high") if column.interval else ())]
     writer.writerow(heads)
     for label, row in content.ranked(results):
         cells = [escape(label, "csv"), escape(row["sizes"]["pattern"], "csv")]
-        for column in columns:
+        for column in shown:
             cells.append(column.key(row))
             if column.interval:
                 cells += column.interval(row) or (None, None)

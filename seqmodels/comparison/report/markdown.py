@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from seqmodels.comparison.report import content
+from seqmodels.comparison.report import columns, content
 from seqmodels.comparison.report.figures import ReportFigure
 from seqmodels.escape import code_block, escape
 
 
-def page(results: Mapping, pictures: Sequence[ReportFigure], links: Mapping[str, str]) -> str:
+def page(results: Mapping, drawn: Sequence[ReportFigure], links: Mapping[str, str]) -> str:
     """All of report.md.
 
     Args:
@@ -16,13 +16,13 @@ def page(results: Mapping, pictures: Sequence[ReportFigure], links: Mapping[str,
     lines = ["# Comparison", "", _text(content.headline(results)), ""]
     lines += [f"- **Warning:** {_text(warning)}" for warning in results["warnings"]]
     lines += ["", *(f"- {name}: {_text(text)}" for name, text in content.circumstances(results)), ""]
-    for title, part in (("Quality", content.QUALITY), ("Cost", content.COST)):
+    for title, part in (("Quality", columns.QUALITY), ("Cost", columns.COST)):
         lines += [f"## {title}", "", *table(*content.main_table(results, part)), ""]
-        lines += [*(f"- {column.title}: {column.meaning}" for column in content.shown_columns(results, part)), ""]
+        lines += [*(f"- {column.title}: {column.meaning}" for column in columns.shown_columns(results, part)), ""]
     lines += ["## What the tests show", "", *map(_text, content.paragraph_on_pairs(results)), ""]
     lines += table(*content.pair_matrix(results))
-    for picture in pictures:
-        lines += ["", f"## {picture.title}", "", f"![{picture.title}]({picture.file})", "", picture.caption]
+    for figure in drawn:
+        lines += ["", f"## {figure.title}", "", f"![{figure.title}]({figure.file})", "", figure.caption]
     lines += ["", "## How the mixers start", "", *map(_text, content.paragraph_on_starts(results)), ""]
     for each in content.start_tables(results):
         lines += [*table(*each), ""]

@@ -12,7 +12,7 @@ from seqmodels.data.tasks.recall import MQAR, FuzzyRecall, InContextRecall, Indu
 from seqmodels.data.tasks.state_tracking import GroupWord, ListOps, ModularArithmetic, Parity
 from seqmodels.data.tasks.task import Segment, Task
 from seqmodels.errors import UserError
-from seqmodels.ranges import shown
+from seqmodels.ranges import short_repr
 
 TASKS: Final[dict[str, type[Task]]] = {
     task.name: task
@@ -29,5 +29,5 @@ __all__ = ["TASKS", "Segment", "Task", "load"]
 def load(name: str) -> type[Task]:
     """A task by its name. Raises UserError for an unknown one."""
     if name not in TASKS:
-        raise UserError(f"there is no task {shown(name)}; {suggest.hint(name, TASKS)}known: {', '.join(TASKS)}")
+        raise UserError(f"there is no task {short_repr(name)}; {suggest.hint(name, TASKS)}known: {', '.join(TASKS)}")
     return TASKS[name]

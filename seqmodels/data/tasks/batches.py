@@ -46,7 +46,7 @@ class HeldOutSegment:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a run on a task is judged by: segments by name, the same for every seed."""
+    """The held-out examples of a task: segments by name, the same for every seed."""
 
     segments: dict[str, HeldOutSegment]
 

@@ -72,7 +72,7 @@ class Compression(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class Memorization(Task):
-    """Know a fixed dictionary by heart: nothing in the example tells the answer.
+    """Memorize a fixed dictionary: the example does not contain the answer.
 
     Keys (the first half of the ids but the last) and values (the second half) belong together by one permutation, the same
     in all data. Every other token is a random key, those between are the last id; there the label is the key's value.

@@ -1,8 +1,8 @@
 """Batches of text as numbers, by several processes where there is enough of it: the same numbers, in the same order, as by one.
 
 This process reads the text and writes the tokens; the others turn one batch each into tokens, and each has one batch at a time, so
-that memory is bounded. They are plain children that speak through pipes: a pipe ends with whoever held its other end, however that
-ended, and so do they.
+that memory is bounded. They are child processes that communicate through pipes: a pipe ends with whoever held its other end,
+however that ended, and so do they.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def encoded(batches: Iterable[list[Piece]], tokenizer: Tokenizer, *, processes: 
     """The numbers of each batch, in their order; with ``processes`` batches beyond this one read ahead.
 
     Raises:
-        UserError: the tokenizer gives an id that is not in its vocabulary; a process was ended by somebody.
+        UserError: the tokenizer gives an id that is not in its vocabulary; a process was killed.
     """
     if not processes:
         for batch in batches:
@@ -170,7 +170,7 @@ def serve() -> None:
     if about is None:
         return
     tokenizer = LibraryTokenizer(Library.from_str(about["json"].tobytes().decode("utf-8")), about["ends"].tolist())
-    with contextlib.suppress(BrokenPipeError):  # nobody reads any more
+    with contextlib.suppress(BrokenPipeError):  # the other end is closed
         while (fields := _received(questions)) is not None:
             bounds = np.concatenate([[0], np.cumsum(fields["lengths"])])
             text = fields["text"].tobytes()
@@ -195,7 +195,7 @@ def _send(pipe: BinaryIO, **fields: np.ndarray) -> None:
 
 
 def _received(pipe: BinaryIO) -> dict[str, Any] | None:
-    """What was sent; None where nobody sends any more."""
+    """What was sent; None where the other end is closed."""
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None

@@ -18,7 +18,7 @@ ID_FILES: Final = ("config.json", "generation_config.json")
 NAME_FILES: Final = ("tokenizer_config.json", "special_tokens_map.json")
 
 
-def beside(path: Path, library: Any, report: Callable[[str], None]) -> tuple[int, ...]:
+def read_ids(path: Path, library: Any, report: Callable[[str], None]) -> tuple[int, ...]:
     """The ids that end a text by the files beside a tokenizer.json, its separator first; () where none says anything.
 
     A model may stop at several tokens, but one of them stands between two texts: the one that has both an id and a name. Where
@@ -63,7 +63,7 @@ def beside(path: Path, library: Any, report: Callable[[str], None]) -> tuple[int
     return tuple(token for token in ends if token not in words)
 
 
-def write_beside(path: Path, name: str, ends: Sequence[int]) -> None:
+def write_ids(path: Path, name: str, ends: Sequence[int]) -> None:
     """Say beside a tokenizer.json what ends a text, so that `beside` and transformers find it.
 
     Raises:

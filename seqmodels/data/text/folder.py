@@ -129,20 +129,22 @@ def _unread(folder: Path, files: list[Path]) -> tuple[Unread, ...]:
         for path in sorted(place.iterdir()):
             if path in read or path in parents:
                 continue
-            if _is_hidden(path, folder):
-                reason = "hidden"
-            elif path.is_dir():
-                reason = "a folder beside the files that are read"
-            elif not path.is_file():
-                reason = "a link that leads nowhere, a pipe, a socket or a device"
-            elif path.suffix.lower() not in FORMATS:
-                reason = "not of a format that is read"
-            elif path.suffix.lower() != ending:
-                reason = f"of another format than {ending}, and one is read"
-            else:
-                reason = "beside the folder that is read"
-            by_reason.setdefault(reason, []).append(str(path.relative_to(folder)))
+            by_reason.setdefault(_why_unread(path, folder, ending), []).append(str(path.relative_to(folder)))
     return tuple(Unread(tuple(names), reason) for reason, names in by_reason.items())
+
+
+def _why_unread(path: Path, folder: Path, ending: str) -> str:
+    if _is_hidden(path, folder):
+        return "hidden"
+    if path.is_dir():
+        return "a folder beside the files that are read"
+    if not path.is_file():
+        return "a link that leads nowhere, a pipe, a socket or a device"
+    if path.suffix.lower() not in FORMATS:
+        return "not of a format that is read"
+    if path.suffix.lower() != ending:
+        return f"of another format than {ending}, and one is read"
+    return "beside the folder that is read"
 
 
 def _missing_shards(folder: Path, files: list[Path]) -> tuple[Unread, ...]:

@@ -19,7 +19,7 @@ _ANCHOR_CANDIDATES: Final = 4096  # tokens looked at for one that is a word
 
 
 class HasTokenBytes(Protocol):
-    """What `IncrementalText` asks of a tokenizer."""
+    """The part of a tokenizer that `IncrementalText` uses."""
 
     def token_bytes(self, token: int, before: int | None) -> bytes | None:
         """What a token adds to a text whose last token is `before` (None: to no text); None: it is no text."""

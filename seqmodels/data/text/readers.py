@@ -260,7 +260,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(digits: str) -> int:
-    """In place of a number beside the text, which nobody looks at: Python refuses those of more than 4,300 digits."""
+    """In place of a number beside the text, which is not used: Python refuses those of more than 4,300 digits."""
     return 0
 
 

@@ -355,7 +355,7 @@ def _put_in_place(building: Path, entry: Path, description: dict[str, Any], voca
 
 
 def _remove(path: Path) -> None:
-    """Takes away a folder, or the file or link that stands in its place."""
+    """Removes a folder, or the file or link in its place."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -363,7 +363,7 @@ def _remove(path: Path) -> None:
 
 
 def _remove_abandoned(folder: Path, own_key: str | None) -> None:
-    """Takes away what killed writers left behind: folders being built under keys whose lock nobody holds."""
+    """Removes what killed writers left: folders being built under keys whose lock is free."""
     locks = folder.with_name("locks")
     for building in folder.glob("*.building.*"):
         key = building.name.partition(".")[0]

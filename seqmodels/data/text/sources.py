@@ -74,7 +74,7 @@ class Split:
         """Whether the files, once read, are still those of the fingerprint.
 
         Raises:
-            UserError: one of them was changed, or cannot be read, so that nobody knows of which of its states the text is.
+            UserError: one of them was changed, or cannot be read, so that the text may mix two of its states.
         """
         for before in self.fingerprint.get("files") or ():
             try:
@@ -142,7 +142,7 @@ def _is_on_the_hub(name: str) -> bool:
     return not (name and _exists(path)) and hub.is_hub_id(name) and path.suffix.lower() not in folder.FORMATS
 
 
-def validate_on(source: Source, name: str, *, revision: str, streaming: bool = False) -> Source:
+def with_validation_from(source: Source, name: str, *, revision: str, streaming: bool = False) -> Source:
     """The source with another validation split: that of its own splits which ``name`` says, else the text it names, a path
     or a hub id, of which the validation split or else all is taken. A file of it is not in training.
 
@@ -260,25 +260,25 @@ def with_validation(source: Source) -> Source:
     files = source.train.files
     if len(files) == 1 and readers.is_plain_text(files[0]) and not readers.has_separator(files[0]):
         return _end_held_out(source, files[0])
+    return _every_nth_held_out(source)
+
+
+def _every_nth_held_out(source: Source) -> Source:
+    """The second of every ``_EVERY`` documents is held out, all others are trained on."""
     train = source.train
 
     def others(left_out: Counter[str]) -> Iterator[Piece]:
         return (piece for number, piece in _numbered(train.pieces(left_out)) if number % _EVERY != 1)
 
     def held_out(left_out: Counter[str]) -> Iterator[Piece]:
+        del left_out  # those without text are counted with the training split
         count = 0
-        for number, piece in _numbered(train.pieces(left_out)):
+        for number, piece in _numbered(train.pieces(Counter())):
             count = number + 1
             if number % _EVERY == 1:
                 yield piece
         if count < 2:
-            parted = f"part them by {readers.SEPARATOR}, or " if any(map(readers.is_plain_text, files)) else ""
-            raise UserError(
-                f"data.source '{source.name}' has too few documents, {count}, to keep some for validation: "
-                f"{parted}name other text with data.validation_source"
-                if count
-                else f"data.source '{source.name}' holds no text"
-            )
+            raise UserError(_too_few(source, count))
 
     return replace(
         source,
@@ -291,7 +291,7 @@ def with_validation(source: Source) -> Source:
             root=train.root,
         ),
         validation=_split(
-            lambda left_out: held_out(Counter()),  # those without text are counted with the training split
+            held_out,
             fingerprint=train.fingerprint | {"part": "second", "of": _EVERY},
             text_bytes=lambda: train.text_bytes() // _EVERY,
             label=f"every {_EVERY}th of its documents",
@@ -299,6 +299,16 @@ def with_validation(source: Source) -> Source:
             root=train.root,
         ),
         held_out="there is no validation split",
+    )
+
+
+def _too_few(source: Source, count: int) -> str:
+    if not count:
+        return f"data.source '{source.name}' holds no text"
+    cut = f"part them by {readers.SEPARATOR}, or " if any(map(readers.is_plain_text, source.train.files)) else ""
+    return (
+        f"data.source '{source.name}' has too few documents, {count}, to keep some for validation: "
+        f"{cut}name other text with data.validation_source"
     )
 
 
@@ -337,26 +347,26 @@ def first_documents(split: Split, count: int) -> Split:
     )
 
 
-def said(source: Source) -> str:
+def training_line(source: Source) -> str:
     """One line of a source that is trained on: what is read, what is held out and why, and what is not read."""
     return (
         f"data: training on {source.train.label}; held out: {source.validation.label} ({source.held_out}); "
-        f"not read: {_said_of(not_read(source, source.train, source.validation))}"
+        f"not read: {_unread_text(unread_of(source, source.train, source.validation))}"
     )
 
 
-def said_of_one(source: Source, split: Split) -> str:
+def scoring_line(source: Source, split: Split) -> str:
     """One line of a source that is scored: which split is read, and what is not read."""
-    return f"data: scoring {split.label}; not read: {_said_of(not_read(source, split))}"
+    return f"data: scoring {split.label}; not read: {_unread_text(unread_of(source, split))}"
 
 
-def not_read(source: Source, *read: Split) -> tuple[Unread, ...]:
+def unread_of(source: Source, *read: Split) -> tuple[Unread, ...]:
     """What was found of a source beside the splits that are read."""
     others = [split for split in _splits(source).values() if not any(split is one for one in read)]
     return (*(Unread(split.names, "another split") for split in others), *source.unread)
 
 
-def _said_of(unread: Iterable[Unread]) -> str:
+def _unread_text(unread: Iterable[Unread]) -> str:
     return ", ".join(f"{_listed(names)} ({reason})" for names, reason in unread) or "nothing"
 
 

@@ -131,7 +131,7 @@ class BytesTokenizer:
 
 
 class LibraryTokenizer:
-    """A tokenizer of the ``tokenizers`` library, ours or anybody's."""
+    """A tokenizer of the ``tokenizers`` library, trained here or read from a tokenizer.json."""
 
     def __init__(self, library: Any, ends: Sequence[int] = ()):
         """``library``, a ``tokenizers.Tokenizer``, and the ids that end a text, its separator first.
@@ -271,7 +271,7 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
                 f"{path}: a character that it has no token for is left out of a text, without a word or a token for the unknown; "
                 "bits per byte count it all the same, and so are too low"
             )
-        return end_of_text.beside(path, library, report)
+        return end_of_text.read_ids(path, library, report)
 
     try:
         tokenizer = from_json(read_text(path, tokenizer_json.MOST_BYTES), "it", ends_of)
@@ -381,7 +381,7 @@ def _is_plain(tokenizer: Tokenizer) -> bool:
 def _save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.name == FILE_NAME and not _is_plain(tokenizer):
-        end_of_text.write_beside(path, tokenizer.end_name, tokenizer.ends)
+        end_of_text.write_ids(path, tokenizer.end_name, tokenizer.ends)
     atomic.write_text(path, tokenizer.to_json())
 
 

@@ -28,7 +28,7 @@ FEW_DOCUMENTS: Final = 50
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Tokens to judge a model by, end of text after each document.
+    """Held-out tokens, end of text after each document.
 
     ``document_ends`` and ``document_bytes`` are the index after each document's end of text, and its bytes
     of text; ``tokenizer_name`` says what the tokens are, ``source`` where the text is from. With ``packing``

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels.ops import documents, kernels, over_time
+from seqmodels.ops import documents, kernels, sequence_parallel
 from seqmodels.ops.dispatch import KernelForm, dispatch
 from seqmodels.ops.placement import per_shard
 from seqmodels.ops.softmax_attention import ring
@@ -77,7 +77,7 @@ def softmax_attention(
       NotImplementedError: the named implementation cannot do this; the message says what is missing.
     """
     _check(q, k, v, cache, reset, window)
-    steps, devices = q.shape[1], over_time.devices()
+    steps, devices = q.shape[1], sequence_parallel.num_devices()
     call = {"q": q, "k": k, "v": v, "cache": cache, "reset": reset, "window": window}
     form = dispatch(
         "softmax_attention" if devices == 1 else f"softmax_attention in a ring of {devices} devices",
@@ -153,7 +153,7 @@ def _parallel_over_queries(attend, q, k, v, cache, reset, window):
     (B, T), G = q.shape[:2], k.shape[2]
     new_cache = fresh(k, v, reset, window) if cache is None else write(cache, k, v, reset)
     num_old = 0 if cache is None else cache.keys.shape[2]
-    steps = over_time.device() * T + jnp.arange(T, dtype=jnp.int32)[None, :]
+    steps = sequence_parallel.device_index() * T + jnp.arange(T, dtype=jnp.int32)[None, :]
     key_steps, queries, keys, values = steps, by_head(q, G), by_kv_head(k), by_kv_head(v)
     if cache is not None:
         ages = slot_ages(cache)
@@ -165,7 +165,7 @@ def _parallel_over_queries(attend, q, k, v, cache, reset, window):
         return by_time(o).astype(q.dtype), new_cache
 
     ids = documents.segment_ids(reset)
-    ids += over_time.state_before(jnp.zeros((B,), jnp.int32), ids[:, -1], jnp.add)[:, None]
+    ids += sequence_parallel.state_before(jnp.zeros((B,), jnp.int32), ids[:, -1], jnp.add)[:, None]
     key_ids = jnp.concatenate([jnp.zeros((B, num_old), jnp.int32), ids], axis=1)
     query_points, key_points = Points(steps, ids), Points(key_steps, key_ids)
     queries, bad_query = documents.quarantine(queries)
@@ -189,8 +189,8 @@ def _sees_bad(bad: Bool[Array, "B S G"], key_steps: Int[Array, "#B S"], num_old:
     in_the_last_document = ids == ids[:, -1:]
     latest_here = jnp.max(jnp.where(in_the_last_document[:, :, None], bad_steps[:, num_old:], never), axis=1)
     latest_old = jnp.max(bad_steps[:, :num_old], axis=1, initial=never)
-    cut = over_time.starts_within(reset, bad.shape[0])
-    latest_old = over_time.state_before(latest_old, (cut, latest_here), after_a_device)[:, None]
+    cut = sequence_parallel.has_reset(reset, bad.shape[0])
+    latest_old = sequence_parallel.state_before(latest_old, (cut, latest_here), after_a_device)[:, None]
     latest_new = lax.cummax(bad_steps[:, num_old:], axis=1)
     old = (ids == 0)[:, :, None] & (latest_old > never)
     new = documents.nan_reach(bad[:, num_old:], reset)
@@ -218,7 +218,7 @@ def _in_blocks(q, k, v, query_points, key_points, window, num_old):
     T, S = q.shape[3], k.shape[2]
     q, k, v = (x.astype(product_dtype(q.dtype)) for x in (q, k, v))
     block = _block_length(T, window)
-    if over_time.devices() > 1:
+    if sequence_parallel.num_devices() > 1:
         return ring.attend(q, k, v, query_points, key_points, window, num_old, block)
     if T <= MAX_ROWS * block and S <= MAX_ROW_KEYS:
         return rows(Rows(block, num_old, window), q, k, v, query_points, key_points)

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from seqmodels.ops import over_time
+from seqmodels.ops import sequence_parallel
 from seqmodels.ops.softmax_attention.products import by_kv_head
 
 
 class Cache(NamedTuple):
-    """A circular buffer of the newest S keys and values. A slot without a live token holds zeros, or what no query may see."""
+    """A circular buffer of the newest S keys and values. A slot without a live token holds zeros, or a masked token."""
 
     keys: Float[Array, "B G S K"]  # by head, as the products want them: a step must not transpose the cache
     values: Float[Array, "B G S V"]
@@ -53,12 +53,12 @@ def slot_ages(cache: Cache) -> Int[Array, "B S"]:
 
 def write(cache: Cache, k, v, reset) -> Cache:
     """The cache after T more tokens, of all devices where time is split."""
-    B, T = k.shape[0], k.shape[1] * over_time.devices()
+    B, T = k.shape[0], k.shape[1] * sequence_parallel.num_devices()
     capacity = cache.keys.shape[2]
     first = max(T - capacity, 0)
     rows = jnp.arange(B, dtype=jnp.int32)[:, None]
     slots = jnp.mod(cache.cursor[:, None] + jnp.arange(first, T, dtype=jnp.int32)[None, :], capacity)
-    keys, values = (over_time.newest(x, T - first) for x in (k, v))
+    keys, values = (sequence_parallel.last_steps(x, T - first) for x in (k, v))
     written = Cache(
         keys=cache.keys.at[rows, :, slots].set(keys, unique_indices=True),
         values=cache.values.at[rows, :, slots].set(values, unique_indices=True),
@@ -70,20 +70,20 @@ def write(cache: Cache, k, v, reset) -> Cache:
 
 def fresh(k, v, reset, window) -> Cache:
     """The cache after T tokens, of all devices, and nothing before them: keys and values as they are, no slot left over."""
-    T = k.shape[1] * over_time.devices()
+    T = k.shape[1] * sequence_parallel.num_devices()
     capacity = T if window is None else min(T, window)
     zero = jnp.zeros((k.shape[0],), jnp.int32)
     live = jnp.minimum(_live_after(reset, k.shape[1], zero), capacity)
-    full = Cache(*(by_kv_head(over_time.newest(x, capacity)) for x in (k, v)), cursor=zero, live=live)
+    full = Cache(*(by_kv_head(sequence_parallel.last_steps(x, capacity)) for x in (k, v)), cursor=zero, live=live)
     return full if reset is None else _clear_dead(full)
 
 
 def _live_after(reset, num_steps: int, live: Int[Array, " B"]) -> Int[Array, " B"]:
     if reset is None:
-        return live + num_steps * over_time.devices()
-    live = over_time.steps_since_start(reset, live, num_steps)
+        return live + num_steps * sequence_parallel.num_devices()
+    live = sequence_parallel.steps_since_start(reset, live, num_steps)
     latest_start = jnp.max(jnp.where(reset, jnp.arange(num_steps, dtype=jnp.int32)[None, :], -1), axis=1)
-    return over_time.of_the_last(jnp.where(latest_start >= 0, num_steps - latest_start, live + num_steps))
+    return sequence_parallel.from_last_device(jnp.where(latest_start >= 0, num_steps - latest_start, live + num_steps))
 
 
 def _clear_dead(cache: Cache) -> Cache:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from seqmodels.ops import over_time
+from seqmodels.ops import sequence_parallel
 from seqmodels.ops.placement import split_of
 from seqmodels.ops.softmax_attention.tiles import Keys, Tiles, cut, cut_keys, join, tiles
 
@@ -117,7 +117,7 @@ def _balanced(q, k, v, query_points, key_points, num_old, block):
     blocks = range(-(-T // size))
     early, late = range(-(-T // 2 // size)), range(T // 2 // size, len(blocks))
     leg = Passing(
-        axes, 1, over_time.devices() - 1,
+        axes, 1, sequence_parallel.num_devices() - 1,
         earlier=tuple((i, j) for i in blocks for j in early), later=tuple((i, j) for i in late for j in blocks),
     )  # fmt: skip
     o = join(plan, tiles(plan, (leg,), *queries, here, (None,)), q.shape[2])
@@ -126,7 +126,7 @@ def _balanced(q, k, v, query_points, key_points, num_old, block):
 
 def _exchange(x, axis: int, axes, *, back: bool = False):
     """The halves i and 2 n - 1 - i, in this order, for this device's two of all 2 n; or ``back``."""
-    devices = over_time.devices()
+    devices = sequence_parallel.num_devices()
 
     def place(half):
         return min(half, 2 * devices - 1 - half)
@@ -149,7 +149,7 @@ def _permute(x, axes, to, *, back: bool = False):
 
 
 def _in_place(q, k, v, query_points, key_points, window, num_old, block):
-    T, reach = q.shape[3], q.shape[3] * (over_time.devices() - 1)
+    T, reach = q.shape[3], q.shape[3] * (sequence_parallel.num_devices() - 1)
     if window is not None:
         reach = min(reach, window - 1)
     size = _even(T, block)

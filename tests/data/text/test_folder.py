@@ -120,7 +120,7 @@ def test_a_folder_of_two_formats_is_read_in_one_and_the_other_is_said(tmp_path):
 def test_what_a_name_holds_does_not_reach_the_terminal_raw(tmp_path):
     name = "a\x1b[31m\n\u202e\udcff.txt"
     source = sources.with_validation(sources.open_source(str(made(tmp_path, [name, "b.txt"])), revision="", toy_documents=1))
-    said = sources.said(source)
+    said = sources.training_line(source)
     assert said.isprintable() and said.isascii() and r"\x1b[31m\n\u202e\udcff" in said
 
 
@@ -166,6 +166,6 @@ def test_a_subfolder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
 def test_files_of_subfolders_are_called_by_their_places(tmp_path):
     path = made(tmp_path, ["en/train-00000-of-00001.txt", "fr/train-00000-of-00001.txt", "en/validation-00000-of-00001.txt"])
     source = sources.open_source(str(path), revision="", toy_documents=1)
-    assert sources.said(source).startswith(
+    assert sources.training_line(source).startswith(
         "data: training on 'en/train-00000-of-00001.txt', 'fr/train-00000-of-00001.txt'; held out: 'en/validation-"
     )

@@ -1,4 +1,4 @@
-"""What a run says before its first step, and keeps in its folder: model, data, device, folder, and the forms of its ops."""
+"""The history of a run folder, one entry for each process that trained in it: model, data, device, and the forms of its ops."""
 
 import json
 import platform
@@ -16,19 +16,19 @@ from seqmodels.pattern import parse_pattern
 from seqmodels.training.state import Trainer
 
 FILE_NAME = "history.jsonl"
-"""Of a run folder: one JSON object for each process that trained in it, the first one first."""
+"""One JSON object a line, the first process first."""
 
 INDENT = 10  # of what a line says, after its name
 
 
-def opening(config: RunConfig, dataset: Dataset | TaskDataset, setup: Trainer, step: int, forms: Sequence[str]) -> dict:
-    """What is known of a run that goes on from `step`: JSON values.
+def entry(config: RunConfig, dataset: Dataset | TaskDataset, trainer: Trainer, step: int, forms: Sequence[str]) -> dict:
+    """The entry of a process that trains from `step` on: JSON values.
 
     Args:
         forms: what each op of the training step resolved to, and why not a faster form (`Trainer.forms`).
     """
     about = circumstances()
-    devices = setup.mesh.devices.flatten()
+    devices = trainer.mesh.devices.flatten()
     tokens = (config.train.steps - step) * config.data.batch_size * config.data.seq_len
     return {
         "step": step,
@@ -36,13 +36,13 @@ def opening(config: RunConfig, dataset: Dataset | TaskDataset, setup: Trainer, s
         "host": platform.node(),
         "devices": {"number": len(devices), "kind": devices[0].device_kind, "platform": devices[0].platform},
         "processes": jax.process_count(),
-        "mesh": dict(setup.mesh.shape),
+        "mesh": dict(trainer.mesh.shape),
         "model": {
             "pattern": config.model.pattern,
             "repeats": config.model.repeats,
             "layers": config.model.repeats * len(parse_pattern(config.model.pattern)),
-            "parameters": setup.num_parameters,
-            "state_bytes": perplexity.state_bytes(setup.graphdef, setup.abstract_state()["params"], config.data.seq_len),
+            "parameters": trainer.num_parameters,
+            "state_bytes": perplexity.state_bytes(trainer.graphdef, trainer.abstract_state()["params"], config.data.seq_len),
             "state_max_len": config.data.seq_len,
         },
         "data": _data(config, dataset) | {"tokens_to_read": tokens},
@@ -64,7 +64,7 @@ def _data(config: RunConfig, dataset: Dataset | TaskDataset) -> dict:
 
 
 def lines(about: Mapping, workdir: Path, total_steps: int, columns: int | None = None) -> list[str]:
-    """The same for a person: five lines, and one more for each further op.
+    """An entry as the terminal shows it: five lines, and one more for each further op.
 
     Args:
         columns: of the terminal, in which a longer line is broken; None: none is.
@@ -96,6 +96,6 @@ def lines(about: Mapping, workdir: Path, total_steps: int, columns: int | None =
 
 
 def append(about: Mapping, workdir: Path) -> None:
-    """One more line of `FILE_NAME`."""
+    """Append an entry to `FILE_NAME`."""
     with open(workdir / FILE_NAME, "a", encoding="utf-8") as file:
         file.write(json.dumps(about) + "\n")

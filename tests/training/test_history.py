@@ -9,7 +9,7 @@ import pytest
 
 from seqmodels import config as config_lib
 from seqmodels.errors import UserError
-from seqmodels.training import compile_times, loop, opening, run_folder, step
+from seqmodels.training import compile_times, history, loop, run_folder, step
 from seqmodels.training.state import Trainer
 from tests.configs import tiny
 
@@ -57,7 +57,7 @@ def test_five_lines(run):
 
 def test_the_same_is_kept(run):
     folder, _, setup, _ = run
-    [about] = [json.loads(line) for line in (folder / opening.FILE_NAME).read_text().splitlines()]
+    [about] = [json.loads(line) for line in (folder / history.FILE_NAME).read_text().splitlines()]
     assert about["step"] == 0 and about["model"]["parameters"] == setup.num_parameters and about["host"]
     assert about["versions"]["jax"] == jax.__version__ and {"command", "commit", "date"} <= set(about)
     data = about["data"]
@@ -70,8 +70,8 @@ def test_what_is_traced_for_the_forms_is_not_traced_again(run):
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_the_lines_fit_their_terminal(run, columns):
-    [about] = [json.loads(line) for line in (run[0] / opening.FILE_NAME).read_text().splitlines()]
-    plain, fitted = (opening.lines(about, Path("run"), 2, width) for width in (None, columns))
+    [about] = [json.loads(line) for line in (run[0] / history.FILE_NAME).read_text().splitlines()]
+    plain, fitted = (history.lines(about, Path("run"), 2, width) for width in (None, columns))
     assert max(map(len, fitted)) <= columns and (len(fitted) > len(plain)) == (columns < max(map(len, plain)))
     assert " ".join(" ".join(fitted).split()) == " ".join(" ".join(plain).split())
     assert all(line[8:10] == "  " and line[10] != " " for line in fitted)
@@ -94,11 +94,11 @@ def test_a_failed_start_leaves_no_empty_folder(tmp_path):
             loop.train(small(tmp_path, **mistake), tmp_path / "runs" / "a")
         assert list(tmp_path.iterdir()) == [], mistake
     (tmp_path / "runs").mkdir()
-    with pytest.raises(RuntimeError), run_folder.made(tmp_path / "runs" / "b" / "c"):
+    with pytest.raises(RuntimeError), run_folder.created(tmp_path / "runs" / "b" / "c"):
         (tmp_path / "runs" / "other.txt").write_text("somebody else's")
         raise RuntimeError
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other.txt"]
-    with pytest.raises(RuntimeError), run_folder.made(tmp_path / "kept"):
+    with pytest.raises(RuntimeError), run_folder.created(tmp_path / "kept"):
         (tmp_path / "kept" / "config.json").write_text("{}")
         raise RuntimeError
     assert (tmp_path / "kept" / "config.json").exists()

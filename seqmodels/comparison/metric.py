@@ -1,4 +1,4 @@
-"""What mixers are ranked by in a report: bits per byte of text, or the accuracy on a synthetic task."""
+"""The metric that a report ranks mixers by: bits per byte of text, or the accuracy on a synthetic task."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from seqmodels.data import TEXT
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
-    """A figure of `quality` in results.json, and how to speak of it."""
+class Metric:
+    """A metric of `quality` in results.json, and its names in a report."""
 
     name: str
     summary: tuple[str, ...]  # figures of `quality` that compare.py's last line has
@@ -17,20 +17,20 @@ class Measure:
     title: str
     digits: int
     better: str  # Lower or Higher
-    compared: str  # what the tests of a difference are of
-    documents: str  # what the tests draw from
+    compared: str  # the quantity whose difference is tested
+    documents: str  # the units that the tests resample
     is_text: bool
 
 
-BITS_PER_BYTE: Final = Measure(
+BITS_PER_BYTE: Final = Metric(
     "bits_per_byte", ("perplexity", "bits_per_byte"), "loss", "bits per byte", 4, "Lower", "mean losses in nats per token",
     "documents", True,
 )  # fmt: skip
-ACCURACY: Final = Measure(
+ACCURACY: Final = Metric(
     "accuracy", ("accuracy",), "accuracy", "accuracy", 4, "Higher", "shares of wrong labels", "examples", False
 )  # fmt: skip
 
 
-def of(results: Mapping) -> Measure:
-    """The one that suits what was trained on."""
+def of(results: Mapping) -> Metric:
+    """The metric of what was trained on."""
     return BITS_PER_BYTE if results["base"]["data"]["task"] == TEXT else ACCURACY

@@ -9,7 +9,7 @@ from seqmodels import ops
 from seqmodels.errors import UserError
 from seqmodels.training.sharding import AXES
 from tests.eight_devices import on_eight_devices
-from tests.ops.over_time_program import WITH_NAN, T, cases
+from tests.ops.sequence_parallel_program import WITH_NAN, T, cases
 from tests.programs import matrix_products
 
 # A summary of states, and keys that go round; the others are tests of tools.
@@ -23,7 +23,7 @@ def rows(request):
     """By op, of those that are asked for: one process for all."""
     items = [item for item in request.session.items if item.path == request.path and "rows" in item.fixturenames]
     asked = {item.callspec.params["op"] for item in items}
-    return {row["op"]: row for row in on_eight_devices("tests.ops.over_time_program", *sorted(asked))}
+    return {row["op"]: row for row in on_eight_devices("tests.ops.sequence_parallel_program", *sorted(asked))}
 
 
 @pytest.mark.parametrize("op", NAMES)

@@ -1,4 +1,4 @@
-"""Every op with its time split over eight virtual devices: ``python -m tests.ops.over_time_program [OP...]``, JSON
+"""Every op with its time split over eight virtual devices: ``python -m tests.ops.sequence_parallel_program [OP...]``, JSON
 lines.
 
 By op, the largest differences from one device in outputs, the last state and every gradient, with a first state and packed
