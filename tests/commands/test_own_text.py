@@ -23,6 +23,7 @@ def command(script: str, *arguments: str) -> None:
     assert stopped.value.code in (0, None), stopped.value.code
 
 
+@pytest.mark.tools
 def test_the_walk(tmp_path, capsys):
     text = tmp_path / "my text.txt"
     text.write_text(
