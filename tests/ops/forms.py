@@ -5,10 +5,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from seqmodels.ops import compile_for, gated_linear_attention, interpret
-from tests.ops.judge import relative_error
+from tests.ops.judge import distance, relative_error
 from tests.programs import fast_jit
 
 # name -> (implementation, chunk size, what it is traced for: chunks one by one is what a CPU gets, together any other device)
@@ -55,6 +56,38 @@ def options(form):
 def traced_for(form):
     """The context in which the op chooses the form's schedule."""
     return (FORMS | KERNELS)[form][2]()
+
+
+def marks(inputs, *rows):
+    """Starts of documents [B, T], of each row at the steps given."""
+    over_time = next(inputs[name] for name in ("q", "u", "x", "a") if name in inputs)
+    reset = np.zeros(over_time.shape[:2], bool)
+    for row, steps in enumerate(rows):
+        reset[row, list(steps)] = True
+    return reset
+
+
+def cotangents_for(inputs, seed=1):
+    """Of outputs that are shaped like an input, and of the state."""
+    rng = np.random.default_rng(seed)
+    like = next(inputs[name] for name in ("v", "u", "x") if name in inputs), inputs["state"]
+    return tuple(rng.standard_normal(x.shape).astype(np.float32) for x in like)
+
+
+def assert_a_cut_changes_nothing(evaluate, inputs, over_time, tolerance):
+    """Three calls that carry the state are one call over 37 steps.
+
+    Args:
+      evaluate: (inputs, reset) -> (outputs, state).
+      over_time: names of the inputs that have steps.
+    """
+    whole, whole_state = evaluate(inputs, None)
+    state, pieces = inputs["state"], []
+    for piece in (slice(0, 1), slice(1, 17), slice(17, 37)):
+        o, state = evaluate(inputs | {name: inputs[name][:, piece] for name in over_time} | {"state": state}, None)
+        pieces.append(o)
+    assert distance(np.concatenate(pieces, axis=1), whole) < tolerance
+    assert distance(state, whole_state) < tolerance
 
 
 def assert_transformations_agree(op, form, inputs, reset, cotangents, tolerance):

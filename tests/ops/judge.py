@@ -89,3 +89,8 @@ def relative_error(actual, expected):
     if not np.isfinite(actual).all():
         return np.inf
     return np.abs(actual - expected).max(initial=0.0) / max(np.abs(expected).max(initial=0.0), 1e-30)
+
+
+def distance(actual, expected):
+    """`relative_error`, for complex values too."""
+    return relative_error(*(np.stack([np.real(x), np.imag(x)]) for x in (np.asarray(actual), np.asarray(expected))))

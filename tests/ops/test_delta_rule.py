@@ -9,7 +9,7 @@ from seqmodels.ops import delta_rule
 from seqmodels.ops.chunk import unit_lower_inverse
 from tests import goldens
 from tests.ops import forms
-from tests.ops.forms import DEFAULT, options, traced_for
+from tests.ops.forms import DEFAULT, assert_a_cut_changes_nothing, cotangents_for, marks, options, traced_for
 from tests.ops.judge import relative_error
 from tests.products import product
 from tests.programs import fast_jit
@@ -94,18 +94,6 @@ def judge(inputs, reset, d_output, d_state):
     if "log_decay" in x:
         gradients["log_decay"] = d_log if x["log_decay"].shape[-1] > 1 else d_log.sum(-1, keepdims=True)
     return output, state, gradients
-
-
-def cotangents_for(inputs, seed=1):
-    rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(inputs[name].shape).astype(np.float32) for name in ("v", "state"))
-
-
-def marks(inputs, *rows):
-    reset = np.zeros(inputs["q"].shape[:2], bool)
-    for row, steps in enumerate(rows):
-        reset[row, list(steps)] = True
-    return reset
 
 
 def errors(form, inputs, reset=None, compute=None):
@@ -260,14 +248,7 @@ def test_any_length_and_any_chunk_size(steps, chunk_size):
 @every_form
 def test_carrying_the_state_over_a_cut_changes_nothing(form):
     inputs = sample(steps=37, decay="channel")
-    whole_o, whole_state = evaluate(form)(inputs, None)
-    state, pieces = inputs["state"], []
-    for piece in (slice(0, 1), slice(1, 17), slice(17, 37)):
-        part = {name: x if name == "state" else x[:, piece] for name, x in inputs.items()}
-        o, state = evaluate(form)(part | {"state": state}, None)
-        pieces.append(o)
-    assert relative_error(np.concatenate(pieces, axis=1), whole_o) < TOLERANCE
-    assert relative_error(state, whole_state) < TOLERANCE
+    assert_a_cut_changes_nothing(evaluate(form), inputs, ("q", "k", "v", "beta", "log_decay"), TOLERANCE)
 
 
 @every_form

@@ -10,8 +10,8 @@ from jax import lax
 
 from seqmodels.ops.diagonal_ssm import diagonal_ssm, discretise, kernel
 from tests import goldens
-from tests.ops.forms import DEFAULT
-from tests.ops.judge import relative_error
+from tests.ops.forms import DEFAULT, assert_a_cut_changes_nothing, cotangents_for, marks
+from tests.ops.judge import distance, relative_error
 from tests.products import product
 from tests.programs import fast_jit
 
@@ -45,18 +45,6 @@ def sample(*, steps, batch=2, channels=3, modes=4, rule="zoh", seed=0):
     inputs["u"] = rng.standard_normal((batch, steps, channels)).astype(np.float32)
     inputs["state"] = rng.standard_normal((batch, channels, 2 * modes)).astype(np.float32)
     return inputs
-
-
-def cotangents_for(inputs, seed=1):
-    rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(inputs[name].shape).astype(np.float32) for name in ("u", "state"))
-
-
-def marks(inputs, *rows):
-    reset = np.zeros(inputs["u"].shape[:2], bool)
-    for row, steps in enumerate(rows):
-        reset[row, list(steps)] = True
-    return reset
 
 
 def judge(inputs, reset, cotangents):
@@ -105,11 +93,6 @@ def differentiate(form):
         return outputs, pull(cotangents)[0]
 
     return fast_jit(run)
-
-
-def distance(actual, expected):
-    """`relative_error`, for complex values too."""
-    return relative_error(*(np.stack([np.real(x), np.imag(x)]) for x in (np.asarray(actual), np.asarray(expected))))
 
 
 def errors(form, inputs, reset=None):
@@ -206,13 +189,7 @@ def test_the_kernel_keeps_its_digits_at_4096_steps(rule):
 @every_form
 def test_carrying_the_state_over_a_cut_changes_nothing(form):
     inputs = sample(steps=37)
-    whole_y, whole_state = evaluate(form)(inputs, None)
-    state, pieces = inputs["state"], []
-    for piece in (slice(0, 1), slice(1, 17), slice(17, 37)):
-        y, state = evaluate(form)(inputs | {"u": inputs["u"][:, piece], "state": state}, None)
-        pieces.append(y)
-    assert relative_error(np.concatenate(pieces, axis=1), whole_y) < TOLERANCE
-    assert relative_error(state, whole_state) < TOLERANCE
+    assert_a_cut_changes_nothing(evaluate(form), inputs, ("u",), TOLERANCE)
 
 
 @product("form", FORMS, "documents", [False, True], always=DEFAULT)

@@ -9,7 +9,7 @@ import pytest
 from seqmodels.ops import hippo
 from seqmodels.ops.dplr_ssm import dplr_ssm, kernel
 from tests import goldens
-from tests.ops.forms import DEFAULT
+from tests.ops.forms import DEFAULT, cotangents_for, marks
 from tests.ops.judge import relative_error
 from tests.products import product
 from tests.programs import fast_jit
@@ -32,13 +32,6 @@ def sample(*, steps, batch=2, channels=3, modes=4, seed=0):
     inputs["u"] = rng.standard_normal((batch, steps, channels)).astype(np.float32)
     inputs["state"] = rng.standard_normal((batch, channels, 2 * modes)).astype(np.float32)
     return inputs
-
-
-def marks(inputs, *rows):
-    reset = np.zeros(inputs["u"].shape[:2], bool)
-    for row, steps in enumerate(rows):
-        reset[row, list(steps)] = True
-    return reset
 
 
 def dense(inputs):
@@ -82,11 +75,6 @@ def differentiate(form):
         return outputs, pull(cotangents)[0]
 
     return fast_jit(run)
-
-
-def cotangents_for(inputs, seed=1):
-    rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(inputs[name].shape).astype(np.float32) for name in ("u", "state"))
 
 
 @pytest.mark.parametrize("form", goldens.golden_forms(*FORMS))

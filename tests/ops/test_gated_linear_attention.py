@@ -8,7 +8,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqmodels.ops import gated_linear_attention
-from tests.ops.forms import DEFAULT, FORMS, call, differentiate, evaluate, traced_for
+from tests.ops.forms import (
+    DEFAULT,
+    FORMS,
+    assert_a_cut_changes_nothing,
+    call,
+    cotangents_for,
+    differentiate,
+    evaluate,
+    marks,
+    traced_for,
+)
 from tests.ops.judge import gradients, relative_error, run
 from tests.products import product
 from tests.programs import fast_jit
@@ -38,19 +48,6 @@ def sample(
     if bonus:
         inputs["bonus"] = rng.standard_normal((heads, channels))
     return {name: value.astype(np.float32) for name, value in inputs.items()}
-
-
-def cotangents_for(inputs, seed=1):
-    rng = np.random.default_rng(seed)
-    o, state = inputs["v"].shape, inputs["state"].shape
-    return rng.standard_normal(o).astype(np.float32), rng.standard_normal(state).astype(np.float32)
-
-
-def marks(inputs, *rows):
-    reset = np.zeros(inputs["q"].shape[:2], bool)
-    for row, steps in enumerate(rows):
-        reset[row, list(steps)] = True
-    return reset
 
 
 def errors(form, inputs, reset=None):
@@ -177,14 +174,7 @@ def test_any_length_and_any_chunk_size(steps, chunk_size):
 @every_form
 def test_carrying_the_state_over_a_cut_changes_nothing(form):
     inputs = sample(steps=37, decay="channel")
-    whole_o, whole_state = evaluate(form)(inputs, None)
-    state, pieces = inputs["state"], []
-    for piece in (slice(0, 1), slice(1, 17), slice(17, 37)):
-        part = {name: x if name == "state" else x[:, piece] for name, x in inputs.items()}
-        o, state = evaluate(form)(part | {"state": state}, None)
-        pieces.append(o)
-    assert relative_error(np.concatenate(pieces, axis=1), whole_o) < TOLERANCE
-    assert relative_error(state, whole_state) < TOLERANCE
+    assert_a_cut_changes_nothing(evaluate(form), inputs, ("q", "k", "v", "log_decay"), TOLERANCE)
 
 
 @every_form

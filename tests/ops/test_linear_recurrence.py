@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from seqmodels.ops import target
 from seqmodels.ops.linear_recurrence import linear_recurrence
 from tests import goldens
-from tests.ops.forms import DEFAULT
-from tests.ops.judge import relative_error
+from tests.ops.forms import DEFAULT, assert_a_cut_changes_nothing, marks
+from tests.ops.judge import distance, relative_error
 from tests.products import product
 from tests.programs import fast_jit
 
@@ -46,13 +46,6 @@ def cotangents_for(inputs, seed=1):
     rng = np.random.default_rng(seed)
     likes = inputs["b"], inputs["state"]
     return tuple(normal(rng, x.shape, np.iscomplexobj(x)).astype(x.dtype) for x in likes)
-
-
-def marks(inputs, *rows):
-    reset = np.zeros(inputs["a"].shape[:2], bool)
-    for row, steps in enumerate(rows):
-        reset[row, list(steps)] = True
-    return reset
 
 
 def judge(inputs, reset=None, cotangents=None):
@@ -89,11 +82,6 @@ def differentiate(form, backend="cpu"):
             return outputs, pull(cotangents)[0]
 
     return fast_jit(run)
-
-
-def distance(actual, expected):
-    """`relative_error`, for complex values too."""
-    return relative_error(*(np.stack([np.real(x), np.imag(x)]) for x in (np.asarray(actual), np.asarray(expected))))
 
 
 def errors(form, inputs, reset=None, backend="cpu"):
@@ -179,13 +167,7 @@ def test_a_closed_gate_forgets_like_a_reset(form):
 @product("form", FORMS, "is_complex", [False, True], always=DEFAULT)
 def test_carrying_the_state_over_a_cut_changes_nothing(form, is_complex):
     inputs = sample(steps=37, is_complex=is_complex)
-    whole_h, whole_state = evaluate(form)(inputs, None)
-    state, pieces = inputs["state"], []
-    for piece in (slice(0, 1), slice(1, 17), slice(17, 37)):
-        h, state = evaluate(form)({"a": inputs["a"][:, piece], "b": inputs["b"][:, piece], "state": state}, None)
-        pieces.append(h)
-    assert distance(np.concatenate(pieces, axis=1), whole_h) < TOLERANCE
-    assert distance(state, whole_state) < TOLERANCE
+    assert_a_cut_changes_nothing(evaluate(form), inputs, ("a", "b"), TOLERANCE)
 
 
 @every_form

@@ -10,7 +10,7 @@ import pytest
 
 from seqmodels.ops.mlstm_cell import MLSTMState, empty_mlstm_state, mlstm_cell
 from tests import goldens
-from tests.ops.forms import DEFAULT
+from tests.ops.forms import DEFAULT, marks
 from tests.ops.judge import relative_error
 from tests.products import product
 from tests.programs import fast_jit
@@ -72,13 +72,6 @@ def sample(steps=37, heads=2, K=8, V=12, spread=3.0, seed=0, batch=2):
         "n": normal(batch, heads, K),
         "m": normal(batch, heads),
     }
-
-
-def marks(inputs, *rows):
-    reset = np.zeros(inputs["q"].shape[:2], bool)
-    for row, steps in enumerate(rows):
-        reset[row, list(steps)] = True
-    return reset
 
 
 def cotangents_for(inputs, seed=1):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from seqmodels.ops.selective_scan import selective_scan
 from tests import goldens
+from tests.ops.forms import assert_a_cut_changes_nothing, cotangents_for, marks
 from tests.ops.judge import relative_error
 from tests.programs import fast_jit
 
@@ -38,18 +39,6 @@ def sample(*, steps, batch=2, channels=4, states=3, most=2.0, seed=0):
 
 def part(inputs, steps):
     return {name: x if name in ("A", "state") else x[:, steps] for name, x in inputs.items()}
-
-
-def cotangents_for(inputs, seed=1):
-    rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(inputs[name].shape).astype(np.float32) for name in ("x", "state"))
-
-
-def marks(inputs, *rows):
-    reset = np.zeros(inputs["x"].shape[:2], bool)
-    for row, steps in enumerate(rows):
-        reset[row, list(steps)] = True
-    return reset
 
 
 def judge(inputs, reset=None, cotangents=None):
@@ -188,13 +177,7 @@ def test_decays_of_any_strength(form):
 @every_form
 def test_carrying_the_state_over_a_cut_changes_nothing(form):
     inputs = sample(steps=37)
-    whole_y, whole_state = evaluate(form)(inputs, None)
-    state, pieces = inputs["state"], []
-    for piece in (slice(0, 1), slice(1, 17), slice(17, 37)):
-        y, state = evaluate(form)(part(inputs, piece) | {"state": state}, None)
-        pieces.append(y)
-    assert relative_error(np.concatenate(pieces, axis=1), whole_y) < TOLERANCE
-    assert relative_error(state, whole_state) < TOLERANCE
+    assert_a_cut_changes_nothing(evaluate(form), inputs, ("x", "dt", "B", "C"), TOLERANCE)
 
 
 @every_form
