@@ -12,8 +12,8 @@ from tests.configs import tiny
 from tests.eight_devices import on_eight_devices
 
 SPLIT = [mesh for mesh in MESHES if mesh != "one"]
-# Attention, with a vocabulary that divides over no mesh, and matrix states. The others are tests of tools.
-FIRST = ("attention:51", "gated_deltanet")
+# Attention, with a vocabulary that divides over no mesh. The others are tests of tools.
+FIRST = ("attention:51",)
 OTHERS = tuple(name for name in mixers.names() if name not in (*FIRST, "attention"))
 NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.tools) for name in OTHERS)]
 # Times the FLOPs of data parallelism. Every device of ``tensor`` makes RWKV's five blends of the stream, whose low-rank products are
