@@ -21,17 +21,13 @@ _OPEN, _CLOSE = "(", ")"
 MOST_LAYERS = 1024  # written out: each is compiled by itself, those of model.repeats are not
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_pattern(pattern: str) -> tuple[str, ...]:
     """The layers of a pattern, in order, each as text without blanks.
 
     Raises:
       UserError: an empty pattern, brackets that do not match, an unknown layer, or more than `MOST_LAYERS`.
     """
-    return _parse(pattern)
-
-
-@functools.lru_cache(maxsize=1024)
-def _parse(pattern):
     specs = tuple("".join(spec.split()) for spec in split_outside_brackets(_joined(pattern), None))
     if not specs:
         raise UserError('model.pattern is empty; write layers in order, like "attention mlp"')

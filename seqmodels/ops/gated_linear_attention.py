@@ -354,7 +354,7 @@ def _whole_forward(kernel, chunk_size, precision, read_before, *inputs):
 
 
 def _whole_backward(kernel, chunk_size, precision, read_before, residuals, cotangents):
-    dq, dk, dv, d_log_decay, d_state = kernel.passes.backward(
+    d_q, d_k, d_v, d_log_decay, d_state = kernel.passes.backward(
         *residuals,
         *cotangents,
         chunk_size=chunk_size,
@@ -362,7 +362,7 @@ def _whole_backward(kernel, chunk_size, precision, read_before, residuals, cotan
         precision=precision,
         interpret=kernel.interpret,
     )
-    return dq, dk, dv, d_log_decay, None, d_state
+    return d_q, d_k, d_v, d_log_decay, None, d_state
 
 
 _whole.defvjp(_whole_forward, _whole_backward)

@@ -155,12 +155,12 @@ def _join_documents(earlier, later):
 # ---- blocks
 
 
-def _backward_step(carry, a, dh, start):
-    """One step of the gradient's recurrence, backwards: g_t = dh_t + a_{t+1} g_{t+1}; the carry is a_t g_t.
+def _backward_step(carry, a, d_h, start):
+    """One step of the gradient's recurrence, backwards: g_t = d_h_t + a_{t+1} g_{t+1}; the carry is a_t g_t.
 
     Here the product is selected away, not a factor: ``a`` belongs to the document that starts, the carry to the previous document.
     """
-    g = dh + carry
+    g = d_h + carry
     return _drop(a * g, start), g
 
 
@@ -245,10 +245,10 @@ def _scanned_forward(kernel, a, b, state, reset):
 
 def _scanned_backward(kernel, residuals, cotangents):
     a, h, state, reset = residuals
-    dh, dfinal = cotangents
-    g, dstate = _scan(kernel, a, dh, dfinal, reset, reverse=True)
+    d_h, d_final = cotangents
+    g, d_state = _scan(kernel, a, d_h, d_final, reset, reverse=True)
     before = _drop(jnp.concatenate([state[:, None], h[:, :-1]], axis=1), reset)
-    return g * before, g, dstate, None
+    return g * before, g, d_state, None
 
 
 _scanned.defvjp(_scanned_forward, _scanned_backward)

@@ -119,31 +119,31 @@ def _run_forward(z, kernel, state, reset):
 
 def _run_backward(residuals, cotangents):
     (h, c, gates), empty_z, kernel, state, reset = residuals
-    dh, dstate = cotangents
-    (by_time_dh, starts) = _by_time(dh.astype(jnp.float32), reset)
+    d_h, d_state = cotangents
+    (d_h_by_time, starts) = _by_time(d_h.astype(jnp.float32), reset)
     previous = functools.partial(_before, starts=starts)
     h_before, c_before = previous(state.h, h), previous(state.c, c)
 
     def step(carry, inputs):
-        dh, c, c_before, (i, f, g, o), start = inputs
-        dh = dh + carry.h
+        d_h, c, c_before, (i, f, g, o), start = inputs
+        d_h = d_h + carry.h
         tanh_c = jnp.tanh(c)
-        dc = carry.c + dh * o * (1.0 - tanh_c * tanh_c)
-        dz = jnp.concatenate(
+        d_c = carry.c + d_h * o * (1.0 - tanh_c * tanh_c)
+        d_z = jnp.concatenate(
             [
-                dc * g * i * (1.0 - i),
-                dc * c_before * f * (1.0 - f),
-                dc * i * (1.0 - g * g),
-                dh * tanh_c * o * (1.0 - o),
+                d_c * g * i * (1.0 - i),
+                d_c * c_before * f * (1.0 - f),
+                d_c * i * (1.0 - g * g),
+                d_h * tanh_c * o * (1.0 - o),
             ],
             axis=-1,
         )
-        return LSTMState(_drop(_product(dz, kernel, 1), start), _drop(dc * f, start)), dz
+        return LSTMState(_drop(_product(d_z, kernel, 1), start), _drop(d_c * f, start)), d_z
 
-    dstate, dz = lax.scan(step, dstate, (by_time_dh, c, c_before, gates, starts), reverse=True)
+    d_state, d_z = lax.scan(step, d_state, (d_h_by_time, c, c_before, gates, starts), reverse=True)
     rows = h_before.reshape(-1, h.shape[-1]).astype(kernel.dtype)
-    dkernel = _product(rows.T, dz.reshape(-1, dz.shape[-1]).astype(kernel.dtype), 0)
-    return jnp.moveaxis(dz, 0, 1).astype(empty_z.dtype), dkernel.astype(kernel.dtype), dstate, None
+    d_kernel = _product(rows.T, d_z.reshape(-1, d_z.shape[-1]).astype(kernel.dtype), 0)
+    return jnp.moveaxis(d_z, 0, 1).astype(empty_z.dtype), d_kernel.astype(kernel.dtype), d_state, None
 
 
 def _before(initial, values, *, starts):

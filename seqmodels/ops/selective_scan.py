@@ -179,15 +179,15 @@ def _chunked_forward(chunk_size, x, dt, A, B, C, state, reset):
 
 
 def _chunked_backward(chunk_size, residuals, cotangents):
-    """Chunk by chunk from the last: its states recomputed, then g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1} backwards.
+    """Chunk by chunk from the last: its states recomputed, then g_t = C_t d_y_t + exp(dt_{t+1} A) g_{t+1} backwards.
 
-    dx_t = dt_t (g_t . B_t),  dB_t = g_t . (dt_t x_t),  dC_t = h_t . dy_t,  and with the exponent's own gradient
-    w_t = g_t exp(dt_t A) h_{t-1}:  ddt_t = A . w_t + x_t (g_t . B_t),  dA = sum over t of dt_t w_t.
+    d_x_t = dt_t (g_t . B_t),  d_B_t = g_t . (dt_t x_t),  d_C_t = h_t . d_y_t,  and with the exponent's own gradient
+    w_t = g_t exp(dt_t A) h_{t-1}:  d_dt_t = A . w_t + x_t (g_t . B_t),  d_A = sum over t of dt_t w_t.
     """
     x, dt, A, B, C, reset, starts = residuals
-    dy, dfinal = cotangents
+    d_y, d_final = cotangents
     steps = x.shape[1]
-    times, (x, dt, B, C, dy, reset) = _whole_chunks(chunk_size, x, dt, B, C, dy, reset)
+    times, (x, dt, B, C, d_y, reset) = _whole_chunks(chunk_size, x, dt, B, C, d_y, reset)
     A_by_state = A.astype(jnp.float32).T
     places = jnp.arange(times.shape[1], dtype=jnp.int32)
 
@@ -203,33 +203,33 @@ def _chunked_backward(chunk_size, residuals, cotangents):
             return (_advance(h, x_t, dt_t, A_by_state, B_t), before), None
 
         def step(carry, time_and_place):
-            dh, dA, dx, ddt, dB, dC = carry
+            d_h, d_A, d_x, d_dt, d_B, d_C = carry
             t, place = time_and_place
-            x_t, dt_t, B_t, C_t, dy_t = _float32(*(_at(array, t) for array in (x, dt, B, C, dy)))
+            x_t, dt_t, B_t, C_t, d_y_t = _float32(*(_at(array, t) for array in (x, dt, B, C, d_y)))
             h_before = lax.dynamic_index_in_dim(before, place, axis=0, keepdims=False)
             decay = jnp.exp(dt_t[:, None, :] * A_by_state)
             h = decay * h_before + (dt_t * x_t)[:, None, :] * B_t[:, :, None]
-            g = dh + dy_t[:, None, :] * C_t[:, :, None]
-            dh = g * decay
-            w = dh * h_before
-            dA += w * dt_t[:, None, :]
+            g = d_h + d_y_t[:, None, :] * C_t[:, :, None]
+            d_h = g * decay
+            w = d_h * h_before
+            d_A += w * dt_t[:, None, :]
             written = jnp.einsum("bne,bn->be", g, B_t, precision=lax.Precision.HIGHEST)
-            dx = _put(dx, dt_t * written, t)
-            ddt = _put(ddt, _sum_over_states(w, A_by_state) + x_t * written, t)
-            dB = _put(dB, jnp.einsum("bne,be->bn", g, dt_t * x_t, precision=lax.Precision.HIGHEST), t)
-            dC = _put(dC, jnp.einsum("bne,be->bn", h, dy_t, precision=lax.Precision.HIGHEST), t)
-            return (_keep(dh, reset, t), dA, dx, ddt, dB, dC), None
+            d_x = _put(d_x, dt_t * written, t)
+            d_dt = _put(d_dt, _sum_over_states(w, A_by_state) + x_t * written, t)
+            d_B = _put(d_B, jnp.einsum("bne,be->bn", g, dt_t * x_t, precision=lax.Precision.HIGHEST), t)
+            d_C = _put(d_C, jnp.einsum("bne,be->bn", h, d_y_t, precision=lax.Precision.HIGHEST), t)
+            return (_keep(d_h, reset, t), d_A, d_x, d_dt, d_B, d_C), None
 
         buffer = jnp.empty((len(places), *start.shape), jnp.float32)
         (_, before), _ = lax.scan(recompute, (start, buffer), (times, places))
         return lax.scan(step, carry, (times, places), reverse=True)
 
-    dh = jnp.swapaxes(dfinal, 1, 2)
-    # dA keeps its batch axis to the end: summed in every step, it would be an all-reduce per step across devices.
-    carry = (dh, jnp.zeros_like(dh), *(jnp.zeros_like(array) for array in (x, dt, B, C)))
-    (dh, dA, *by_time), _ = lax.scan(chunk, carry, (times, starts), reverse=True)
-    dx, ddt, dB, dC = (array[:, :steps] for array in by_time)
-    return dx, ddt, jnp.sum(dA, axis=0).T.astype(A.dtype), dB, dC, jnp.swapaxes(dh, 1, 2), None
+    d_h = jnp.swapaxes(d_final, 1, 2)
+    # d_A keeps its batch axis to the end: summed in every step, it would be an all-reduce per step across devices.
+    carry = (d_h, jnp.zeros_like(d_h), *(jnp.zeros_like(array) for array in (x, dt, B, C)))
+    (d_h, d_A, *by_time), _ = lax.scan(chunk, carry, (times, starts), reverse=True)
+    d_x, d_dt, d_B, d_C = (array[:, :steps] for array in by_time)
+    return d_x, d_dt, jnp.sum(d_A, axis=0).T.astype(A.dtype), d_B, d_C, jnp.swapaxes(d_h, 1, 2), None
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -100,24 +100,24 @@ def _convolve_documents_forward(u, kernel, age):
     return _convolve_documents(u, kernel, age), (u, kernel, age)
 
 
-def _convolve_documents_backward(residuals, dy):
+def _convolve_documents_backward(residuals, d_y):
     u, kernel, age = residuals
     steps, taps = u.shape[1], min(u.shape[1], kernel.shape[1])
     earlier = jnp.pad(u, ((0, 0), (taps - 1, 0), (0, 0)))
-    later = jnp.pad(dy, ((0, 0), (0, taps - 1), (0, 0)))
+    later = jnp.pad(d_y, ((0, 0), (0, taps - 1), (0, 0)))
     later_age = jnp.pad(age, ((0, 0), (0, taps - 1)), constant_values=-1)
 
     def add(back, gradients):
-        du, dkernel = gradients
+        d_u, d_kernel = gradients
         shifted = lax.dynamic_slice_in_dim(earlier, taps - 1 - back, steps, axis=1)
-        tap = jnp.sum(jnp.where((age >= back)[:, :, None], dy * shifted, 0.0), axis=(0, 1))
+        tap = jnp.sum(jnp.where((age >= back)[:, :, None], d_y * shifted, 0.0), axis=(0, 1))
         pulled = lax.dynamic_slice_in_dim(later, back, steps, axis=1)
         reached = lax.dynamic_slice_in_dim(later_age, back, steps, axis=1) >= back
-        du = du + jnp.where(reached[:, :, None], kernel[:, back] * pulled, 0.0)
-        return du, lax.dynamic_update_index_in_dim(dkernel, tap, back, axis=1)
+        d_u = d_u + jnp.where(reached[:, :, None], kernel[:, back] * pulled, 0.0)
+        return d_u, lax.dynamic_update_index_in_dim(d_kernel, tap, back, axis=1)
 
-    du, dkernel = lax.fori_loop(0, taps, add, (jnp.zeros_like(u), jnp.zeros_like(kernel)))
-    return du, dkernel, None
+    d_u, d_kernel = lax.fori_loop(0, taps, add, (jnp.zeros_like(u), jnp.zeros_like(kernel)))
+    return d_u, d_kernel, None
 
 
 _convolve_documents.defvjp(_convolve_documents_forward, _convolve_documents_backward)

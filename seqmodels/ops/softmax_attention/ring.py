@@ -51,29 +51,29 @@ class Passing(NamedTuple):
             carry, _ = lax.scan(hop, carry, jnp.arange(1, self.hops))
         return visited(self.hops, *carry)
 
-    def backward(self, visit, q_bar, keys: Keys):
-        def gradients(number, q_bar, keys):
+    def backward(self, visit, d_q, keys: Keys):
+        def gradients(number, d_q, keys):
             def seen(pairs):
-                q_bar_after, *bars = visit(q_bar, pairs, keys)
-                return q_bar_after, tuple(bars)
+                d_q_after, *d_keys = visit(d_q, pairs, keys)
+                return d_q_after, tuple(d_keys)
 
-            return self._where_from(number, seen, lambda: (q_bar, zeros))
+            return self._where_from(number, seen, lambda: (d_q, zeros))
 
         def hop(carry, number):
-            q_bar, keys, bars = carry
-            onward, bars = self._pass_on(keys), self._pass_on(bars)
-            q_bar, more = gradients(number, q_bar, keys)
-            return (q_bar, onward, jax.tree.map(jnp.add, bars, more)), None
+            d_q, keys, d_keys = carry
+            onward, d_keys = self._pass_on(keys), self._pass_on(d_keys)
+            d_q, more = gradients(number, d_q, keys)
+            return (d_q, onward, jax.tree.map(jnp.add, d_keys, more)), None
 
         zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys.k, keys.v))
-        carry = q_bar, self._pass_on(keys), zeros
+        carry = d_q, self._pass_on(keys), zeros
         if self.hops > 1:
             carry, _ = lax.scan(hop, carry, jnp.arange(1, self.hops))
-        q_bar, keys, bars = carry
-        q_bar, more = gradients(self.hops, q_bar, keys)
+        d_q, keys, d_keys = carry
+        d_q, more = gradients(self.hops, d_q, keys)
         if self.hops > 1:
-            more = jax.tree.map(jnp.add, self._pass_on(bars), more)
-        return q_bar, *self._pass_on(more, -self.shift * self.hops)
+            more = jax.tree.map(jnp.add, self._pass_on(d_keys), more)
+        return d_q, *self._pass_on(more, -self.shift * self.hops)
 
     def _pass_on(self, x, shift: int | None = None):
         devices, shift = lax.axis_size(self.axes), self.shift if shift is None else shift

@@ -46,25 +46,25 @@ def _rows_forward(plan, q, k, v, query_points, key_points):
     return jnp.concatenate(blocks, axis=3), (q, k, v, query_points, key_points)
 
 
-def _rows_backward(plan, saved, o_bar):
+def _rows_backward(plan, saved, d_o):
     # Only the inputs are saved: at these lengths computing the weights anew beats writing and reading them.
     q, k, v, query_points, key_points = saved
     S = k.shape[2]
-    q_by_feature, o_bar_by_feature = features_first(q), features_first(o_bar)
-    q_bars, k_bar, v_bar = [], 0.0, 0.0
+    q_by_feature, d_o_by_feature = features_first(q), features_first(d_o)
+    d_q_blocks, d_k, d_v = [], 0.0, 0.0
     for queries, keys in plan.spans(q.shape[3]):
         weights = _row_weights(plan, q, k, query_points, key_points, queries, keys)
-        o_block_bar = stack_group(o_bar[:, :, :, queries])
-        weights_bar = product("bgmv,bgsv->bgms", o_block_bar, v[:, :, keys], v.dtype)
-        scores_bar = weights * (weights_bar - jnp.sum(weights * weights_bar, axis=-1, keepdims=True))
-        q_bars.append(split_group(product("bgms,bgsk->bgmk", scores_bar, k[:, :, keys], k.dtype), q.shape[2]))
+        d_o_block = stack_group(d_o[:, :, :, queries])
+        d_weights = product("bgmv,bgsv->bgms", d_o_block, v[:, :, keys], v.dtype)
+        d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
+        d_q_blocks.append(split_group(product("bgms,bgsk->bgmk", d_scores, k[:, :, keys], k.dtype), q.shape[2]))
         unseen = ((0, 0), (0, 0), (0, 0), (keys.start, S - keys.stop))
-        q_block, o_block_bar = (x[..., queries].reshape(*x.shape[:3], -1) for x in (q_by_feature, o_bar_by_feature))
-        k_bar += jnp.pad(product("bgkm,bgms->bgks", q_block, scores_bar, q.dtype), unseen)
-        v_bar += jnp.pad(product("bgvm,bgms->bgvs", o_block_bar, weights, v.dtype), unseen)
-    q_bar = jnp.concatenate(q_bars, axis=3).astype(q.dtype)
-    k_bar, v_bar = (jnp.swapaxes(x, 2, 3) for x in (k_bar, v_bar))
-    return q_bar, k_bar.astype(k.dtype), v_bar.astype(v.dtype), None, None
+        q_block, d_o_block = (x[..., queries].reshape(*x.shape[:3], -1) for x in (q_by_feature, d_o_by_feature))
+        d_k += jnp.pad(product("bgkm,bgms->bgks", q_block, d_scores, q.dtype), unseen)
+        d_v += jnp.pad(product("bgvm,bgms->bgvs", d_o_block, weights, v.dtype), unseen)
+    d_q = jnp.concatenate(d_q_blocks, axis=3).astype(q.dtype)
+    d_k, d_v = (jnp.swapaxes(x, 2, 3) for x in (d_k, d_v))
+    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
 rows.defvjp(_rows_forward, _rows_backward)

@@ -65,8 +65,8 @@ class Leg(Protocol):
     def forward(self, visit: Callable, running: Any, keys: Keys) -> Any:
         """``visit(running, pairs, keys) -> running`` over what arrives."""
 
-    def backward(self, visit: Callable, q_bar: Array, keys: Keys) -> tuple[Array, Array, Array]:
-        """``visit(q_bar, pairs, keys) -> (q_bar, k_bar, v_bar)`` likewise; q_bar, and k_bar and v_bar of the keys that left here."""
+    def backward(self, visit: Callable, d_q: Array, keys: Keys) -> tuple[Array, Array, Array]:
+        """``visit(d_q, pairs, keys) -> (d_q, d_k, d_v)`` likewise; d_q, and d_k and d_v of the keys that left here."""
 
 
 def in_tiles(plan: Tiles, q, k, v, query_points, key_points):
@@ -166,40 +166,40 @@ def _tiles_forward(plan, legs, *arrays):
     return o, (q, query_points, here, sent, o, top + jnp.log(total))
 
 
-def _tiles_backward(plan, legs, saved, o_bar):
-    q, query_points, here, sent, o, log_total, o_bar = _in_one_piece((*saved, o_bar))
-    correction = jnp.sum(o * o_bar, axis=-1, keepdims=True)
-    by_feature = tuple(jnp.squeeze(features_first(x[:, :, :, None]), axis=4) for x in (q, o_bar))
-    queries = (q, o_bar, log_total, correction, query_points, *by_feature)
+def _tiles_backward(plan, legs, saved, d_o):
+    q, query_points, here, sent, o, log_total, d_o = _in_one_piece((*saved, d_o))
+    correction = jnp.sum(o * d_o, axis=-1, keepdims=True)
+    by_feature = tuple(jnp.squeeze(features_first(x[:, :, :, None]), axis=4) for x in (q, d_o))
+    queries = (q, d_o, log_total, correction, query_points, *by_feature)
 
-    def visit(q_bar, pairs, keys):
+    def visit(d_q, pairs, keys):
         def tile(gradients, pair):
             i, j = pair
-            q_i, o_bar_i, log_total_i, correction_i, points_i, q_i_by_feature, o_bar_i_by_feature = _block(queries, i)
+            q_i, d_o_i, log_total_i, correction_i, points_i, q_i_by_feature, d_o_i_by_feature = _block(queries, i)
             k_j, v_j, points_j = _block(keys, j)
             weights = jnp.exp(_tile_scores(plan, q_i, k_j, points_i, points_j) - log_total_i)
-            scores_bar = weights * (product("bgmv,bgsv->bgms", o_bar_i, v_j, v_j.dtype) - correction_i)
-            q_bar, k_bar, v_bar = gradients
-            q_bar_i = _block(q_bar, i) + product("bgms,bgsk->bgmk", scores_bar, k_j, k_j.dtype)
-            k_bar_j = _block(k_bar, j) + product("bgkm,bgms->bgks", q_i_by_feature, scores_bar, q.dtype)
-            v_bar_j = _block(v_bar, j) + product("bgvm,bgms->bgvs", o_bar_i_by_feature, weights, v_j.dtype)
-            return (_set_block(q_bar, q_bar_i, i), *_set_block((k_bar, v_bar), (k_bar_j, v_bar_j), j)), None
+            d_scores = weights * (product("bgmv,bgsv->bgms", d_o_i, v_j, v_j.dtype) - correction_i)
+            d_q, d_k, d_v = gradients
+            d_q_i = _block(d_q, i) + product("bgms,bgsk->bgmk", d_scores, k_j, k_j.dtype)
+            d_k_j = _block(d_k, j) + product("bgkm,bgms->bgks", q_i_by_feature, d_scores, q.dtype)
+            d_v_j = _block(d_v, j) + product("bgvm,bgms->bgvs", d_o_i_by_feature, weights, v_j.dtype)
+            return (_set_block(d_q, d_q_i, i), *_set_block((d_k, d_v), (d_k_j, d_v_j), j)), None
 
         zeros = (jnp.zeros(jnp.swapaxes(x, 3, 4).shape, jnp.float32) for x in (keys.k, keys.v))
-        q_bar, *by_feature = lax.scan(tile, (q_bar, *zeros), tuple(pairs.T))[0]
-        return q_bar, *(jnp.swapaxes(x, 3, 4) for x in by_feature)
+        d_q, *by_feature = lax.scan(tile, (d_q, *zeros), tuple(pairs.T))[0]
+        return d_q, *(jnp.swapaxes(x, 3, 4) for x in by_feature)
 
-    def in_dtype(bars, keys):
-        return Keys(bars[0].astype(keys.k.dtype), bars[1].astype(keys.v.dtype), None)
+    def in_dtype(d_keys, keys):
+        return Keys(d_keys[0].astype(keys.k.dtype), d_keys[1].astype(keys.v.dtype), None)
 
-    q_bar, *here_bars = visit(jnp.zeros(q.shape, jnp.float32), plan.pairs(), here)
-    sent_bars = []
+    d_q, *d_here = visit(jnp.zeros(q.shape, jnp.float32), plan.pairs(), here)
+    d_sent = []
     for leg, keys in zip(legs, sent):
-        q_bar, *bars = leg.backward(visit, q_bar, _new(plan, here) if keys is None else keys)
+        d_q, *d_keys = leg.backward(visit, d_q, _new(plan, here) if keys is None else keys)
         if keys is None:
-            here_bars = [x.at[plan.old_blocks :].add(more) for x, more in zip(here_bars, bars)]
-        sent_bars.append(None if keys is None else in_dtype(bars, keys))
-    return q_bar.astype(q.dtype), None, in_dtype(here_bars, here), tuple(sent_bars)
+            d_here = [x.at[plan.old_blocks :].add(more) for x, more in zip(d_here, d_keys)]
+        d_sent.append(None if keys is None else in_dtype(d_keys, keys))
+    return d_q.astype(q.dtype), None, in_dtype(d_here, here), tuple(d_sent)
 
 
 def _new(plan: Tiles, here: Keys) -> Keys:
