@@ -25,7 +25,7 @@ def _mqar_small(config):
     config.data.tasks.mqar.pairs = 4
     config.model.d_model = 64
     config.train.steps = 1500
-    config.optim.learning_rate = 6e-3
+    config.optim.learning_rate = 1.5e-3
 
 
 def _mqar_sweep(config):
