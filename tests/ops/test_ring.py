@@ -1,6 +1,6 @@
 """Attention whose time is split over devices: what a device holds and receives, read from compiled programs, and NaN isolation.
 
-That its numbers are those of one device is a test of tests/ops/test_over_time.py.
+That its numbers are those of one device is a test of tests/ops/test_sequence_parallel.py.
 """
 
 import functools
