@@ -27,7 +27,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 
     check_packages()
 
-from seqmodels import command_line
+from seqmodels import command_line, model
 from seqmodels.data import atomic, well_formed
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
@@ -45,6 +45,8 @@ def main() -> None:
 
     command_line.use_compilation_cache(options.compilation_cache_dir)
     run = load_run(options.workdir, options.step, devices=options.devices)
+    if options.attention_plot is not None:
+        model.check_attention(run.config.model.pattern)  # ahead of the text
     sampling = {name: getattr(options, name) for name in SAMPLING}
     if prompts is None and options.output is None:
         stream(run, options.prompt or "", sampling, options)

@@ -41,7 +41,7 @@ from seqmodels.layers import (
 from seqmodels.ops import dispatch
 from seqmodels.ops.embedding import embedding
 from seqmodels.ops.placement import constrain_activations
-from seqmodels.pattern import is_channel_layer, layer_class, layer_name, parse_pattern, parts_of, with_options
+from seqmodels.pattern import is_channel_layer, layer_class, layer_name, names_in_pattern, parse_pattern, parts_of, with_options
 from seqmodels.ranges import AtLeast, AtMost, Below, Checked, Count, Epsilon, NonNegative, OneOf, Positive, Size
 
 READOUTS = ("each", "last")
@@ -349,8 +349,7 @@ class LanguageModel(nnx.Module):
         Raises:
           UserError: the pattern has no mixer that weighs tokens.
         """
-        if not any(hasattr(part, "weights") for layer in self._layers() for _, part in layer.parts()):
-            raise UserError(f"model.pattern={self.config.pattern!r} has no attention, and so no attention weights")
+        check_attention(self.config.pattern)
         x, shared, found = self.embed(tokens), self._shared(), []
         for repeat in range(self.config.repeats):
             for layer in jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], self._layers()):
@@ -429,6 +428,12 @@ class LanguageModel(nnx.Module):
                 new_states.append(new)
             new_layers.append(tuple(new_states))
         return x, UnstackedState(tuple(new_layers))
+
+
+def check_attention(pattern: str) -> None:
+    """Raises UserError where a pattern has no mixer that weighs tokens, and so no ``LanguageModel.attention_weights``."""
+    if not any(hasattr(layer_class(name), "weights") for name in names_in_pattern(pattern)):
+        raise UserError(f"model.pattern={pattern!r} has no attention, and so no attention weights")
 
 
 def vocabulary_size(config: ModelConfig, data_vocab_size: int | None) -> int:

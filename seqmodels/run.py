@@ -87,6 +87,7 @@ class Run:
             ValueError: tokens are not [B, T] integers of the vocabulary.
             UserError: the model has no attention.
         """
+        model.check_attention(self.config.model.pattern)
         batch = [self.prompt_tokens(tokens)] if isinstance(tokens, str) else tokens
         return _attention_weights(self.trainer.graphdef, self.params, self._checked(batch))
 

@@ -251,14 +251,14 @@ def validation_from_source(
     Raises:
         UserError: there is no such source, or nothing in it.
     """
-    opened = sources.open_source(source, revision=revision, toy_documents=1)
+    opened = sources.open_source(source, revision=revision, toy_documents=1, field="data")
     split = opened.validation or opened.train
     if split is None:
         raise UserError(f"'{source}' has neither a validation nor a training split")
     say(sources.scoring_line(opened, split))
     if _was_trained_on(split, trained_on):
         say(f"data: the run was trained on {split.label}, on parts of it at least: the score says little of other text")
-    return _validation_set(opened.name, split, tokenizer, cache_dir, packing)[0]
+    return _validation_set(opened.name, split, tokenizer, cache_dir, packing, place="cache_dir")[0]
 
 
 def read_record(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -322,10 +322,16 @@ def _say_what_was_left_out(stream: TokenStream, split: str) -> None:
 
 
 def _validation_set(
-    name: str, split: sources.Split, tokenizer: Tokenizer, cache_dir: str | os.PathLike[str], packing: str
+    name: str,
+    split: sources.Split,
+    tokenizer: Tokenizer,
+    cache_dir: str | os.PathLike[str],
+    packing: str,
+    *,
+    place: str = "data.cache_dir",
 ) -> tuple[ValidationSet, str]:
     """The tokens of a split, and their digest."""
-    stream = cached_tokens(cache_dir, split, tokenizer, label=f"validation split of {_short(name)}")
+    stream = cached_tokens(cache_dir, split, tokenizer, label=f"validation split of {_short(name)}", place=place)
     _say_what_was_left_out(stream, "validation")
     validation = ValidationSet(
         tokens=stream.tokens,

@@ -132,7 +132,7 @@ def import_folder(
         data=dataclasses.replace(
             defaults.data,
             tokenizer=str(workdir / "tokenizer.json"),
-            seq_len=min(longest, LONGEST_WINDOW) if isinstance(longest, int) and longest > 0 else LONGEST_WINDOW,
+            seq_len=min(longest, LONGEST_WINDOW) if type(longest) is int and longest > 0 else LONGEST_WINDOW,
         ),
     )
     record = {

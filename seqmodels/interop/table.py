@@ -341,7 +341,10 @@ def _model_config(kind: Kind, ours: Mapping[str, Any]) -> ModelConfig:
     for called, layer in kind.layers_of.items():
         options = {name.partition(".")[2]: value for name, value in ours.items() if name.startswith(f"{called}.")}
         groups[_GROUPS[called]][layer] = dataclasses.asdict(load_layer(layer).Config()) | options
-    return config_lib.model_config(_PLAIN | fields | groups | {"pattern": kind.pattern})
+    try:
+        return config_lib.model_config(_PLAIN | fields | groups | {"pattern": kind.pattern})
+    except UserError as error:
+        raise UserError(f"config.json asks for {error}") from None
 
 
 def _flat_ours(kind: Kind, config: ModelConfig) -> dict[str, Any]:

@@ -159,6 +159,7 @@ def test_an_empty_prompt_begins_a_new_text(run):
         (lambda run: run.read(b"12"), "tokens must be"),
         (lambda run: run.logits(np.zeros((0, 4), int)), "at least one row of at least one token"),
         (lambda run: run.logits(np.zeros((2, 0), int)), "at least one row of at least one token"),
+        (lambda run: run.validation("/nowhere"), "^data '/nowhere' does not exist"),
         (lambda run: seqmodels.load_run(run.workdir, devices=0), "no devices are asked for"),
         (lambda run: seqmodels.load_run(run.workdir, devices=-1), "-1 devices are asked for"),
         (lambda run: seqmodels.load_run(run.workdir, devices=[]), "no devices are asked for"),

@@ -112,8 +112,8 @@ def texts(split: Any, name: str) -> Iterator[str | None]:
 
 def _unreachable(name: str) -> str:
     return (
-        f"cannot reach the Hugging Face hub for '{name}': set data.source to a local copy (a folder with "
-        "data/train-*.parquet and data/validation-*.parquet, or a .txt or .jsonl file), or to 'toy' for "
+        f"cannot reach the Hugging Face hub for '{name}': name a local copy instead (a folder with "
+        "data/train-*.parquet and data/validation-*.parquet, or a .txt or .jsonl file), or 'toy' for "
         "built-in stories"
     )
 

@@ -165,16 +165,18 @@ class TokenStream:
         return float(self.document_bytes.sum()) / len(self.tokens)
 
 
-def cached_tokens(cache_dir: str | os.PathLike[str], split: Split, tokenizer: Tokenizer, *, label: str) -> TokenStream:
+def cached_tokens(
+    cache_dir: str | os.PathLike[str], split: Split, tokenizer: Tokenizer, *, label: str, place: str = "data.cache_dir"
+) -> TokenStream:
     """The tokens of a split, from the cache if they are there, else made and put there.
 
-    ``label`` says to people which split of what this is.
+    ``label`` says to people which split of what this is, and ``place`` what they would change to keep tokens elsewhere.
 
     Raises:
         UserError: there are no documents, or the cache folder cannot be written or read.
     """
     description = {"source": split.fingerprint, "tokenizer": digest(tokenizer), "shards": _FORMAT}
-    with atomic.disk_errors_as_user_errors("data.cache_dir", cache_dir):
+    with atomic.disk_errors_as_user_errors(place, cache_dir):
         folder = atomic.expanded(cache_dir) / "tokens"
         entry = folder / key_of(description)
         if entry.exists():

@@ -109,12 +109,12 @@ class Source:
     held_out: str = ""
 
 
-def open_source(name: str, *, revision: str, toy_documents: int, streaming: bool = False) -> Source:
+def open_source(name: str, *, revision: str, toy_documents: int, streaming: bool = False, field: str = "data.source") -> Source:
     """The source a name means.
 
     ``revision`` is the hub's, ``toy_documents`` the size of the toy's training split. The pinned revision
     of TinyStories is taken to mean no other data set: those come at their newest. With ``streaming`` a data set of the hub
-    is read over the network each time, in the same order, and is not put on the disk.
+    is read over the network each time, in the same order, and is not put on the disk. ``field`` is what messages call the name.
 
     Raises:
         UserError: there is no such source, or it holds nothing that can be read; ``streaming`` of what is on the disk.
@@ -130,11 +130,11 @@ def open_source(name: str, *, revision: str, toy_documents: int, streaming: bool
         )
     path = atomic.expanded(name)
     if name and _exists(path):
-        return _local(name, path)
+        return _local(name, path, field)
     if _is_on_the_hub(name):
         revision = "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision
         return _hub(name, revision, streaming=streaming)
-    raise UserError(f"data.source '{name}' does not exist: give a file, a folder, a hub id such as {hub.TINYSTORIES}, or 'toy'")
+    raise UserError(f"{field} '{name}' does not exist: give a file, a folder, a hub id such as {hub.TINYSTORIES}, or 'toy'")
 
 
 def _is_on_the_hub(name: str) -> bool:
@@ -408,12 +408,12 @@ def _toy_split(split: str, count: int) -> Split:
     )
 
 
-def _local(name: str, path: Path) -> Source:
+def _local(name: str, path: Path, field: str) -> Source:
     if path.is_file():
         readers.check_ending(path)
         return Source(name, train=_files_split([path]), validation=None)
     if not path.is_dir():
-        raise UserError(f"data.source '{name}' is neither a file nor a folder: it must be read more than once")
+        raise UserError(f"{field} '{name}' is neither a file nor a folder: it must be read more than once")
     layout = folder.layout(path)
     _refuse_two_versions(layout.splits.get(TRAIN) or ())
     splits = {split: _files_split(files, path) for split, files in layout.splits.items()}
