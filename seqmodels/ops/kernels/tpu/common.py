@@ -47,6 +47,15 @@ class Heads(NamedTuple):
     channels: int
     width: int
 
+    @property
+    def abreast(self) -> int:
+        """How many of them make a register's 128 lanes of key channels; 1 where none do, or more than four."""
+        count = 128 // self.channels
+        whole = (
+            32 <= self.channels and 128 % self.channels == 0 and (self.repeats if self.repeats > 1 else self.groups) % count == 0
+        )
+        return count if whole and count > 1 else 1
+
     def of(self, group: int) -> range:
         """The heads of a group."""
         return range(group * self.repeats, (group + 1) * self.repeats)
@@ -119,16 +128,17 @@ class Walk:
         kernel: Callable,
         inputs: dict[str, tuple[str, Array]],
         outputs: dict[str, tuple[str, DTypeLike]],
-        state: Float[Array, "B H rows columns"],
+        state: Float[Array, "B H/n rows columns"],
         *,
         interpret,
-    ) -> tuple[Float[Array, "B H rows columns"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "B H/n rows columns"], dict[str, Array]]:
         """Runs ``kernel(states, **refs)`` over all chunks, with one ref for each input and output, by name.
 
         Args:
           inputs: name -> (kind, array), the kinds those of ``_kinds``.
           outputs: name -> (kind, dtype).
-          state: what the states start from; a step of the grid sees those of its heads, [heads, rows, columns] float32.
+          state: what the states start from, of n heads together; a step of the grid sees those of its heads, [heads / n, rows,
+            columns] float32.
 
         Returns:
           The states after the last step, and the outputs by name.
@@ -143,7 +153,7 @@ class Walk:
             out_specs=[specs["state"]] + [specs[kind] for kind, _ in outputs.values()],
             out_shape=[jax.ShapeDtypeStruct(state.shape, jnp.float32)]
             + [jax.ShapeDtypeStruct(kinds[kind].shape, dtype) for kind, dtype in outputs.values()],
-            scratch_shapes=[pltpu.VMEM((self.heads.groups * self.heads.repeats, *state.shape[2:]), jnp.float32)],
+            scratch_shapes=[pltpu.VMEM(kinds["state"].block[1:], jnp.float32)],
             compiler_params=steps_in_order(4),
             interpret=interpret,
         )(state, *(x for _, x in inputs.values()))
@@ -156,6 +166,7 @@ class Walk:
         channels, width = self.heads.channels, self.heads.width
         time, all_heads, all_keys = count * steps, self.num_heads, self.num_groups * channels
         matrix = state.shape[2:]
+        states = heads * state.shape[1] // all_heads  # of a step
 
         def at(n):
             return count - 1 - n if self.reverse else n
@@ -180,11 +191,11 @@ class Walk:
             ),
             "row": Kind((batch, count, 1, steps), (None, None, 1, steps), lambda b, g, r, n: (b, at(n), 0, 0)),
             "starts": Kind(
-                (count, batch, all_heads, *matrix),
-                (None, None, heads, *matrix),
+                (count, *state.shape),
+                (None, None, states, *matrix),
                 lambda b, g, r, n: (at(n), b, g * parts + r, 0, 0),
             ),
-            "state": Kind(state.shape, (None, heads, *matrix), lambda b, g, r, n: (b, g * parts + r, 0, 0)),
+            "state": Kind(state.shape, (None, states, *matrix), lambda b, g, r, n: (b, g * parts + r, 0, 0)),
         }
 
 

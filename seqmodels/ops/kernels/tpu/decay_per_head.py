@@ -93,6 +93,14 @@ def _exact(x, zeros_and_ones, axis, precision):
     return product(high, zeros_and_ones, 1, axis, precision) + product(low, zeros_and_ones, 1, axis, precision)
 
 
+def states(state: Float[Array, "B H K V"], heads: Heads) -> Float[Array, "B H K V"]:
+    """States as the kernel wants them: as they are."""
+    return state
+
+
+of_states = states
+
+
 def forward(states, q, k, v, o, decays=None, start_log_mask=None, starts=None, *, heads: Heads, read_before, precision):
     """Advances ``states`` [heads, K, V] over one chunk; refs as in ``tpu/gated_linear_attention.py``, decays as rows [heads, C]."""
     operand = operand_dtype(precision)

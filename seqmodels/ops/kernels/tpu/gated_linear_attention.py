@@ -55,7 +55,7 @@ def forward(
     Without a bonus term; ``start_log_mask``, for reading before: the logarithm of what of the state a step may read, 0 or minus
     infinity where a document starts.
     """
-    form, layout = _form(log_decay)
+    form = _form(_decays(log_decay))
     walk = Walk(q, v, _steps(chunk_size, q.shape[1], _decays(log_decay)), reverse=False)
     outputs = {"o": ("values", output_dtype)}
     if keep_starts:
@@ -64,10 +64,10 @@ def forward(
         functools.partial(form.forward, heads=walk.heads, read_before=read_before, precision=precision),
         _inputs(walk, q, k, v, log_decay, start_log_mask),
         outputs,
-        layout(state),
+        form.states(state, walk.heads),
         interpret=interpret,
     )
-    return walk.of_lanes(found["o"], v.shape), layout(final), found["starts"] if keep_starts else None
+    return walk.of_lanes(found["o"], v.shape), form.of_states(final, walk.heads), found["starts"] if keep_starts else None
 
 
 def backward(
@@ -86,7 +86,7 @@ def backward(
     interpret,
 ) -> tuple[Array, Array, Array, Array | None, Array]:
     """Gradients of q, k, v, log_decay (None without one) and the state."""
-    form, layout = _form(log_decay)
+    form = _form(_decays(log_decay))
     walk = Walk(q, v, _steps(chunk_size, q.shape[1], _decays(log_decay)), reverse=True)
     summed = walk.parts > 1
     outputs = {
@@ -101,7 +101,7 @@ def backward(
         functools.partial(form.backward, heads=walk.heads, read_before=read_before, precision=precision),
         inputs | {"d_output": ("values", walk.lanes(d_output)), "starts": ("starts", starts)},
         outputs,
-        layout(d_final),
+        form.states(d_final, walk.heads),
         interpret=interpret,
     )
     dq, dk = (jnp.sum(found[name], axis=0) if summed else found[name][0] for name in ("dq", "dk"))
@@ -115,7 +115,7 @@ def backward(
         walk.of_lanes(dk, k.shape).astype(k.dtype),
         walk.of_lanes(found["dv"], v.shape),
         d_log_decay,
-        layout(d_state),
+        form.of_states(d_state, walk.heads),
     )
 
 
@@ -123,11 +123,9 @@ def _decays(log_decay):
     return 0 if log_decay is None else log_decay.shape[-1]
 
 
-def _form(log_decay):
-    """The kernels' bodies, and the layout they want states in (the same way back): with decays along lanes, so are rows of S."""
-    if _decays(log_decay) <= 1:
-        return decay_per_head, lambda state: state
-    return decay_per_channel, lambda state: jnp.swapaxes(state, -1, -2)
+def _form(decays):
+    """The kernels' bodies and the layout they want states in."""
+    return decay_per_head if decays <= 1 else decay_per_channel
 
 
 def _inputs(walk, q, k, v, log_decay, start_log_mask):
