@@ -101,7 +101,7 @@ def config_and_flags(
         defaults: each further flag with its value when it is not given; None for one that must be, False for a switch.
 
     Raises:
-        UserError: an unknown flag or field, a value of the wrong type, a flag that is missing, a config file
+        UserError: an unknown flag or field, a value of the wrong type, a flag that is missing or empty, a config file
             that cannot be read.
     """
     argv, absent = _without_none(_with_packaged_config(argv))
@@ -115,6 +115,9 @@ def config_and_flags(
         for name in ("config", *(name for name, default in defaults.items() if default is None)):
             if not values[name].value:
                 raise UserError(f"--{name} is missing; --help shows an example")
+        empty = next((name for name in defaults if values[name].present and values[name].value == ""), None)
+        if empty is not None:  # of a shell variable that is not set
+            raise UserError(f"--{empty}= is empty: give it a value, or leave it out")
         config = values["config"].value
         config.keys()  # raises what went wrong when the file was read
         for field in absent:

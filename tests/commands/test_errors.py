@@ -37,6 +37,7 @@ def error_of(*argv):
         ([], "--config is missing"),
         ([CONFIG], "--workdir is missing"),
         (["--workdir={}"], "--config is missing"),
+        ([CONFIG, "--workdir={}", "--coordinator="], "--coordinator= is empty: give it a value, or leave it out"),
         ([CONFIG, "--wrokdir={}"], "wrokdir"),
         ([CONFIG, "--workdri={}"], "did you mean --workdir?"),
         ([CONFIG, "--workdir={}", "--lr=0.1"], "--lr is not a flag; did you mean --config.optim.learning_rate?"),
