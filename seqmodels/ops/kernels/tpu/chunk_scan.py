@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from seqmodels.ops.chunk import Chunk, power_of_two
@@ -40,7 +41,7 @@ def unsupported_reason(*, precision: lax.Precision, channels: int, width: int, c
 def forward(
     chunk: Chunk, state: Float[Array, "B G R K V"], *, precision: lax.Precision, keep_starts: bool, interpret
 ) -> tuple[Float[Array, "N B G R C V"], Float[Array, "B G R K V"], Float[Array, "N B G R K V"] | None]:
-    """Outputs, the final state, and the states at chunk starts if they are kept."""
+    """Outputs, the final state, and the states at chunk starts, in the dtype of the products' operands, if they are kept."""
     arrays = _arrays(chunk, ("read", "write", "value", "inside", "scores", "keep", "erase", "value_read"), precision)
     count, _, _, _, steps, _ = chunk.value.shape
     walk = _Walk(state.shape, count, steps, precision, reverse=False)
@@ -48,7 +49,7 @@ def forward(
         functools.partial(_forward_kernel, precision=precision, keep_starts=keep_starts),
         arrays,
         state,
-        by_chunk=[steps] + [state.shape[-2]] * keep_starts,
+        by_chunk=[(steps, jnp.float32)] + [(state.shape[-2], operand_dtype(precision))] * keep_starts,
         interpret=interpret,
     )
     final, outputs, *starts = outputs
@@ -75,7 +76,7 @@ def backward(
         functools.partial(_backward_kernel, precision=precision),
         arrays,
         d_final,
-        by_chunk=[d_final.shape[-2]],
+        by_chunk=[(d_final.shape[-2], jnp.float32)],
         interpret=interpret,
     )
     return d_ends, d_state
@@ -90,7 +91,7 @@ def _forward_kernel(refs, state_ref, outputs_ref, *starts_ref, precision, keep_s
         chunk = {name: ref[head] for name, ref in refs.items()}
         state = state_ref[head]
         if keep_starts:
-            starts_ref[0][head] = state
+            starts_ref[0][head] = state.astype(starts_ref[0].dtype)
         operand = state.astype(chunk["read"].dtype)
         update = chunk["value"]
         if "erase" in chunk:
@@ -191,17 +192,17 @@ class _Walk:
             and (heads == 1 or _step_bytes(heads, self.channels, self.block, steps, operand_dtype(precision)) <= VMEM_BYTES)
         )
 
-    def call(self, kernel, arrays, state, *, by_chunk: list[int], interpret):
+    def call(self, kernel, arrays, state, *, by_chunk: list[tuple[int, DTypeLike]], interpret):
         """Runs ``kernel(refs, state, *outputs)`` over all chunks.
 
-        Returns the state after the last step, and for every number of rows in ``by_chunk`` an array [N, B, G, R, rows, V].
+        Returns the state after the last step, and for every (rows, dtype) of ``by_chunk`` an array [N, B, G, R, rows, V].
         """
         names = list(arrays)
         flat = [x.reshape(self.count, self.problems, *x.shape[3:]) for x in arrays.values()]
         shape = (self.problems, self.repeats, self.channels, self.width)
         per_state = pl.BlockSpec((self.heads, None, self.channels, self.block), lambda p, r, v, n: (p, r, 0, v))
         outputs = [jax.ShapeDtypeStruct(shape, jnp.float32)]
-        outputs += [jax.ShapeDtypeStruct((self.count, *shape[:2], rows, self.width), jnp.float32) for rows in by_chunk]
+        outputs += [jax.ShapeDtypeStruct((self.count, *shape[:2], rows, self.width), dtype) for rows, dtype in by_chunk]
         last = self.count - 1
 
         def body(*refs):
