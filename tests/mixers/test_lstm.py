@@ -80,7 +80,7 @@ def test_it_says_why_there_is_no_other_form(implementation):
         ({"z": jnp.zeros((1, 0, 8))}, "T >= 1"),
         ({"kernel": jnp.zeros((3, 8))}, "kernel"),
         ({"reset": jnp.zeros((1, 2))}, "reset must be bool"),
-        ({"reset": jnp.zeros((1, 3), bool)}, "reset must be bool"),
+        ({"reset": jnp.zeros((1, 3), bool)}, r"reset must be \[1, 2\]; got \[1, 3\]"),
         ({"implementation": "fast"}, "not one of"),
         ({"state": LSTMState(jnp.zeros((1, 2)), jnp.zeros((1, 3)))}, "state's c"),
     ],
