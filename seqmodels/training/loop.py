@@ -107,10 +107,16 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         given = workdir
         workdir = stack.enter_context(_only_group_in(workdir, group, place=place, each_its_own=url is not None))
         is_shared = all(group.gather(workdir == given))
-        with signals.interrupting():
-            mirror = stack.enter_context(remote_folder.mirrored(url, workdir, group))
+
+        def refresh() -> None:
+            """Where this process does not see the first one's folder: get the checkpoints that it has put into the store."""
+            group.barrier()
             if workdir != given:
                 remote_folder.fetch_checkpoints(url, workdir)
+
+        with signals.interrupting():
+            mirror = stack.enter_context(remote_folder.mirrored(url, workdir, group))
+            refresh()
         config = _agreed_config(config, workdir, group)
 
         # What can be wrong is found before the data are read, which takes long.
@@ -161,12 +167,6 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             run.run()
         except Diverged as diverged:
             del run.state  # the device may not hold it twice
-
-            def refresh() -> None:
-                group.barrier()  # process 0 has put its checkpoints there
-                if workdir != given:
-                    remote_folder.fetch_checkpoints(url, workdir)
-
             divergence.record(
                 workdir, config, dataset, trainer, diverged,
                 report=log.line, writer=writer, refresh=refresh, signals=signals, group=group,

@@ -75,8 +75,7 @@ class Mirror:
                 self._as_it_is[name] = _state(path)
             else:
                 path.unlink()
-        good = [step for step in sorted(committed) if _fetch_step(self._store, step, self._folder)]
-        _keep_only(self._folder / CHECKPOINTS, set(map(str, good)))
+        good = _fetch_steps(self._store, committed, self._folder)
         self._steps = set(good)
         if committed and not good:
             raise UserError(
@@ -231,8 +230,7 @@ def fetch_checkpoints(url: str, folder: Path) -> None:
         UserError: the store does not answer.
     """
     store = ObjectStore(url)
-    good = [step for step in sorted(_committed(store.names())) if _fetch_step(store, step, folder)]
-    _keep_only(folder / CHECKPOINTS, set(map(str, good)))
+    _fetch_steps(store, _committed(store.names()), folder)
 
 
 def keep(place: str | os.PathLike[str], path: Path) -> None:
@@ -253,6 +251,13 @@ def _fetch(store: ObjectStore, name: str, folder: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_whole(path, lambda file: file.write(content))
+
+
+def _fetch_steps(store: ObjectStore, committed: set[int], folder: Path) -> list[int]:
+    """Get these checkpoints and remove all others; the steps of those that are what was written."""
+    good = [step for step in sorted(committed) if _fetch_step(store, step, folder)]
+    _keep_only(folder / CHECKPOINTS, set(map(str, good)))
+    return good
 
 
 def _fetch_step(store: ObjectStore, step: int, folder: Path, *, report: Callable[[str], None] = say) -> bool:
