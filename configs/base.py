@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     config.model.d_model = 128  # D, width of the residual stream
     config.model.pattern = "attention mlp"  # layers in order, of config.model.mixers and channel_layers
     config.model.repeats = 4  # R, how often the pattern is repeated
+    config.model.short_conv = "own"  # short convolutions: mixers' "own", "none", or "all": x + conv(x) before mixers without one
     config.model.tie_embeddings = True  # the head is the embedding's transpose
     config.model.embedding_norm = True  # a norm on the embedding: each token enters the residual stream with rms 1
     config.model.branch_rms = config_dict.placeholder(float)

@@ -90,5 +90,9 @@ def _stream(values: dict[str, Any]) -> None:
     _add(values, {"data.streaming": False})
 
 
-MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (_number_the_versions, _report_elsewhere, _stream)
+def _choose_short_conv(values: dict[str, Any]) -> None:
+    _add(values, {"model.short_conv": "own"})
+
+
+MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (_number_the_versions, _report_elsewhere, _stream, _choose_short_conv)
 VERSION = len(MIGRATIONS)

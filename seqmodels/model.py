@@ -27,16 +27,20 @@ from jaxtyping import Array, Bool, Float, Int
 from seqmodels.errors import UserError
 from seqmodels.layers import (
     NORMS,
+    SHORT_CONVS,
     ParallelMixers,
+    ShortConv,
     Weight,
     call_mixer,
     dense,
     dropout,
+    has_short_conv,
     normal_init,
     scale_output,
     sinusoids,
     soft_cap,
     weight_decay_of,
+    without_short_conv,
 )
 from seqmodels.ops import dispatch
 from seqmodels.ops.embedding import embedding
@@ -65,6 +69,8 @@ class ModelConfig(Checked, where="model"):
     d_model: Size = 128  # D, width of the residual stream
     pattern: str = "attention mlp"  # layers in order, of config.model.mixers and channel_layers
     repeats: Annotated[Count, AtMost(2**16)] = 4  # R, how often the pattern is repeated
+    # short convolutions: mixers' "own", "none", or "all": x + conv(x) before mixers without one
+    short_conv: Annotated[str, OneOf(SHORT_CONVS)] = "own"
     tie_embeddings: bool = True  # the head is the embedding's transpose
     embedding_norm: bool = True  # a norm on the embedding: each token enters the residual stream with rms 1
     # each of n layers starts by adding rms branch_rms / sqrt(n); None: as initialised
@@ -100,8 +106,22 @@ class ModelConfig(Checked, where="model"):
         kind = "channel_layers" if is_channel_layer(name) else "mixers"
         configured = dict(getattr(self, kind))
         if name in configured:
-            return with_options(configured[name], name, options)
+            chosen = with_options(configured[name], name, options)
+            if self.short_conv != "none":
+                return chosen
+            if "conv_width" in dict(options):
+                raise UserError(
+                    f"model.pattern gives {name} a conv_width, and model.short_conv=none takes it away: leave one out"
+                )
+            return without_short_conv(chosen)
         raise UserError(f"model.pattern uses {name!r}, but model.{kind} has no options for it")
+
+
+class ShortConvState(NamedTuple):
+    """Of a layer with a ``ShortConv``: its last inputs, and the state of the layer behind it."""
+
+    tail: Float[Array, "B tail D"]
+    layer: State
 
 
 class UnstackedState(NamedTuple):
@@ -114,7 +134,11 @@ class UnstackedState(NamedTuple):
 
 
 class ResidualLayer(nnx.Module):
-    """x + dropout(layer(norm(x))): one position of the pattern."""
+    """x + dropout(layer(norm(x))): one position of the pattern.
+
+    With ``short_conv`` "all" a layer whose mixers have no convolution of their own reads norm(x) + conv(norm(x)); its state is
+    then a pair, of the convolution and of the layer.
+    """
 
     def __init__(self, spec: str, config: ModelConfig, layer_index: Array, *, rngs: nnx.Rngs):
         num_layers = config.repeats * len(parse_pattern(config.pattern))
@@ -129,6 +153,17 @@ class ResidualLayer(nnx.Module):
         # architecture alike.
         scale_output(self.layer, num_layers**-0.5)
         self.dropout_rate = config.dropout
+        if _has_short_conv_before(spec, config):
+            self.short_conv = ShortConv(config.d_model, rngs=rngs)
+
+    def init_state(self, batch_size: int, max_len: int) -> State:
+        """The state of "nothing read yet" with room for ``max_len`` tokens."""
+        state = self.layer.init_state(batch_size, max_len)
+        return ShortConvState(self.short_conv.init_state(batch_size), state) if hasattr(self, "short_conv") else state
+
+    def read(self, x, tail=None, *, reset=None):
+        """(what the layer's mixers or channel layer read of the residual stream x, the convolution's state or None)."""
+        return self.short_conv(self.norm(x), tail, reset=reset) if hasattr(self, "short_conv") else (self.norm(x), None)
 
     def parts(self) -> list[tuple[str, nnx.Module]]:
         """The layers that stand side by side here, by name; mostly one."""
@@ -136,11 +171,21 @@ class ResidualLayer(nnx.Module):
 
     def __call__(self, x, state, shared, *, reset, dropout_key):
         """``shared``: what layers of one kind pass on to the next, by the name of the kind; returned as this one leaves it."""
+        tail, state = state if isinstance(state, ShortConvState) else (None, state)
+        read, tail = self.read(x, tail, reset=reset)
         if isinstance(self.layer, ParallelMixers):
-            y, state, shared = self.layer(self.norm(x), state, shared, reset=reset)
+            y, state, shared = self.layer(read, state, shared, reset=reset)
         else:
-            y, state, shared = call_mixer(self.name, self.layer, self.norm(x), state, shared, reset=reset)
+            y, state, shared = call_mixer(self.name, self.layer, read, state, shared, reset=reset)
+        state = state if tail is None else ShortConvState(tail, state)
         return constrain_activations(x + dropout(y, self.dropout_rate, dropout_key)), state, shared
+
+
+def _has_short_conv_before(spec, config):
+    """Whether a layer of the pattern has a ShortConv: with "all", one with a mixer that has no convolution of its own."""
+    return config.short_conv == "all" and not all(
+        is_channel_layer(name) or has_short_conv(config.layer_config(name, options)) for name, options in parts_of(spec)
+    )
 
 
 def _layer(name, options, config, layer_index, num_layers, *, rngs):
@@ -249,7 +294,7 @@ class LanguageModel(nnx.Module):
         """
 
         def stacked(layer):
-            single = layer.layer.init_state(batch_size, max_len)
+            single = layer.init_state(batch_size, max_len)
             return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], self.config.repeats, axis=0), single)
 
         return tuple(stacked(layer) for layer in self._layers())
@@ -353,7 +398,8 @@ class LanguageModel(nnx.Module):
         x, shared, found = self.embed(tokens), self._shared(), []
         for repeat in range(self.config.repeats):
             for layer in jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], self._layers()):
-                found += [part.weights(layer.norm(x)) for _, part in layer.parts() if hasattr(part, "weights")]
+                read, _ = layer.read(x)
+                found += [part.weights(read) for _, part in layer.parts() if hasattr(part, "weights")]
                 x, _, shared = layer(x, None, shared, reset=None, dropout_key=None)
         return jnp.stack(found)
 

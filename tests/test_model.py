@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqmodels import model, ops
+from seqmodels import mixers, model, ops
 from seqmodels.errors import UserError
+from seqmodels.layers import has_short_conv
 from tests.configs import tiny
 
 VOCAB = 50
@@ -141,3 +142,39 @@ def test_the_start_is_not_in_the_record_of_forms():
     with ops.record_choices() as choices:
         build()
     assert not choices
+
+
+def test_short_conv_all_gives_one_to_layers_whose_mixers_have_none():
+    """A pattern of every case: none, side by side with one that has, its own, switched off, a token shift, a channel layer."""
+    config, params, _ = build(
+        pattern="attention attention+mamba mamba linear_attention(conv_width=4) rwkv6 mlstm(block=v2) rwkv_channel_mix",
+        repeats=1,
+        short_conv="all",
+    )
+    having = [name for name, layer in params["layers"].items() if "short_conv" in layer]
+    assert having == ["0_attention", "1_attention+mamba", "5_mlstm"]
+    assert params["layers"]["0_attention"]["short_conv"]["conv_kernel"].shape == (1, 4, 32)
+    mask = model.weight_decay_mask(config, VOCAB)["layers"]
+    assert all(mask[name]["short_conv"]["conv_kernel"] for name in having)
+
+
+@pytest.mark.parametrize("mixer", mixers.names())
+def test_what_has_a_short_convolution_sees_the_step_before_by_it(mixer):
+    """A mixer that says so imports an op that mixes neighbouring steps, or their common projection; no other does."""
+    module = mixers.load(mixer)
+    mixing = any(hasattr(module, name) for name in ("causal_conv", "token_shift", "delta_inputs"))
+    assert has_short_conv(module.Config()) == (mixing and mixer != "linear_attention")
+
+
+def test_short_conv_none_leaves_no_taps_but_the_current_one():
+    _, params, _ = build(pattern="mamba gla", repeats=1, short_conv="none")
+    assert params["layers"]["0_mamba"]["layer"]["conv_kernel"].shape[1] == 1
+    with pytest.raises(UserError, match="leave one out"):
+        build(pattern="mamba(conv_width=3)", short_conv="none")
+
+
+def test_attention_weights_are_of_what_the_mixer_reads():
+    _, _, network = build(pattern="attention", repeats=1, short_conv="all")
+    (layer,) = jax.tree.map(lambda leaf: leaf[0], network._layers())
+    read, _ = layer.short_conv(layer.norm(network.embed(tokens())))
+    np.testing.assert_allclose(network.attention_weights(tokens())[0], layer.layer.weights(read), atol=1e-6)

@@ -154,7 +154,7 @@ def _figures(config, vocab_size, gradients, params, tokens, targets, weights, re
 def group(path: str) -> str:
     """Which of GROUPS a parameter belongs to: `layers/0_attention/layer/query_kernel` is a mixer's."""
     first, *rest = path.split("/")
-    if first == "layers" and rest[1] == "layer":
+    if first == "layers" and rest[1] in ("layer", "short_conv"):
         return "mlp" if is_channel_layer(rest[0].partition("_")[2]) else "mixer"
     if first in ("layers", "final_norm"):
         return "norm"

@@ -331,7 +331,7 @@ def _our_name(kind: Kind, name: str) -> str:
 # Of ModelConfig, what kinds have alike unless their tables say otherwise.
 _PLAIN: Final = {
     "embedding_norm": False, "branch_rms": None, "norm": "rms", "logit_cap": None, "readout": "each", "dropout": 0.0,
-    "remat": False, "compute_dtype": "float32",
+    "remat": False, "compute_dtype": "float32", "short_conv": "own",
 }  # fmt: skip
 
 

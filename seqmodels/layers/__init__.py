@@ -10,6 +10,7 @@ from seqmodels.layers.parallel import ParallelMixers, call_mixer, scale_output
 from seqmodels.layers.parameters import NoWeightDecay, Weight, weight_decay_of
 from seqmodels.layers.positions import sinusoids
 from seqmodels.layers.rwkv_depth import RWKVDepth, rwkv_depth
+from seqmodels.layers.short_conv import SHORT_CONVS, ShortConv, has_short_conv, without_short_conv
 
 __all__ = [
     "DeltaInputs",
@@ -19,6 +20,8 @@ __all__ = [
     "ParallelMixers",
     "RMSNorm",
     "RWKVDepth",
+    "SHORT_CONVS",
+    "ShortConv",
     "Weight",
     "call_mixer",
     "delta_beta",
@@ -27,6 +30,7 @@ __all__ = [
     "dropout",
     "fan_in_uniform_init",
     "gated_rms_norm",
+    "has_short_conv",
     "head_widths",
     "l2_norm",
     "matmul_precision",
@@ -38,5 +42,6 @@ __all__ = [
     "soft_cap",
     "step_size_bias_init",
     "weight_decay_of",
+    "without_short_conv",
     "xavier_uniform_init",
 ]

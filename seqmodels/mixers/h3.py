@@ -21,7 +21,7 @@ that code puts channels out in another order than it takes them in, which is a p
 
 import dataclasses
 import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,8 @@ from seqmodels.ranges import AtLeast, Checked, MultipleOf, OneOf, Positive, Size
 
 @dataclasses.dataclass(frozen=True)
 class Config(Checked, where="model.mixers.h3"):
+    has_short_conv: ClassVar[bool] = True  # the shift SSM
+
     head_dim: Size = 1  # P, width of a head; the paper has 1 in its language models, 8 in its scaled-up ones
     state_size: Annotated[StateSize, MultipleOf(2)] = 64  # N, real numbers per input of the diagonal SSM: N/2 conjugate pairs
     shift_size: Taps = 64  # W, steps the shift SSM sees, and its state

@@ -72,6 +72,11 @@ class Config(Checked, where="model.mixers.mlstm"):
     implementation: Implementation | None = None  # of mlstm_cell; None: the fastest for device and shape
     chunk_size: Size | None = None  # steps per chunk of the chunked form; None: the fastest for the device
 
+    @property
+    def has_short_conv(self) -> bool:
+        """v1 convolves queries' and keys' inputs, v2 nothing."""
+        return self.block == "v1" and self.conv_width > 1
+
     @classmethod
     def paper(cls) -> "Config":
         """The published block (4 heads, twice the width inside, blocks and convolution of 4), which is the default."""

@@ -30,7 +30,7 @@ RMSNorm, not LayerNorm, and the embedding has none of its own (``model.norm=laye
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,8 @@ DECAY_CEILING = 80.0
 
 @dataclasses.dataclass(frozen=True)
 class Config(Checked, where="model.mixers.rwkv6"):
+    has_short_conv: ClassVar[bool] = True  # the token shift
+
     num_heads: Size = 4  # H; divides the widths of keys and values
     key_expansion: Expansion = 0.5  # H K = key_expansion d_model; the paper has 1
     mix_rank: Size = 8  # width between A and B for each of the five blends; the paper has 32

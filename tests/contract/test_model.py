@@ -1,4 +1,4 @@
-"""A whole language model keeps the contract of its mixers: a hybrid, its head tied or not; a channel layer with a state."""
+"""A whole language model keeps the contract of its mixers: a hybrid, its head tied or not; states outside its mixers."""
 
 import dataclasses
 
@@ -18,12 +18,14 @@ VOCAB = 50
 class Builder:
     tie_embeddings: bool
     pattern: str = HYBRID
+    short_conv: str = "own"
 
     def __call__(self, implementation, dtype):
         config = ModelConfig(
             d_model=32,
             pattern=self.pattern,
             repeats=2,
+            short_conv=self.short_conv,
             tie_embeddings=self.tie_embeddings,
             embedding_norm=False,
             branch_rms=None,
@@ -50,11 +52,15 @@ TIED = (
     laws.state_size,
 )
 UNTIED = (laws.left_padding,)  # only the head differs
-CHANNEL_STATE = (laws.split, laws.stepwise, laws.reset, laws.rows, laws.left_padding)
+OUTSIDE_MIXERS = (laws.split, laws.stepwise, laws.reset, laws.rows, laws.left_padding)
 SUBJECTS = {
     "tied": (Builder(tie_embeddings=True), TIED),
     "untied": (Builder(tie_embeddings=False), UNTIED),
-    "rwkv6_mlp": (Builder(tie_embeddings=True, pattern="rwkv6 rwkv_channel_mix"), CHANNEL_STATE),
+    "rwkv6_mlp": (Builder(tie_embeddings=True, pattern="rwkv6 rwkv_channel_mix"), OUTSIDE_MIXERS),
+    "short_conv": (
+        Builder(tie_embeddings=True, pattern="attention+gla mlp", short_conv="all"),
+        (*OUTSIDE_MIXERS, laws.state_size),
+    ),
 }
 PARAMETERS = [
     pytest.param(builder, law, id=f"{name}-{law.name}", marks=pytest.mark.xdist_group(f"model-{name}"))
