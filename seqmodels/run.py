@@ -341,8 +341,13 @@ class Run:
         return dict(zip(lengths, scored, strict=True))
 
     def state_bytes(self, max_len: int | None = None) -> int:
-        """Bytes of one sequence's decoding state at a capacity of `max_len` tokens (default: the training length)."""
-        return state_bytes(self.trainer.graphdef, self.params, max_len or self.config.data.seq_len)
+        """Bytes of one sequence's decoding state at a capacity of `max_len` tokens (default: the training length).
+
+        Raises:
+            UserError: `max_len` is below 1.
+        """
+        _check_number("max_len", max_len, ranges.Count | None)
+        return state_bytes(self.trainer.graphdef, self.params, self.config.data.seq_len if max_len is None else max_len)
 
 
 def load_run(

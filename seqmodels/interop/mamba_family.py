@@ -2,6 +2,13 @@
 
 from seqmodels.interop.table import Field, Fixed, Tensor
 
+
+def dt_rank(ours):
+    """Written out where it follows from the width."""
+    rank = ours["mixer.dt_rank"]
+    return -(-ours["d_model"] // 16) if rank is None else rank
+
+
 FIELDS = (
     Field("vocab_size", "vocab_size"),
     Field("hidden_size", "d_model"),
@@ -34,7 +41,7 @@ SELECTIVE_FIELDS = (
         "mixer.dt_rank",
         default="auto",
         read=lambda rank, theirs: -(-theirs["hidden_size"] // 16) if rank == "auto" else rank,
-        write=lambda ours: ours["mixer.dt_rank"] or -(-ours["d_model"] // 16),
+        write=dt_rank,
     ),
 )
 SELECTIVE_INNER = (

@@ -46,7 +46,8 @@ class Field:
     Attributes:
       theirs: its name; of several, separated by blanks, the first that is present is read and all are written.
       ours: names of ours, separated by blanks; without ``read`` all have the same value, and the first is written.
-      default: what their library takes where the field is absent; REQUIRED: it must be there.
+      default: what their library takes where the field is absent; REQUIRED: it must be there. A null is not absent to it: of a field
+        that is true or false it is false, where the default is None it is that, and elsewhere it is refused.
       choices: their values -> ours; the first of theirs with our value is written. None: any value, the same.
       read: (their value, all of theirs) -> our value, or a tuple of one for each of ours.
       write: all of ours -> their value, or OMIT.
@@ -282,6 +283,11 @@ def _read_field(kind: Kind, entry: Field, theirs: Mapping[str, Any], present: li
     if not present and entry.default is REQUIRED:
         raise UserError(f"config.json of a {kind.model_type} lacks {names[0]}")
     value = theirs[present[0]] if present else entry.default
+    if not present and any(name in theirs for name in names):
+        if isinstance(value, bool):
+            value = False
+        elif value is not None:
+            raise UserError(f"config.json has {names[0]}=None; write what is meant, or leave it out to have {value!r}")
     if entry.choices is not None:
         if not isinstance(value, (str, bool, int, float, type(None))) or value not in entry.choices:
             _refuse(kind, names[0], {names[0]: value}, tuple(entry.choices))

@@ -186,6 +186,30 @@ def test_older_llama_configs():
     assert mixer.rope_base == 5e5 and mixer.head_dim == 16
 
 
+def fields_set(kind: str, entry: table.Field, value) -> dict:
+    """Ours of a golden's config with every name of a field at one value, also where it is within a group."""
+    theirs = config_of(kind)
+    for name in entry.theirs.split():
+        group, _, last = name.rpartition(".")
+        (theirs.setdefault(group, {}) if group else theirs)[last] = value
+    return table._flat_ours(kinds.load(kind), table.read_config(kinds.load(kind), theirs))
+
+
+@pytest.mark.parametrize("kind", kinds.names())
+def test_a_zero_and_a_null_are_not_read_as_absent(kind):
+    """A zero is refused or is ours; a null is refused, false, or None where their library's default is that."""
+    for entry in (each for each in kinds.load(kind).fields if isinstance(each, table.Field) and each.ours):
+        try:
+            assert 0 in [fields_set(kind, entry, 0)[name] for name in entry.ours.split()], entry.theirs
+        except UserError as error:
+            assert "config.json" in str(error)
+        if isinstance(entry.default, bool):
+            assert fields_set(kind, entry, None)[entry.ours.split()[0]] is False
+        elif entry.default is not None:
+            with pytest.raises(UserError, match="=None; write what is meant|lacks"):
+                fields_set(kind, entry, None)
+
+
 def test_falcons_intermediate_size_counts():
     theirs = config_of("falcon_mamba") | {"expand": 16, "intermediate_size": 192}
     ((_, mixer),) = table.read_config(kinds.load("falcon_mamba"), theirs).mixers
@@ -255,6 +279,7 @@ def test_an_adapter_beside_the_model_is_refused(tmp_path):
         ("llama", {"num_key_value_heads": 3}, "num_kv_heads=3"),
         ("mamba", {"use_bias": True}, "use_bias=True"),
         ("mamba", {"intermediate_size": 100}, "intermediate_size=100"),
+        ("falcon_mamba", {"intermediate_size": None, "expand": 0}, "expand=0"),
         ("falcon_mamba", {"intermediate_size": 100}, "intermediate_size .100. cannot be"),
         ("mamba2", {"num_heads": 4}, "num_heads=4"),
         ("xlstm", {"weight_mode": "fused"}, "weight_mode='fused'"),

@@ -4,9 +4,11 @@ from seqmodels.interop import mamba_family
 from seqmodels.interop.table import Field, Kind
 
 
-def expansion(theirs):
+def expansion(width, theirs):
     """Of this kind intermediate_size counts where there is one, whatever expand says (the 7B model's says 16)."""
-    width, d_model = theirs["intermediate_size"], theirs["hidden_size"]
+    if width is None:
+        return theirs["expand"] if "expand" in theirs else 2
+    d_model = theirs["hidden_size"]
     if width % d_model:
         raise ValueError(f"it must be a multiple of hidden_size={d_model}")
     return width // d_model
@@ -24,7 +26,7 @@ KIND = Kind(
             "intermediate_size",
             "mixer.expand",
             default=None,
-            read=lambda width, theirs: (theirs.get("expand") or 2) if width is None else expansion(theirs),
+            read=expansion,
             write=lambda ours: ours["mixer.expand"] * ours["d_model"],
         ),
         *mamba_family.SELECTIVE_FIELDS,

@@ -4,7 +4,13 @@ from seqmodels.interop.table import Field, Fixed, Kind, Tensor
 
 
 def head_dim(ours):
-    return ours["mixer.head_dim"] or ours["d_model"] // ours["mixer.num_heads"]
+    width = ours["mixer.head_dim"]
+    return ours["d_model"] // ours["mixer.num_heads"] if width is None else width
+
+
+def num_kv_heads(ours):
+    heads = ours["mixer.num_kv_heads"]
+    return ours["mixer.num_heads"] if heads is None else heads
 
 
 KIND = Kind(
@@ -22,13 +28,13 @@ KIND = Kind(
             "mixer.num_kv_heads",
             default=None,
             read=lambda heads, theirs: theirs["num_attention_heads"] if heads is None else heads,
-            write=lambda ours: ours["mixer.num_kv_heads"] or ours["mixer.num_heads"],
+            write=num_kv_heads,
         ),
         Field(
             "head_dim",
             "mixer.head_dim",
             default=None,
-            read=lambda width, theirs: width or theirs["hidden_size"] // theirs["num_attention_heads"],
+            read=lambda width, theirs: theirs["hidden_size"] // theirs["num_attention_heads"] if width is None else width,
             write=head_dim,
         ),
         Field("intermediate_size", "channel.hidden"),

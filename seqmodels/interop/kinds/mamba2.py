@@ -14,9 +14,10 @@ def limits(smallest, largest):
 
 
 def written_limits(ours):
-    if not ours["mixer.dt_smallest"] and ours["mixer.dt_largest"] is None:
+    smallest, largest = ours["mixer.dt_smallest"], ours["mixer.dt_largest"]
+    if smallest == 0.0 and largest is None:
         return OMIT  # the default, whose infinity JSON cannot say
-    return [ours["mixer.dt_smallest"], ours["mixer.dt_largest"] or math.inf]
+    return [smallest, math.inf if largest is None else largest]
 
 
 KIND = Kind(

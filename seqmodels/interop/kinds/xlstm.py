@@ -30,7 +30,7 @@ KIND = Kind(
         Field("vocab_size", "vocab_size"),
         Field("hidden_size embedding_dim", "d_model"),
         Field("num_blocks", "repeats", default=None, read=num_blocks),
-        Field("num_hidden_layers", "", default=DEFAULT_LAYERS, read=lambda *_: (), write=lambda ours: ours["repeats"]),
+        Field("num_hidden_layers", "", default=None, read=lambda *_: (), write=lambda ours: ours["repeats"]),
         Field("num_heads", "mixer.num_heads", default=8),
         Field("qk_dim_factor", "mixer.key_expansion", default=0.5),
         Field("v_dim_factor", "mixer.value_expansion", default=1.0),
