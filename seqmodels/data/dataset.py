@@ -15,7 +15,7 @@ import numpy as np
 from seqmodels.data import atomic, fingerprint, progress
 from seqmodels.data.tasks import Task, batches
 from seqmodels.data.tasks.batches import TaskDataset
-from seqmodels.data.text import sources
+from seqmodels.data.text import hub, sources
 from seqmodels.data.text import tokenizer as tokenizers
 from seqmodels.data.text import validation as validations
 from seqmodels.data.text.batches import PACKINGS, PERMUTATION, Batch, Batches, train_batches
@@ -178,10 +178,14 @@ class Dataset:
             atomic.write_text(Path(workdir) / RECORD_NAME, json.dumps(self.record, indent=2) + "\n")
 
 
-def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
+def prepare(config: DataConfig, *, seed: int, begun_with: Mapping[str, Any] | None = None) -> Dataset | TaskDataset:
     """Open the source, train or load the tokenizer, tokenise what the cache has not; ready for any step.
 
     Of a synthetic task, the same without any of this: it has no tokenizer, and no bytes of text.
+
+    Args:
+        begun_with: the record of a run that goes on (`Dataset.record`): data sets of the hub are read at the commits that it
+            names, wherever a branch, a tag or the newest is asked for.
 
     Raises:
         UserError: the config, the source, the tokenizer or the cache folder cannot be used.
@@ -190,13 +194,10 @@ def prepare(config: DataConfig, *, seed: int) -> Dataset | TaskDataset:
         raise UserError(f"seed is {seed}: it must be 0 or more")
     if config.synthetic_task is not None:
         return TaskDataset(config.task, config.synthetic_task, seq_len=config.seq_len, batch_size=config.batch_size, seed=seed)
-    source = sources.open_source(
-        config.source, revision=config.revision, toy_documents=config.toy_documents, streaming=config.streaming
-    )
+    of_hub = {"revision": config.revision, "streaming": config.streaming, "commits": _commits(begun_with)}
+    source = sources.open_source(config.source, toy_documents=config.toy_documents, **of_hub)
     if config.validation_source:
-        source = sources.with_validation_from(
-            source, config.validation_source, revision=config.revision, streaming=config.streaming
-        )
+        source = sources.with_validation_from(source, config.validation_source, **of_hub)
     source = sources.with_validation(source)
     train = source.train
     if config.max_train_documents:
@@ -246,12 +247,13 @@ def validation_from_source(
     The source's validation split where it has one, else all of its text.
 
     Args:
-        trained_on: the record that a run keeps of its data (`Dataset.record`); that it was trained on this text is said.
+        trained_on: the record that a run keeps of its data (`Dataset.record`); that it was trained on this text is said, and
+            a data set of the hub that it names is read at the same commit.
 
     Raises:
         UserError: there is no such source, or nothing in it.
     """
-    opened = sources.open_source(source, revision=revision, toy_documents=1, field="data")
+    opened = sources.open_source(source, revision=revision, toy_documents=1, field="data", commits=_commits(trained_on))
     split = opened.validation or opened.train
     if split is None:
         raise UserError(f"'{source}' has neither a validation nor a training split")
@@ -268,6 +270,14 @@ def read_record(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     except (OSError, UserError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _commits(record: Mapping[str, Any] | None) -> dict[str, str]:
+    """The commits of the hub that a record names."""
+    commits = None if record is None else record.get("commits")
+    if not isinstance(commits, dict):
+        return {}
+    return {name: commit for name, commit in commits.items() if hub.is_commit(commit)}
 
 
 def _was_trained_on(split: sources.Split, record: Mapping[str, Any] | None) -> bool:
@@ -309,6 +319,7 @@ def _record(line: str, source: sources.Source, train: TokenStream, validation: V
         "said": line,
         "source": source.name,
         **splits,
+        "commits": sources.commits(source.train, source.validation),
         "held_out_because": source.held_out,
         "left_out": train.left_out,
         "not_read": [{"names": list(names), "reason": reason} for names, reason in unread],

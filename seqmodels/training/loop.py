@@ -128,8 +128,9 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
             trainer.check_memory()
 
         # The data. What the first process has put into data.cache_dir the others find there.
+        begun_with = group.from_first(lambda: data.read_record(workdir))
         with signals.interrupting(), group.first_goes_ahead():
-            dataset = data.prepare(config.data, seed=config.seed)
+            dataset = data.prepare(config.data, seed=config.seed, begun_with=begun_with)
         if dataset.vocab_size != data_vocab_size:
             trainer = Trainer(config, dataset.vocab_size)
 

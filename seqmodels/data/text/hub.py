@@ -1,4 +1,4 @@
-"""Texts of the Hugging Face hub, through ``datasets``, at a pinned revision.
+"""Texts of the Hugging Face hub, through ``datasets``, at one commit.
 
 Without a network that is an error at once, unless ``datasets`` has that revision on disk.
 """
@@ -20,6 +20,7 @@ from seqmodels.errors import UserError
 TINYSTORIES: Final = "roneneldan/TinyStories"
 TINYSTORIES_REVISION: Final = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SECONDS_TO_REACH_THE_HUB: Final = 4.0
 
@@ -29,11 +30,38 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
+def is_commit(revision: object) -> bool:
+    """Whether this is the whole name of a commit."""
+    return isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
+
+
+@functools.cache
+def commit(name: str, revision: str) -> str:
+    """The commit that a branch, a tag or the beginning of a commit's name means now, of a hub data set; empty is the newest.
+
+    Without the hub, the newest is that of the copy on the disk that was made last, which ``datasets`` then opens.
+
+    Raises:
+        UserError: no network and no copy, or no such data set or revision.
+    """
+    if is_commit(revision):
+        return revision
+    if not reachable():
+        copies = [] if revision else [path for path in _prepared(name, "*") if is_commit(path.name)]
+        if not copies:
+            raise UserError(_unreachable(name))
+        return max(copies, key=lambda path: path.stat().st_mtime).name
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, revision=revision or None).sha
+    except Exception as error:  # as in `_loaded`
+        raise UserError(_not_loaded(name, revision, error)) from error
+
+
 @functools.cache
 def load(name: str, revision: str) -> Any:
-    """The splits of a hub data set, a ``datasets.DatasetDict``; downloads it where it is not yet here.
-
-    An empty ``revision`` is the newest.
+    """The splits of a hub data set at a commit, a ``datasets.DatasetDict``; downloads it where it is not yet here.
 
     Raises:
         UserError: no network and no copy, or no such data set.
@@ -63,13 +91,15 @@ def streamed(name: str, revision: str) -> Any:
 def _loaded(name: str, revision: str, *, offline: bool, **options: Any) -> Any:
     datasets = _import_datasets(offline=offline)
     try:
-        return datasets.load_dataset(name, revision=revision or None, **options)
+        return datasets.load_dataset(name, revision=revision, **options)
     except ConnectionError as error:
         raise UserError(_unreachable(name)) from error
     except Exception as error:  # of datasets, huggingface_hub, httpx and pyarrow, without a common base
-        raise UserError(
-            f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {_first_line(error)}"
-        ) from error
+        raise UserError(_not_loaded(name, revision, error)) from error
+
+
+def _not_loaded(name: str, revision: str, error: Exception) -> str:
+    return f"the hub's data set '{name}' (revision {revision or 'newest'}) cannot be loaded: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
@@ -145,13 +175,13 @@ def reachable() -> bool:
     return answered.is_set()
 
 
-def _prepared(name: str, revision: str) -> bool:
-    """Whether ``datasets`` has this revision on disk, in the one form that it can open without the hub."""
+def _prepared(name: str, revision: str) -> list[Path]:
+    """The folders in which ``datasets`` has a revision on disk, in the one form that it can open without the hub."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
     folder = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
     owner, short_name = name.split("/")
     snake_case = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", short_name).lower()
-    return any(folder.glob(f"{owner}___{snake_case}/*/*/{revision or '*'}"))
+    return list(folder.glob(f"{owner}___{snake_case}/*/*/{revision}"))
 
 
 def _import_datasets(*, offline: bool) -> Any:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from seqmodels.data import atomic, fingerprint
@@ -109,11 +110,20 @@ class Source:
     held_out: str = ""
 
 
-def open_source(name: str, *, revision: str, toy_documents: int, streaming: bool = False, field: str = "data.source") -> Source:
+def open_source(
+    name: str,
+    *,
+    revision: str,
+    toy_documents: int,
+    streaming: bool = False,
+    field: str = "data.source",
+    commits: Mapping[str, str] = MappingProxyType({}),
+) -> Source:
     """The source a name means.
 
     ``revision`` is the hub's, ``toy_documents`` the size of the toy's training split. The pinned revision
-    of TinyStories is taken to mean no other data set: those come at their newest. With ``streaming`` a data set of the hub
+    of TinyStories is taken to mean no other data set: those come at their newest, or at their commit in ``commits``, which
+    goes before what a revision means now. With ``streaming`` a data set of the hub
     is read over the network each time, in the same order, and is not put on the disk. ``field`` is what messages call the name.
 
     Raises:
@@ -133,7 +143,8 @@ def open_source(name: str, *, revision: str, toy_documents: int, streaming: bool
         return _local(name, path, field)
     if _is_on_the_hub(name):
         revision = "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision
-        return _hub(name, revision, streaming=streaming)
+        known = name in commits and not hub.is_commit(revision)
+        return _hub(name, commits[name] if known else hub.commit(name, revision), streaming=streaming)
     raise UserError(f"{field} '{name}' does not exist: give a file, a folder, a hub id such as {hub.TINYSTORIES}, or 'toy'")
 
 
@@ -142,7 +153,9 @@ def _is_on_the_hub(name: str) -> bool:
     return not (name and _exists(path)) and hub.is_hub_id(name) and path.suffix.lower() not in folder.FORMATS
 
 
-def with_validation_from(source: Source, name: str, *, revision: str, streaming: bool = False) -> Source:
+def with_validation_from(
+    source: Source, name: str, *, revision: str, streaming: bool = False, commits: Mapping[str, str] = MappingProxyType({})
+) -> Source:
     """The source with another validation split: that of its own splits which ``name`` says, else the text it names, a path
     or a hub id, of which the validation split or else all is taken. A file of it is not in training.
 
@@ -153,7 +166,7 @@ def with_validation_from(source: Source, name: str, *, revision: str, streaming:
     own = _splits(source)
     if name == TRAIN and TRAIN in own:
         raise UserError(f"{what} is what is trained on: name another split, a path or a hub id")
-    held_out = own[name] if name in own else _named_text(name, source, revision, streaming)
+    held_out = own[name] if name in own else _named_text(name, source, revision, streaming, commits)
     unread = source.unread
     if source.validation is not None and held_out is not source.validation:
         unread += (Unread(source.validation.names, f"{what} is held out instead"),)
@@ -161,13 +174,14 @@ def with_validation_from(source: Source, name: str, *, revision: str, streaming:
     return _without_held_out(replace(source, validation=held_out, others=others, unread=unread, held_out=what))
 
 
-def _named_text(name: str, source: Source, revision: str, streaming: bool) -> Split:
+def _named_text(name: str, source: Source, revision: str, streaming: bool, commits: Mapping[str, str]) -> Split:
     """The text of a path, of a hub id, or of a hub id's split, ``owner/name:split``."""
     place, _, split = name.rpartition(":")
     if _exists(atomic.expanded(name)) or not hub.is_hub_id(place):
         place, split = name, ""
     try:
-        opened = open_source(place, revision=revision, toy_documents=1, streaming=streaming and _is_on_the_hub(place))
+        streaming = streaming and _is_on_the_hub(place)
+        opened = open_source(place, revision=revision, toy_documents=1, streaming=streaming, commits=commits)
     except UserError as error:
         raise UserError(
             f"data.validation_source '{name}' is neither a split that data.source has ({', '.join(_splits(source))}) nor "
@@ -222,6 +236,11 @@ def _without(source: Source, files: Sequence[Path], reason: str) -> Source:
 def contents(split: Split) -> list[tuple[int, str]]:
     """What tells its files from others wherever they are: the size of each, and a digest of a sample of what is in it."""
     return [(description["bytes"], description["sample"]) for description in split.fingerprint.get("files") or ()]
+
+
+def commits(*splits: Split) -> dict[str, str]:
+    """The commit at which each data set of the hub is read."""
+    return {split.fingerprint["hub"]: split.fingerprint["revision"] for split in splits if "hub" in split.fingerprint}
 
 
 def _by_content(split: Split) -> dict[tuple[int, str], Path]:
@@ -352,12 +371,13 @@ def training_line(source: Source) -> str:
     return (
         f"data: training on {source.train.label}; held out: {source.validation.label} ({source.held_out}); "
         f"not read: {_unread_text(unread_of(source, source.train, source.validation))}"
+        f"{_commits_text(source.train, source.validation)}"
     )
 
 
 def scoring_line(source: Source, split: Split) -> str:
     """One line of a source that is scored: which split is read, and what is not read."""
-    return f"data: scoring {split.label}; not read: {_unread_text(unread_of(source, split))}"
+    return f"data: scoring {split.label}; not read: {_unread_text(unread_of(source, split))}{_commits_text(split)}"
 
 
 def unread_of(source: Source, *read: Split) -> tuple[Unread, ...]:
@@ -368,6 +388,10 @@ def unread_of(source: Source, *read: Split) -> tuple[Unread, ...]:
 
 def _unread_text(unread: Iterable[Unread]) -> str:
     return ", ".join(f"{_listed(names)} ({reason})" for names, reason in unread) or "nothing"
+
+
+def _commits_text(*splits: Split) -> str:
+    return "".join(f"; {name} at commit {commit}" for name, commit in commits(*splits).items())
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -493,6 +517,7 @@ def _mended(pieces: Iterable[Piece], is_damaged: bool) -> Iterator[Piece]:
 
 
 def _hub(name: str, revision: str, *, streaming: bool = False) -> Source:
+    """A data set of the hub at a commit."""
     if name == hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION:
         # Its splits are known, so that a run whose tokens are cached needs neither datasets nor a network.
         splits = (TRAIN, VALIDATION)

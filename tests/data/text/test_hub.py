@@ -1,6 +1,9 @@
 """A data set of the hub that is streamed gives the documents, and so the tokens, of one that was downloaded."""
 
+import json
+import os
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -13,6 +16,7 @@ from seqmodels.data.text import hub, sources, toy
 from seqmodels.errors import UserError
 
 NAME = "some/stories"
+COMMITS = {None: "a" * 40, "main": "a" * 40, "older": "b" * 40}
 TRAIN = [*toy.stories("train", 45), None, " ", "größer \U0001f600"]
 
 
@@ -27,11 +31,27 @@ def shards(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr(hub, "_import_datasets", _datasets(tmp_path))
-    hub.load.cache_clear()
-    hub.streamed.cache_clear()
+    names_commits(monkeypatch, COMMITS)
+    forget()
     yield folder
-    hub.load.cache_clear()
-    hub.streamed.cache_clear()
+    forget()
+
+
+def forget():
+    """As a new process begins."""
+    for kept in (hub.commit, hub.load, hub.streamed):
+        kept.cache_clear()
+
+
+def names_commits(monkeypatch, commits: dict):
+    """A hub that names these commits, by revision."""
+
+    class Client:
+        def dataset_info(self, name, *, revision):
+            assert name == NAME
+            return SimpleNamespace(sha=commits[revision])
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Client)
 
 
 def _datasets(tmp_path):
@@ -41,7 +61,7 @@ def _datasets(tmp_path):
         class Here:
             @staticmethod
             def load_dataset(name, revision, **options):
-                assert (name, revision) == (NAME, None)
+                assert name == NAME and revision in COMMITS.values()
                 return datasets.load_dataset(str(tmp_path / "shards"), cache_dir=str(tmp_path / "copies"), **options)
 
         return Here
@@ -81,11 +101,50 @@ def test_a_run_reads_the_same_batches_at_every_step(shards, tmp_path):
 
 def test_only_the_documents_that_are_asked_for_are_read(shards):
     read = []
-    stream = hub.streamed(NAME, "")["train"]
+    stream = hub.streamed(NAME, COMMITS[None])["train"]
     first = sources.first_documents(opened(streaming=True).train, 3)
     for piece in first.pieces(Counter()):
         read.append(piece.text)
-    assert read == TRAIN[:3] and stream is hub.streamed(NAME, "")["train"]
+    assert read == TRAIN[:3] and stream is hub.streamed(NAME, COMMITS[None])["train"]
+
+
+def test_a_run_says_and_keeps_the_commit_that_it_read(shards, tmp_path, monkeypatch, capsys):
+    """And goes on with it, when a newer one is there."""
+    settings = {"source": NAME, "tokenizer": "bytes", "seq_len": 16, "batch_size": 4, "cache_dir": str(tmp_path / "cache")}
+
+    def prepared(revision, begun_with=None):
+        forget()
+        return data.prepare(DataConfig(**settings, revision=revision), seed=3, begun_with=begun_with)
+
+    first = prepared("")
+    assert f"; {NAME} at commit {'a' * 40}" in capsys.readouterr().err and f"at commit {'a' * 40}" in first.record["said"]
+    record = json.loads(json.dumps(first.record))
+    assert record["commits"] == {NAME: "a" * 40}
+    names_commits(monkeypatch, {None: "b" * 40, "tag": "b" * 40})
+    assert prepared("", record).record == record and prepared("tag", record).record == record
+    assert prepared("").record["commits"] == {NAME: "b" * 40}
+    assert prepared("b" * 40, record).record["commits"] == {NAME: "b" * 40}  # that is asked for by its name
+    for odd in (None, {}, {"commits": [NAME]}, {"commits": {NAME: "newest"}}):
+        assert prepared("", odd).record["commits"] == {NAME: "b" * 40}
+
+
+def test_without_a_network_the_copy_that_was_made_last_names_the_commit(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    copies = tmp_path / "home" / "datasets" / "some___stories" / "default" / "0.0.0"
+    for age, commit in enumerate("abc"):
+        (copies / (commit * 40)).mkdir(parents=True)
+        os.utime(copies / (commit * 40), (0, 100 - age))
+    (copies / f"{'d' * 40}.incomplete").mkdir()
+    assert hub.commit(NAME, "") == "a" * 40
+    for revision in ("main", "tag"):  # what they mean the hub says
+        with pytest.raises(UserError, match="cannot reach"):
+            hub.commit(NAME, revision)
+
+
+def test_a_revision_that_is_not_there_is_one_line(shards):
+    with pytest.raises(UserError, match="data set 'some/stories' .revision nowhere. cannot be loaded") as error:
+        sources.open_source(NAME, revision="nowhere", toy_documents=1)
+    assert "\n" not in str(error.value)
 
 
 def test_a_stream_without_text_or_with_an_end_is_one_line(shards):
