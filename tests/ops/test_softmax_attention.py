@@ -420,6 +420,32 @@ def test_cost_is_what_is_seen(T):
         assert cost(window=128) > 7 * 16 * T * 128
 
 
+@pytest.mark.parametrize("max_row_keys", [module.MAX_ROW_KEYS, 0], ids=["rows", "tiles"])
+@pytest.mark.parametrize("heads_at_once", [1, 2, 4, 5])
+def test_a_few_heads_at_a_time_are_all_of_them(heads_at_once, max_row_keys, monkeypatch):
+    """A head, a row of the batch, two rows; outputs and gradients, with documents in each row."""
+    T, batch = 70, 4
+    monkeypatch.setattr(module, "num_cores", lambda: 1)
+    monkeypatch.setattr(module, "MAX_ROW_KEYS", max_row_keys)
+    inputs, reset = draw(1, T, batch=batch), draw_reset(2, T, batch=batch)
+
+    def run(block_bytes):
+        monkeypatch.setattr(module, "BYTES_IN_CACHE", block_bytes)
+
+        @fast_jit
+        def o_and_gradients(*inputs):
+            o, backward = jax.vjp(lambda *inputs: softmax_attention(*inputs, reset=reset)[0], *inputs)
+            return o, backward(o)
+
+        return o_and_gradients.lower(*inputs).as_text().count("stablehlo.while"), o_and_gradients(*inputs)
+
+    loops, expected = run(2**40)
+    block = 4 * (H // G) * 64 * (T if max_row_keys else 64)
+    loops_of_parts, found = run(heads_at_once * block)
+    assert loops_of_parts > loops
+    jax.tree.map(close, found, expected)
+
+
 def test_refusals():
     q, k, v = draw(18, 4)
     with pytest.raises(NotImplementedError, match="softmax does not split"):

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels.ops import documents, kernels, sequence_parallel
+from seqmodels.circumstances import num_cores
+from seqmodels.ops import documents, kernels, sequence_parallel, target
 from seqmodels.ops.dispatch import KernelForm, dispatch
 from seqmodels.ops.placement import per_shard
 from seqmodels.ops.softmax_attention import ring
@@ -37,6 +38,8 @@ from seqmodels.ops.softmax_attention.tiles import Tiles, in_tiles
 # At most so many blocks of queries are written out, each against all its keys; longer sequences loop over tiles.
 MAX_ROWS = 4
 MAX_ROW_KEYS = 2048
+# Of scores at work at once on a CPU, for each core: a block of them and of their gradients stay in its second cache.
+BYTES_IN_CACHE = 2**17
 
 _CACHE_AXES = Cache(keys="b g", values="b g", cursor="b", live="b")
 
@@ -220,9 +223,44 @@ def _in_blocks(q, k, v, query_points, key_points, window, num_old):
     block = _block_length(T, window)
     if sequence_parallel.num_devices() > 1:
         return ring.attend(q, k, v, query_points, key_points, window, num_old, block)
+    queries = min(block, T)
     if T <= MAX_ROWS * block and S <= MAX_ROW_KEYS:
-        return rows(Rows(block, num_old, window), q, k, v, query_points, key_points)
-    return in_tiles(Tiles(T, min(block, T), block, num_old, window), q, k, v, query_points, key_points)
+        attend, keys = functools.partial(rows, Rows(block, num_old, window)), S
+    else:
+        attend, keys = functools.partial(in_tiles, Tiles(T, queries, block, num_old, window)), block
+    return _in_cache(attend, 4 * q.shape[2] * queries * keys, q, k, v, query_points, key_points)
+
+
+def _in_cache(attend, bytes_of_scores, q, k, v, query_points, key_points):
+    """``attend``, on a CPU to so few heads at a time that a block of their scores stays in the cores' caches.
+
+    Args:
+      bytes_of_scores: of one key head's block.
+    """
+    (B, G), at_once = k.shape[:2], max(1, BYTES_IN_CACHE * num_cores() // bytes_of_scores)
+    if target.device() != "cpu" or at_once >= B * G:
+        return attend(q, k, v, query_points, key_points)
+    # Whole rows of the batch, or heads of one row: either lies in one piece.
+    b, g = (_largest_divisor(B, at_once // G), G) if at_once >= G else (1, _largest_divisor(G, at_once))
+    points, structure = jax.tree.flatten((query_points, key_points))
+
+    def heads_apart(x):
+        return x.reshape(-1, b, g, *x.shape[2:])
+
+    def rows_apart(x):
+        return jnp.repeat(x.reshape(-1, b, x.shape[1]), G // g, axis=0)
+
+    def part(arrays):
+        *qkv, own = arrays
+        return attend(*qkv, *structure.unflatten(x if mine is None else mine for x, mine in zip(points, own)))
+
+    own = [None if x.shape[0] == 1 else rows_apart(x) for x in points]
+    o = lax.map(part, (heads_apart(q), heads_apart(k), heads_apart(v), own))
+    return o.reshape(B, G, *o.shape[3:])
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(n for n in range(1, limit + 1) if number % n == 0)
 
 
 def _block_length(num_steps: int, window: int | None) -> int:

@@ -16,6 +16,7 @@ from seqmodels.ops import documents, target
 
 # The time of a key that no query may see: an empty slot of the cache, or padding.
 NOWHERE = int(np.iinfo(np.int32).max)
+_FEW = 16  # numbers, as many as a vector register holds
 
 
 class Points(NamedTuple):
@@ -65,10 +66,21 @@ def product(subscripts: str, a, b, dtype) -> Float[Array, "..."]:
 def bias(visible: Bool[Array, "#B T S"], group: int) -> Float[Array, "#B 1 rows S"]:
     """0 where a query sees a key, minus infinity elsewhere; the queries of a group one under the other.
 
-    Added, not selected: XLA on a CPU runs product, bias, softmax and product as one kernel; a select breaks it.
+    Added, not selected: a sum is part of the loop over scores that follows.
     """
     bias = jnp.where(visible, 0.0, -jnp.inf).astype(jnp.float32)
     return jnp.tile(bias, (1, group, 1))[:, None]
+
+
+def largest(scores: Float[Array, "*n S"]) -> Float[Array, "*n 1"]:
+    """The largest score of each row; NaN where there is one.
+
+    On a CPU XLA finds the maximum of neighbouring numbers one by one; of halves it takes 0.9 ms instead of 5.9 (4 million numbers).
+    """
+    while target.device() == "cpu" and scores.shape[-1] > _FEW:
+        half = -(-scores.shape[-1] // 2)  # of an odd number the halves share one
+        scores = jnp.maximum(scores[..., :half], scores[..., -half:])
+    return jnp.max(scores, axis=-1, keepdims=True)
 
 
 def stack_group(x: Float[Array, "*n R T X"]) -> Float[Array, "*n rows X"]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from seqmodels.ops.softmax_attention.products import bias, features_first, product, sees, split_group, stack_group
+from seqmodels.ops.softmax_attention.products import bias, features_first, largest, product, sees, split_group, stack_group
 
 
 class Rows(NamedTuple):
@@ -31,32 +31,39 @@ def rows(plan: Rows, q, k, v, query_points, key_points):
     return _rows_forward(plan, q, k, v, query_points, key_points)[0]
 
 
-def _row_weights(plan: Rows, q, k, query_points, key_points, queries, keys) -> Float[Array, "B G rows S"]:
+def _row_scores(plan: Rows, q, k, query_points, key_points, queries, keys) -> Float[Array, "B G rows S"]:
     query_points = jax.tree.map(lambda x: x[:, queries], query_points)
     key_points = jax.tree.map(lambda x: x[:, keys], key_points)
     scores = product("bgmk,bgsk->bgms", stack_group(q[:, :, :, queries]), k[:, :, keys], q.dtype)
-    return jax.nn.softmax(scores + bias(sees(query_points, key_points, plan.window), q.shape[2]), axis=-1)
+    return scores + bias(sees(query_points, key_points, plan.window), q.shape[2])
 
 
 def _rows_forward(plan, q, k, v, query_points, key_points):
-    blocks = []
+    blocks, log_totals = [], []
     for queries, keys in plan.spans(q.shape[3]):
-        weights = _row_weights(plan, q, k, query_points, key_points, queries, keys)
-        blocks.append(split_group(product("bgms,bgsv->bgmv", weights, v[:, :, keys], v.dtype), q.shape[2]))
-    return jnp.concatenate(blocks, axis=3), (q, k, v, query_points, key_points)
+        scores = _row_scores(plan, q, k, query_points, key_points, queries, keys)
+        top = largest(scores)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        o = product("bgms,bgsv->bgmv", weights, v[:, :, keys], v.dtype) / total
+        blocks.append(split_group(o, q.shape[2]))
+        log_totals.append(top + jnp.log(total))
+    o = jnp.concatenate(blocks, axis=3)
+    return o, (q, k, v, query_points, key_points, o, tuple(log_totals))
 
 
 def _rows_backward(plan, saved, d_o):
-    # Only the inputs are saved: at these lengths computing the weights anew beats writing and reading them.
-    q, k, v, query_points, key_points = saved
+    # The weights are not saved: computing them anew beats writing and reading them.
+    q, k, v, query_points, key_points, o, log_totals = saved
     S = k.shape[2]
+    correction = jnp.sum(o * d_o, axis=-1, keepdims=True)
     q_by_feature, d_o_by_feature = features_first(q), features_first(d_o)
     d_q_blocks, d_k, d_v = [], 0.0, 0.0
-    for queries, keys in plan.spans(q.shape[3]):
-        weights = _row_weights(plan, q, k, query_points, key_points, queries, keys)
+    for (queries, keys), log_total in zip(plan.spans(q.shape[3]), log_totals):
+        weights = jnp.exp(_row_scores(plan, q, k, query_points, key_points, queries, keys) - log_total)
         d_o_block = stack_group(d_o[:, :, :, queries])
         d_weights = product("bgmv,bgsv->bgms", d_o_block, v[:, :, keys], v.dtype)
-        d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
+        d_scores = weights * (d_weights - stack_group(correction[:, :, :, queries]))
         d_q_blocks.append(split_group(product("bgms,bgsk->bgmk", d_scores, k[:, :, keys], k.dtype), q.shape[2]))
         unseen = ((0, 0), (0, 0), (0, 0), (keys.start, S - keys.stop))
         q_block, d_o_block = (x[..., queries].reshape(*x.shape[:3], -1) for x in (q_by_feature, d_o_by_feature))

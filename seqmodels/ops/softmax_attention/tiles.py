@@ -20,6 +20,7 @@ from seqmodels.ops.softmax_attention.products import (
     Points,
     bias,
     features_first,
+    largest,
     product,
     sees,
     split_group,
@@ -144,7 +145,7 @@ def _tiles_forward(plan, legs, *arrays):
             (q_i, points_i), (k_j, v_j, points_j) = _block((q, query_points), i), _block(keys, j)
             top, total, o = _block(running, i)
             scores = _tile_scores(plan, q_i, k_j, points_i, points_j)
-            new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+            new_top = jnp.maximum(top, largest(scores))
             weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
             new_total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
             new_o = o * shrink + product("bgms,bgsv->bgmv", weights, v_j, v_j.dtype)
