@@ -193,7 +193,7 @@ def solve_unit_lower(
 ) -> tuple[Float[Array, "*b C _"], ...]:
     """x of (I + L) x = r for every r of ``right``, by ``unit_lower_inverse``; ``precision`` is that of the products T r.
 
-    Backward dr = T^T dx and dL = -sum(dr x^T) below the diagonal: the inverse is not differentiated, which would take two
+    Backward d_r = T^T d_x and d_L = -sum(d_r x^T) below the diagonal: the inverse is not differentiated, which would take two
     more products of the size of L.
     """
     return _solve_unit_lower_forward(matrix, right, precision)[0]

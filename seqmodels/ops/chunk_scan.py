@@ -74,7 +74,7 @@ def chunk_scan(
         ``backward``, of the state alone, from d_outputs and d_final: (the cotangents of the states after every chunk
         [N, B, *heads, K, V], that of the first state). It needs no state:
 
-            dS = gamma[:, None] dS' b_keep[None, :] + q~^T (do b_read) - W^T (P^T do + k~ dS')
+            d_S = gamma[:, None] d_S' b_keep[None, :] + q~^T (d_o b_read) - W^T (P^T d_o + k~ d_S')
       inputs: a tuple of [B, T, *heads, features] (or None), T a multiple of ``chunk_size``; a zero vector must mean "nothing happens"
         in each.
       state: the state before the first step.

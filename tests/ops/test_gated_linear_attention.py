@@ -114,7 +114,7 @@ def test_decays_of_any_strength(form, kind):
 
 @product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT)
 def test_small_gate_gradients_keep_their_digits(form, kind):
-    # At -20 a step the gradients are 1e-9 of the products they come from: the textbook q dq - k dk has no correct digit.
+    # At -20 a step the gradients are 1e-9 of the products they come from: the textbook q d_q - k d_k has no correct digit.
     inputs = sample(steps=64, batch=1, decay=kind)
     inputs["log_decay"] = np.full_like(inputs["log_decay"], -20.0)
     cotangents = cotangents_for(inputs)

@@ -15,7 +15,7 @@ and the kernel's passes. Nothing else in the project imports Pallas.
 | delta_rule | as gated_linear_attention | ``forward(q, k, v, beta, log_decay, state, *, keep_starts, interpret)``, |
 | (optional) | | ``backward(q, k, v, beta, log_decay, kept, d_output, d_final, *, interpret)`` |
 | selective_scan | x, dt, A, B, C, chunk_size | ``forward(x, dt, A, B, C, state, reset, *, keep_starts, interpret)``, |
-| | | ``backward(x, dt, A, B, C, reset, starts, dy, dfinal, *, interpret)`` |
+| | | ``backward(x, dt, A, B, C, reset, starts, d_y, d_final, *, interpret)`` |
 | linear_recurrence | dtype | ``scan(a, b, carry, reset, *, reverse, interpret)`` |
 | softmax_attention | q, k, v, cache, reset, window | ``attend(q, k, v, documents, window, *, interpret)`` |
 

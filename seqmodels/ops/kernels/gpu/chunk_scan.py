@@ -9,10 +9,10 @@ other column. Forward:
     o = q~ S [+ P u]       float32, by tile
     S = gamma[:, None] * S * b_keep[None, :] + k~^T u
 
-Backward, in reversed order, of the state's cotangent dS' alone:
+Backward, in reversed order, of the state's cotangent d_S' alone:
 
-    du = P^T do + k~ dS'   (for the delta rule, or where it is wanted as the gradient of the values; dS needs it only with W)
-    dS = gamma[:, None] * dS' * b_keep[None, :] + q~^T (do * b_read) - W^T du
+    d_u = P^T d_o + k~ d_S'   (for the delta rule, or where it is wanted as the gradient of the values; d_S needs it only with W)
+    d_S = gamma[:, None] * d_S' * b_keep[None, :] + q~^T (d_o * b_read) - W^T d_u
 
 Everything else is parallel over chunks. Of gated linear attention it is done by the kernels of ``gpu/gated_linear_attention.py``,
 around ``walk`` and ``backward_scan``; of the rest by XLA, around ``forward`` and ``backward``: the preparation,
@@ -97,7 +97,7 @@ def backward(
     count, heads, (channels, width) = d_outputs.shape[0], d_final.shape[:-2], d_final.shape[-2:]
     if chunk.value_read is not None:
         d_outputs = d_outputs * chunk.value_read
-    arrays = _arrays(chunk._replace(value=d_outputs))  # do lies as U does
+    arrays = _arrays(chunk._replace(value=d_outputs))  # d_o lies as U does
     K, V = padded(channels, width)
     places = _places(arrays, heads, count, K, V)
     if "erase" not in arrays:
@@ -154,7 +154,7 @@ def walk(
         inputs, initial = dict(zip(tiles, refs)), refs[len(tiles)]
         (outputs, final, *starts), (S_s, o_s, *u_s) = refs[len(tiles) + 1 : -len(scratch)], refs[-len(scratch) :]
         head, block = lax.axis_index("head"), lax.axis_index("block")
-        of_head = pl.ds(head * K, K)
+        of_head = pl.d_s(head * K, K)
 
         def step(index, *carried):
             (n,), tile, S = index, dict(zip(tiles, carried)), carried[-1]
@@ -163,7 +163,7 @@ def walk(
             S = _decayed(S, tile)  # before the barrier: after the last one of a step its tiles may be overwritten
             plgpu.commit_smem()
             if keep_starts:
-                plgpu.copy_smem_to_gmem(S_s, starts[0].at[pl.ds((n * heads + head) * K, K), _columns(block)])
+                plgpu.copy_smem_to_gmem(S_s, starts[0].at[pl.d_s((n * heads + head) * K, K), _columns(block)])
             update = tile["value"]
             if "erase" in tile:
                 u_s[0][...] = (load(update) - product(tile["erase"], S_s)).astype(OPERAND)
@@ -218,32 +218,32 @@ def backward_scan(
     def body(*refs):
         inputs, last = dict(zip(tiles, refs)), refs[len(tiles)]
         ends, first, *d_values = refs[len(tiles) + 1 : -2]
-        dS_s, du_s = refs[-2:]
+        d_S_s, d_u_s = refs[-2:]
         head, block = lax.axis_index("head"), lax.axis_index("block")
-        of_head = pl.ds(head * K, K)
+        of_head = pl.d_s(head * K, K)
 
         def step(index, *carried):
-            (i,), tile, dS = index, dict(zip(tiles, carried)), carried[-1]
+            (i,), tile, d_S = index, dict(zip(tiles, carried)), carried[-1]
             n = count - 1 - i
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # dS_s is free again
-            dS_s[...] = dS.astype(OPERAND)
-            dS = _decayed(dS, tile)
+            d_S_s[...] = d_S.astype(OPERAND)
+            d_S = _decayed(d_S, tile)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(dS_s, ends.at[pl.ds((n * heads + head) * K, K), _columns(block)])
-            do = tile["value"]
+            plgpu.copy_smem_to_gmem(d_S_s, ends.at[pl.d_s((n * heads + head) * K, K), _columns(block)])
+            d_o = tile["value"]
             if "write" in tile:
-                du = product(tile["scores"].transpose((1, 0)), do)
-                du = product(tile["write"], dS_s, plus=du)
-                du_s[...] = (-du if "erase" in tile else du).astype(du_s.dtype)
+                d_u = product(tile["scores"].transpose((1, 0)), d_o)
+                d_u = product(tile["write"], d_S_s, plus=d_u)
+                d_u_s[...] = (-d_u if "erase" in tile else d_u).astype(d_u_s.dtype)
                 plgpu.commit_smem()
             for d_value in d_values:
-                plgpu.copy_smem_to_gmem(du_s, d_value.at[_of_outputs(places, n, head, block)])
-            dS = product(tile["read"].transpose((1, 0)), do, plus=dS)
-            return product(tile["erase"].transpose((1, 0)), du_s, plus=dS) if "erase" in tile else dS
+                plgpu.copy_smem_to_gmem(d_u_s, d_value.at[_of_outputs(places, n, head, block)])
+            d_S = product(tile["read"].transpose((1, 0)), d_o, plus=d_S)
+            return product(tile["erase"].transpose((1, 0)), d_u_s, plus=d_S) if "erase" in tile else d_S
 
-        dS = load(last.at[of_head, _columns(block)])
-        dS = _chunks(step, places, tiles, head, block, dS, reverse=True)(*inputs.values())
-        first.at[of_head, _columns(block)][...] = dS
+        d_S = load(last.at[of_head, _columns(block)])
+        d_S = _chunks(step, places, tiles, head, block, d_S, reverse=True)(*inputs.values())
+        first.at[of_head, _columns(block)][...] = d_S
         plgpu.wait_smem_to_gmem(0)
 
     out_type = [
@@ -330,11 +330,11 @@ def _chunks(step, places, tiles, head, block, carry, *, reverse=False):
 def _of_outputs(places, n, head, block):
     """Rows and columns of a block of a chunk's outputs."""
     row, column = places.find("output", n, head)
-    return pl.ds(row * STEPS, STEPS), pl.ds(column * places.V + block * COLUMNS, COLUMNS)
+    return pl.d_s(row * STEPS, STEPS), pl.d_s(column * places.V + block * COLUMNS, COLUMNS)
 
 
 def _columns(block):
-    return pl.ds(block * COLUMNS, COLUMNS)
+    return pl.d_s(block * COLUMNS, COLUMNS)
 
 
 def _decayed(S, tile):

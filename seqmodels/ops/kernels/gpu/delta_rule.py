@@ -11,19 +11,19 @@ by the decays since the start of the chunk (p) and until its end (s):
     u = T beta (v - p k S),   o = p q S + P u,   S' = gamma S + k^T s u,   P_ij = (q_i . k_j) D_ij  for i >= j
 
 (Without decays the walk makes P as well; with decays P comes with T, which needs D too.) Backward, two more. The walk from the last
-chunk with the state's cotangent dS',
+chunk with the state's cotangent d_S',
 
-    du = P^T do + s k dS',   dr = T^T du,   dS = gamma dS' + q^T p do - k^T p beta dr
+    d_u = P^T d_o + s k d_S',   d_r = T^T d_u,   d_S = gamma d_S' + q^T p d_o - k^T p beta d_r
 
-leaves dr and dS' of every chunk in memory. Then, in parallel over chunks,
+leaves d_r and d_S' of every chunk in memory. Then, in parallel over chunks,
 
-    dv = beta dr,  dA = tril(do u^T) D,  dE = -beta tril(dr u^T, -1) D
-    dq = p do S^T + dA k,   dk = s u dS'^T - p dv S^T + dA^T q + (dE + dE^T) k
-    dbeta = sum(dr (v - p k S)) - sum(tril(dr u^T, -1) (k k^T) D)
+    d_v = beta d_r,  d_A = tril(d_o u^T) D,  d_E = -beta tril(d_r u^T, -1) D
+    d_q = p d_o S^T + d_A k,   d_k = s u d_S'^T - p d_v S^T + d_A^T q + (d_E + d_E^T) k
+    d_beta = sum(d_r (v - p k S)) - sum(tril(d_r u^T, -1) (k k^T) D)
 
 With a decay per key channel (``delta_rule_per_channel.py``) the decays are in q~, k^ and k~, which take the place of p q, p k and s k.
 
-The inverse needs no derivative of its own: (I + L) u = r gives dL = -dr u^T, as for any linear system.
+The inverse needs no derivative of its own: (I + L) u = r gives d_L = -d_r u^T, as for any linear system.
 
 *The inverse* is made as ``chunk.unit_lower_inverse`` makes it, by blocks of 1, 2, 4, ... 32 steps: of blocks inverted in T, the next
 level is T - T L T, cut down to the pairs that join two blocks. T L T is made whole, with T and T L as operands in registers.
@@ -131,9 +131,9 @@ def backward(
     """Gradients of q, k, v, beta, log_decay (None without one) and the state."""
     sizes = Sizes.of(q, v, log_decay)
     inputs = _inputs(sizes, q, k, beta, log_decay) | {name: x for name, x in kept.items() if name != "starts"}
-    inputs["do"] = sizes.flat(d_output, sizes.V)
+    inputs["d_o"] = sizes.flat(d_output, sizes.V)
     walked = _backward_walk(sizes, inputs, sizes.flat_state(d_final), interpret)
-    inputs |= {"v": sizes.flat(v, sizes.V), "dr": walked["dr"], "starts": kept["starts"], "ends": walked["ends"]}
+    inputs |= {"v": sizes.flat(v, sizes.V), "d_r": walked["d_r"], "starts": kept["starts"], "ends": walked["ends"]}
     # A part of the value channels has no more than fit into shared memory; what q and k get is a sum over all of them.
     blocks = range(sizes.V // COLUMNS)
     at_once = 1 if sizes.per != "channel" and sizes.K > NARROW else BLOCKS_AT_ONCE
@@ -141,14 +141,14 @@ def backward(
     dtype = OPERAND if len(parts) == 1 and sizes.G == sizes.H else jnp.float32
     make = delta_rule_per_channel.gradients if sizes.per == "channel" else _gradients
     found = [make(sizes, inputs, part, v.dtype, dtype, interpret) for part in parts]
-    d = {name: sum(of_part[name] for of_part in found) for name in found[0] if name != "dv"}
-    dv = jnp.concatenate([sizes.unflat(of_part["dv"], (*v.shape[:3], sizes.V)) for of_part in found], axis=3)
+    d = {name: sum(of_part[name] for of_part in found) for name in found[0] if name != "d_v"}
+    d_v = jnp.concatenate([sizes.unflat(of_part["d_v"], (*v.shape[:3], sizes.V)) for of_part in found], axis=3)
     return (
-        sizes.of_groups(d["dq"], q.shape).astype(q.dtype),
-        sizes.of_groups(d["dk"], k.shape).astype(k.dtype),
-        dv[..., : v.shape[3]],
-        sizes.unflat_rows(d["dbeta"], beta.shape).astype(beta.dtype),
-        None if log_decay is None else sizes.unflat_decay(d["dg"], log_decay.shape).astype(log_decay.dtype),
+        sizes.of_groups(d["d_q"], q.shape).astype(q.dtype),
+        sizes.of_groups(d["d_k"], k.shape).astype(k.dtype),
+        d_v[..., : v.shape[3]],
+        sizes.unflat_rows(d["d_beta"], beta.shape).astype(beta.dtype),
+        None if log_decay is None else sizes.unflat_decay(d["d_g"], log_decay.shape).astype(log_decay.dtype),
         sizes.unflat_state(walked["first"], d_final.shape),
     )
 
@@ -196,7 +196,7 @@ def _prepare(sizes, inputs, interpret):
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             ref.inverse_s[...] = inverse.astype(PRECISE)
             plgpu.commit_smem()
-            matrix = pl.ds(row * STEPS, STEPS)
+            matrix = pl.d_s(row * STEPS, STEPS)
             plgpu.copy_smem_to_gmem(ref.inverse_s, ref.inverse.at[matrix])
             if sizes.per is not None:
                 plgpu.copy_smem_to_gmem(ref.scores_s, ref.scores.at[matrix])
@@ -227,7 +227,7 @@ def _walk(sizes, inputs, state, dtype, keep_starts, interpret):
 
     def walk(ref):
         head, block = lax.axis_index("head"), lax.axis_index("block")
-        columns, of_head = pl.ds(block * COLUMNS, COLUMNS), pl.ds(head * sizes.K, sizes.K)
+        columns, of_head = pl.d_s(block * COLUMNS, COLUMNS), pl.d_s(head * sizes.K, sizes.K)
         chunks = Chunks(sizes, head)
         o_s = ref.write_s if dtype == OPERAND else ref.o_s  # free by then
 
@@ -284,72 +284,72 @@ def _walk(sizes, inputs, state, dtype, keep_starts, interpret):
 
 
 def _backward_walk(sizes, inputs, d_final, interpret):
-    """``dr`` of every step, the cotangents of the states at the ``ends`` of chunks (both bfloat16) and of the ``first`` state."""
+    """``d_r`` of every step, the cotangents of the states at the ``ends`` of chunks (both bfloat16) and of the ``first`` state."""
     product = functools.partial(matmul, interpret)
     read, erase, write = KEYS[sizes.per]
-    names = ("do", "beta", "inverse", *WALKED[sizes.per])
+    names = ("d_o", "beta", "inverse", *WALKED[sizes.per])
 
     def backward_walk(ref):
         head, block = lax.axis_index("head"), lax.axis_index("block")
         chunks = Chunks(sizes, head, reverse=True)
-        columns, of_head = pl.ds(block * COLUMNS, COLUMNS), pl.ds(head * sizes.K, sizes.K)
+        columns, of_head = pl.d_s(block * COLUMNS, COLUMNS), pl.d_s(head * sizes.K, sizes.K)
 
-        def step(n, tile, dS):
+        def step(n, tile, d_S):
             at = Tile.make(n)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
-            ref.dS_s[...] = dS.astype(OPERAND)
-            dS = _kept(dS, tile)
+            ref.d_S_s[...] = d_S.astype(OPERAND)
+            d_S = _kept(d_S, tile)
             if sizes.per is None:
                 P = product(tile["q"], tile["k"].transpose((1, 0)))
                 ref.P_s[...] = jnp.where(at.is_visible(), P, 0.0).astype(OPERAND)
             else:
                 ref.P_s[...] = load(tile["scores"]).astype(OPERAND)
-            do_read = tile["do"]
+            d_o_read = tile["d_o"]
             if "prefix" in tile:
-                ref.do_s[...] = _scaled(load(tile["do"]), tile, "prefix").astype(OPERAND)
-                do_read = ref.do_s
+                ref.d_o_s[...] = _scaled(load(tile["d_o"]), tile, "prefix").astype(OPERAND)
+                d_o_read = ref.d_o_s
             ref.T_s[...] = load(tile["inverse"]).astype(OPERAND)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(ref.dS_s, ref.ends.at[_of_state(sizes, n, head), columns])
-            du = product(ref.P_s.transpose((1, 0)), tile["do"], plus=_scaled(product(tile[write], ref.dS_s), tile, "suffix"))
-            ref.du_s[...] = du.astype(OPERAND)
+            plgpu.copy_smem_to_gmem(ref.d_S_s, ref.ends.at[_of_state(sizes, n, head), columns])
+            d_u = product(ref.P_s.transpose((1, 0)), tile["d_o"], plus=_scaled(product(tile[write], ref.d_S_s), tile, "suffix"))
+            ref.d_u_s[...] = d_u.astype(OPERAND)
             plgpu.commit_smem()
-            dr = product(ref.T_s.transpose((1, 0)), ref.du_s)
-            ref.dr_s[...] = dr.astype(OPERAND)
-            ref.du_s[...] = -_scaled(of_steps(tile["beta"]) * dr, tile, "prefix").astype(OPERAND)
+            d_r = product(ref.T_s.transpose((1, 0)), ref.d_u_s)
+            ref.d_r_s[...] = d_r.astype(OPERAND)
+            ref.d_u_s[...] = -_scaled(of_steps(tile["beta"]) * d_r, tile, "prefix").astype(OPERAND)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(ref.dr_s, ref.dr.at[columns_of(sizes, n, head, block, sizes.V // COLUMNS)])
-            dS = product(tile[read].transpose((1, 0)), do_read, plus=dS)
-            return product(tile[erase].transpose((1, 0)), ref.du_s, plus=dS)
+            plgpu.copy_smem_to_gmem(ref.d_r_s, ref.d_r.at[columns_of(sizes, n, head, block, sizes.V // COLUMNS)])
+            d_S = product(tile[read].transpose((1, 0)), d_o_read, plus=d_S)
+            return product(tile[erase].transpose((1, 0)), ref.d_u_s, plus=d_S)
 
-        dS = load(ref.d_final.at[of_head, columns])
-        dS = chunks.run(step, _tiles(chunks, ref, *names, block=block), carry=dS, stages=_stages(sizes))
-        ref.first.at[of_head, columns][...] = dS
+        d_S = load(ref.d_final.at[of_head, columns])
+        d_S = chunks.run(step, _tiles(chunks, ref, *names, block=block), carry=d_S, stages=_stages(sizes))
+        ref.first.at[of_head, columns][...] = d_S
         plgpu.wait_smem_to_gmem(0)
 
     tile = plgpu.SMEM((STEPS, COLUMNS), OPERAND)
-    scratch = {"dS_s": plgpu.SMEM((sizes.K, COLUMNS), OPERAND), "P_s": tile, "T_s": tile, "du_s": tile, "dr_s": tile}
+    scratch = {"d_S_s": plgpu.SMEM((sizes.K, COLUMNS), OPERAND), "P_s": tile, "T_s": tile, "d_u_s": tile, "d_r_s": tile}
     if sizes.per == "head":
-        scratch["do_s"] = tile
+        scratch["d_o_s"] = tile
     return common.call(
         backward_walk, {name: inputs[name] for name in names} | {"d_final": d_final},
         outputs={
             "ends": jax.ShapeDtypeStruct((sizes.N * sizes.heads * sizes.K, sizes.V), OPERAND),
             "first": jax.ShapeDtypeStruct(d_final.shape, jnp.float32),
-            "dr": jax.ShapeDtypeStruct(inputs["do"].shape, OPERAND),
+            "d_r": jax.ShapeDtypeStruct(inputs["d_o"].shape, OPERAND),
         },
         scratch=scratch, grid={"head": sizes.heads, "block": sizes.V // COLUMNS}, interpret=interpret,
     )  # fmt: skip
 
 
 def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
-    """What comes of some ``blocks`` of 64 value channels, for every head: ``dv`` of theirs (in ``value_dtype``), ``dq`` and ``dk`` (in
-    ``dtype``), ``dbeta`` and with decays ``dg`` (float32).
+    """What comes of some ``blocks`` of 64 value channels, for every head: ``d_v`` of theirs (in ``value_dtype``), ``d_q`` and ``d_k``
+    (in ``dtype``), ``d_beta`` and with decays ``d_g`` (float32).
     """
     product = functools.partial(matmul, interpret)
     parts = parts_of(sizes.heads, sizes.N)
     names = ("q", "k", "beta", "inverse", *(() if sizes.per is None else ("g", "prefix", "suffix")))
-    by_value = ("v", "do", "dr", "starts", "ends")
+    by_value = ("v", "d_o", "d_r", "starts", "ends")
 
     def gradients(ref):
         chunks = Chunks.of_part(sizes, parts)
@@ -357,63 +357,63 @@ def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
         def step(n, tile):
             now = sizes.of_chunk(n, chunks.head)
             tiles_of = {name: [tile[name, block] for block in blocks] for name in by_value}
-            u = [ref.u_s.at[:, pl.ds(i * COLUMNS, COLUMNS)] for i in range(len(blocks))]
+            u = [ref.u_s.at[:, pl.d_s(i * COLUMNS, COLUMNS)] for i in range(len(blocks))]
 
-            dbeta = None
-            for i, (v, S, dr) in enumerate(zip(tiles_of["v"], tiles_of["starts"], tiles_of["dr"])):
-                beta, dr = of_steps(tile["beta"]), load(dr)
+            d_beta = None
+            for i, (v, S, d_r) in enumerate(zip(tiles_of["v"], tiles_of["starts"], tiles_of["d_r"])):
+                beta, d_r = of_steps(tile["beta"]), load(d_r)
                 lacking = load(v) - _scaled(product(tile["k"], S), tile, "prefix")
                 ref.r_s[...] = (beta * lacking).astype(PRECISE)
                 plgpu.commit_smem()
                 u[i][...] = product(tile["inverse"], ref.r_s).astype(OPERAND)
-                of_block = jnp.sum(dr * lacking, axis=1)
-                dbeta = of_block if dbeta is None else dbeta + of_block
+                of_block = jnp.sum(d_r * lacking, axis=1)
+                d_beta = of_block if d_beta is None else d_beta + of_block
                 # The values are not read again: from here on their tile holds what p k S gets.
-                v[...] = -_scaled(beta * dr, tile, "prefix").astype(OPERAND)
-                send(ref.value_s, beta * dr, ref.dv.at[columns_of(sizes, n, chunks.head, i, len(blocks))])
+                v[...] = -_scaled(beta * d_r, tile, "prefix").astype(OPERAND)
+                send(ref.value_s, beta * d_r, ref.d_v.at[columns_of(sizes, n, chunks.head, i, len(blocks))])
 
             at = Tile.make(now + 1)
-            by_update = jnp.where(at.is_below(), over_values(interpret, tiles_of["dr"], u), 0.0)
-            A = jnp.where(at.is_visible(), over_values(interpret, tiles_of["do"], u), 0.0)
+            by_update = jnp.where(at.is_below(), over_values(interpret, tiles_of["d_r"], u), 0.0)
+            A = jnp.where(at.is_visible(), over_values(interpret, tiles_of["d_o"], u), 0.0)
             if sizes.per is not None:
                 between = PairSums.of(interpret, at, of_steps(tile["g"]), ref.r_s).between
                 weights = jnp.exp(jnp.where(at.is_below(), between, 0.0))
                 by_update, A = by_update * weights, A * weights
             overlaps = product(tile["k"], tile["k"].transpose((1, 0)))
-            dbeta = dbeta - jnp.sum(by_update * overlaps, axis=1)
+            d_beta = d_beta - jnp.sum(by_update * overlaps, axis=1)
             E = -of_steps(tile["beta"]) * by_update
             if sizes.per is not None:
                 pairs = A * product(tile["q"], tile["k"].transpose((1, 0))) + E * overlaps
                 # Step m's log decay lies between all pairs j < m <= i.
-                dg = sums_by(interpret, at.row < at.column, pairs, ref.E_s, plus=pairs)
-                dg = jnp.sum(jnp.where(at.is_below(), dg, 0.0), axis=1)
+                d_g = sums_by(interpret, at.row < at.column, pairs, ref.E_s, plus=pairs)
+                d_g = jnp.sum(jnp.where(at.is_below(), d_g, 0.0), axis=1)
             ref.E_s[...] = E.astype(OPERAND)
             ref.A_s[...] = A.astype(OPERAND)
-            send(ref.row_s, dbeta, ref.dbeta.at[chunks.head * sizes.N + n])
+            send(ref.row_s, d_beta, ref.d_beta.at[chunks.head * sizes.N + n])
 
             for i in range(sizes.K // BLOCK):
-                channels = pl.ds(i * BLOCK, BLOCK)
+                channels = pl.d_s(i * BLOCK, BLOCK)
                 q, k = tile["q"].at[:, channels], tile["k"].at[:, channels]
-                S, dS = ([state.at[channels] for state in tiles_of[name]] for name in ("starts", "ends"))
+                S, d_S = ([state.at[channels] for state in tiles_of[name]] for name in ("starts", "ends"))
                 place = columns_of(sizes, n, chunks.head, i, sizes.K // BLOCK)
-                dq = _scaled(over_values(interpret, tiles_of["do"], S), tile, "prefix")
-                dk_read = over_values(interpret, tiles_of["v"], S)
-                dk_write = _scaled(over_values(interpret, u, dS), tile, "suffix")
+                d_q = _scaled(over_values(interpret, tiles_of["d_o"], S), tile, "prefix")
+                d_k_read = over_values(interpret, tiles_of["v"], S)
+                d_k_write = _scaled(over_values(interpret, u, d_S), tile, "suffix")
                 if sizes.per is not None:
                     at = Tile.make(now + i)
-                    by_prefix = by_column(jnp.sum(load(q) * dq + load(k) * dk_read, axis=1), ref.vector_s)
-                    dg = dg + jnp.sum(jnp.where(at.is_below(), 0.0, by_prefix), axis=1)
-                    by_suffix = by_column(jnp.sum(load(k) * dk_write, axis=1), ref.vector_s)
-                    dg = dg + jnp.sum(jnp.where(at.is_below(), by_suffix, 0.0), axis=1)
-                    by_gamma = _kept(state_products(interpret, at, S, dS), tile)
-                    dg = dg + jnp.sum(in_columns(by_gamma), axis=1)
-                send(ref.key_s, product(ref.A_s, k, plus=dq), ref.dq.at[place])
-                dk = product(ref.A_s.transpose((1, 0)), q, plus=dk_read + dk_write)
-                dk = product(ref.E_s, k, plus=dk)
-                dk = product(ref.E_s.transpose((1, 0)), k, plus=dk)
-                send(ref.key_s, dk, ref.dk.at[place])
+                    by_prefix = by_column(jnp.sum(load(q) * d_q + load(k) * d_k_read, axis=1), ref.vector_s)
+                    d_g = d_g + jnp.sum(jnp.where(at.is_below(), 0.0, by_prefix), axis=1)
+                    by_suffix = by_column(jnp.sum(load(k) * d_k_write, axis=1), ref.vector_s)
+                    d_g = d_g + jnp.sum(jnp.where(at.is_below(), by_suffix, 0.0), axis=1)
+                    by_gamma = _kept(state_products(interpret, at, S, d_S), tile)
+                    d_g = d_g + jnp.sum(in_columns(by_gamma), axis=1)
+                send(ref.key_s, product(ref.A_s, k, plus=d_q), ref.d_q.at[place])
+                d_k = product(ref.A_s.transpose((1, 0)), q, plus=d_k_read + d_k_write)
+                d_k = product(ref.E_s, k, plus=d_k)
+                d_k = product(ref.E_s.transpose((1, 0)), k, plus=d_k)
+                send(ref.key_s, d_k, ref.d_k.at[place])
             if sizes.per is not None:
-                send(ref.row_s, dg, ref.dg.at[chunks.head * sizes.N + n])
+                send(ref.row_s, d_g, ref.d_g.at[chunks.head * sizes.N + n])
 
         tiles = _tiles(chunks, ref, *names)
         for block in blocks:
@@ -425,7 +425,7 @@ def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
     keys = jax.ShapeDtypeStruct((steps, sizes.H * sizes.K), dtype)
     rows = jax.ShapeDtypeStruct((sizes.heads * sizes.N, STEPS), jnp.float32)
     tile, vector = plgpu.SMEM((STEPS, STEPS), OPERAND), plgpu.SMEM((STEPS,), jnp.float32)
-    outputs = {"dq": keys, "dk": keys, "dv": jax.ShapeDtypeStruct((steps, sizes.H * width), value_dtype), "dbeta": rows}
+    outputs = {"d_q": keys, "d_k": keys, "d_v": jax.ShapeDtypeStruct((steps, sizes.H * width), value_dtype), "d_beta": rows}
     scratch = {
         "u_s": plgpu.SMEM((STEPS, width), OPERAND),
         "r_s": plgpu.SMEM((STEPS, STEPS), PRECISE),
@@ -436,7 +436,7 @@ def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
         "row_s": vector,
     }
     if sizes.per is not None:
-        outputs["dg"], scratch["vector_s"] = rows, vector
+        outputs["d_g"], scratch["vector_s"] = rows, vector
     return common.call(
         gradients, {name: inputs[name] for name in (*names, *by_value)},
         outputs=outputs, scratch=scratch, grid={"head": sizes.heads, "part": parts}, interpret=interpret,
@@ -451,7 +451,7 @@ def _tiles(chunks: Chunks, ref: types.SimpleNamespace, *names: str, block=None) 
     specs = dict.fromkeys(("q", "k"), chunks.keys(chunks.sizes.G)) | dict.fromkeys(("inverse", "scores"), chunks.matrix())
     specs |= dict.fromkeys(("beta", "g", "prefix", "suffix"), chunks.row()) | {"keep": chunks.channels()}
     specs |= dict.fromkeys(("read", "erase", "write"), chunks.prepared())
-    specs |= dict.fromkeys(("v", "do", "dr"), chunks.values(block)) | dict.fromkeys(("starts", "ends"), chunks.state(block))
+    specs |= dict.fromkeys(("v", "d_o", "d_r"), chunks.values(block)) | dict.fromkeys(("starts", "ends"), chunks.state(block))
     return {name: (getattr(ref, name), specs[name]) for name in names}
 
 
@@ -462,7 +462,7 @@ def _stages(sizes):
 
 def _of_state(sizes, n, head):
     """Rows of a state among those of all chunks."""
-    return pl.ds(sizes.of_chunk(n, head) * sizes.K, sizes.K)
+    return pl.d_s(sizes.of_chunk(n, head) * sizes.K, sizes.K)
 
 
 def _scaled(x, tile, name):

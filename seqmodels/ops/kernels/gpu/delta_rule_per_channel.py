@@ -6,13 +6,13 @@ the products q k^T and k k^T: both are made level by level (``local_sums.py``), 
 
     P_ij = q_i . diag(decay between j and i) k_j  for i >= j,   O_ij = k_i . diag(decay between j and i) k_j  for i > j
 
-and T = (I + beta O)^-1. Backward two kernels follow the walk's dr = T^T du. One makes u again, for all key channels at once, and
+and T = (I + beta O)^-1. Backward two kernels follow the walk's d_r = T^T d_u. One makes u again, for all key channels at once, and
 
-    dv = beta dr,   dA = do u^T,  dE = dr u^T  (above the diagonal their transposes),   dbeta = sum(dr (v - k^ S)), a part
+    d_v = beta d_r,   d_A = d_o u^T,  d_E = d_r u^T  (above the diagonal their transposes),   d_beta = sum(d_r (v - k^ S)), a part
 
 The other, 64 key channels each, takes the gradients of q~, k^, k~ and of a level's factors from there to q, k, beta and the log decay:
 
-    dq~ = do S^T,  dk^ = -beta dr S^T,  dk~ = u dS'^T,   dP = tril(dA),   dO = -beta tril(dE, -1),   dbeta -= sum(tril(dE, -1) O)
+    d_q~ = d_o S^T, d_k^ = -beta d_r S^T, d_k~ = u d_S'^T, d_P = tril(d_A), d_O = -beta tril(d_E, -1), d_beta -= sum(tril(d_E, -1) O)
 """
 
 import functools
@@ -71,7 +71,7 @@ def prepare(sizes: Sizes, inputs: dict[str, jax.Array], interpret: bool) -> dict
 
         def step(n, block, tile, carry):
             row = sizes.of_chunk(n, chunks.head)
-            of_chunk = pl.ds(row * STEPS, STEPS)
+            of_chunk = pl.d_s(row * STEPS, STEPS)
             at = Tile.make(row + block)
             P, O = (jnp.where(block == 0, 0.0, 1.0) * x for x in carry)
             decays = Decays.of(interpret, at, tile, ref.g_s, False)
@@ -128,46 +128,46 @@ def prepare(sizes: Sizes, inputs: dict[str, jax.Array], interpret: bool) -> dict
 def gradients(
     sizes: Sizes, inputs: dict[str, jax.Array], blocks: range, value_dtype: jnp.dtype, dtype: jnp.dtype, interpret: bool
 ) -> dict[str, jax.Array]:
-    """What comes of some ``blocks`` of 64 value channels: as ``delta_rule.py``'s, but for ``dg``, which is as wide as keys."""
+    """What comes of some ``blocks`` of 64 value channels: as ``delta_rule.py``'s, but for ``d_g``, which is as wide as keys."""
     made = _updates(sizes, inputs, blocks, value_dtype, interpret)
     found = _by_key(sizes, inputs | made, blocks, dtype, interpret)
-    dbeta = made["dbeta"] + jnp.sum(found["dbeta"].reshape(-1, *made["dbeta"].shape), axis=0)
-    return found | {"dv": made["dv"], "dbeta": dbeta}
+    d_beta = made["d_beta"] + jnp.sum(found["d_beta"].reshape(-1, *made["d_beta"].shape), axis=0)
+    return found | {"d_v": made["d_v"], "d_beta": d_beta}
 
 
 def _updates(sizes, inputs, blocks, value_dtype, interpret):
-    """``u`` and -beta dr (``erased``), bfloat16; ``dA`` and ``dE``; ``dv``; ``dbeta`` without what comes through the inverse."""
+    """``u`` and -beta d_r (``erased``), bfloat16; ``d_A`` and ``d_E``; ``d_v``; ``d_beta`` without what comes through the inverse."""
     product = functools.partial(matmul, interpret)
     parts = parts_of(sizes.heads, sizes.N)
-    names, by_value = ("beta", "inverse", "erase"), ("v", "do", "dr", "starts")
+    names, by_value = ("beta", "inverse", "erase"), ("v", "d_o", "d_r", "starts")
 
     def updates(ref):
         chunks = Chunks.of_part(sizes, parts)
 
         def step(n, tile):
             now = sizes.of_chunk(n, chunks.head)
-            v, do, dr, S = ([tile[name, block] for block in blocks] for name in by_value)
+            v, d_o, d_r, S = ([tile[name, block] for block in blocks] for name in by_value)
             u = [getattr(ref, f"u{i}_s") for i in range(len(blocks))]  # tiles of their own, as each is sent
             beta = of_steps(tile["beta"])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
-            dbeta = None
+            d_beta = None
             for i in range(len(blocks)):
                 place = columns_of(sizes, n, chunks.head, i, len(blocks))
                 lacking = load(v[i]) - product(tile["erase"], S[i])
                 ref.r_s[...] = (beta * lacking).astype(PRECISE)
                 plgpu.commit_smem()
                 u[i][...] = product(tile["inverse"], ref.r_s).astype(OPERAND)
-                of_block = jnp.sum(load(dr[i]) * lacking, axis=1)
-                dbeta = of_block if dbeta is None else dbeta + of_block
+                of_block = jnp.sum(load(d_r[i]) * lacking, axis=1)
+                d_beta = of_block if d_beta is None else d_beta + of_block
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(u[i], ref.u.at[place])
-                send(ref.value_s, beta * load(dr[i]), ref.dv.at[place])
-                send(ref.erased_s, -beta * load(dr[i]), ref.erased.at[place])
+                send(ref.value_s, beta * load(d_r[i]), ref.d_v.at[place])
+                send(ref.erased_s, -beta * load(d_r[i]), ref.erased.at[place])
             at = Tile.make(now)
-            for tile_s, of_rows, out in ((ref.A_s, do, ref.dA), (ref.E_s, dr, ref.dE)):
+            for tile_s, of_rows, out in ((ref.A_s, d_o, ref.d_A), (ref.E_s, d_r, ref.d_E)):
                 lower, upper = over_values(interpret, of_rows, u), over_values(interpret, u, of_rows)
-                send(tile_s, jnp.where(at.is_visible(), lower, upper), out.at[pl.ds(now * STEPS, STEPS)])
-            send(ref.row_s, dbeta, ref.dbeta.at[chunks.head * sizes.N + n])
+                send(tile_s, jnp.where(at.is_visible(), lower, upper), out.at[pl.d_s(now * STEPS, STEPS)])
+            send(ref.row_s, d_beta, ref.d_beta.at[chunks.head * sizes.N + n])
 
         specs = chunks.row(), chunks.matrix(), chunks.prepared()
         tiles = {name: (getattr(ref, name), spec) for name, spec in zip(names, specs)}
@@ -184,9 +184,9 @@ def _updates(sizes, inputs, blocks, value_dtype, interpret):
     return common.call(
         updates, {name: inputs[name] for name in (*names, *by_value)},
         outputs={
-            "u": values, "erased": values, "dA": matrices, "dE": matrices,
-            "dv": jax.ShapeDtypeStruct((rows, sizes.H * width), value_dtype),
-            "dbeta": jax.ShapeDtypeStruct((sizes.heads * sizes.N, STEPS), jnp.float32),
+            "u": values, "erased": values, "d_A": matrices, "d_E": matrices,
+            "d_v": jax.ShapeDtypeStruct((rows, sizes.H * width), value_dtype),
+            "d_beta": jax.ShapeDtypeStruct((sizes.heads * sizes.N, STEPS), jnp.float32),
         },
         scratch={
             "r_s": plgpu.SMEM((STEPS, COLUMNS), PRECISE), "A_s": tile, "E_s": tile, "erased_s": tile,
@@ -197,11 +197,11 @@ def _updates(sizes, inputs, blocks, value_dtype, interpret):
 
 
 def _by_key(sizes, inputs, blocks, dtype, interpret):
-    """``dq``, ``dk`` (in ``dtype``), ``dg`` and, a part for each 64 key channels, what ``dbeta`` gets by the inverse (float32)."""
+    """``d_q``, ``d_k`` (in ``dtype``), ``d_g`` and, a part for each 64 key channels, what ``d_beta`` gets by the inverse (float32)."""
     product, sums_of = functools.partial(matmul, interpret), functools.partial(sums_by, interpret)
     key_blocks = sizes.K // BLOCK
     parts = parts_of(sizes.heads * key_blocks, sizes.N)
-    names, by_value = ("q", "k", "g", "beta", "dA", "dE"), ("do", "erased", "u", "starts", "ends")
+    names, by_value = ("q", "k", "g", "beta", "d_A", "d_E"), ("d_o", "erased", "u", "starts", "ends")
 
     def by_key(ref):
         chunks, key_block = Chunks.of_part(sizes, parts), lax.axis_index("block")
@@ -209,67 +209,67 @@ def _by_key(sizes, inputs, blocks, dtype, interpret):
         def step(n, tile):
             now = sizes.of_chunk(n, chunks.head)
             at = Tile.make(now)
-            do, erased, u, S, dS = ([tile[name, i] for i in range(len(blocks))] for name in by_value)
+            d_o, erased, u, S, d_S = ([tile[name, i] for i in range(len(blocks))] for name in by_value)
             q, k = tile["q"], tile["k"]
 
             # The backward passes from gamma, q~, k^ and k~.
             decays = Decays.of(interpret, at, tile, ref.g_s, False)
-            dg = in_columns(decays.total * state_products(interpret, at, S, dS))
-            dq = over_values(interpret, do, S) * decays.prefix
-            dk = over_values(interpret, erased, S) * decays.prefix
-            by_prefix = load(q) * dq + load(k) * dk
-            dg = sums_of(at.row < at.column, by_prefix, ref.part_s, plus=dg + by_prefix)
-            written = over_values(interpret, u, dS) * decays.suffix
-            dg = sums_of(at.is_below(), load(k) * written, ref.part_s, plus=dg)
-            dk = dk + written
+            d_g = in_columns(decays.total * state_products(interpret, at, S, d_S))
+            d_q = over_values(interpret, d_o, S) * decays.prefix
+            d_k = over_values(interpret, erased, S) * decays.prefix
+            by_prefix = load(q) * d_q + load(k) * d_k
+            d_g = sums_of(at.row < at.column, by_prefix, ref.part_s, plus=d_g + by_prefix)
+            written = over_values(interpret, u, d_S) * decays.suffix
+            d_g = sums_of(at.is_below(), load(k) * written, ref.part_s, plus=d_g)
+            d_k = d_k + written
 
-            own = jnp.sum(jnp.where(at.row == at.column, load(tile["dA"]), 0.0), axis=1)
+            own = jnp.sum(jnp.where(at.row == at.column, load(tile["d_A"]), 0.0), axis=1)
             own = lax.broadcast_in_dim(own, (STEPS, BLOCK), (0,))
-            dq, dk = dq + own * load(k), dk + own * load(q)
-            dbeta = jnp.sum(own * 0.0, axis=1)
+            d_q, d_k = d_q + own * load(k), d_k + own * load(q)
+            d_beta = jnp.sum(own * 0.0, axis=1)
 
-            def add_level(level, dq, dk, dbeta, sums):
+            def add_level(level, d_q, d_k, d_beta, sums):
                 at = Tile.make(now + level)
                 decay, upper, pair = jnp.exp(sums), at.is_upper(level), at.is_pair(level)
                 beta = of_steps(tile["beta"])
                 # Of P: how rows of upper blocks read those of lower ones, and with which weight these are read.
                 ref.Z_s[...] = (reader_or_read(tile, at, level) * decay).astype(OPERAND)
-                ref.pairs_s[...] = jnp.where(pair, load(tile["dA"]), 0.0).astype(OPERAND)
+                ref.pairs_s[...] = jnp.where(pair, load(tile["d_A"]), 0.0).astype(OPERAND)
                 plgpu.commit_smem()
                 d_scores = product(ref.pairs_s, ref.Z_s) * decay
                 # Of O, keys on both sides.
                 ref.Z_s[...] = (load(k) * jnp.where(upper, -beta, 1.0) * decay).astype(OPERAND)
-                ref.pairs_s[...] = jnp.where(pair, load(tile["dE"]), 0.0).astype(OPERAND)
+                ref.pairs_s[...] = jnp.where(pair, load(tile["d_E"]), 0.0).astype(OPERAND)
                 plgpu.commit_smem()
                 d_overlaps = product(ref.pairs_s, ref.Z_s) * decay
-                dbeta = dbeta - jnp.sum(jnp.where(upper, load(k) * d_overlaps, 0.0), axis=1)
+                d_beta = d_beta - jnp.sum(jnp.where(upper, load(k) * d_overlaps, 0.0), axis=1)
                 d_overlaps = jnp.where(upper, -beta, 1.0) * d_overlaps
-                dq = dq + jnp.where(upper, d_scores, 0.0)
-                dk = dk + jnp.where(upper, 0.0, d_scores) + d_overlaps
-                return dq, dk, dbeta, d_scores * reader_or_read(tile, at, level) + d_overlaps * load(k)
+                d_q = d_q + jnp.where(upper, d_scores, 0.0)
+                d_k = d_k + jnp.where(upper, 0.0, d_scores) + d_overlaps
+                return d_q, d_k, d_beta, d_scores * reader_or_read(tile, at, level) + d_overlaps * load(k)
 
             def add_wide_level(level, carry):
-                *carry, dg = carry
+                *carry, d_g = carry
                 *carry, d_sums = add_level(level, *carry, level_sums(interpret, now, level, ref.g_s, False))
                 summed = Tile.make(now + level).transposed().is_summed(level, False)
-                return *carry, sums_of(summed, d_sums, ref.part_s, plus=dg)
+                return *carry, sums_of(summed, d_sums, ref.part_s, plus=d_g)
 
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
-            dq, dk, dbeta, d_sums = add_level(0, dq, dk, dbeta, sums_of_single_steps(tile, at, False))
-            dg = dg + jnp.where(at.is_upper(0), d_sums, 0.0)
-            dq, dk, dbeta, dg = lax.fori_loop(1, LEVELS, add_wide_level, (dq, dk, dbeta, dg))
+            d_q, d_k, d_beta, d_sums = add_level(0, d_q, d_k, d_beta, sums_of_single_steps(tile, at, False))
+            d_g = d_g + jnp.where(at.is_upper(0), d_sums, 0.0)
+            d_q, d_k, d_beta, d_g = lax.fori_loop(1, LEVELS, add_wide_level, (d_q, d_k, d_beta, d_g))
             place = columns_of(sizes, n, chunks.head, key_block, key_blocks)
-            ref.dg.at[place][...] = dg
-            send(ref.row_s, dbeta, ref.dbeta.at[(key_block * sizes.heads + chunks.head) * sizes.N + n])
+            ref.d_g.at[place][...] = d_g
+            send(ref.row_s, d_beta, ref.d_beta.at[(key_block * sizes.heads + chunks.head) * sizes.N + n])
             # Through tiles that are free by then.
-            send(ref.Z_s if dtype == OPERAND else ref.wide_s, dq, ref.dq.at[place])
-            send(ref.pairs_s if dtype == OPERAND else ref.wide_s, dk, ref.dk.at[place])
+            send(ref.Z_s if dtype == OPERAND else ref.wide_s, d_q, ref.d_q.at[place])
+            send(ref.pairs_s if dtype == OPERAND else ref.wide_s, d_k, ref.d_k.at[place])
 
         keys = chunks.keys(sizes.G, key_block)
         tiles = {"q": (ref.q, keys), "k": (ref.k, keys), "g": (ref.g, chunks.keys(sizes.H, key_block))}
-        tiles |= {"beta": (ref.beta, chunks.row()), "dA": (ref.dA, chunks.matrix()), "dE": (ref.dE, chunks.matrix())}
+        tiles |= {"beta": (ref.beta, chunks.row()), "d_A": (ref.d_A, chunks.matrix()), "d_E": (ref.d_E, chunks.matrix())}
         for i, block in enumerate(blocks):
-            tiles["do", i] = ref.do, chunks.values(block)
+            tiles["d_o", i] = ref.d_o, chunks.values(block)
             tiles |= {(name, i): (getattr(ref, name), chunks.values(i, len(blocks))) for name in ("erased", "u")}
             tiles |= {(name, i): (getattr(ref, name), chunks.state(block, key_block)) for name in ("starts", "ends")}
         chunks.run(step, tiles, stages=1)
@@ -281,9 +281,9 @@ def _by_key(sizes, inputs, blocks, dtype, interpret):
     return common.call(
         by_key, {name: inputs[name] for name in (*names, *by_value)},
         outputs={
-            "dq": jax.ShapeDtypeStruct(steps, dtype), "dk": jax.ShapeDtypeStruct(steps, dtype),
-            "dg": jax.ShapeDtypeStruct(steps, jnp.float32),
-            "dbeta": jax.ShapeDtypeStruct((key_blocks * sizes.heads * sizes.N, STEPS), jnp.float32),
+            "d_q": jax.ShapeDtypeStruct(steps, dtype), "d_k": jax.ShapeDtypeStruct(steps, dtype),
+            "d_g": jax.ShapeDtypeStruct(steps, jnp.float32),
+            "d_beta": jax.ShapeDtypeStruct((key_blocks * sizes.heads * sizes.N, STEPS), jnp.float32),
         },
         scratch={
             "g_s": plgpu.SMEM((STEPS, BLOCK), PRECISE), "Z_s": tile, "pairs_s": tile, "part_s": tile,

@@ -6,10 +6,10 @@ and the decay over the chunk. The other, ``chunk_scan``, walks over the chunks w
     o = q~ S + A v,   S = gamma[:, None] * S + k~^T v
 
 (Without decays q~ and k~ are q and k, and only A is prepared.) Backward, three: the same preparation again; the walk from the last
-chunk with the state's cotangent dS', which gives dv = A^T do + k~ dS' on its way; and, in parallel over chunks and 64 key channels
+chunk with the state's cotangent d_S', which gives d_v = A^T d_o + k~ d_S' on its way; and, in parallel over chunks and 64 key channels
 each, what is left:
 
-    dq~ = do S^T,  dk~ = v dS'^T,  dgamma = sum(S * dS'),  dA = do v^T
+    d_q~ = d_o S^T,  d_k~ = v d_S'^T,  d_gamma = sum(S * d_S'),  d_A = d_o v^T
 
 with their backward passes through q~, k~, gamma and A to q, k and the log decay. Values wider than 128 channels are taken in parts,
 as all of this is a sum over them; of more than 128 key channels each 128 are a head, and the outputs are added. Chunks have 64 steps:
@@ -19,7 +19,7 @@ the numbers are the same.
 steps. Here each level is two products of whole tiles. A matrix of zeros and ones, in registers, times the log decays gives each row
 its sum: from the block's start for the rows of upper blocks, which read, to the block's end for those of lower blocks, which are
 read. One tile Z holds q or k, whichever a row needs, times the exponential of that; of Z Z^T the level's pairs are taken.
-Backwards, with P = dA + dA^T cut down to the level's pairs, dZ = P Z, and the matrix's transpose adds a log decay's gradients up.
+Backwards, with P = d_A + d_A^T cut down to the level's pairs, d_Z = P Z, and the matrix's transpose adds a log decay's gradients up.
 With one decay per head A is q k^T times the exponential of what lies between each pair of steps (``tiles.PairSums``).
 
 *What is rounded.* Log decays go through the tensor cores as float16: an exponent is off by 2^-11 of itself, its exponential by
@@ -141,21 +141,21 @@ def backward(
     """Gradients of q, k, v, log_decay (None without one) and the state."""
     if (blocks := _KeyBlocks.of(q, v)) is not None:
         _, _, d_output, _ = blocks.split(q, k, d_output, None)
-        dq, dk, dv, dg, d_state = backward(
+        d_q, d_k, d_v, d_g, d_state = backward(
             *blocks.split(q, k, v, log_decay), start_log_mask, starts, d_output, blocks.split_state(d_final),
             chunk_size=chunk_size, read_before=read_before, precision=precision, interpret=interpret,
         )  # fmt: skip
         if log_decay is not None:
-            dg = blocks.summed(dg) if log_decay.shape[3] == 1 else blocks.joined_decay(dg)
-        return blocks.joined(dq), blocks.joined(dk), blocks.summed(dv).astype(v.dtype), dg, blocks.joined_state(d_state)
+            d_g = blocks.summed(d_g) if log_decay.shape[3] == 1 else blocks.joined_decay(d_g)
+        return blocks.joined(d_q), blocks.joined(d_k), blocks.summed(d_v).astype(v.dtype), d_g, blocks.joined_state(d_state)
     sizes = Sizes.of(q, v, log_decay)
     inputs = _inputs(sizes, q, k, log_decay, start_log_mask)
-    do = sizes.flat(d_output, sizes.V)
+    d_o = sizes.flat(d_output, sizes.V)
     chunks = _prepare(sizes, inputs, read_before, interpret)
-    ends, first, dv = chunk_scan.backward_scan(
-        _places(sizes), chunks | {"value": do}, sizes.flat_state(d_final), value_dtype=v.dtype, interpret=interpret
+    ends, first, d_v = chunk_scan.backward_scan(
+        _places(sizes), chunks | {"value": d_o}, sizes.flat_state(d_final), value_dtype=v.dtype, interpret=interpret
     )
-    inputs |= {"v": sizes.flat(v, sizes.V), "do": do, "starts": starts, "ends": ends}
+    inputs |= {"v": sizes.flat(v, sizes.V), "d_o": d_o, "starts": starts, "ends": ends}
     blocks = range(sizes.V // COLUMNS)
     parts = [blocks[first : first + BLOCKS_AT_ONCE] for first in blocks[::BLOCKS_AT_ONCE]]
     dtype = OPERAND if len(parts) == 1 and sizes.G == sizes.H else jnp.float32
@@ -163,10 +163,10 @@ def backward(
     found = [make(sizes, inputs, part, dtype, read_before, interpret) for part in parts]
     d = {name: sum(of_part[name] for of_part in found) for name in found[0]}
     return (
-        sizes.of_groups(d["dq"], q.shape).astype(q.dtype),
-        sizes.of_groups(d["dk"], k.shape).astype(k.dtype),
-        sizes.unflat(dv, v.shape),
-        None if log_decay is None else sizes.unflat_decay(d["dg"], log_decay.shape).astype(log_decay.dtype),
+        sizes.of_groups(d["d_q"], q.shape).astype(q.dtype),
+        sizes.of_groups(d["d_k"], k.shape).astype(k.dtype),
+        sizes.unflat(d_v, v.shape),
+        None if log_decay is None else sizes.unflat_decay(d["d_g"], log_decay.shape).astype(log_decay.dtype),
         sizes.unflat_state(first, d_final.shape),
     )
 
@@ -298,7 +298,7 @@ def _prepare_per_channel(sizes, inputs, read_before, interpret):
 
             @pl.when(block == blocks - 1)
             def _():
-                send(ref.scores_s, A, ref.scores.at[pl.ds(row * STEPS, STEPS)])
+                send(ref.scores_s, A, ref.scores.at[pl.d_s(row * STEPS, STEPS)])
 
             return A
 
@@ -327,32 +327,32 @@ def _prepare_per_channel(sizes, inputs, read_before, interpret):
 
 
 def _gradients_per_channel(sizes, inputs, blocks, dtype, read_before, interpret):
-    """What comes of some ``blocks`` of 64 value channels, for every head: ``dq``, ``dk`` (in ``dtype``) and ``dg`` (float32)."""
+    """What comes of some ``blocks`` of 64 value channels, for every head: ``d_q``, ``d_k`` (in ``dtype``) and ``d_g`` (float32)."""
     product, sums_of = functools.partial(matmul, interpret), functools.partial(sums_by, interpret)
 
     def gradients(ref, chunk):
         now, tile = chunk.number, chunk.tile
         at = Tile.make(now)
-        do, v, S, dS = (chunk.of_values(name) for name in BY_VALUE)
+        d_o, v, S, d_S = (chunk.of_values(name) for name in BY_VALUE)
         q, k = tile["q"], tile["k"]
 
         # The backward passes from gamma, q~ and k~.
         decays = Decays.of(interpret, at, tile, ref.g_s, read_before)
-        dg = in_columns(decays.total * state_products(interpret, at, S, dS))
-        dq, dk = over_values(interpret, do, S) * decays.prefix, over_values(interpret, v, dS) * decays.suffix
-        by_prefix = dq * load(q)
-        dg = sums_of(at.row < at.column, by_prefix, ref.part_s, plus=dg if read_before else dg + by_prefix)
-        dg = sums_of(at.is_below(), dk * load(k), ref.part_s, plus=dg)
+        d_g = in_columns(decays.total * state_products(interpret, at, S, d_S))
+        d_q, d_k = over_values(interpret, d_o, S) * decays.prefix, over_values(interpret, v, d_S) * decays.suffix
+        by_prefix = d_q * load(q)
+        d_g = sums_of(at.row < at.column, by_prefix, ref.part_s, plus=d_g if read_before else d_g + by_prefix)
+        d_g = sums_of(at.is_below(), d_k * load(k), ref.part_s, plus=d_g)
 
         # Symmetric: with which weight step i reads or is read by step j.
-        weights = over_values(interpret, do, v)
+        weights = over_values(interpret, d_o, v)
         own = jnp.sum(jnp.where(at.row == at.column, weights, 0.0), axis=1)
-        weights = jnp.where(at.is_below(), weights, over_values(interpret, v, do)).astype(OPERAND)
+        weights = jnp.where(at.is_below(), weights, over_values(interpret, v, d_o)).astype(OPERAND)
         if not read_before:
             own = lax.broadcast_in_dim(own, (STEPS, BLOCK), (0,))
-            dq, dk = dq + own * load(k), dk + own * load(q)
+            d_q, d_k = d_q + own * load(k), d_k + own * load(q)
 
-        def add_level(level, dq, dk, sums):
+        def add_level(level, d_q, d_k, sums):
             at = Tile.make(now + level)
             decay = jnp.exp(opened(tile, at, level, sums))
             ref.Z_s[...] = (reader_or_read(tile, at, level) * decay).astype(OPERAND)
@@ -360,24 +360,24 @@ def _gradients_per_channel(sizes, inputs, blocks, dtype, read_before, interpret)
             plgpu.commit_smem()
             d = product(ref.pairs_s, ref.Z_s) * decay
             upper = at.is_upper(level)
-            return dq + jnp.where(upper, d, 0.0), dk + jnp.where(upper, 0.0, d), d * reader_or_read(tile, at, level)
+            return d_q + jnp.where(upper, d, 0.0), d_k + jnp.where(upper, 0.0, d), d * reader_or_read(tile, at, level)
 
         def add_wide_level(level, carry):
-            dq, dk, dg = carry
-            dq, dk, d_sums = add_level(level, dq, dk, level_sums(interpret, now, level, ref.g_s, read_before))
+            d_q, d_k, d_g = carry
+            d_q, d_k, d_sums = add_level(level, d_q, d_k, level_sums(interpret, now, level, ref.g_s, read_before))
             summed = Tile.make(now + level).transposed().is_summed(level, read_before)
-            return dq, dk, sums_of(summed, d_sums, ref.part_s, plus=dg)
+            return d_q, d_k, sums_of(summed, d_sums, ref.part_s, plus=d_g)
 
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
-        dq, dk, d_sums = add_level(0, dq, dk, sums_of_single_steps(tile, at, read_before))
+        d_q, d_k, d_sums = add_level(0, d_q, d_k, sums_of_single_steps(tile, at, read_before))
         if not read_before:
-            dg = dg + jnp.where(at.is_upper(0), d_sums, 0.0)
-        dq, dk, dg = lax.fori_loop(1, LEVELS, add_wide_level, (dq, dk, dg))
+            d_g = d_g + jnp.where(at.is_upper(0), d_sums, 0.0)
+        d_q, d_k, d_g = lax.fori_loop(1, LEVELS, add_wide_level, (d_q, d_k, d_g))
         place = chunk.keys
-        ref.dg.at[place][...] = dg
+        ref.d_g.at[place][...] = d_g
         # Through tiles that are free by then.
-        send(ref.Z_s if dtype == OPERAND else ref.wide_s, dq, ref.dq.at[place])
-        send(ref.pairs_s if dtype == OPERAND else ref.wide_s, dk, ref.dk.at[place])
+        send(ref.Z_s if dtype == OPERAND else ref.wide_s, d_q, ref.d_q.at[place])
+        send(ref.pairs_s if dtype == OPERAND else ref.wide_s, d_k, ref.d_k.at[place])
 
     steps = sizes.B * sizes.N * STEPS, sizes.H * sizes.K
     tile = plgpu.SMEM((STEPS, BLOCK), OPERAND)
@@ -385,8 +385,8 @@ def _gradients_per_channel(sizes, inputs, blocks, dtype, read_before, interpret)
     return _over_chunks(
         gradients, sizes, inputs, blocks,
         outputs={
-            "dq": jax.ShapeDtypeStruct(steps, dtype), "dk": jax.ShapeDtypeStruct(steps, dtype),
-            "dg": jax.ShapeDtypeStruct(steps, jnp.float32),
+            "d_q": jax.ShapeDtypeStruct(steps, dtype), "d_k": jax.ShapeDtypeStruct(steps, dtype),
+            "d_g": jax.ShapeDtypeStruct(steps, jnp.float32),
         },
         scratch={
             "g_s": plgpu.SMEM((STEPS, BLOCK), PRECISE), "Z_s": tile, "pairs_s": tile, "part_s": tile
@@ -409,7 +409,7 @@ def _prepare_per_head(sizes, inputs, read_before, interpret):
 
         def step(n, tile):
             row = sizes.of_chunk(n, chunks.head)
-            of_chunk = pl.ds(row * STEPS, STEPS)
+            of_chunk = pl.d_s(row * STEPS, STEPS)
             at = Tile.make(row)
             A = product(tile["q"], tile["k"].transpose((1, 0)))
             if sizes.per is not None:
@@ -421,7 +421,7 @@ def _prepare_per_head(sizes, inputs, read_before, interpret):
                 plgpu.commit_smem()
                 prefix = lax.broadcast_in_dim(jnp.exp(sums.prefix), (STEPS, BLOCK), (0,))
                 for block in blocks:
-                    columns = pl.ds(block * BLOCK, BLOCK)
+                    columns = pl.d_s(block * BLOCK, BLOCK)
                     send(ref.read_s, load(tile["q"].at[:, columns]) * prefix, ref.read.at[of_chunk, columns])
                     plgpu.copy_smem_to_gmem(ref.keep_s, ref.keep.at[row, columns])
                     ref.write_s[...] = (load(tile["k"].at[:, columns]) * of_steps(ref.vector_s)).astype(OPERAND)
@@ -451,7 +451,7 @@ def _prepare_per_head(sizes, inputs, read_before, interpret):
 
 
 def _gradients_per_head(sizes, inputs, blocks, dtype, read_before, interpret):
-    """What comes of some ``blocks`` of 64 value channels, for every head: ``dq``, ``dk`` (in ``dtype``) and, with decays, ``dg``
+    """What comes of some ``blocks`` of 64 value channels, for every head: ``d_q``, ``d_k`` (in ``dtype``) and, with decays, ``d_g``
     (float32; a part for each 64 key channels).
     """
     product = functools.partial(matmul, interpret)
@@ -459,23 +459,23 @@ def _gradients_per_head(sizes, inputs, blocks, dtype, read_before, interpret):
     def gradients(ref, chunk):
         now, tile = chunk.number, chunk.tile
         at = Tile.make(now)
-        do, v, S, dS = (chunk.of_values(name) for name in BY_VALUE)
+        d_o, v, S, d_S = (chunk.of_values(name) for name in BY_VALUE)
         q, k = tile["q"], tile["k"]
-        dq, dk, weights = over_values(interpret, do, S), over_values(interpret, v, dS), over_values(interpret, do, v)
+        d_q, d_k, weights = over_values(interpret, d_o, S), over_values(interpret, v, d_S), over_values(interpret, d_o, v)
         if sizes.per is not None:
             sums = _pair_sums(interpret, at, tile, ref.g_s, read_before)
-            dq = dq * lax.broadcast_in_dim(jnp.exp(sums.prefix), (STEPS, BLOCK), (0,))
+            d_q = d_q * lax.broadcast_in_dim(jnp.exp(sums.prefix), (STEPS, BLOCK), (0,))
             ref.suffix_s[...] = jnp.exp(sums.suffix)  # a vector of its own: Mosaic reads each one way, by rows or by columns
             plgpu.commit_smem()
-            dk = dk * of_steps(ref.suffix_s)
+            d_k = d_k * of_steps(ref.suffix_s)
             # What the log decay of step m gets: of q~ of the steps that read after it, of k~ of those before it, of gamma.
-            by_prefix = by_column(jnp.sum(load(q) * dq, axis=1), ref.vector_s)
+            by_prefix = by_column(jnp.sum(load(q) * d_q, axis=1), ref.vector_s)
             after = at.row < at.column if read_before else at.row <= at.column
-            dg = jnp.sum(jnp.where(after, by_prefix, 0.0), axis=1)
-            by_suffix = by_column(jnp.sum(load(k) * dk, axis=1), ref.vector_s)
-            dg = dg + jnp.sum(jnp.where(at.is_below(), by_suffix, 0.0), axis=1)
-            by_gamma = _total_per_head(tile) * state_products(interpret, at, S, dS)
-            dg = dg + jnp.sum(in_columns(by_gamma), axis=1)
+            d_g = jnp.sum(jnp.where(after, by_prefix, 0.0), axis=1)
+            by_suffix = by_column(jnp.sum(load(k) * d_k, axis=1), ref.vector_s)
+            d_g = d_g + jnp.sum(jnp.where(at.is_below(), by_suffix, 0.0), axis=1)
+            by_gamma = _total_per_head(tile) * state_products(interpret, at, S, d_S)
+            d_g = d_g + jnp.sum(in_columns(by_gamma), axis=1)
             weights = weights * jnp.exp(jnp.where(at.is_below(), sums.between, 0.0))
         weights = jnp.where(at.is_visible(read_before), weights, 0.0)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
@@ -484,18 +484,18 @@ def _gradients_per_head(sizes, inputs, blocks, dtype, read_before, interpret):
         if sizes.per is not None:
             pairs = jnp.where(at.is_below(), weights * product(q, k.transpose((1, 0))), 0.0)
             between = sums_by(interpret, at.row < at.column, pairs, ref.part_s, plus=None if read_before else pairs)
-            dg = dg + jnp.sum(jnp.where(at.is_below(), between, 0.0), axis=1)
-            send(ref.row_s, dg, ref.dg.at[(chunk.key_block * sizes.heads + chunk.head) * sizes.N + chunk.n])
+            d_g = d_g + jnp.sum(jnp.where(at.is_below(), between, 0.0), axis=1)
+            send(ref.row_s, d_g, ref.d_g.at[(chunk.key_block * sizes.heads + chunk.head) * sizes.N + chunk.n])
         place = chunk.keys
-        send(ref.dq_s, product(ref.pairs_s, k, dq), ref.dq.at[place])
-        send(ref.dk_s, product(ref.pairs_s.transpose((1, 0)), q, dk), ref.dk.at[place])
+        send(ref.d_q_s, product(ref.pairs_s, k, d_q), ref.d_q.at[place])
+        send(ref.d_k_s, product(ref.pairs_s.transpose((1, 0)), q, d_k), ref.d_k.at[place])
 
     keys = jax.ShapeDtypeStruct((sizes.B * sizes.N * STEPS, sizes.H * sizes.K), dtype)
-    outputs, scratch = {"dq": keys, "dk": keys}, {"pairs_s": plgpu.SMEM((STEPS, STEPS), OPERAND)}
+    outputs, scratch = {"d_q": keys, "d_k": keys}, {"pairs_s": plgpu.SMEM((STEPS, STEPS), OPERAND)}
     scratch |= dict.fromkeys(("dq_s", "dk_s"), plgpu.SMEM((STEPS, BLOCK), dtype))
     if sizes.per is not None:
         vector = plgpu.SMEM((STEPS,), jnp.float32)
-        outputs["dg"] = jax.ShapeDtypeStruct((sizes.K // BLOCK * sizes.heads * sizes.N, STEPS), jnp.float32)
+        outputs["d_g"] = jax.ShapeDtypeStruct((sizes.K // BLOCK * sizes.heads * sizes.N, STEPS), jnp.float32)
         scratch |= dict.fromkeys(("suffix_s", "vector_s", "row_s"), vector)
         scratch |= {"g_s": plgpu.SMEM((STEPS, STEPS), PRECISE), "part_s": scratch["pairs_s"]}
     return _over_chunks(gradients, sizes, inputs, blocks, outputs=outputs, scratch=scratch, stages=STAGES, interpret=interpret)
@@ -524,7 +524,7 @@ def _rows(chunks: Chunks, ref: types.SimpleNamespace, inputs) -> dict[str, tuple
     return {name: (getattr(ref, name), spec) for name, spec in specs.items() if name in inputs}
 
 
-BY_VALUE = ("do", "v", "starts", "ends")
+BY_VALUE = ("d_o", "v", "starts", "ends")
 
 
 class _Chunk(NamedTuple):

@@ -1,7 +1,7 @@
 """The elementwise recurrence (``linear_recurrence.py``) on Hopper: one thread a channel, step after step, either way in time.
 
     h_t = a_t * h_{t-1} + b_t                     forward
-    g_t = b_t + carry,   carry = a_t * g_t        reverse, backwards in time: the gradient, with b = dh
+    g_t = b_t + carry,   carry = a_t * g_t        reverse, backwards in time: the gradient, with b = d_h
 
 A block is one warpgroup with one row of the batch and 128 channels; the carry is a register. ``emit_pipeline`` keeps the next tiles of
 a and b on their way into shared memory, so that the chain of steps waits for no load from device memory. A complex number is two
@@ -53,7 +53,7 @@ def scan(
 
     def body(ref):
         row, block = lax.axis_index("row"), lax.axis_index("block")
-        columns = pl.ds(block * _CHANNELS, _CHANNELS)
+        columns = pl.d_s(block * _CHANNELS, _CHANNELS)
 
         def of_tile(i):
             """The number of the tile, among those of all rows, that is worked on at step i."""
@@ -79,7 +79,7 @@ def scan(
 
             carry = lax.fori_loop(0, sizes.length // _TOGETHER, steps, carry)
             plgpu.commit_smem()
-            rows = pl.ds(of_tile(index[0]) * sizes.length, sizes.length)
+            rows = pl.d_s(of_tile(index[0]) * sizes.length, sizes.length)
             for plane, output in zip(sizes.planes(ref, "output_s"), sizes.planes(ref, "output")):
                 plgpu.copy_smem_to_gmem(plane, output.at[rows, columns])
             return carry

@@ -10,14 +10,14 @@ Forward, the sum over states that makes y_t is two shuffles, and the state is ke
 stretches from the last: it makes the states before each of its steps again, in registers, then runs the gradient's recurrence
 backwards:
 
-    g_t = dy_t C_t^T + dh_t                              dh_{t-1} = exp(dt_t A) * g_t
-    dx_t = dt_t (g_t . B_t)                              dB_t = g_t . (dt_t x_t)            dC_t = h_t . dy_t
-    w_t = dh_{t-1} * h_{t-1}                             ddt_t = A . w_t + x_t (g_t . B_t)  dA = sum over t of dt_t w_t
+    g_t = d_y_t C_t^T + d_h_t                              d_h_{t-1} = exp(dt_t A) * g_t
+    d_x_t = dt_t (g_t . B_t)                               d_B_t = g_t . (dt_t x_t)             d_C_t = h_t . d_y_t
+    w_t = d_h_{t-1} * h_{t-1}                              d_dt_t = A . w_t + x_t (g_t . B_t)   d_A = sum over t of dt_t w_t
 
-Four sums of a step are over numbers of several threads: g_t . B_t and A . w_t over the states, dB_t and dC_t over the channels. Each
+Four sums of a step are over numbers of several threads: g_t . B_t and A . w_t over the states, d_B_t and d_C_t over the channels. Each
 thread leaves what its own numbers add up to in shared memory. Once a stretch, after a barrier, the threads are divided anew, among
-steps and sums, and add all of them up. dB and dC come out as one sum for each block of channels, dA as one for each row of the batch;
-XLA adds them up. Every exponent is that of one step, <= 0; a reset selects the carry away.
+steps and sums, and add all of them up. d_B and d_C come out as one sum for each block of channels, d_A as one for each row of the
+batch; XLA adds them up. Every exponent is that of one step, <= 0; a reset selects the carry away.
 
 No exponential is a polynomial. With 16 states of 128 channels a step takes a thread 133 instructions forward and 360 backward, and its
 16 and 32 exponentials occupy their unit for 128 and 256 cycles; each one made of multiply-adds would be ten instructions more.
@@ -136,8 +136,8 @@ def backward(
     C: Float[Array, "B T N"],
     reset: Bool[Array, "B T"] | None,
     starts: Float[Array, "rows blocks N channels"],
-    dy: Float[Array, "B T E"],
-    dfinal: Float[Array, "B E N"],
+    d_y: Float[Array, "B T E"],
+    d_final: Float[Array, "B E N"],
     *,
     interpret: bool,
 ) -> tuple[
@@ -150,7 +150,7 @@ def backward(
 ]:
     """The gradients of x, dt, A, B, C and the first state."""
     sizes = _Sizes.of(x, A, interpret)
-    tiles = sizes.tiles(x=x, dt=dt, B=B, C=C, dy=dy, reset=reset) | {"starts": starts}
+    tiles = sizes.tiles(x=x, dt=dt, B=B, C=C, d_y=d_y, reset=reset) | {"starts": starts}
     stretches = sizes.T // _KEPT
 
     def body(ref):
@@ -164,62 +164,62 @@ def backward(
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
             add_up(tile)
             plgpu.commit_smem()
-            of_sums = pl.ds(((block * sizes.B + row) * stretches + n) * _KEPT, _KEPT)
-            for name in ("dx", "ddt"):
+            of_sums = pl.d_s(((block * sizes.B + row) * stretches + n) * _KEPT, _KEPT)
+            for name in ("d_x", "d_dt"):
                 plgpu.copy_smem_to_gmem(getattr(ref, f"{name}_s"), getattr(ref, name).at[sizes.of_steps(row, n, block, _KEPT)])
-            for name in ("dB", "dC"):
+            for name in ("d_B", "d_C"):
                 plgpu.copy_smem_to_gmem(getattr(ref, f"{name}_s"), getattr(ref, name).at[of_sums])
             return carry
 
         def states_before(tile):
-            """Of every step; leaves the parts of dC, which is of the states after them."""
+            """Of every step; leaves the parts of d_C, which is of the states after them."""
             h, before = sizes.state(tile["starts"]), []
             for t in range(_KEPT):
-                x, dt, dy = (sizes.by_channel(tile[name], t) for name in ("x", "dt", "dy"))
+                x, dt, d_y = (sizes.by_channel(tile[name], t) for name in ("x", "dt", "d_y"))
                 before.append(_keep(h, tile, t))
                 h = sizes.step(rate, before[t], x, dt, sizes.by_state(tile["B"], t))
-                ref.dC_parts[t] = jnp.sum(h * sizes.over_states(dy), axis=4)
+                ref.d_C_parts[t] = jnp.sum(h * sizes.over_states(d_y), axis=4)
             return before
 
         def back_through(tile, before, carry):
-            """(dh, dA) before the stretch of those after it; leaves the parts of dB, of g . B and of A . w."""
-            dh, dA = carry
+            """(d_h, d_A) before the stretch of those after it; leaves the parts of d_B, of g . B and of A . w."""
+            d_h, d_A = carry
             for t in reversed(range(_KEPT)):
-                x, dt, dy = (sizes.by_channel(tile[name], t) for name in ("x", "dt", "dy"))
+                x, dt, d_y = (sizes.by_channel(tile[name], t) for name in ("x", "dt", "d_y"))
                 B, C = (sizes.over_channels(sizes.by_state(tile[name], t)) for name in ("B", "C"))
-                g = dh + sizes.over_states(dy) * C
-                dh = g * jnp.exp2(sizes.over_states(dt) * rate)
-                w = dh * before[t]
-                dA = dA + w * sizes.over_states(dt)
-                dh = _keep(dh, tile, t)
-                ref.dB_parts[t] = jnp.sum(g * sizes.over_states(dt * x), axis=4)
+                g = d_h + sizes.over_states(d_y) * C
+                d_h = g * jnp.exp2(sizes.over_states(dt) * rate)
+                w = d_h * before[t]
+                d_A = d_A + w * sizes.over_states(dt)
+                d_h = _keep(d_h, tile, t)
+                ref.d_B_parts[t] = jnp.sum(g * sizes.over_states(dt * x), axis=4)
                 ref.written_parts[t] = jnp.sum(g * B, axis=1)
                 ref.faded_parts[t] = jnp.sum(w * rate, axis=1)
-            return dh, dA
+            return d_h, d_A
 
         def add_up(tile):
             """The parts of a stretch into the tiles of its gradients."""
             x, dt = (sizes.of_stretch(tile[name]) for name in ("x", "dt"))
             written, faded = (sizes.sum_over_states(parts) for parts in (ref.written_parts, ref.faded_parts))
-            sizes.store(ref.dx_s, dt * written)
-            sizes.store(ref.ddt_s, faded * (1 / _LOG2_E) + x * written)
-            sizes.store(ref.dB_s, sizes.sum_over_channels(ref.dB_parts))
-            sizes.store(ref.dC_s, sizes.sum_over_channels(ref.dC_parts))
+            sizes.store(ref.d_x_s, dt * written)
+            sizes.store(ref.d_dt_s, faded * (1 / _LOG2_E) + x * written)
+            sizes.store(ref.d_B_s, sizes.sum_over_channels(ref.d_B_parts))
+            sizes.store(ref.d_C_s, sizes.sum_over_channels(ref.d_C_parts))
 
         of_block = sizes.of_block(row, block)
-        dh = sizes.state(ref.last.at[of_block])
-        dh, dA = sizes.run(stretch, ref, tiles, row, block, _KEPT, carry=(dh, jnp.zeros_like(dh)), reverse=True)
-        ref.first.at[of_block][...] = dh
-        ref.dA.at[of_block][...] = dA
+        d_h = sizes.state(ref.last.at[of_block])
+        d_h, d_A = sizes.run(stretch, ref, tiles, row, block, _KEPT, carry=(d_h, jnp.zeros_like(d_h)), reverse=True)
+        ref.first.at[of_block][...] = d_h
+        ref.d_A.at[of_block][...] = d_A
         plgpu.wait_smem_to_gmem(0)
 
     sums = jax.ShapeDtypeStruct((sizes.E // sizes.width * sizes.B * sizes.T, sizes.N), jnp.float32)
     found = common.call(
-        body, tiles | {"A": sizes.flat_state(A), "last": sizes.flat_state(dfinal)},
+        body, tiles | {"A": sizes.flat_state(A), "last": sizes.flat_state(d_final)},
         outputs={
-            "dx": jax.ShapeDtypeStruct((sizes.B * sizes.T, sizes.E), x.dtype),
-            "ddt": jax.ShapeDtypeStruct((sizes.B * sizes.T, sizes.E), dt.dtype),
-            "dA": sizes.states(sizes.B), "dB": sums, "dC": sums, "first": sizes.states(sizes.B),
+            "d_x": jax.ShapeDtypeStruct((sizes.B * sizes.T, sizes.E), x.dtype),
+            "d_dt": jax.ShapeDtypeStruct((sizes.B * sizes.T, sizes.E), dt.dtype),
+            "d_A": sizes.states(sizes.B), "d_B": sums, "d_C": sums, "first": sizes.states(sizes.B),
         },
         scratch={
             "dx_s": plgpu.SMEM((_KEPT, sizes.width), x.dtype), "ddt_s": plgpu.SMEM((_KEPT, sizes.width), dt.dtype),
@@ -231,11 +231,11 @@ def backward(
         },
         grid=sizes.grid, interpret=interpret, barriers=False,
     )  # fmt: skip
-    dx, ddt = (sizes.unflat(found[name], x.shape) for name in ("dx", "ddt"))
-    dA, first = (sizes.unflat_state(found[name], dfinal.shape) for name in ("dA", "first"))
-    dB, dC = (jnp.sum(found[name].reshape(-1, sizes.B, sizes.T, sizes.N), axis=0) for name in ("dB", "dC"))
-    dB, dC = (d[:, : B.shape[1], : B.shape[2]].astype(array.dtype) for d, array in ((dB, B), (dC, C)))
-    return dx, ddt, jnp.sum(dA, axis=0).astype(A.dtype), dB, dC, first
+    d_x, d_dt = (sizes.unflat(found[name], x.shape) for name in ("d_x", "d_dt"))
+    d_A, first = (sizes.unflat_state(found[name], d_final.shape) for name in ("d_A", "first"))
+    d_B, d_C = (jnp.sum(found[name].reshape(-1, sizes.B, sizes.T, sizes.N), axis=0) for name in ("d_B", "d_C"))
+    d_B, d_C = (d[:, : B.shape[1], : B.shape[2]].astype(array.dtype) for d, array in ((d_B, B), (d_C, C)))
+    return d_x, d_dt, jnp.sum(d_A, axis=0).astype(A.dtype), d_B, d_C, first
 
 
 class _Sizes(NamedTuple):
@@ -310,11 +310,11 @@ class _Sizes(NamedTuple):
 
     def of_block(self, row, block):
         """Of states, those of a row's block of channels."""
-        return pl.ds((row * (self.E // self.width) + block) * _WARPS, _WARPS)
+        return pl.d_s((row * (self.E // self.width) + block) * _WARPS, _WARPS)
 
     def of_steps(self, row, n, block, steps):
         """Of [B T, E], tile n of ``steps``."""
-        return pl.ds(row * self.T + n * steps, steps), pl.ds(block * self.width, self.width)
+        return pl.d_s(row * self.T + n * steps, steps), pl.d_s(block * self.width, self.width)
 
     def run(self, body: Callable, ref, tiles, row, block, steps: int, *, carry: Any, reverse: bool = False) -> Any:
         """``body(n, tiles in shared memory, carry) -> carry`` for every tile of ``steps``."""

@@ -221,7 +221,7 @@ class Chunks:
 def columns_of(sizes: Sizes, n, head, block, blocks: int) -> tuple[Any, Any]:
     """Rows and columns of a chunk's 64 channels ``block``, where each of H heads has so many ``blocks`` of them."""
     row, column = sizes.of_steps(n, head)
-    return pl.ds(row * STEPS, STEPS), pl.ds((column * blocks + block) * BLOCK, BLOCK)
+    return pl.d_s(row * STEPS, STEPS), pl.d_s((column * blocks + block) * BLOCK, BLOCK)
 
 
 def send(tile, x: Array, place) -> None:
@@ -323,9 +323,9 @@ def over_values(interpret: bool, a: Sequence[Any], b: Sequence[Any]) -> Float[Ar
     return total
 
 
-def state_products(interpret: bool, at: Tile, S: Sequence[Any], dS: Sequence[Any]) -> Float[Array, " 64"]:
-    """sum(S * dS) over value channels, for each of 64 key channels, by columns: the diagonal of S dS^T."""
-    return jnp.sum(jnp.where(at.row == at.column, over_values(interpret, S, dS), 0.0), axis=0)
+def state_products(interpret: bool, at: Tile, S: Sequence[Any], d_S: Sequence[Any]) -> Float[Array, " 64"]:
+    """sum(S * d_S) over value channels, for each of 64 key channels, by columns: the diagonal of S d_S^T."""
+    return jnp.sum(jnp.where(at.row == at.column, over_values(interpret, S, d_S), 0.0), axis=0)
 
 
 def in_columns(x: Float[Array, " 64"]) -> Float[Array, "64 64"]:

@@ -11,7 +11,7 @@ of q * E in upper and k * E in lower halves,
 The sums of a level are those of the one below plus the total of a neighbouring block, one addition: nothing is subtracted,
 so that neither a closed gate nor a reset costs later steps their digits.
 
-Backwards, with Y = (dP + dP^T at that level) X, the level adds dX = E * Y to dq in upper and to dk in lower halves. The
+Backwards, with Y = (d_P + d_P^T at that level) X, the level adds d_X = E * Y to d_q in upper and to d_k in lower halves. The
 gradient of a log decay is the transpose of the sums: from the longest blocks to those of a register's eight steps, what a
 block's steps have of X * Y is added up and given to the neighbouring block whose total it was made with; within eight steps it is a
 product with zeros and ones. Sums alone: no difference of large products stands for a small gradient.
@@ -260,9 +260,9 @@ def backward(
     v,
     d_output,
     starts,
-    dq,
-    dk,
-    dv,
+    d_q,
+    d_k,
+    d_v,
     decays,
     d_decays,
     start_log_mask=None,
@@ -284,10 +284,10 @@ def backward(
         first = block * count
         values, decay_lanes = _lanes(first, heads, heads.width), _lanes(first, heads, heads.channels)
         queries, keys = (_lanes_of_groups(ref, heads, first) for ref in (q, k))
-        v_b, do_b = v[:, values], d_output[:, values]
-        do_each = _one_each(do_b, count, operand)
-        v_b, do_b = v_b.astype(operand), do_b.astype(operand)
-        by_output = dot(do_b, _one_each(v[:, values], count, operand), 1, 1)  # dP, or of all pairs do_i . v_j
+        v_b, d_o_b = v[:, values], d_output[:, values]
+        d_o_each = _one_each(d_o_b, count, operand)
+        v_b, d_o_b = v_b.astype(operand), d_o_b.astype(operand)
+        by_output = dot(d_o_b, _one_each(v[:, values], count, operand), 1, 1)  # d_P, or of all pairs do_i . v_j
         transposed = [by_output[:, head * steps : (head + 1) * steps].T for head in range(count)]
         both = jnp.where(row > column, by_output, jnp.concatenate(transposed, axis=1))
         scores = jnp.zeros_like(both) if read_before else _alike(queries * keys, heads)  # P^T
@@ -305,23 +305,23 @@ def backward(
         state, d_state = starts[block], d_states[block]
         d_state_each = _one_each(d_state, count, operand)
         decay_read, decay_left = jnp.exp(sums.read), jnp.exp(sums.left)
-        dq_b = decay_read * dot(do_b, _one_each(state, count, operand), 1, 0)
-        dk_b = decay_left * dot(v_b, d_state_each, 1, 0)
+        d_q_b = decay_read * dot(d_o_b, _one_each(state, count, operand), 1, 0)
+        d_k_b = decay_left * dot(v_b, d_state_each, 1, 0)
         written = dot((keys * decay_left).astype(operand), d_state_each, 1, 1)
-        dv[:, values] = (dot(scores.astype(operand), do_each, 1, 0) + written).astype(dv.dtype)
+        d_v[:, values] = (dot(scores.astype(operand), d_o_each, 1, 0) + written).astype(d_v.dtype)
         d_kept = d_state * jnp.exp(sums.total[0, :1])
-        d_states[block] = d_kept + _outer(do_b, (queries * decay_read).astype(operand), count, dot)
+        d_states[block] = d_kept + _outer(d_o_b, (queries * decay_read).astype(operand), count, dot)
 
-        # From the longest blocks on: what read and left are is in dq and dk, of all longer levels.
+        # From the longest blocks on: what read and left are is in d_q and d_k, of all longer levels.
         total = jnp.zeros((1, _REGISTER, queries.shape[1]), jnp.float32)  # of a block's; the sum of its rows is meant
         for number in reversed(range(_WITHIN, len(d_rows))):
             m = 1 << number
-            read_upper = _split(queries, m)[1] * _split(dq_b, m)[1]
-            left_lower = _split(keys, m)[0] * _split(dk_b, m)[0]
+            read_upper = _split(queries, m)[1] * _split(d_q_b, m)[1]
+            left_lower = _split(keys, m)[0] * _split(d_k_b, m)[0]
             total = jnp.stack([total + _folded(read_upper), total + _folded(left_lower)], axis=1)
             total = total.reshape(-1, *total.shape[2:])
-            dq_b, dk_b = _added_by_halves(dq_b, dk_b, d_rows[number], m)
-        parts = [queries * dq_b, keys * dk_b]
+            d_q_b, d_k_b = _added_by_halves(d_q_b, d_k_b, d_rows[number], m)
+        parts = [queries * d_q_b, keys * d_k_b]
         parts += [_halves(queries, keys, 1 << number) * d_rows[number] for number in reversed(range(1, _WITHIN))]
         d_decay = dot(ones, jnp.concatenate([part.astype(operand) for part in parts], axis=0), 1, 0)
         if not read_before:
@@ -331,22 +331,22 @@ def backward(
         d_decays[:, decay_lanes] = (d_decay.reshape(-1, _REGISTER, d_decay.shape[1]) + total).reshape(d_decay.shape)
 
         for number in range(_WITHIN):
-            dq_b, dk_b = _added_by_halves(dq_b, dk_b, d_rows[number], 1 << number)
+            d_q_b, d_k_b = _added_by_halves(d_q_b, d_k_b, d_rows[number], 1 << number)
         if not read_before:
             diagonal = jnp.where(row == column, by_output, 0.0)
             of_head = [jnp.sum(diagonal[:, h * steps : (h + 1) * steps], axis=1, keepdims=True) for h in range(count)]
             alike = jnp.concatenate([jnp.broadcast_to(x, (steps, heads.channels)) for x in of_head], axis=1)
-            dq_b, dk_b = dq_b + alike * keys, dk_b + alike * queries
+            d_q_b, d_k_b = d_q_b + alike * keys, d_k_b + alike * queries
         if heads.repeats == 1:
-            dq[:, decay_lanes], dk[:, decay_lanes] = dq_b.astype(dq.dtype), dk_b.astype(dk.dtype)
+            d_q[:, decay_lanes], d_k[:, decay_lanes] = d_q_b.astype(d_q.dtype), d_k_b.astype(d_k.dtype)
             continue
         for head in range(first, first + count):
             own_lanes = slice((head - first) * heads.channels, (head - first + 1) * heads.channels)
-            found, group = (dq_b[:, own_lanes], dk_b[:, own_lanes]), head // heads.repeats
+            found, group = (d_q_b[:, own_lanes], d_k_b[:, own_lanes]), head // heads.repeats
             before = d_groups.get(group)
             d_groups[group] = found if before is None else (before[0] + found[0], before[1] + found[1])
-    for group, (dq_g, dk_g) in d_groups.items():
-        dq[:, heads.keys(group)], dk[:, heads.keys(group)] = dq_g.astype(dq.dtype), dk_g.astype(dk.dtype)
+    for group, (d_q_g, d_k_g) in d_groups.items():
+        d_q[:, heads.keys(group)], d_k[:, heads.keys(group)] = d_q_g.astype(d_q.dtype), d_k_g.astype(d_k.dtype)
 
 
 def _within_registers(pairs: _Pairs, read_before) -> Float[Array, "C 4C"]:

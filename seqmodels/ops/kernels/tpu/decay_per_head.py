@@ -15,12 +15,12 @@ parts of 8 bits, p and s are sums over lanes. Nothing is subtracted, so that nei
 their digits, and exponents are <= 0. A decay of minus infinity is one of -1e30, whose exponential is as much zero, and which
 the matrix's zeros do not turn into NaN.
 
-Backwards, with dS the cotangent of the state after the chunk, P and D are made again, and with dD = dP * P
+Backwards, with d_S the cotangent of the state after the chunk, P and D are made again, and with d_D = d_P * P
 
-    dq = (dP * exp(D)) k + exp(p) (do S^T)         dv = P^T do + exp(s) (k dS)
-    dk = (dP * exp(D))^T q + (exp(s) v) dS^T       dS <- exp(p_last) dS + q^T (exp(p) do)
+    d_q = (d_P * exp(D)) k + exp(p) (d_o S^T)         d_v = P^T d_o + exp(s) (k d_S)
+    d_k = (d_P * exp(D))^T q + (exp(s) v) d_S^T       d_S <- exp(p_last) d_S + q^T (exp(p) d_o)
     dg_t = sum of dD_ij over j < t <= i  +  sum over i >= t of q_i . dq_i, of its part through S
-         + sum over j < t of v_j . dv_j, of its part through dS  +  exp(p_last) <S, dS>
+         + sum over j < t of v_j . dv_j, of its part through d_S  +  exp(p_last) <S, d_S>
 
 sums alone again: no difference of large products stands for a small gradient.
 """
@@ -133,9 +133,9 @@ def backward(
     v,
     d_output,
     starts,
-    dq,
-    dk,
-    dv,
+    d_q,
+    d_k,
+    d_v,
     decays=None,
     start_log_mask=None,
     d_decays=None,
@@ -152,39 +152,39 @@ def backward(
     for group in range(heads.groups):
         q_g, k_g = (ref[:, heads.keys(group)].astype(operand) for ref in (q, k))
         scores = dot(q_g, k_g, 1, 1)
-        dq_g = dk_g = jnp.zeros(q_g.shape, jnp.float32)
+        d_q_g = d_k_g = jnp.zeros(q_g.shape, jnp.float32)
         d_scores = jnp.zeros(scores.shape, jnp.float32)
         for head in heads.of(group):
-            v_h, do_h = v[:, heads.values(head)], d_output[:, heads.values(head)]
+            v_h, d_o_h = v[:, heads.values(head)], d_output[:, heads.values(head)]
             state, d_state = starts[head], d_states[head]
-            d_shown = dot(do_h.astype(operand), v_h.astype(operand), 1, 1)
+            d_shown = dot(d_o_h.astype(operand), v_h.astype(operand), 1, 1)
             d_written = dot(k_g, d_state.astype(operand), 1, 0)
             if decays is None:
                 shown = jnp.where(masks.reads, scores, 0.0)
                 d_scores += jnp.where(masks.reads, d_shown, 0.0)
-                d_kept, d_read, written = d_state, do_h, v_h
-                dv_h = d_written
+                d_kept, d_read, written = d_state, d_o_h, v_h
+                d_v_h = d_written
             else:
                 sums = _local_sums(decays[head : head + 1, :], start_log_mask, masks, precision)
                 shown, d_pairs = scores * sums.pairs, d_shown * sums.pairs
                 d_scores += d_pairs
                 d_kept = d_state * sums.total
-                d_read = do_h.astype(jnp.float32) * sums.prefix
+                d_read = d_o_h.astype(jnp.float32) * sums.prefix
                 written = v_h.astype(jnp.float32) * sums.suffix
-                dv_h = d_written * sums.suffix
+                d_v_h = d_written * sums.suffix
             d_read, written = d_read.astype(operand), written.astype(operand)
-            dq_read = dot(d_read, state.astype(operand), 1, 1)
+            d_q_read = dot(d_read, state.astype(operand), 1, 1)
             if decays is not None:
-                read_part = jnp.sum(q_g.astype(jnp.float32) * dq_read, axis=1, keepdims=True)
-                written_part = jnp.sum(v_h.astype(jnp.float32) * dv_h, axis=1, keepdims=True)
+                read_part = jnp.sum(q_g.astype(jnp.float32) * d_q_read, axis=1, keepdims=True)
+                written_part = jnp.sum(v_h.astype(jnp.float32) * d_v_h, axis=1, keepdims=True)
                 kept_part = jnp.sum(state.astype(jnp.float32) * d_kept, axis=0, keepdims=True)
                 between = _exact(d_pairs * scores, masks.before, 1, precision)
                 by_step = jnp.where(masks.reads, between + read_part, 0.0) + jnp.where(masks.after, written_part, 0.0)
                 d_decays[head : head + 1, :] = jnp.sum(by_step, axis=0, keepdims=True) + jnp.sum(kept_part, axis=1, keepdims=True)
-            dv[:, heads.values(head)] = (dv_h + dot(shown.astype(operand), do_h.astype(operand), 0, 0)).astype(dv.dtype)
-            dq_g += dq_read
-            dk_g += dot(written, d_state.astype(operand), 1, 1)
+            d_v[:, heads.values(head)] = (d_v_h + dot(shown.astype(operand), d_o_h.astype(operand), 0, 0)).astype(d_v.dtype)
+            d_q_g += d_q_read
+            d_k_g += dot(written, d_state.astype(operand), 1, 1)
             d_states[head] = d_kept + dot(q_g, d_read, 0, 0)
         d_scores = d_scores.astype(operand)
-        dq[:, heads.keys(group)] = (dq_g + dot(d_scores, k_g, 1, 0)).astype(dq.dtype)
-        dk[:, heads.keys(group)] = (dk_g + dot(d_scores, q_g, 0, 0)).astype(dk.dtype)
+        d_q[:, heads.keys(group)] = (d_q_g + dot(d_scores, k_g, 1, 0)).astype(d_q.dtype)
+        d_k[:, heads.keys(group)] = (d_k_g + dot(d_scores, q_g, 0, 0)).astype(d_k.dtype)

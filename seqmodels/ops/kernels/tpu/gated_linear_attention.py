@@ -90,9 +90,9 @@ def backward(
     walk = Walk(q, v, _steps(chunk_size, q.shape[1], _decays(log_decay)), reverse=True)
     summed = walk.parts > 1
     outputs = {
-        "dq": ("d_keys", jnp.float32 if summed else q.dtype),
-        "dk": ("d_keys", jnp.float32 if summed else k.dtype),
-        "dv": ("values", v.dtype),
+        "d_q": ("d_keys", jnp.float32 if summed else q.dtype),
+        "d_k": ("d_keys", jnp.float32 if summed else k.dtype),
+        "d_v": ("values", v.dtype),
     }
     inputs = _inputs(walk, q, k, v, log_decay, start_log_mask)
     if log_decay is not None:
@@ -104,16 +104,16 @@ def backward(
         form.states(d_final, walk.heads),
         interpret=interpret,
     )
-    dq, dk = (jnp.sum(found[name], axis=0) if summed else found[name][0] for name in ("dq", "dk"))
+    d_q, d_k = (jnp.sum(found[name], axis=0) if summed else found[name][0] for name in ("d_q", "d_k"))
     d_log_decay = None
     if log_decay is not None:
         d = found["d_decays"]
         d_log_decay = walk.of_rows(d) if log_decay.shape[-1] == 1 else walk.of_lanes(d, log_decay.shape)
         d_log_decay = d_log_decay.astype(log_decay.dtype)
     return (
-        walk.of_lanes(dq, q.shape).astype(q.dtype),
-        walk.of_lanes(dk, k.shape).astype(k.dtype),
-        walk.of_lanes(found["dv"], v.shape),
+        walk.of_lanes(d_q, q.shape).astype(q.dtype),
+        walk.of_lanes(d_k, k.shape).astype(k.dtype),
+        walk.of_lanes(found["d_v"], v.shape),
         d_log_decay,
         form.of_states(d_state, walk.heads),
     )

@@ -5,7 +5,7 @@ grid holds a stretch of time of one row of the batch and up to 1024 channels, an
 load of a and of b and a store of h for every 128 channels, within the time that memory takes. The carry passes from stretch
 to stretch in scratch memory.
 
-Backwards, the same walk gives the gradient's g_t = dh_t + a_{t+1} g_{t+1}. A complex number is two planes, real and imaginary.
+Backwards, the same walk gives the gradient's g_t = d_h_t + a_{t+1} g_{t+1}. A complex number is two planes, real and imaginary.
 """
 
 import functools
@@ -39,7 +39,7 @@ def scan(
     reverse: bool,
     interpret,
 ) -> tuple[Inexact[Array, "B T *channels"], Inexact[Array, " B *channels"]]:
-    """Forwards every h_t and the last; in reverse, with b = dh and carry = the last state's gradient, every g_t and a_1 g_1."""
+    """Forwards every h_t and the last; in reverse, with b = d_h and carry = the last state's gradient, every g_t and a_1 g_1."""
     batch, steps = a.shape[:2]
     channels = a.size // (batch * steps)
     is_complex = jnp.iscomplexobj(a)
@@ -108,7 +108,7 @@ def _kernel(*refs, parts, marked, reverse):
     def rows(group, carried):
         start = pl.multiple_of((length // _UNROLLED - 1 - group if reverse else group) * _UNROLLED, _UNROLLED)
         for row in reversed(range(_UNROLLED)) if reverse else range(_UNROLLED):
-            at = pl.ds(start + row, 1)
+            at = pl.d_s(start + row, 1)
             a_t, b_t = ([ref[at, :] for ref in x] for x in (a, b))
             starts = None if reset is None else reset[0, start + row] != 0
             if reverse:

@@ -83,25 +83,25 @@ def backward(
     C: Float[Array, "B T N"],
     reset: Bool[Array, "B T"] | None,
     starts: Float[Array, "B stretches padded_N padded_E"],
-    dy: Float[Array, "B T E"],
-    dfinal: Float[Array, "B E N"],
+    d_y: Float[Array, "B T E"],
+    d_final: Float[Array, "B E N"],
     *,
     interpret,
 ) -> tuple[Array, ...]:
     """Gradients of x, dt, A, B, C (in their dtypes) and the state."""
     sizes = _Sizes(x, A)
     over_time, states = (_STEPS, sizes.block), (sizes.states, sizes.block)
-    dx, ddt, dA, dB, dC, dstate = sizes.call(
+    d_x, d_dt, d_A, d_B, d_C, d_state = sizes.call(
         functools.partial(_backward_kernel, marked=reset is not None),
         [
             ("time", sizes.over_time(x)),
             ("time", sizes.over_time(dt)),
-            ("time", sizes.over_time(dy)),
+            ("time", sizes.over_time(d_y)),
             ("columns", sizes.columns(B)),
             ("columns", sizes.columns(C)),
             ("start", starts),
             ("decay", sizes.decay(A)),
-            ("state", sizes.state(dfinal)),
+            ("state", sizes.state(d_final)),
         ],
         reset,
         outputs=[("time", x.dtype), ("time", dt.dtype)]
@@ -110,9 +110,9 @@ def backward(
         reverse=True,
         interpret=interpret,
     )
-    dA = jnp.sum(sizes.of_state(dA), axis=0).astype(A.dtype)
-    dB, dC = sizes.of_columns(dB).astype(B.dtype), sizes.of_columns(dC).astype(C.dtype)
-    return sizes.of_time(dx), sizes.of_time(ddt), dA, dB, dC, sizes.of_state(dstate)
+    d_A = jnp.sum(sizes.of_state(d_A), axis=0).astype(A.dtype)
+    d_B, d_C = sizes.of_columns(d_B).astype(B.dtype), sizes.of_columns(d_C).astype(C.dtype)
+    return sizes.of_time(d_x), sizes.of_time(d_dt), d_A, d_B, d_C, sizes.of_state(d_state)
 
 
 # ---- the kernels
@@ -150,18 +150,18 @@ def _forward_kernel(x, dt, B, C, A, first, *refs, marked, keep_starts):
         final[...] = h
 
 
-def _backward_kernel(x, dt, dy, B, C, starts, A, dfinal, *refs, marked):
-    """Backwards: g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}, as in ``selective_scan.py``, which has the gradients' equations."""
+def _backward_kernel(x, dt, d_y, B, C, starts, A, d_final, *refs, marked):
+    """Backwards: g_t = C_t d_y_t + exp(dt_{t+1} A) g_{t+1}, as in ``selective_scan.py``, which has the gradients' equations."""
     (reset,), refs = (refs[:1], refs[1:]) if marked else ((None,), refs)
-    dx, ddt, dA, dB, dC, dstate, *refs = refs
-    x_wide, dt_wide, dy_wide, added, dx_wide, ddt_wide, carry, dA_sum, before = refs
+    d_x, d_dt, d_A, d_B, d_C, d_state, *refs = refs
+    x_wide, dt_wide, d_y_wide, added, d_x_wide, d_dt_wide, carry, d_A_sum, before = refs
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        carry[...] = dfinal[...]
-        dA_sum[...] = jnp.zeros_like(dA_sum)
+        carry[...] = d_final[...]
+        d_A_sum[...] = jnp.zeros_like(d_A_sum)
 
-    for wide, narrow in ((x_wide, x), (dt_wide, dt), (dy_wide, dy)):
+    for wide, narrow in ((x_wide, x), (dt_wide, dt), (d_y_wide, d_y)):
         wide[...] = narrow[...].astype(jnp.float32)
     added[...] = dt_wide[...] * x_wide[...]
     decay_rate = A[...]
@@ -180,42 +180,42 @@ def _backward_kernel(x, dt, dy, B, C, starts, A, dfinal, *refs, marked):
     lane = lax.broadcasted_iota(jnp.int32, B.shape, 1)
 
     def steps(done, carried):
-        dh, dA, B, C, dB, dC = carried
+        d_h, d_A, B, C, d_B, d_C = carried
         # The last group's columns to the front; those found so far move behind the ones to come.
-        B, C, dB, dC = (_earlier(x) for x in (B, C, dB, dC))
+        B, C, d_B, d_C = (_earlier(x) for x in (B, C, d_B, d_C))
         for i in reversed(range(_UNROLLED)):
             t, at = _time(groups - 1 - done, i)
-            dt_t, added_t, dy_t, h_before = dt_wide[at, :], added[at, :], dy_wide[at, :], before[t]
+            dt_t, added_t, d_y_t, h_before = dt_wide[at, :], added[at, :], d_y_wide[at, :], before[t]
             decay, B_t = jnp.exp(dt_t * decay_rate), _column(B, i)
             h = decay * h_before + added_t * B_t
-            g = dh + dy_t * _column(C, i)
-            dh = g * decay
-            w = dh * h_before
+            g = d_h + d_y_t * _column(C, i)
+            d_h = g * decay
+            w = d_h * h_before
             written = jnp.sum(g * B_t, axis=0, keepdims=True)
-            dx_wide[at, :] = dt_t * written
-            ddt_wide[at, :] = jnp.sum(w * decay_rate, axis=0, keepdims=True) + x_wide[at, :] * written
-            dB = jnp.where(lane == i, jnp.sum(g * added_t, axis=1, keepdims=True), dB)
-            dC = jnp.where(lane == i, jnp.sum(h * dy_t, axis=1, keepdims=True), dC)
-            dh, dA = _drop(dh, reset, t), dA + w * dt_t
-        return dh, dA, B, C, dB, dC
+            d_x_wide[at, :] = dt_t * written
+            d_dt_wide[at, :] = jnp.sum(w * decay_rate, axis=0, keepdims=True) + x_wide[at, :] * written
+            d_B = jnp.where(lane == i, jnp.sum(g * added_t, axis=1, keepdims=True), d_B)
+            d_C = jnp.where(lane == i, jnp.sum(h * d_y_t, axis=1, keepdims=True), d_C)
+            d_h, d_A = _drop(d_h, reset, t), d_A + w * dt_t
+        return d_h, d_A, B, C, d_B, d_C
 
     columns = jnp.zeros(B.shape, jnp.float32)
-    carried = (carry[...], dA_sum[...], B[...], C[...], columns, columns)
-    dh, dA_so_far, _, _, dB[...], dC[...] = lax.fori_loop(0, groups, steps, carried)
-    carry[...], dA_sum[...] = dh, dA_so_far
-    dx[...] = dx_wide[...].astype(dx.dtype)
-    ddt[...] = ddt_wide[...].astype(ddt.dtype)
+    carried = (carry[...], d_A_sum[...], B[...], C[...], columns, columns)
+    d_h, d_A_so_far, _, _, d_B[...], d_C[...] = lax.fori_loop(0, groups, steps, carried)
+    carry[...], d_A_sum[...] = d_h, d_A_so_far
+    d_x[...] = d_x_wide[...].astype(d_x.dtype)
+    d_dt[...] = d_dt_wide[...].astype(d_dt.dtype)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
-        dA[...] = dA_so_far
-        dstate[...] = dh
+        d_A[...] = d_A_so_far
+        d_state[...] = d_h
 
 
 def _time(group, i):
     """A step, and its row."""
     t = pl.multiple_of(group * _UNROLLED, _UNROLLED) + i
-    return t, pl.ds(t, 1)
+    return t, pl.d_s(t, 1)
 
 
 def _column(columns, i):

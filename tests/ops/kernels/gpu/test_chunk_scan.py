@@ -125,7 +125,7 @@ def test_decays_of_any_strength(op):
 
 
 def test_gate_gradients_in_bfloat16():
-    """Sums of like-signed terms: measured 1.6e-3 or less, where q dq - k dk, of dq and dk in bfloat16, has 7e-3 to 16."""
+    """Sums of like-signed terms: measured 1.6e-3 or less, where q d_q - k d_k, of d_q and d_k in bfloat16, has 7e-3 to 16."""
     inputs = delta_sample(steps=128, batch=1, heads=1, channels=64, width=64, decay="channel")
     with kernels_of("gpu"):
         found = of_attention.gate_gradient_errors(inputs, differentiate(SHORT), of_delta_rule.judge)

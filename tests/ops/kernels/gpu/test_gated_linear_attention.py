@@ -77,7 +77,7 @@ def test_decays_of_any_strength(kind):
 
 @pytest.mark.parametrize("kind", ["head", "channel"])
 def test_gate_gradients_in_bfloat16(kind):
-    """Sums of like-signed terms: measured 1.6e-3 or less, where q dq - k dk, of dq and dk in bfloat16, has 7e-3 to 16."""
+    """Sums of like-signed terms: measured 1.6e-3 or less, where q d_q - k d_k, of d_q and d_k in bfloat16, has 7e-3 to 16."""
     inputs = sample(steps=128, batch=1, heads=1, channels=64, width=64, decay=kind)
     with kernels_of("gpu"):
         found = xla.gate_gradient_errors(inputs, differentiate(ops.gated_linear_attention), xla.judge)

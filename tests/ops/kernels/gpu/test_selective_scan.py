@@ -16,7 +16,7 @@ from tests.ops.test_selective_scan import cotangents_for, judge, marks, sample
 
 pytestmark = pytest.mark.gpu_kernels
 
-# Relative to the largest value. float32 measured 1e-6; bfloat16 is the rounding of y, dx and ddt, 2e-3.
+# Relative to the largest value. float32 measured 1e-6; bfloat16 is the rounding of y, d_x and d_dt, 2e-3.
 TOLERANCE = {jnp.float32: 5e-6, jnp.bfloat16: 4e-3}
 
 
@@ -29,12 +29,12 @@ def compute(inputs, reset, cotangents):
 def errors(inputs, reset=None, dtype=jnp.float32):
     """Relative error of the outputs, the final state and every gradient."""
     inputs = {name: jnp.asarray(x, dtype if name in ("x", "dt") else None) for name, x in inputs.items()}
-    dy, dstate = cotangents_for(inputs)
-    dy = jnp.asarray(dy, dtype)
+    d_y, d_state = cotangents_for(inputs)
+    d_y = jnp.asarray(d_y, dtype)
 
     with kernels_of("gpu"):
-        (y, state), grads = compute(inputs, reset, (dy, dstate))
-    expected_y, expected_state, expected = judge(inputs, reset, (dy, dstate))
+        (y, state), grads = compute(inputs, reset, (d_y, d_state))
+    expected_y, expected_state, expected = judge(inputs, reset, (d_y, d_state))
     found = {name: relative_error(grads[name], expected[name]) for name in inputs}
     return found | {"y": relative_error(y, expected_y), "final state": relative_error(state, expected_state)}
 

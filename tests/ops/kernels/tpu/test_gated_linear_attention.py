@@ -83,7 +83,7 @@ def test_bfloat16_operands_keep_a_float32_state(kind):
 
 @pytest.mark.parametrize("kind", ["head", "channel"])
 def test_gate_gradients_in_bfloat16(kind):
-    """Sums of like-signed terms: measured 3e-3 or less, where q dq - k dk, of dq and dk in bfloat16, has 7e-3 to 16."""
+    """Sums of like-signed terms: measured 3e-3 or less, where q d_q - k d_k, of d_q and d_k in bfloat16, has 7e-3 to 16."""
     inputs = xla.sample(steps=256, batch=1, heads=1, channels=64, width=64, decay=kind)
     found = xla.gate_gradient_errors(inputs, forms.differentiate(FORM), xla.judge)
     assert max(found.values()) < 4e-3, found
