@@ -96,7 +96,7 @@ class Mixer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], State]:
         """Mixes T steps that follow those of ``state``; ``reset`` marks the steps at which a new document starts."""
         (B, T, _), K = x.shape, self.head_dim
-        v = dense(x, self.value_kernel[...]).reshape(B, T, -1, K)
+        v = dense(x, self.value_kernel[...]).reshape(B, T, self.num_kv_heads, K)
         cache, start = (None, None) if state is None else state
         positions = document_positions(T, start=start, reset=reset)
         q, k = self._queries_and_keys(x, positions)
@@ -109,7 +109,7 @@ class Mixer(nnx.Module):
             window=self.config.window,
             implementation=self.config.implementation,
         )
-        y = dense(o.reshape(B, T, -1), self.output_kernel[...])
+        y = dense(o.reshape(B, T, self.config.num_heads * K), self.output_kernel[...])
         return y, State(cache, jnp.broadcast_to(positions[:, -1] + 1, (B,)))
 
     def weights(self, x: Float[Array, "B T D"]) -> Float[Array, "B H T T"]:
@@ -125,8 +125,8 @@ class Mixer(nnx.Module):
 
     def _queries_and_keys(self, x, positions):
         (B, T, _), K = x.shape, self.head_dim
-        q = dense(x, self.query_kernel[...]).reshape(B, T, -1, K)
-        k = dense(x, self.key_kernel[...]).reshape(B, T, -1, K)
+        q = dense(x, self.query_kernel[...]).reshape(B, T, self.config.num_heads, K)
+        k = dense(x, self.key_kernel[...]).reshape(B, T, self.num_kv_heads, K)
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.config.rope:

@@ -93,7 +93,8 @@ class Mixer(nnx.Module):
 
         def log_gate(kernel, bias):
             logit = dense(x, kernel).astype(jnp.float32) + bias
-            return jax.nn.log_sigmoid(logit).reshape(*x.shape[:2], self.config.num_heads, -1)
+            H = self.config.num_heads
+            return jax.nn.log_sigmoid(logit).reshape(*x.shape[:2], H, kernel.shape[1] // H)
 
         return (
             log_gate(self.key_decay_kernel[...], self.key_decay_bias[...]),

@@ -131,7 +131,8 @@ class Mixer(nnx.Module):
     def decay(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T H X"], Float[Array, "B T H X"]]:
         """log |a_t| and arg a_t in float32; X is K for a polar gate, 1 for a cartesian one."""
         wide = x.astype(jnp.float32)
-        heads = (*x.shape[:2], self.config.num_heads, -1)
+        H = self.config.num_heads
+        heads = (*x.shape[:2], H, self.decay_kernel.shape[1] // H)
         first = (dense(wide, self.decay_kernel[...]) + self.decay_bias[...]).reshape(heads)
         if self.config.gate == "polar":
             angle = dense(wide, self.decay_angle_kernel[...]) + self.decay_angle_bias[...]

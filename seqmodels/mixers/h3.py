@@ -137,16 +137,16 @@ class Mixer(nnx.Module):
         reset: Bool[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B D P N"]]:
         """q_t^T s_t of all heads, and the diagonal SSM's state. Its P x P inputs per head are rows of a batch."""
-        (batch, T, _), H, P = q.shape, self.num_heads, self.config.head_dim
+        (batch, T, _), H, P, N = q.shape, self.num_heads, self.config.head_dim, self.config.state_size
         A = lax.complex(-jnp.exp(self.A_log[...]), self.A_imag[...])
         B, C = lax.complex(self.B_real[...], self.B_imag[...]), lax.complex(self.C_real[...], self.C_imag[...])
         dA_minus_1, dB = discretise(A, B, jnp.exp(self.log_dt[...]), self.config.discretisation)
         q, k, v = (each.reshape(batch, T, H, P) for each in (q, k, v))
         products = jnp.einsum("bthp,bthr->bprth", k, v)
         if memory is not None:
-            memory = jnp.moveaxis(memory.reshape(batch, H, P, P, -1), 1, 3).reshape(batch * P * P, H, -1)
+            memory = jnp.moveaxis(memory.reshape(batch, H, P, P, N), 1, 3).reshape(batch * P * P, H, N)
         s, memory = diagonal_ssm(
-            products.reshape(-1, T, H),
+            products.reshape(batch * P * P, T, H),
             dA_minus_1,
             dB,
             C,
@@ -156,6 +156,6 @@ class Mixer(nnx.Module):
             chunk_size=self.config.chunk_size,
         )
         s = s.reshape(products.shape) + self.D[...] * products
-        memory = jnp.moveaxis(memory.reshape(batch, P, P, H, -1), 3, 1).reshape(batch, H * P, P, -1)
+        memory = jnp.moveaxis(memory.reshape(batch, P, P, H, N), 3, 1).reshape(batch, H * P, P, N)
         o = jnp.einsum("bthp,bprth->bthr", q, s, precision=lax.Precision.HIGHEST)
         return o.reshape(batch, T, H * P), memory

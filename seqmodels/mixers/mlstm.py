@@ -35,6 +35,7 @@ LayerNorm; the one around v2 caps its logits with ``model.logit_cap=30``, which 
 """
 
 import dataclasses
+import math
 from typing import Annotated, NamedTuple
 
 import jax
@@ -182,7 +183,8 @@ class Mixer(nnx.Module):
 
     def _remember(self, q, k, v, gate_logits, cell, reset) -> tuple[Float[Array, "B T X"], MLSTMState]:
         """The cell, and the LayerNorm of its output in every head."""
-        q, k, v = (x.reshape(*x.shape[:2], self.config.num_heads, -1) for x in (q, k, v))
+        H = self.config.num_heads
+        q, k, v = (x.reshape(*x.shape[:2], H, x.shape[2] // H) for x in (q, k, v))
         h, cell = mlstm_cell(
             q * self.key_head_dim**-0.5,
             k,
@@ -196,7 +198,7 @@ class Mixer(nnx.Module):
         wide = h.astype(jnp.float32)
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.config.norm_eps)
-        return (wide.reshape(*h.shape[:2], -1) * self.head_norm_scale[...]).astype(h.dtype), cell
+        return (wide.reshape(*h.shape[:2], H * h.shape[3]) * self.head_norm_scale[...]).astype(h.dtype), cell
 
 
 def block_diagonal(x: Float[Array, "B T E"], kernel: Float[Array, "n i o"]) -> Float[Array, "B T E"]:
@@ -205,6 +207,6 @@ def block_diagonal(x: Float[Array, "B T E"], kernel: Float[Array, "n i o"]) -> F
     Blocks come first in the product: as "btni,nio->btno" its gradient took a CPU 2.5 times as long.
     """
     n, i, o = kernel.shape
-    rows = x.reshape(-1, n, i).swapaxes(0, 1)
+    rows = x.reshape(math.prod(x.shape[:-1]), n, i).swapaxes(0, 1)
     y = jnp.einsum("nri,nio->nro", rows, kernel.astype(x.dtype), precision=matmul_precision(x.dtype))
     return y.swapaxes(0, 1).reshape(*x.shape[:-1], n * o)

@@ -81,3 +81,27 @@ def test_initialisation_follows_the_key(mixer):
 def test_every_matrix_says_whether_it_is_decayed(mixer):
     mask = weight_decay_of(nnx.eval_shape(lambda: make(mixer, 32)))
     assert mask["output_kernel"]
+
+
+@pytest.mark.parametrize("implementation", ["recurrent", None])
+def test_a_batch_may_have_no_rows_and_a_sequence_has_a_step(mixer, implementation):
+    """Traced, with gradients, from a state and over marks: shapes follow the input, and a length of 0 is one line."""
+    network = nnx.eval_shape(lambda: mixer.Mixer(mixer.Config(implementation=implementation), 32, rngs=nnx.Rngs(params=0)))
+    graphdef, params = nnx.split(network)
+
+    def loss(params, x, state, reset):
+        y, state = nnx.merge(graphdef, params)(x, state, reset=reset)
+        return jnp.sum(y), (y, state)
+
+    def traced(batch, steps):
+        x = jax.ShapeDtypeStruct((batch, steps, 32), jnp.float32)
+        state = jax.eval_shape(lambda: network.init_state(batch, 8))
+        marks = jax.ShapeDtypeStruct((batch, steps), jnp.bool_)
+        _, (y, after) = jax.eval_shape(jax.grad(loss, has_aux=True), params, x, state, marks)
+        assert y.shape == x.shape and jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+    traced(0, 5)
+    traced(0, 1)
+    with pytest.raises(ValueError, match="at least one step|T >= 1") as error:
+        traced(2, 0)
+    assert "\n" not in str(error.value)

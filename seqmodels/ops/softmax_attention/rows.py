@@ -66,7 +66,7 @@ def _rows_backward(plan, saved, d_o):
         d_scores = weights * (d_weights - stack_group(correction[:, :, :, queries]))
         d_q_blocks.append(split_group(product("bgms,bgsk->bgmk", d_scores, k[:, :, keys], k.dtype), q.shape[2]))
         unseen = ((0, 0), (0, 0), (0, 0), (keys.start, S - keys.stop))
-        q_block, d_o_block = (x[..., queries].reshape(*x.shape[:3], -1) for x in (q_by_feature, d_o_by_feature))
+        q_block, d_o_block = (jax.lax.collapse(x[..., queries], 3) for x in (q_by_feature, d_o_by_feature))
         d_k += jnp.pad(product("bgkm,bgms->bgks", q_block, d_scores, q.dtype), unseen)
         d_v += jnp.pad(product("bgvm,bgms->bgvs", d_o_block, weights, v.dtype), unseen)
     d_q = jnp.concatenate(d_q_blocks, axis=3).astype(q.dtype)

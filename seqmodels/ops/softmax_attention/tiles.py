@@ -96,7 +96,7 @@ def cut_keys(k, v, points: Points, size: int, num_old: int = 0) -> Keys:
 def join(plan: Tiles, o: Float[Array, "blocks B G rows V"], group: int) -> Float[Array, "B G R T V"]:
     """The outputs of blocks of queries, without the padding."""
     o = jnp.moveaxis(split_group(o, group), 0, 3)
-    return o.reshape(o.shape[:3] + (-1, o.shape[-1]))[:, :, :, : plan.num_steps]
+    return jax.lax.collapse(o, 3, 5)[:, :, :, : plan.num_steps]
 
 
 def _cut(x, size: int, axis: int, **padding):
