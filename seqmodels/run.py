@@ -31,7 +31,7 @@ from seqmodels.training.run_folder import known_vocab_size, read_config, read_to
 from seqmodels.training.state import Trainer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """A model out of a run folder, at the step of one checkpoint.
 

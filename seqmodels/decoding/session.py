@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from seqmodels import model
@@ -34,9 +35,12 @@ LOGITS: Final = "logits"
 FIELDS: Final = {"tokens": "tokens", "sampled": "sampled", "capacity": "capacity", "made_by": "params_fingerprint"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DecodingState:
-    """A model's state after reading a text. Nothing changes it: what goes on from it is another one."""
+    """A model's state after reading a text. Nothing changes it: what goes on from it is another one.
+
+    Two are equal where all their numbers are, whatever devices hold them.
+    """
 
     tokens: tuple[int, ...]  # all that was read, what was sampled included
     sampled: int  # how many of them `continue_from` sampled: the next one's index in the sequence of a key
@@ -44,6 +48,20 @@ class DecodingState:
     state: model.UnstackedState  # of a batch of one
     capacity: int  # tokens that the state was made for; a state that does not grow with it holds any number
     params_fingerprint: str  # what names the parameters
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DecodingState):
+            return NotImplemented
+        if self._key() != other._key():
+            return False
+        (own, structure), (theirs, their_structure) = (jax.tree.flatten((of.logits, of.state)) for of in (self, other))
+        return structure == their_structure and all(map(np.array_equal, own, theirs))
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        return tuple(getattr(self, field) for field in FIELDS.values())
 
     def __repr__(self) -> str:
         return f"DecodingState({', '.join(f'{name} {value}' for name, value in self._facts().items())})"
@@ -99,6 +117,7 @@ def read(
         UserError: there is nothing to read, or a state of that capacity is more than the device has.
     """
     tokens = tuple(map(int, tokens))
+    after = None if after is None else _beside(params, after)
     if after is None or not _has_room(graphdef, params, after, len(tokens) + extra_capacity):
         everything, sampled = (tokens, 0) if after is None else (after.tokens + tokens, after.sampled)
         padded, reset = generate.pad_prompts([everything])
@@ -197,6 +216,18 @@ def _is_record(record: Any) -> bool:
         and type(sampled) is int and 0 <= sampled <= len(tokens)
         and type(capacity) is int and 1 <= capacity < 1 << 31 and isinstance(maker, str)
     )  # fmt: skip
+
+
+def _beside(params: Params, state: DecodingState) -> DecodingState:
+    """The state on the devices that hold the parameters, wherever it was made or put."""
+    place = params["embedding"].sharding
+    if isinstance(place, NamedSharding):
+        place = NamedSharding(place.mesh, PartitionSpec())
+    leaves = jax.tree.leaves((state.logits, state.state))
+    if all(isinstance(leaf, jax.Array) and leaf.sharding.device_set == place.device_set for leaf in leaves):
+        return state
+    logits, moved = jax.device_put((state.logits, state.state), place)
+    return dataclasses.replace(state, logits=logits, state=moved)
 
 
 def _has_room(graphdef, params, state: DecodingState, more: int) -> bool:

@@ -1,6 +1,7 @@
 """What a model has read is a value: going on from it is going on with the text, however it was cut, forked or saved."""
 
 import dataclasses
+import pickle
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from seqmodels import device_memory, model
 from seqmodels.decoding import generate, session
 from seqmodels.errors import UserError
 from tests.decoding.test_generate import VOCABULARY, sampler, small_network
+from tests.eight_devices import on_eight_devices
 
 TEXT = [int(n) for n in np.random.default_rng(3).integers(0, VOCABULARY, 21)]
 NAME = "these parameters"
@@ -153,3 +155,17 @@ def test_more_tokens_than_the_device_has_room_for_are_refused_with_the_numbers(n
             session.read(*network, TEXT, params_fingerprint=NAME, extra_capacity=tokens)
         with pytest.raises(UserError, match=message):
             generate.generate(*network, [TEXT], sampler(0), max_tokens=tokens)
+
+
+def test_states_are_equal_where_their_numbers_are(network, state):
+    twin = pickle.loads(pickle.dumps(state))
+    assert state == twin == copy(state) and hash(state) == hash(twin) and len({state, twin}) == 1
+    assert go_on(network, twin) == go_on(network, state)
+    assert state != go_on(network, state)[1] and state != "a state"
+    assert state != dataclasses.replace(state, logits=state.logits + 1)
+
+
+@pytest.mark.tools
+def test_a_state_goes_on_where_the_parameters_are():
+    rows = on_eight_devices("tests.decoding.moved_states")
+    assert len(rows) == 4 and all(equal and same for _, _, equal, same in rows)
