@@ -1,6 +1,8 @@
 """What a failed read or write means: an obstacle outside the data, which may pass, or something wrong with the data."""
 
+import contextlib
 import errno
+import os
 import re
 from collections.abc import Iterator
 
@@ -11,22 +13,26 @@ _OPEN_FILES = "too many open files: raise the limit with ulimit -n"
 _MEMORY = "out of memory"
 _DISK = "the disk reports an input/output error"
 _AWAY = "the file system does not answer"
+_FULL = "no space left"
+_READ_ONLY = "the file system is read-only"
+_TOO_LARGE = "the file is larger than the system allows: raise the limit with ulimit -f"
 
 _BY_NUMBER = {
     errno.EACCES: _PERMISSION, errno.EPERM: _PERMISSION,
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EROFS: _READ_ONLY, errno.EFBIG: _TOO_LARGE,
     errno.EMFILE: _OPEN_FILES, errno.ENFILE: _OPEN_FILES,
     errno.ENOMEM: _MEMORY, errno.EIO: _DISK,
     errno.ESTALE: _AWAY, errno.ETIMEDOUT: _AWAY, errno.ENOTCONN: _AWAY, errno.EHOSTDOWN: _AWAY, errno.ENODEV: _AWAY,
-    errno.ENXIO: _AWAY,
+    errno.ENXIO: _AWAY, errno.EREMOTEIO: _DISK, errno.EUCLEAN: _DISK, errno.EBADMSG: _DISK, errno.ENETUNREACH: _AWAY,
+    errno.ENETDOWN: _AWAY, errno.EHOSTUNREACH: _AWAY, errno.ECONNREFUSED: _AWAY, errno.ECONNRESET: _AWAY, errno.ECONNABORTED: _AWAY,
 }  # fmt: skip
 
-# What C++ libraries (tensorstore, XLA) put into the text of an exception of no particular type.
+# What C++ libraries (tensorstore, XLA) put into the text of an exception of no particular type: the system's words, or their own.
 _BY_TEXT = (
-    (r"PERMISSION_DENIED|Permission denied|Operation not permitted", _PERMISSION),
-    (r"Too many open files", _OPEN_FILES),
-    (r"RESOURCE_EXHAUSTED: Out of memory|Out of memory|out of memory|Cannot allocate memory|std::bad_alloc", _MEMORY),
-    (r"Input/output error", _DISK),
-    (r"Stale file handle|Connection timed out|UNAVAILABLE:|DEADLINE_EXCEEDED:", _AWAY),
+    *((re.escape(os.strerror(number)), reason) for number, reason in _BY_NUMBER.items()),
+    (r"PERMISSION_DENIED", _PERMISSION),
+    (r"[Oo]ut of memory|std::bad_alloc", _MEMORY),
+    (r"UNAVAILABLE:|DEADLINE_EXCEEDED:", _AWAY),
 )
 
 
@@ -47,6 +53,17 @@ def obstacle(error: BaseException) -> str | None:
             if re.search(pattern, str(each)):
                 return reason
     return None
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, an error of the system that names no file, as none of a read or a write does, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def is_no_space(error: BaseException) -> bool:

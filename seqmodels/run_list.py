@@ -38,9 +38,9 @@ class ListedRun:
     accuracy: float | None = None
     tokens_per_second: float | None = None  # median over the training rows
     state_bytes: int | None = None  # of one sequence of data.seq_len
-    status: str = "damaged"  # finished, training, diverged, stopped, new, imported; or damaged
+    status: str = "damaged"  # finished, training, diverged, stopped, new, imported; damaged, or unreadable now
     when: str = ""  # of the last row, UTC
-    problem: str | None = None  # of a damaged folder
+    problem: str | None = None  # of a folder that is damaged or unreadable
     rows: tuple[Mapping, ...] = ()  # of metrics.jsonl
 
 
@@ -80,10 +80,12 @@ def read(paths: Sequence[Path]) -> list[ListedRun]:
         try:
             listed.append(_read(path, name))
         except UserError as error:
-            listed.append(ListedRun(name, problem=str(error)))
+            status = "damaged" if failures.obstacle(error) is None else "unreadable"
+            listed.append(ListedRun(name, status=status, problem=str(error)))
         except OSError as error:
             reason = failures.obstacle(error) or error.strerror
-            listed.append(ListedRun(name, problem=f"{error.filename or path} cannot be read now: {reason}"))
+            problem = f"{error.filename or path} cannot be read now: {reason}"
+            listed.append(ListedRun(name, status="unreadable", problem=problem))
     return listed
 
 
@@ -195,7 +197,7 @@ COLUMNS = {
     "accuracy": lambda run: _number(run.accuracy, ".4f"),
     "tokens/s": lambda run: _number(run.tokens_per_second, ",.0f"),
     "state bytes": lambda run: _number(run.state_bytes),
-    "status": lambda run: run.status if run.problem is None else f"damaged: {run.problem}",
+    "status": lambda run: run.status if run.problem is None else f"{run.status}: {run.problem}",
     "last row (UTC)": lambda run: run.when,
 }
 TEXTS = ("run", "model", "status", "last row (UTC)")  # columns that are set to the left

@@ -27,16 +27,13 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
     path = check_file_name(path)
     temporary = path.with_name(f".{path.name[:40]}.{unique()}")  # a name may be as long as names can be
     try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # ahead of the name: after a power cut a named file would otherwise be empty
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        if error.filename is None:  # of a write, of which the system says no name
-            error.filename = str(path)
-        raise
+        with failures.named(path):
+            with open(temporary, "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())  # ahead of the name: after a power cut a named file would otherwise be empty
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -69,7 +66,8 @@ def sync(path: str | os.PathLike[str]) -> None:
     """Return when a file's content, or the names in a folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with failures.named(path):
+            os.fsync(descriptor)
     except OSError as error:
         if error.errno != errno.EINVAL:  # of a folder, on file systems that do not know it
             raise

@@ -264,10 +264,18 @@ def validation_from_source(
 
 
 def read_record(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The record of a run folder's data; None where there is none, or none that can be read."""
+    """The record of a run folder's data; None where there is none, or it is damaged, which is said.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
+    path = Path(workdir) / RECORD_NAME
     try:
-        record = json_text.read(Path(workdir) / RECORD_NAME)
-    except (OSError, UserError):
+        record = json_text.read(path)
+    except FileNotFoundError:
+        return None
+    except UserError as error:
+        say(f"{error}: what it says of the run's data is passed over")
         return None
     return record if isinstance(record, dict) else None
 

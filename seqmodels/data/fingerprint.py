@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from seqmodels import failures
+
 _FORMAT: Final = 1
 """Of the cache as a whole: raise it when a cached file changes its meaning."""
 
@@ -30,10 +32,11 @@ def content_sample(path: Path) -> str:
 
 def of_file(path: Path) -> dict[str, Any]:
     """What tells one state of a file from another: place, size, time of change, a sample of its content."""
-    status = path.stat()
-    return {
-        "path": os.path.abspath(path),
-        "bytes": status.st_size,
-        "modified_ns": status.st_mtime_ns,
-        "sample": content_sample(path),
-    }
+    with failures.named(path):
+        status = path.stat()
+        return {
+            "path": os.path.abspath(path),
+            "bytes": status.st_size,
+            "modified_ns": status.st_mtime_ns,
+            "sample": content_sample(path),
+        }

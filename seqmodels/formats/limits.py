@@ -1,9 +1,12 @@
 """The bytes of a file, if it is a regular one and not too large; what all the readers raise."""
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from typing import BinaryIO
 
+from seqmodels import failures
 from seqmodels.errors import UserError
 
 
@@ -11,21 +14,25 @@ class Malformed(UserError):
     """What is in a file is not what its format, or its limits here, allow. The message begins with the file's name."""
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+@contextlib.contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A regular file, opened to be read. A pipe, of which one would wait for a writer, is refused at once.
 
     Raises:
         Malformed: it is a folder, a device, a pipe or a socket.
-        OSError: the system cannot open it.
+        OSError: the system cannot open it, or what is done inside cannot read it; it names the file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Malformed(f"{path} is not a regular file")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+    with failures.named(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Malformed(f"{path} is not a regular file")
+            file = os.fdopen(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with file:
+            yield file
 
 
 def read_bytes(path: str | os.PathLike[str], most_bytes: int) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from seqmodels import failures
 from seqmodels.data import atomic
 from seqmodels.formats import metrics_rows
 from seqmodels.processes import Group
@@ -197,7 +198,8 @@ def _read(path: Path, expected: Mapping | None, last_step: int, report: Callable
     A file that does not begin as the checkpoint of `last_step` expects it is reported, and a copy of it is kept.
     """
     try:
-        data = path.read_bytes()
+        with failures.named(path):
+            data = path.read_bytes()
     except FileNotFoundError:
         data = b""
     if expected is not None and not begins_with(data, expected):

@@ -28,6 +28,9 @@ def read_ids(path: Path, library: Any, report: Callable[[str], None]) -> tuple[i
         path: of the tokenizer.json.
         library: the ``tokenizers.Tokenizer`` in it.
         report: called with one line for each thing a person should know.
+
+    Raises:
+        OSError: a file is there and cannot be read now.
     """
     special = set(library.get_added_tokens_decoder())  # marked as special or not: an ordinary word is none of them
     by_id, by_name = {}, {}  # each id, and where it is said
@@ -81,12 +84,12 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _read(path: Path, field: str, report: Callable[[str], None]) -> Any:
-    """A field of a JSON file; None where the file or the field is missing, or cannot be read."""
+    """A field of a JSON file; None where the file or the field is missing, or damaged."""
     if not path.is_file():
         return None
     try:
         content = json_text.read(path, infinity=True)
-    except (OSError, UserError) as error:
+    except UserError as error:
         report(f"{path} cannot be read, and what it says of the end of text is passed over ({error})")
         return None
     return content[field] if isinstance(content, dict) and field in content else None

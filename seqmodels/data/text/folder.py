@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from seqmodels import failures
 from seqmodels.errors import UserError
 
 FORMATS: Final = (".parquet", ".jsonl", ".txt")
@@ -55,19 +56,20 @@ def layout(folder: Path) -> Layout:
         UserError: it holds no file of a format that is read, or cannot be listed.
     """
     try:
-        files = _files(folder)
-        splits: dict[str, list[Path]] = {}
-        for file, split in zip(files, _splits_of(files, folder), strict=True):
-            splits.setdefault(split, []).append(file)
-        unread = (*_unread(folder, files), *_missing_shards(folder, files))
-        return Layout({split: tuple(of) for split, of in splits.items()}, unread)
+        with failures.named(folder):
+            files = _files(folder)
+            splits: dict[str, list[Path]] = {}
+            for file, split in zip(files, _splits_of(files, folder), strict=True):
+                splits.setdefault(split, []).append(file)
+            unread = (*_unread(folder, files), *_missing_shards(folder, files))
+            return Layout({split: tuple(of) for split, of in splits.items()}, unread)
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
 
 
 def _files(folder: Path) -> list[Path]:
     """The files of the first format found in the first place that has any, in the order of names."""
-    places = ((folder / "data").glob("*"), folder.glob("*"), _below(folder))
+    places = (_in(folder / "data"), _in(folder), _below(folder))
     for place in places:
         found = [path for path in place if not _is_hidden(path, folder) and path.is_file()]
         for ending in FORMATS:
@@ -80,6 +82,16 @@ def _files(folder: Path) -> list[Path]:
         f"the folder '{folder}' holds no {', '.join(FORMATS)} files, neither in itself nor in its subfolders"
         + (f", but {there}: save their texts as .parquet or .jsonl, in a column 'text'" if there else "")
     )
+
+
+def _in(folder: Path) -> Iterator[Path]:
+    """What is in a folder, nothing where there is none. (`Path.glob` finds nothing in one that may not be listed.)
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    if folder.is_dir():
+        yield from folder.iterdir()
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -335,9 +335,11 @@ def _with_added_in_vocab(description: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _library_errors_as_user_errors(what: str) -> Iterator[None]:
     """Inside, what the library raises is a UserError that begins with ``what``: a bare Exception and, where it panics, a bare
-    BaseException."""
+    BaseException. What the system refuses stays what it is."""
     try:
         yield
+    except (OSError, MemoryError):
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
