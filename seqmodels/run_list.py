@@ -162,7 +162,10 @@ def _rows(path: Path) -> list[Mapping]:
 def _recorded_sizes(path: Path) -> dict[str, int] | None:
     """What the run itself wrote of its model; None of runs older than that, and where it cannot be read."""
     try:
-        last = limits.read_text(path / history.FILE_NAME, MOST_ROWS_BYTES).splitlines()[-1]
+        whole, _, _ = limits.read_text(path / history.FILE_NAME, MOST_ROWS_BYTES).rpartition(
+            "\n"
+        )  # what follows is being written
+        last = whole.splitlines()[-1]
         recorded = json_text.parse(last, path / history.FILE_NAME)["model"]
         return {name: int(recorded[name]) for name in ("parameters", "state_bytes")}
     except (OSError, UserError, IndexError, KeyError, TypeError, ValueError):

@@ -36,7 +36,7 @@ def folder(tmp_path):
         return path
 
     done = make("a/done", [row(5, "train", 3.0), row(10, "train", 2.0), row(10, "validation", 2.5, bits_per_byte=1.25)])
-    (done / history.FILE_NAME).write_text(json.dumps({"model": {"parameters": 1234, "state_bytes": 56}}) + "\n")
+    (done / history.FILE_NAME).write_text(json.dumps({"model": {"parameters": 1234, "state_bytes": 56}}) + '\n{"model": {"par')
     make("b_stopped", [row(4, "train", 3.5)], **{"model.pattern": "gla mlp", "model.repeats": 1})
     make("c_new", [])
     (tmp_path / "d_damaged").mkdir()

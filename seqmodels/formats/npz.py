@@ -64,7 +64,7 @@ def _check_directory(file: BinaryIO, length: int) -> None:
 
 
 def _check(path: str | os.PathLike[str], members: list[zipfile.ZipInfo], length: int) -> None:
-    names = [member.filename for member in members]
+    names = [member.filename.removesuffix(_SUFFIX) for member in members]
     if len(names) > MOST_MEMBERS:
         raise Malformed(f"{path} is not read: it has {len(names):,} arrays, more than {MOST_MEMBERS:,}")
     if len(set(names)) != len(names):

@@ -1,11 +1,13 @@
 """Each reader of foreign files reads what it should, and says of anything else in one line what is wrong: no other error,
 no abort, no memory that the file's own size does not account for."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +133,17 @@ def test_npz_reads_what_numpy_writes(tmp_path):
     for name, array in arrays.items():
         assert found[name].dtype == np.asarray(array).dtype and found[name].shape == np.shape(array), name
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_npz_has_an_array_once_under_each_name(tmp_path):
+    """Without the ending that numpy takes off, two members can have one name."""
+    array = io.BytesIO()
+    np.save(array, np.arange(3))
+    with zipfile.ZipFile(tmp_path / "twice.npz", "w") as archive:
+        for member in ("a", "a.npy"):
+            archive.writestr(member, array.getvalue())
+    with pytest.raises(limits.Malformed, match="an array is there twice"):
+        npz.read(tmp_path / "twice.npz")
 
 
 def test_json_takes_infinity_only_where_it_is_asked_for():

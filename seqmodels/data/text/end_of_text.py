@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from seqmodels.data import atomic
+from seqmodels.data.text.unicode import well_formed
 from seqmodels.errors import UserError
 from seqmodels.formats import json_text
 from seqmodels.formats.limits import excerpt
@@ -43,7 +44,7 @@ def read_ids(path: Path, library: Any, report: Callable[[str], None]) -> tuple[i
     for file in NAME_FILES:
         for name in _as_list(_read(path.with_name(file), "eos_token", report)):
             name = name["content"] if isinstance(name, dict) and "content" in name else name
-            token = library.token_to_id(name) if isinstance(name, str) else None
+            token = library.token_to_id(name) if isinstance(name, str) and name == well_formed(name) else None
             if token is None:
                 report(f"{path.with_name(file)}: eos_token {excerpt(name)} is no token of {path.name}, and is passed over")
             else:

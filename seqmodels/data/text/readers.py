@@ -40,6 +40,7 @@ _REFUSED: Final = {
 }  # fmt: skip
 # What a file begins with that is no UTF-8.
 _BEGINNINGS: Final = (
+    (b"\xff\xfe\0\0", "text in UTF-32: save it in UTF-8"), (b"\0\0\xfe\xff", "text in UTF-32: save it in UTF-8"),
     (b"\xff\xfe", "text in UTF-16: save it in UTF-8"), (b"\xfe\xff", "text in UTF-16: save it in UTF-8"),
     (b"\x1f\x8b", _PACKED), (b"\x28\xb5\x2f\xfd", _PACKED), (b"BZh", _PACKED), (b"\xfd7zXZ", _PACKED), (b"PK\3\4", _PACKED),
     (b"PAR1", "parquet: give it the ending .parquet"),

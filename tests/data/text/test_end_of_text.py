@@ -87,6 +87,7 @@ def test_files_that_contradict_each_other(tmp_path):
         {"config": {"eos_token_id": "2"}},
         {"tokenizer_config": {"eos_token": "<none>"}},
         {"tokenizer_config": {"eos_token": {"name": "<end>"}}},
+        {"tokenizer_config": {"eos_token": "<\ud800>"}},
         {"tokenizer_config": "{"},
     ],
     ids=str,
