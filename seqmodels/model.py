@@ -15,6 +15,7 @@ and the state after the last token.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
@@ -535,7 +536,10 @@ def merge(definition: nnx.GraphDef, params: dict) -> LanguageModel:
     return nnx.merge(definition, params)
 
 
-def _shapes(config, vocab_size):
+@functools.lru_cache(maxsize=16)  # a run asks three times, and builds its Trainer once or twice
+def _shapes(config: ModelConfig, vocab_size: int) -> LanguageModel:
+    """The model with shapes for arrays, to be read alone."""
+
     def build():
         return LanguageModel(config, vocab_size, rngs=nnx.Rngs(params=jax.random.key(0)), scale_branches=False)
 

@@ -114,7 +114,7 @@ def restore(
     if step is not None and step not in listed:
         raise UserError(f"no checkpoint of step {step!r} in {directory}; there are {listed or 'none'}")
     waiting = list(listed) if step is None else [step]
-    with _quiet_failures():
+    with _quiet_failures() as failed:
         while waiting:
             candidate = waiting.pop()
             path = directory / str(candidate)
@@ -125,6 +125,7 @@ def restore(
                 if set_aside and group.is_first:
                     _set_aside(directory, damaged)
                 return restored
+            failed.append(failure["reason"])
             _raise_unless_damaged(path, failure)
             now = group.from_first(lambda: steps(directory))
             if candidate in now and now[-1] <= listed[-1]:
@@ -197,7 +198,7 @@ class Writer:
         self.by_first = by_first
 
         self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(_quiet_failures())
+        self._failed = self._quiet.enter_context(_quiet_failures())
         self._manager = None
         if by_first:
             if jax.process_index() != 0:
@@ -237,11 +238,11 @@ class Writer:
             NonFinite: some number is not finite; nothing is written.
             UserError: no space left, in this save or in the one before it, which was written meanwhile.
         """
-        checksums, finite = jax.device_get((_checksums(state), _finite(state)))
-        wrong = [name for name, is_finite in finite.items() if not is_finite]
+        examined = _examined(state)
+        wrong = [name for name, (_, is_finite) in examined.items() if not is_finite]
         if wrong:
             raise NonFinite(wrong)
-        checksums = {name: int(value) for name, value in checksums.items()}
+        checksums = {name: int(checksum) for name, (checksum, _) in examined.items()}
         record = {**record, "step": step, "checksums": checksums}
         if self.by_first:
             state = jax.tree.map(_on_first_process, state)
@@ -285,6 +286,7 @@ class Writer:
         except UserError:  # of what publishes
             raise
         except Exception as error:
+            self._failed.append(str(error))
             saved = "start the same command again: the checkpoints written before this one are whole"
             if failures.is_no_space(error):
                 raise UserError(f"no space left in {self._directory}; free some, then {saved}") from error
@@ -313,7 +315,7 @@ def _restore_step(
         return None, failure
     record, state = found
     saved = record.pop("checksums")
-    checksums = {name: int(value) for name, value in jax.device_get(_checksums(state)).items()}
+    checksums = {name: int(checksum) for name, (checksum, _) in _examined(state).items()}
     for name, value in checksums.items():
         if saved[name] != value:
             reason = f"the data of {name} is damaged: its checksum is not the one saved with it"
@@ -387,20 +389,29 @@ def _without_barriers() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet_failures() -> Iterator[None]:
+def _quiet_failures() -> Iterator[list[str]]:
     """Keep off stderr what Orbax leaves behind when it fails, a page of traceback for every array.
 
     The failure itself is raised, and reported once.
+
+    Yields:
+        What has failed: to be told of what is raised no further than the body. Where nothing has, no garbage is collected, which
+        takes a tenth of a second and more.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
     if hook is not _filtered:
         _hook_before[0] = hook
     sys.unraisablehook = _filtered
     level, logger.level = logger.level, logging.CRITICAL
+    failed = []
     try:
-        yield
+        yield failed
+    except BaseException as error:
+        failed.append(str(error))
+        raise
     finally:
-        gc.collect()  # now, while messages are discarded
+        if failed:
+            gc.collect()  # now, while messages are discarded
         sys.unraisablehook, logger.level = hook, level
 
 
@@ -422,15 +433,9 @@ def _set_aside(directory: Path, damaged: list[int]) -> None:
         os.replace(directory / str(step), attic / str(step))
 
 
-def _checksums(state: dict) -> dict[str, jax.Array]:
-    """The `_checksum` of each array, by path."""
-    return dict(zip(_names(state), map(_checksum, jax.tree.leaves(state)), strict=True))
-
-
-def _finite(state: dict) -> dict[str, jax.Array]:
-    """Whether every number of an array is finite, by path, of the arrays of floating point numbers."""
-    named = zip(_names(state), jax.tree.leaves(state), strict=True)
-    return {name: _all_finite(leaf) for name, leaf in named if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+def _examined(state: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The `_checksum` of each array and whether all its numbers are finite, by path."""
+    return jax.device_get(dict(zip(_names(state), map(_examine, jax.tree.leaves(state)), strict=True)))
 
 
 def _names(state) -> list[str]:
@@ -442,11 +447,10 @@ def _names(state) -> list[str]:
 
 
 @jax.jit
-def _all_finite(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(array).all()
+def _examine(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _checksum(array), jnp.isfinite(array).all()
 
 
-@jax.jit
 def _checksum(array: jax.Array) -> jax.Array:
     """A uint32: the sum, modulo 2^32, of a bijective mix of each element's bits with its position.
 

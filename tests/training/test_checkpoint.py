@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import types
 from pathlib import Path
 
 import jax
@@ -256,17 +257,29 @@ def test_a_step_that_is_not_there(tmp_path):
 
 def test_every_single_flipped_bit_changes_the_checksum():
     """Of any dtype, at any place, in an array that repeats itself."""
+
+    def checksum(array):
+        return int(checkpoint._examined({"a": jnp.asarray(array)})["a"][0])
+
     for dtype in (np.uint8, np.float16, np.int32, np.float32):
         plain = np.zeros((3, 5), dtype)
-        expected = int(checkpoint._checksums({"a": jnp.asarray(plain)})["a"])
+        expected = checksum(plain)
         for place in np.ndindex(plain.shape):
             bits = plain.copy()
             bits[place] = np.frombuffer(np.array([1], np.uint64).tobytes()[: plain.itemsize], dtype)[0]
-            assert int(checkpoint._checksums({"a": jnp.asarray(bits)})["a"]) != expected
+            assert checksum(bits) != expected
     swapped = np.arange(6, dtype=np.float32)
-    assert int(checkpoint._checksums({"a": jnp.asarray(swapped[::-1])})["a"]) != int(
-        checkpoint._checksums({"a": jnp.asarray(swapped)})["a"]
-    )
+    assert checksum(swapped[::-1]) != checksum(swapped)
+
+
+def test_garbage_is_collected_after_a_failure_alone(tmp_path, monkeypatch):
+    """It takes longer, the more a process has in memory."""
+    collected = []
+    monkeypatch.setattr(checkpoint, "gc", types.SimpleNamespace(collect=lambda: collected.append(True)))
+    write(tmp_path, (10, None), (20, None))
+    assert checkpoint.restore(tmp_path, ABSTRACT).step == 20 and not collected
+    flip_a_byte(tmp_path / "20")
+    assert checkpoint.restore(tmp_path, ABSTRACT).step == 10 and collected == [True]
 
 
 @pytest.mark.parametrize("name", ["007", "\u0663", "3.tmp", "+3", "3_0"])
