@@ -4,9 +4,15 @@ from configs import base
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.pattern import channel_layers_in_pattern, load_layer, mixers_in_pattern
 
+START = {"model.branch_rms": base.get_config().model.branch_rms}  # the start that runs have
+
 
 def tiny(**overrides) -> RunConfig:
-    """A RunConfig of width 32 on bytes of the toy source. ``tiny(**{"model.repeats": 1})`` changes fields."""
+    """A RunConfig of width 32 on bytes of the toy source. ``tiny(**{"model.repeats": 1})`` changes fields.
+
+    Without what takes most of a short run's time: the forward pass that scales the branches (`START` has it), an evaluation of
+    131,072 tokens, a sample of the text.
+    """
     config = base.get_config()
     config.lock()
     settings = {
@@ -17,8 +23,11 @@ def tiny(**overrides) -> RunConfig:
         "data.toy_documents": 200,
         "model.d_model": 32,
         "model.repeats": 2,
+        "model.branch_rms": None,
         "optim.warmup_steps": 2,
         "train.steps": 10,
+        "train.eval_tokens": 512,
+        "train.sample_every_steps": 0,
     } | overrides
     config.update_from_flattened_dict(settings)
     return from_config_dict(config)

@@ -5,6 +5,7 @@ the session. With `--cpu-limit` the CPU time of every test is measured, the slow
 """
 
 import gc
+import math
 import os
 import resource
 import shutil
@@ -16,10 +17,13 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-NEW_OBJECTS = 50_000  # between two collections of garbage; Python's 700 cost a tenth of the time to trace and compile
+NEW_OBJECTS = 300_000  # between two collections of garbage; Python's 700 cost a tenth of the time to trace and compile
 MOST_MAPPINGS = 20_000  # above, programs are released at the end of a module; a module makes a few thousand
 # Folders whose tests have the marker `tools`.
 TOOLS = tuple(Path(__file__).parent / folder for folder in ("benchmarks", "tools", "ops/kernels"))
+# Folders of which hardly a program is compiled twice (6 of 417 in tests/mixers): to keep them takes 4 % of their time.
+ONCE = tuple(Path(__file__).parent / folder for folder in ("contract", "ops", "mixers"))
+KEPT_SECONDS = 0.1  # of compiling: a program that takes longer is kept for the session
 SLOWEST = 10  # so many tests are listed
 CPU_SECONDS = "CPU seconds"  # the property of a report
 started = pytest.StashKey[float]()
@@ -118,7 +122,7 @@ def pytest_configure(config):
 
     # Shapes are tiny and programs run once or twice: compiling is nearly all the time that tests take, also those in processes of
     # their own. `make test-all` has the optimisations, and so has a device, whose programs are not LLVM's alone.
-    settings = {"jax_compilation_cache_dir": programs, "jax_persistent_cache_min_compile_time_secs": 0.1}
+    settings = {"jax_compilation_cache_dir": programs, "jax_persistent_cache_min_compile_time_secs": KEPT_SECONDS}
     if os.environ["JAX_PLATFORMS"] == "cpu" and config.option.markexpr != "":
         settings["jax_disable_most_optimizations"] = True
         os.environ["XLA_FLAGS"] = " ".join(
@@ -137,6 +141,15 @@ def pytest_configure_node(node):
 def pytest_unconfigure(config):
     if hasattr(config, "programs"):
         shutil.rmtree(config.programs, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keep_programs(request):
+    """For the session, but for those that are compiled once."""
+    import jax
+
+    is_once = any(folder in request.path.parents for folder in ONCE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf if is_once else KEPT_SECONDS)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,9 +12,8 @@ def on_eight_devices(module: str, *arguments: str) -> list[dict]:
 
     It compiles every program itself, because some of them read what the compiler says.
     """
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
-    }  # fmt: skip
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=pathlib.Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=False,

@@ -11,6 +11,7 @@ from configs import hybrid
 from seqmodels import model
 from seqmodels.config import from_config_dict
 from seqmodels.errors import UserError
+from tests.programs import fast_jit
 
 
 def counts(letters):
@@ -42,15 +43,16 @@ def test_an_unknown_size_is_one_line():
 def test_the_small_version_decodes_what_it_trains():
     config = hybrid.get_config("small")
     config.model.d_model = 32
+    config.model.branch_rms = None  # half the time to compile
     network = from_config_dict(config).model
-    params = jax.jit(lambda key: model.init_params(network, 50, key))(jax.random.key(0))
+    params = fast_jit(lambda key: model.init_params(network, 50, key))(jax.random.key(0))
     merged = model.merge(model.graphdef(network, 50), params)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 7)), jnp.int32)
-    logits, _ = jax.jit(lambda tokens: merged(tokens))(tokens)
+    logits, _ = fast_jit(lambda tokens: merged(tokens))(tokens)
 
     def step(state, token):
         logits, state = merged(token[:, None], state)
         return state, logits[:, 0]
 
-    _, steps = jax.jit(lambda state: jax.lax.scan(step, state, tokens.T))(merged.init_state(2, 7))
+    _, steps = fast_jit(lambda state: jax.lax.scan(step, state, tokens.T))(merged.init_state(2, 7))
     np.testing.assert_allclose(jnp.moveaxis(steps, 0, 1), logits, rtol=0, atol=1e-4)

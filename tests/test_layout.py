@@ -1,6 +1,7 @@
 """The repository keeps its shape: imports point down, and importing does nothing."""
 
 import ast
+import functools
 import graphlib
 import os
 import pathlib
@@ -95,10 +96,15 @@ def sources(root: pathlib.Path) -> dict[str, pathlib.Path]:
     return dict(sorted((name, path) for name, path in zip(dotted, paths) if path.exists()))
 
 
+@functools.cache
+def parsed(path: pathlib.Path, text: str) -> ast.Module:
+    return ast.parse(text, filename=str(path))
+
+
 def imports(path: pathlib.Path, known: dict[str, pathlib.Path]) -> set[str]:
     """What a file imports, wherever in the file it does so: modules of ``known`` whole, other packages by their first name."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+    for node in ast.walk(parsed(path, path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
@@ -179,12 +185,12 @@ def test_forbidden_idioms():
     for name, path in sources(ROOT).items():
         if begins(name, "tests"):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path, path.read_text())):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
                 reads_environment = ast.unparse(node.func.value) == "os.environ"
                 assert reads_environment or len(node.args) + len(node.keywords) < 2, f"{where}: .get with a default"
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "nnx":
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nnx":
                 assert node.attr not in forbidden, f"{where}: nnx.{node.attr}"
 
 

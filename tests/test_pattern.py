@@ -12,15 +12,21 @@ from seqmodels import config as config_lib
 from seqmodels import mixers, model, pattern
 from seqmodels.comparison import plan
 from seqmodels.errors import UserError
-from tests.configs import tiny
+from tests.configs import START, tiny
+from tests.programs import fast_jit
 
 VOCAB = 50
 
 
 def build(layers, **fields):
     config = tiny(**{"model.pattern": layers, "model.repeats": 1} | fields).model
-    params = jax.jit(model.init_params, static_argnums=(0, 1))(config, VOCAB, jax.random.key(0))
+    params = fast_jit(model.init_params, static_argnums=(0, 1))(config, VOCAB, jax.random.key(0))
     return config, params, model.merge(model.graphdef(config, VOCAB), params)
+
+
+@fast_jit
+def call(network, *arguments):
+    return network(*arguments)
 
 
 def tokens(length=12):
@@ -38,7 +44,7 @@ def test_options_belong_to_their_layer():
     _, params, windowed = build("attention(window=4) mlp")
     config, _, _ = build("attention mlp", **{"model.mixers.attention.window": 4})
     same = model.merge(model.graphdef(config, VOCAB), params)
-    np.testing.assert_array_equal(windowed(tokens())[0], same(tokens())[0])
+    np.testing.assert_array_equal(call(windowed, tokens())[0], call(same, tokens())[0])
     _, params, both = build("attention(window=4) mlp attention mlp")
     bytes_of = [sum(leaf.nbytes for leaf in jax.tree.leaves(state)) for state in both.init_state(1, 32)]
     assert bytes_of[0] < bytes_of[2]
@@ -48,25 +54,29 @@ def test_options_belong_to_their_layer():
 def test_decoding_is_the_model_that_was_trained(layers):
     _, _, network = build(layers, **{"model.repeats": 2})
     text = tokens()
-    whole = jax.jit(lambda text: network(text)[0])(text)
+    whole = call(network, text)[0]
 
     def step(state, token):
         logits, state = network(token[:, None], state)
         return state, logits[:, 0]
 
     state = network.unstack_state(network.init_state(2, text.shape[1]))
-    _, steps = jax.jit(lambda state: jax.lax.scan(step, state, text.T))(state)
+    _, steps = fast_jit(lambda state: jax.lax.scan(step, state, text.T))(state)
     np.testing.assert_allclose(jnp.moveaxis(steps, 0, 1), whole, rtol=0, atol=2e-5)
 
 
 def test_side_by_side_is_the_mean_of_normed_outputs():
-    config, params, network = build("attention+gla mlp")
-    layer = jax.tree.map(lambda leaf: leaf[0], network._layers()[0])
+    config, params, network = build("attention+gla mlp", **START)
     x = jax.random.normal(jax.random.key(2), (2, 9, config.d_model))
-    found = layer(x, None, {}, reset=None, dropout_key=None)[0] - x
-    outputs = [mixer(layer.norm(x))[0] for _, mixer in layer.parts()]
-    norms = [layer.layer.norms[name] for name in ("0_attention", "1_gla")]
-    expected = sum(norm(y) for norm, y in zip(norms, outputs)) / 2
+
+    @fast_jit
+    def by_two_ways(network):
+        layer = jax.tree.map(lambda leaf: leaf[0], network._layers()[0])
+        outputs = [mixer(layer.norm(x))[0] for _, mixer in layer.parts()]
+        norms = [layer.layer.norms[name] for name in ("0_attention", "1_gla")]
+        return layer(x, None, {}, reset=None, dropout_key=None)[0] - x, sum(norm(y) for norm, y in zip(norms, outputs)) / 2
+
+    found, expected = by_two_ways(network)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     wanted = config.branch_rms * 2**-0.5
     assert 0.5 * wanted < jnp.sqrt(jnp.mean(found**2)) < 2 * wanted, "the start is that of any layer"

@@ -15,6 +15,7 @@ from seqmodels.layers import rwkv_depth
 from tests.configs import tiny
 from tests.goldens import load
 from tests.mixers.goldens import assert_layer
+from tests.programs import fast_jit
 
 NAMES = {
     "key_mix": "time_maa_k",
@@ -28,7 +29,7 @@ NAMES = {
 def build(**overrides):
     settings = {"pattern": "rwkv6 rwkv_channel_mix"} | overrides
     config = tiny(**{f"model.{name}": value for name, value in settings.items()}).model
-    params = jax.jit(lambda key: model.init_params(config, 50, key))(jax.random.key(0))
+    params = fast_jit(lambda key: model.init_params(config, 50, key))(jax.random.key(0))
     return params, model.merge(model.graphdef(config, 50), params)
 
 
@@ -61,37 +62,39 @@ def test_depth_runs_from_the_first_block_to_the_last(num_layers):
 
 @pytest.mark.parametrize("d_model", [32, 96, 128, 256, 768])
 def test_as_many_parameters_as_the_gated_mlp(d_model):
-    def count(layer):
+    def count(module):
+        layer = nnx.eval_shape(lambda: module.Layer(module.Config(), d_model, rngs=nnx.Rngs(params=0)))
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(layer, nnx.Param))))
 
-    rngs = nnx.Rngs(params=0)
-    gated = count(mlp.Layer(mlp.Config(), d_model, rngs=rngs))
-    mixing = count(rwkv_channel_mix.Layer(rwkv_channel_mix.Config(), d_model, rngs=rngs))
+    gated, mixing = count(mlp), count(rwkv_channel_mix)
     assert mixing == gated + 2 * d_model and mixing < 1.01 * gated
 
 
 def test_the_width_asked_for_is_the_width():
-    params, _ = build(pattern="rwkv6 rwkv_channel_mix(hidden=48)")
-    assert params["layers"]["1_rwkv_channel_mix"]["layer"]["output_kernel"].shape == (2, 48, 32)
-    params, _ = build()
-    assert params["layers"]["1_rwkv_channel_mix"]["layer"]["output_kernel"].shape == (2, rwkv_channel_mix.default_hidden(32), 32)
+    for pattern, hidden in (
+        ("rwkv6 rwkv_channel_mix(hidden=48)", 48),
+        ("rwkv6 rwkv_channel_mix", rwkv_channel_mix.default_hidden(32)),
+    ):
+        params = model.param_shapes(tiny(**{"model.pattern": pattern}).model, 50)
+        assert params["layers"]["1_rwkv_channel_mix"]["layer"]["output_kernel"].shape == (2, hidden, 32)
 
 
 def test_its_state_is_the_last_input_and_survives_unstacking():
     _, network = build()
+    call = fast_jit(lambda network, *arguments: network(*arguments))
     tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, 50)
     empty = network.init_state(3, 20)
     assert (empty[1].shape, empty[1].dtype) == ((2, 3, 32), jnp.float32)
-    _, state = network(tokens, empty)
+    _, state = call(network, tokens, empty)
     assert float(jnp.abs(state[1]).min(axis=(1, 2)).max()) > 0.0
     unstacked = network.unstack_state(state)
     jax.tree.map(np.testing.assert_array_equal, network.stack_state(unstacked), state)
     step = tokens[:, :1]
-    logits, after = network(step, state)
-    unstacked_logits, unstacked = network(step, unstacked)
+    logits, after = call(network, step, state)
+    unstacked_logits, unstacked = call(network, step, unstacked)
     np.testing.assert_allclose(logits, unstacked_logits, rtol=0, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), after, network.stack_state(unstacked))
-    forgotten, _ = network(step, (state[0], jnp.zeros_like(state[1])))
+    forgotten, _ = call(network, step, (state[0], jnp.zeros_like(state[1])))
     assert float(jnp.abs(forgotten - logits).max()) > 1e-4, "the state of the channel layer changes nothing"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import seqmodels
+from seqmodels.data.text import toy
 from seqmodels.errors import UserError
 from seqmodels.escape import escape
 from seqmodels.evaluation.perplexity import by_context_length
@@ -24,12 +25,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(workdir, summary of the training loop) of a hybrid trained for 6 steps, checkpoints at 3 and 6."""
+    """(workdir, summary of the training loop) of a hybrid trained for 6 steps, checkpoints at 3 and 6, on few stories."""
     folder = tmp_path_factory.mktemp("run")
+    for split, count in (("train", 200), ("validation", 30)):
+        lines = (json.dumps({"text": story}) + "\n" for story in toy.stories(split, count))
+        (folder / f"{split}.jsonl").write_text("".join(lines))
     config = tiny(**{
+        "data.source": str(folder / "train.jsonl"), "data.validation_source": str(folder / "validation.jsonl"),
         "model.pattern": "linear_attention attention mlp", "model.repeats": 1, "data.cache_dir": str(folder / "cache"),
         "train.steps": 6, "train.checkpoint_every_steps": 3, "train.eval_every_steps": 3, "train.eval_tokens": 10**9,
-        "train.sample_every_steps": 0, "train.compilation_cache_dir": "",
+        "train.compilation_cache_dir": "",
     })  # fmt: skip
     summary = loop.train(config, folder / "workdir")
     shutil.rmtree(folder / "cache")  # nothing but the run folder may be needed from here on

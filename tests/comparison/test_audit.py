@@ -11,6 +11,7 @@ from configs import base
 from seqmodels import model
 from seqmodels.comparison import audit
 from seqmodels.config import model_config
+from tests.programs import fast_jit
 
 VOCAB_SIZE = 40
 TOKENS = np.random.default_rng(0).integers(VOCAB_SIZE, size=(2, 12))
@@ -25,9 +26,9 @@ def test_figures_are_those_of_the_model():
     """Stream by stream, layer by layer, and the gradient of the plain loss."""
     of, key = config(tie_embeddings=False), jax.random.key(3)
     figures = audit.start_figures(of, VOCAB_SIZE, key, TOKENS)
-    params = model.init_params(of, VOCAB_SIZE, key)
+    params = fast_jit(lambda key: model.init_params(of, VOCAB_SIZE, key))(key)
 
-    @jax.jit
+    @fast_jit
     def streams(params):
         """The residual stream before each layer and after the last, by another way than the model's."""
         network = model.merge(model.graphdef(of, VOCAB_SIZE), params)
@@ -52,7 +53,7 @@ def test_figures_are_those_of_the_model():
         log_p = jax.nn.log_softmax(logits[:, :-1])
         return -jnp.mean(jnp.take_along_axis(log_p, jnp.asarray(TOKENS)[:, 1:, None], axis=-1))
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    value, gradient = fast_jit(jax.value_and_grad(loss))(params)
     assert figures.loss == pytest.approx(float(value), rel=1e-5)
     squares = {name: sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(part)) for name, part in {
         "embedding": gradient["embedding"],

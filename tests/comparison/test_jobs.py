@@ -46,10 +46,10 @@ print(json.dumps({"step": 10, "validation_loss": 1.0}))
 
 MEASURE = """
 import json, math, pathlib, sys
-import numpy as np
 values = [argument[2:].partition("=") for argument in sys.argv[1:]]
 for name, _, value in values:
     if name == "score":
+        import numpy as np
         folder = pathlib.Path(value)
         rate, seed = float(folder.parent.name[2:].split("_")[0]), int(folder.name[4:])
         loss = (2.0 + math.log10(rate / 1e-2) ** 2 + 0.01 * seed) * np.array([10.0, 12.0, 9.0, 11.0])
@@ -89,6 +89,7 @@ def programs(tmp_path):
 def few_are_enough(monkeypatch):
     """The four documents that MEASURE pretends to score."""
     monkeypatch.setattr(validation, "FEW_DOCUMENTS", 2)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.05)  # these programs end at once
 
 
 def planned(folder, **changes) -> plan.Plan:

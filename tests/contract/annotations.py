@@ -20,7 +20,7 @@ import jax.numpy as jnp  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from seqmodels import model  # noqa: E402
-from tests.configs import tiny  # noqa: E402
+from tests.configs import START, tiny  # noqa: E402
 from tests.contract.cases import D_MODEL, all_cases, context  # noqa: E402
 
 BATCH, STEPS, CAPACITY = 2, 12, 20
@@ -55,7 +55,7 @@ def trace_mixer(case, dtype) -> None:
 
 def trace_model() -> None:
     """Everything that a language model does, with layers of every kind. Raises TypeCheckError."""
-    config = tiny(**{"model.pattern": PATTERN, "model.dropout": 0.1}).model
+    config = tiny(**START | {"model.pattern": PATTERN, "model.dropout": 0.1}).model
     graphdef, params = model.graphdef(config, VOCAB_SIZE), model.param_shapes(config, VOCAB_SIZE)
     tokens, reset = (jax.ShapeDtypeStruct((BATCH, STEPS), dtype) for dtype in (jnp.int32, jnp.bool_))
 

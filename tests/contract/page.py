@@ -19,7 +19,7 @@ HEADER = """# Every form is the same mixer: the equivalence matrix
 
 Made by `python -m tools.pages.equivalence`; `make test-all` measures all of it again and fails when it differs. `make test` measures
 the rows `recurrent` and `default` of every mixer again, and of the other rows the values and gradients at one length. With options
-it measures the same two of `default`, `make test-tools` all of its columns. The rows
+`make test-tools` measures the row `default`. The rows
 called `pallas` are the TPU's kernels in their interpreter: `make test-tools` measures those of {kernels}.
 
 Each mixer of `seqmodels/mixers`, in each implementation, against each law of the contract (`tests/contract/laws.py`): the worst

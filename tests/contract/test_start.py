@@ -11,7 +11,7 @@ import pytest
 from seqmodels import mixers
 from seqmodels.comparison import audit
 from seqmodels.data.text import toy
-from tests.configs import tiny
+from tests.configs import START, tiny
 
 BRANCH = (0.5, 2.0)  # times branch_rms / sqrt(layers); the scale is set on random tokens, and text is more alike
 SHARE = 0.8
@@ -20,7 +20,7 @@ VOCAB = 256
 
 def figures(name, d_model, repeats):
     pattern = mixers.pattern(name)
-    config = tiny(**{"model.pattern": pattern, "model.d_model": d_model, "model.repeats": repeats}).model
+    config = tiny(**START | {"model.pattern": pattern, "model.d_model": d_model, "model.repeats": repeats}).model
     return config, audit.start_figures(config, VOCAB, jax.random.key(0), text(), gradients=False)
 
 
@@ -66,6 +66,6 @@ def test_without_the_rule_mixers_start_unlike():
     shares = {}
     for name in ("attention", "mamba"):
         older = {"model.pattern": mixers.pattern(name), "model.embedding_norm": False, "model.branch_rms": None}
-        config = tiny(**older | {"model.d_model": 64}).model
+        config = tiny(**older, **{"model.d_model": 64}).model
         shares[name] = audit.start_figures(config, VOCAB, jax.random.key(0), text(), gradients=False).token_share[0]
     assert shares["attention"] < 0.5 * shares["mamba"]

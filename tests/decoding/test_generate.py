@@ -1,5 +1,7 @@
 """Decoding is the model that was trained: greedy stepping = argmax of the full forward pass, padded or not."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from seqmodels.decoding.generate import generate, pad_prompts
 from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from tests.configs import layer_configs
+from tests.programs import fast_jit
 
 
 def test_prompts_are_padded_on_the_left_and_reset_at_their_first_token():
@@ -29,17 +32,19 @@ PROMPTS = ([5], [1, 2, 3, 4, 5, 6, 7], [int(n) for n in np.random.default_rng(0)
 VOCABULARY = 50
 
 
+@functools.cache
 def small_network(pattern, compute_dtype="float32", repeats=2, scale=3):
     """(graphdef, params) of a model of width 32 whose next token depends on what it read."""
     config = model.ModelConfig(
         d_model=32, pattern=pattern, repeats=repeats, tie_embeddings=False, embedding_norm=False, branch_rms=None,
         compute_dtype=compute_dtype, **layer_configs(pattern),
     )  # fmt: skip
-    # Run once, so that optimising it would take longer than it saves.
-    init = jax.jit(model.init_params, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
-    params = init(config, VOCABULARY, jax.random.key(1))
-    params = jax.tree.map(lambda kernel: scale * kernel, params)  # decided logits: no near-ties
-    return model.graphdef(config, VOCABULARY), params
+
+    def init(key):
+        params = model.init_params(config, VOCABULARY, key)
+        return jax.tree.map(lambda kernel: scale * kernel, params)  # decided logits: no near-ties
+
+    return model.graphdef(config, VOCABULARY), fast_jit(init)(jax.random.key(1))
 
 
 @pytest.fixture(scope="module")

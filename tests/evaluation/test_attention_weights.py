@@ -11,6 +11,7 @@ from seqmodels.errors import UserError
 from seqmodels.evaluation import plots
 from seqmodels.mixers import attention
 from tests.configs import tiny
+from tests.programs import fast_jit
 
 
 @pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2, "window": 3, "qk_norm": True}], ids=str)
@@ -27,10 +28,10 @@ def test_weights_times_values_are_the_layer(options):
 def test_a_model_gives_every_attention_layer_in_order(tmp_path):
     """Of a hybrid, from the embedding on: the last layer's are those of its own input."""
     config = tiny(**{"model.pattern": "attention mlp linear_attention attention", "model.repeats": 2}).model
-    params = jax.jit(model.init_params, static_argnums=(0, 1))(config, 20, jax.random.key(0))
+    params = fast_jit(model.init_params, static_argnums=(0, 1))(config, 20, jax.random.key(0))
     network = model.merge(model.graphdef(config, 20), params)
     tokens = np.arange(12).reshape(2, 6)
-    weights = np.asarray(network.attention_weights(tokens))
+    weights = np.asarray(fast_jit(lambda network: network.attention_weights(tokens))(network))
     assert weights.shape == (4, 2, 4, 6, 6) and weights.dtype == np.float32
     x = network.embed(tokens)
     first = jax.tree.map(lambda leaf: leaf[0], network.layers["0_attention"])
@@ -42,6 +43,6 @@ def test_a_model_gives_every_attention_layer_in_order(tmp_path):
 
 def test_no_attention_no_weights():
     config = tiny(**{"model.pattern": "hgrn mlp"}).model
-    params = jax.jit(model.init_params, static_argnums=(0, 1))(config, 20, jax.random.key(0))
+    params = model.param_shapes(config, 20)
     with pytest.raises(UserError, match="no attention"):
         model.merge(model.graphdef(config, 20), params).attention_weights(np.zeros((1, 3), np.int32))

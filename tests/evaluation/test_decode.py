@@ -10,13 +10,14 @@ from seqmodels.decoding import generate
 from seqmodels.evaluation import decode
 from seqmodels.evaluation.perplexity import state_bytes
 from tests.configs import tiny
+from tests.programs import fast_jit
 
 VOCAB = 50
 
 
 def build():
     config = tiny(**{"model.repeats": 2, "model.pattern": "attention linear_attention"}).model
-    params = model.init_params(config, VOCAB, jax.random.key(0))
+    params = fast_jit(lambda key: model.init_params(config, VOCAB, key))(jax.random.key(0))
     return model.graphdef(config, VOCAB), params
 
 
@@ -41,7 +42,7 @@ def test_measure(batch_size, monkeypatch):
     assert speed.state_bytes == batch_size * state_bytes(graphdef, params, 14)
 
     prompt = jax.random.randint(key, (1, 9), 0, VOCAB, jnp.int32)
-    expected, _ = model.merge(graphdef, params)(prompt)
+    expected, _ = fast_jit(lambda params: model.merge(graphdef, params)(prompt))(params)
     for row in told["logits"]:
         np.testing.assert_allclose(row, expected[0, -1], rtol=0, atol=1e-5)
 

@@ -68,7 +68,7 @@ def layer(module: nnx.Module, golden: Golden, names: dict[str, Place], prefix: s
     used = collections.Counter()
     loaded = {ours: jnp.asarray(_take(ours, place, theirs, used)) for ours, place in names.items()}
     assert not _unused(theirs, used), "weights without a place"
-    assert jax.tree.map(jnp.shape, loaded) == jax.tree.map(jnp.shape, params)
+    assert {name: leaf.shape for name, leaf in loaded.items()} == {name: leaf.shape for name, leaf in params.items()}
     return loaded
 
 
@@ -76,6 +76,7 @@ def assert_layer(module: nnx.Module, golden: Golden, names: dict[str, Place], bo
     """Outputs and gradients (inputs and every weight) of a mixer are those of the reference layer.
 
     Args:
+      module: may be of shapes alone (`nnx.eval_shape`).
       ungraded: our names of weights for which the golden has no gradient.
     """
     definition = nnx.graphdef(module)
@@ -98,7 +99,7 @@ def assert_layer(module: nnx.Module, golden: Golden, names: dict[str, Place], bo
 
 def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
     """Of a mixer's parameters, by name."""
-    return jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    return jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
 
 
 def places(model_type: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Place]:
@@ -246,6 +247,13 @@ def assert_logits(network: model.LanguageModel, arrays: dict[str, np.ndarray], b
 def initial(mixer: str, config, d_model: int, seed: int = 0, **options) -> dict[str, np.ndarray]:
     """A mixer's initial parameters as numpy arrays."""
     return jax.tree.map(np.asarray, _initialiser(mixer, config, d_model, tuple(options.items()))(seed))
+
+
+def num_parameters(mixer: str, config, d_model: int) -> int:
+    """Of a mixer's parameters."""
+    make = mixers.load(mixer).Mixer
+    module = nnx.eval_shape(lambda: make(config, d_model, rngs=nnx.Rngs(params=0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(module, nnx.Param))))
 
 
 def weight_decay(mixer: str, config, d_model: int) -> dict:

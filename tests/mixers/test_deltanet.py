@@ -14,6 +14,7 @@ from tests.mixers.goldens import (
     assert_uniform,
     fla_model,
     initial,
+    num_parameters,
     weight_decay,
 )
 
@@ -60,9 +61,8 @@ def test_sizes(paper):
     config = deltanet.Config.paper(D) if paper else deltanet.Config()
     H = 2 if paper else 4
     assert config.num_heads == H
-    params = initial("deltanet", config, D)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 4 * D**2 + (3 * W + H) * D + D // H
-    module = deltanet.Mixer(config, D, rngs=nnx.Rngs(params=0))
+    assert num_parameters("deltanet", config, D) == 4 * D**2 + (3 * W + H) * D + D // H
+    module = nnx.eval_shape(lambda: deltanet.Mixer(config, D, rngs=nnx.Rngs(params=0)))
     state = jax.eval_shape(lambda: module.init_state(1, 100))
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in state) == 4 * (D * D // H + (W - 1) * 3 * D)
 

@@ -9,7 +9,8 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import dfw
 from tests.goldens import golden_forms, load
-from tests.mixers.goldens import assert_close, assert_normal, assert_uniform, initial
+from tests.mixers.goldens import assert_close, assert_normal, assert_uniform, initial, num_parameters
+from tests.programs import build
 
 
 def written_out(params, x, heads, state):
@@ -34,7 +35,9 @@ def written_out(params, x, heads, state):
 def test_the_recurrence_written_out(implementation, heads):
     """With gates that stand anywhere between open and closed, from a state that is not empty."""
     generator = np.random.default_rng(0)
-    module = dfw.Mixer(dfw.Config(num_heads=heads, implementation=implementation, chunk_size=8), 32, rngs=nnx.Rngs(params=0))
+    module = build(
+        lambda rngs: dfw.Mixer(dfw.Config(num_heads=heads, implementation=implementation, chunk_size=8), 32, rngs=rngs)
+    )
     for bias in (module.key_decay_bias, module.value_decay_bias):
         bias[...] = jnp.asarray(generator.uniform(-4.0, 6.0, bias[...].shape), jnp.float32)
     x = generator.standard_normal((2, 37, 32)).astype(np.float32)
@@ -49,7 +52,7 @@ def test_the_recurrence_written_out(implementation, heads):
 def test_gates_of_table_1():
     arrays = load("table1_gates").arrays
     config = dfw.Config(num_heads=1, key_expansion=0.5, value_expansion=8 / 12)
-    module = dfw.Mixer(config, 12, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: dfw.Mixer(config, 12, rngs=rngs))
     module.key_decay_kernel[...] = jnp.asarray(arrays["W_k"], jnp.float32)
     module.value_decay_kernel[...] = jnp.asarray(arrays["W_v"], jnp.float32)
     module.key_decay_bias[...] = jnp.zeros_like(module.key_decay_bias[...])
@@ -61,14 +64,14 @@ def test_gates_of_table_1():
 
 def test_a_closed_gate_keeps_its_logarithm():
     """sigmoid(-200) is zero in float32; its logarithm is -200."""
-    module = dfw.Mixer(dfw.Config(), 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: dfw.Mixer(dfw.Config(), 32, rngs=rngs))
     module.key_decay_bias[...] = jnp.full_like(module.key_decay_bias[...], -200.0)
     assert np.allclose(module.log_decays(jnp.zeros((1, 1, 32)))[0], -200.0)
 
 
 def test_head_norm():
     """The option makes every head's output as large as its scale says, whatever the memory holds."""
-    module = dfw.Mixer(dfw.Config(num_heads=2, head_norm=True), 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: dfw.Mixer(dfw.Config(num_heads=2, head_norm=True), 32, rngs=rngs))
     module.output_kernel[...] = jnp.eye(28, 32)
     output, _ = module(100.0 * jax.random.normal(jax.random.key(0), (1, 5, 32)))
     size = np.square(output[..., :28]).reshape(1, 5, 2, 14).mean(-1)
@@ -92,7 +95,7 @@ def test_initialisation():
     [(dfw.Config(), 4.125 * 128**2 + 1.375 * 128), (dfw.Config.paper(), 6 * 128**2 + 2 * 128)],
 )
 def test_sizes(config, count):
-    assert sum(leaf.size for leaf in jax.tree.leaves(initial("dfw", config, 128))) == count
+    assert num_parameters("dfw", config, 128) == count
 
 
 @pytest.mark.parametrize(

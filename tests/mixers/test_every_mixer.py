@@ -54,12 +54,8 @@ def initialiser(mixer):
 
 
 def test_default_config_works_at_any_multiple_of_32(mixer):
-    built = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: make(mixer, 32))), initialiser(mixer)(0))
-    assert built.output_kernel[...].shape[1] == 32, "the model scales this projection with depth"
-    x = np.random.default_rng(0).standard_normal((2, 5, 32)).astype(np.float32)
-    y, _ = programs.fast_jit(lambda x: built(x))(x)
-    assert y.shape == x.shape and bool(jnp.isfinite(y).all()) and float(jnp.abs(y).max()) > 0.0
-    for d_model in (96, 160):  # traced, not compiled
+    """Traced, not compiled: the contract's laws run at width 32."""
+    for d_model in (32, 96, 160):
 
         def outputs_and_last_kernel(x, d_model=d_model):
             wide = make(mixer, d_model)
@@ -67,7 +63,7 @@ def test_default_config_works_at_any_multiple_of_32(mixer):
 
         y, kernel = jax.eval_shape(outputs_and_last_kernel, jax.ShapeDtypeStruct((2, 5, d_model), jnp.float32))
         assert y.shape == (2, 5, d_model)
-        assert kernel.shape[1] == d_model
+        assert kernel.shape[1] == d_model, "the model scales this projection with depth"
 
 
 def test_initialisation_follows_the_key(mixer):

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +10,8 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import gated_retention
 from tests.goldens import golden_forms, load
-from tests.mixers.goldens import assert_close, assert_layer, assert_uniform, initial
+from tests.mixers.goldens import assert_close, assert_layer, assert_uniform, initial, num_parameters
+from tests.programs import build
 
 
 @pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "parallel", "chunked"))
@@ -25,14 +25,14 @@ def test_layer_of_yoco(implementation):
         "decay_kernel": "gt_proj.weight",
         "output_kernel": "out_proj.weight",
     }
-    module = gated_retention.Mixer(config, 16, rngs=nnx.Rngs(params=0))
+    module = nnx.eval_shape(lambda: gated_retention.Mixer(config, 16, rngs=nnx.Rngs(params=0)))
     assert_layer(module, load("layer_gated_retention"), names, 2e-5)
 
 
 def test_gate_of_table_1():
     arrays = load("table1_gates").arrays
     config = gated_retention.Config(num_heads=1, key_expansion=1.0)
-    module = gated_retention.Mixer(config, 12, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: gated_retention.Mixer(config, 12, rngs=rngs))
     module.decay_kernel[...] = jnp.asarray(arrays["W_s"], jnp.float32)
     log_decay = module.log_decay(jnp.asarray(arrays["x"], jnp.float32))
     assert_close(log_decay[..., 0], arrays["logg_gated_retention"], 1e-6)
@@ -40,7 +40,7 @@ def test_gate_of_table_1():
 
 def test_a_closed_gate_keeps_its_logarithm():
     """sigmoid(-200)^(1/16) underflows before the root is taken; its logarithm is -12.5."""
-    module = gated_retention.Mixer(gated_retention.Config(num_heads=1), 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: gated_retention.Mixer(gated_retention.Config(num_heads=1), 32, rngs=rngs))
     module.decay_kernel[...] = jnp.full((32, 1), -200.0 / 32)
     assert np.allclose(module.log_decay(jnp.ones((1, 1, 32))), -12.5)
 
@@ -57,8 +57,7 @@ def test_initialisation():
 
 
 def test_sizes():
-    params = initial("gated_retention", gated_retention.Config(), 128)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 4 * 128**2 + 4 * 128
+    assert num_parameters("gated_retention", gated_retention.Config(), 128) == 4 * 128**2 + 4 * 128
     paper = gated_retention.Config.paper(1024)
     assert paper == dataclasses.replace(gated_retention.Config(), num_heads=4, key_expansion=1.0)
 

@@ -11,7 +11,8 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import gateloop
 from tests.goldens import golden_forms, load
-from tests.mixers.goldens import assert_close, assert_layer, assert_normal, assert_uniform, initial
+from tests.mixers.goldens import assert_close, assert_layer, assert_normal, assert_uniform, initial, num_parameters
+from tests.programs import build
 
 IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
 
@@ -34,13 +35,13 @@ def test_lucidrains_layer(name, heads, implementation):
         "output_kernel": "to_out.weight",
     }
     config = gateloop.Config(num_heads=heads, key_expansion=1.0, gate="cartesian", implementation=implementation, chunk_size=8)
-    module = gateloop.Mixer(config, 12, rngs=nnx.Rngs(params=0))
+    module = nnx.eval_shape(lambda: gateloop.Mixer(config, 12, rngs=nnx.Rngs(params=0)))
     assert_layer(module, dataclasses.replace(golden, arrays=arrays), names, 1e-5)
 
 
 def test_gates_of_table_1():
     arrays = load("table1_gates").arrays
-    module = gateloop.Mixer(gateloop.Config(num_heads=1, key_expansion=0.5), 12, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: gateloop.Mixer(gateloop.Config(num_heads=1, key_expansion=0.5), 12, rngs=rngs))
     module.decay_kernel[...] = jnp.asarray(arrays["W_k"], jnp.float32)
     module.decay_angle_kernel[...] = jnp.asarray(arrays["W_k2"], jnp.float32)
     module.decay_bias[...] = jnp.zeros_like(module.decay_bias[...])
@@ -72,7 +73,7 @@ def test_the_recurrence_written_out(implementation, heads):
     """Gates anywhere between open and closed that turn by up to a half turn, from a state that is not empty."""
     generator = np.random.default_rng(0)
     config = gateloop.Config(num_heads=heads, key_expansion=1.0, implementation=implementation, chunk_size=8)
-    module = gateloop.Mixer(config, 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: gateloop.Mixer(config, 32, rngs=rngs))
     module.decay_bias[...] = jnp.asarray(generator.uniform(-4.0, 6.0, 32), jnp.float32)
     module.decay_angle_bias[...] = jnp.asarray(generator.uniform(-np.pi, np.pi, 32), jnp.float32)
     x = generator.standard_normal((2, 37, 32)).astype(np.float32)
@@ -97,7 +98,7 @@ def test_the_recurrence_written_out(implementation, heads):
 def test_gradients_where_the_gate_is_exactly_zero(heads):
     """A head with z = 0 at every step, where arg z has no derivative: its own gradient is zero, as in torch."""
     config = gateloop.Config(num_heads=heads, key_expansion=1.0, gate="cartesian")
-    module = gateloop.Mixer(config, 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: gateloop.Mixer(config, 32, rngs=rngs))
     module.decay_kernel[...] = module.decay_kernel[...].at[:, :2].set(0.0)
     module.decay_bias[...] = module.decay_bias[...].at[:2].set(0.0)
     definition, params = nnx.split(module, nnx.Param)
@@ -141,7 +142,7 @@ def test_derivative_of_the_angle_is_bounded(size):
 
 def test_a_closed_gate_keeps_its_logarithm():
     """sigmoid(-200) is zero in float32; its logarithm is -200."""
-    module = gateloop.Mixer(gateloop.Config(), 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: gateloop.Mixer(gateloop.Config(), 32, rngs=rngs))
     module.decay_bias[...] = jnp.full_like(module.decay_bias[...], -200.0)
     assert np.allclose(module.decay(jnp.zeros((1, 1, 32)))[0], -200.0)
 
@@ -156,7 +157,7 @@ def test_memory_with_max_heads():
     the matrix-state op, one chunk at a time.
     """
     B, T, D = 2, 256, 128
-    module = gateloop.Mixer(gateloop.Config.max_heads(D), D, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: gateloop.Mixer(gateloop.Config.max_heads(D), D, rngs=rngs))
     definition, params = nnx.split(module, nnx.Param)
 
     def loss(params, x):
@@ -205,7 +206,7 @@ def test_initialisation_of_a_cartesian_gate():
     ],
 )
 def test_sizes(config, count):
-    assert sum(leaf.size for leaf in jax.tree.leaves(initial("gateloop", config, 128))) == count
+    assert num_parameters("gateloop", config, 128) == count
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Gated linear attention: flash-linear-attention's checkpoint, the gate of the paper, the initialisation."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +8,16 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import gla
 from tests.goldens import golden_forms, load
-from tests.mixers.goldens import assert_close, assert_logits, assert_normal, assert_uniform, checkpoint_model, initial
+from tests.mixers.goldens import (
+    assert_close,
+    assert_logits,
+    assert_normal,
+    assert_uniform,
+    checkpoint_model,
+    initial,
+    num_parameters,
+)
+from tests.programs import build
 
 
 @pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "parallel", "chunked"))
@@ -20,7 +28,7 @@ def test_logits_of_a_checkpoint(implementation):
 
 def test_gate_of_table_1():
     arrays = load("table1_gates").arrays
-    module = gla.Mixer(gla.Config(num_heads=1, decay_rank=4), 12, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: gla.Mixer(gla.Config(num_heads=1, decay_rank=4), 12, rngs=rngs))
     module.decay_in_kernel[...] = jnp.asarray(arrays["W_a1"], jnp.float32)
     module.decay_out_kernel[...] = jnp.asarray(arrays["W_a2k"], jnp.float32)
     module.decay_bias[...] = jnp.zeros_like(module.decay_bias[...])
@@ -30,7 +38,7 @@ def test_gate_of_table_1():
 
 def test_a_closed_gate_keeps_its_logarithm():
     """sigmoid(-200)^(1/16) underflows before the root is taken; its logarithm is -12.5."""
-    module = gla.Mixer(gla.Config(), 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: gla.Mixer(gla.Config(), 32, rngs=rngs))
     module.decay_bias[...] = jnp.full_like(module.decay_bias[...], -200.0)
     assert np.allclose(module.log_decay(jnp.zeros((1, 1, 32))), -12.5)
 
@@ -54,9 +62,8 @@ def test_initialisation():
 
 
 def test_sizes():
-    params = initial("gla", gla.Config.paper(), 128)
     scale = 128 // 4
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 4 * 128**2 + 128 * 16 + 16 * 64 + 64 + scale
+    assert num_parameters("gla", gla.Config.paper(), 128) == 4 * 128**2 + 128 * 16 + 16 * 64 + 64 + scale
 
 
 @pytest.mark.parametrize(

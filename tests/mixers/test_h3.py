@@ -11,7 +11,8 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import h3
 from tests.goldens import Golden, golden_forms, load
-from tests.mixers.goldens import assert_close, assert_layer, assert_normal, assert_uniform, initial
+from tests.mixers.goldens import assert_close, assert_layer, assert_normal, assert_uniform, initial, num_parameters
+from tests.programs import build
 
 IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
 
@@ -54,14 +55,14 @@ def test_layer(head_dim, implementation):
     """Measured: values 3e-7, gradients 2e-6 of the largest."""
     golden = in_our_names(load(f"layer_h3_hd{head_dim}"), head_dim)
     config = h3.Config(head_dim=head_dim, state_size=8, shift_size=8, implementation=implementation, chunk_size=8)
-    module = h3.Mixer(config, 12, rngs=nnx.Rngs(params=0))
+    module = nnx.eval_shape(lambda: h3.Mixer(config, 12, rngs=nnx.Rngs(params=0)))
     names = {key.removeprefix("w."): key.removeprefix("w.") for key in golden.arrays if key.startswith("w.")}
     assert_layer(module, golden, names, 1e-5)
 
 
 def test_steps_of_the_authors():
     golden = in_our_names(load("layer_h3_hd1"), 1)
-    module = h3.Mixer(h3.Config(state_size=8, shift_size=8), 12, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: h3.Mixer(h3.Config(state_size=8, shift_size=8), 12, rngs=rngs))
     for key, value in golden.arrays.items():
         if key.startswith("w."):
             name = key.removeprefix("w.")
@@ -76,7 +77,7 @@ def test_steps_of_the_authors():
 
 
 def test_the_shift_is_a_convolution_with_the_correlation_of_b_and_c():
-    module = h3.Mixer(h3.Config(shift_size=5), 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: h3.Mixer(h3.Config(shift_size=5), 32, rngs=rngs))
     random = np.random.default_rng(0)
     B, C, D = random.standard_normal((32, 5)), random.standard_normal((32, 5)), random.standard_normal(32)
     for name, value in (("B", B), ("C", C), ("D", D)):
@@ -107,10 +108,9 @@ def test_initialisation():
 
 @pytest.mark.parametrize(("d_model", "head_dim"), [(32, 1), (96, 1), (96, 8)])
 def test_sizes(d_model, head_dim):
-    params = initial("h3", h3.Config(head_dim=head_dim, state_size=16, shift_size=4), d_model)
     per_channel, per_head = 2 * 4 + 5, 3 * 16 + 2
     expected = 4 * d_model**2 + per_channel * d_model + per_head * d_model // head_dim
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+    assert num_parameters("h3", h3.Config(head_dim=head_dim, state_size=16, shift_size=4), d_model) == expected
 
 
 @pytest.mark.parametrize(

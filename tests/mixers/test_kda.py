@@ -15,6 +15,7 @@ from tests.mixers.goldens import (
     assert_uniform,
     fla_model,
     initial,
+    num_parameters,
     weight_decay,
 )
 
@@ -91,9 +92,8 @@ def test_sizes(paper):
     config = kda.Config.paper(D) if paper else kda.Config()
     H, rank = (2, 128) if paper else (4, 16)
     assert (config.num_heads, config.decay_rank, config.gate_rank) == (H, rank, rank)
-    params = initial("kda", config, D)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 4 * D**2 + (3 * W + H + 4 * rank + 2) * D + H + D // H
-    module = kda.Mixer(config, D, rngs=nnx.Rngs(params=0))
+    assert num_parameters("kda", config, D) == 4 * D**2 + (3 * W + H + 4 * rank + 2) * D + H + D // H
+    module = nnx.eval_shape(lambda: kda.Mixer(config, D, rngs=nnx.Rngs(params=0)))
     state = jax.eval_shape(lambda: module.init_state(1, 100))
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in state) == 4 * (D * D // H + (W - 1) * 3 * D)
 

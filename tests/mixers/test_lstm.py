@@ -12,7 +12,7 @@ from seqmodels.errors import UserError
 from seqmodels.mixers import lstm as mixer
 from seqmodels.ops.lstm import LSTMState, lstm
 from tests.goldens import load
-from tests.mixers.goldens import assert_close, assert_normal, assert_uniform, initial
+from tests.mixers.goldens import assert_close, assert_normal, assert_uniform, initial, num_parameters
 
 
 def test_values_and_gradients_of_torch():
@@ -100,7 +100,7 @@ def test_initialisation():
 
 @pytest.mark.parametrize("d_model", [128, 256, 768])
 def test_one_layer_has_the_parameters_of_attention_and_an_mlp(d_model):
-    ours = sum(leaf.size for leaf in jax.tree.leaves(initial("lstm", mixer.Config(), d_model)))
+    ours = num_parameters("lstm", mixer.Config(), d_model)
     theirs = 4 * d_model**2 + 3 * d_model * mlp.default_hidden(d_model)
     assert abs(ours / theirs - 1.0) < 0.02
     assert mixers.pattern("lstm") == "lstm"

@@ -20,12 +20,15 @@ from tests.mixers.goldens import (
     shapes,
     weight_decay,
 )
+from tests.programs import build
 
 
 @pytest.mark.parametrize("implementation", golden_forms("recurrent", "associative", "chunked"))
 def test_layer_of_the_authors(implementation):
     golden = load("layer_mamba1")
-    module = mamba.Mixer(mamba.Config(d_state=8, implementation=implementation), 16, rngs=nnx.Rngs(params=0))
+    module = nnx.eval_shape(
+        lambda: mamba.Mixer(mamba.Config(d_state=8, implementation=implementation), 16, rngs=nnx.Rngs(params=0))
+    )
     assert_layer(module, golden, places("mamba", shapes(module)), 5e-6)
 
 
@@ -39,7 +42,7 @@ def test_logits_of_a_checkpoint(name, implementation):
 def test_the_norm_of_falcon_mamba():
     """r, B and C have a mean square of 1, so that the scale of W_s does not matter."""
     config = mamba.Config(selection_norm=True)
-    module = mamba.Mixer(config, 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: mamba.Mixer(config, 32, rngs=rngs))
     u = jax.random.normal(jax.random.key(1), (2, 5, 64))
     dt, B, C = module.selection(u)
     for part in (B, C):
@@ -47,7 +50,7 @@ def test_the_norm_of_falcon_mamba():
     module.selection_kernel[...] = 7.0 * module.selection_kernel[...]
     for scaled, part in zip(module.selection(u), (dt, B, C)):
         assert_close(scaled, part, 1e-3)  # the epsilon shows
-    plain = mamba.Mixer(mamba.Config(), 32, rngs=nnx.Rngs(params=0))
+    plain = build(lambda rngs: mamba.Mixer(mamba.Config(), 32, rngs=rngs))
     assert not np.allclose(plain.selection(u)[1], B, atol=1e-2)
 
 
@@ -85,7 +88,7 @@ def test_sizes(d_model, rank):
     expected = 3 * inner * d_model + inner * (2 * rank + 2 * 16 + 16 + 4 + 3)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
     assert params["dt_kernel"].shape == (rank, inner)
-    module = mamba.Mixer(mamba.Config(), d_model, rngs=nnx.Rngs(params=0))
+    module = nnx.eval_shape(lambda: mamba.Mixer(mamba.Config(), d_model, rngs=nnx.Rngs(params=0)))
     state = jax.eval_shape(lambda: module.init_state(1, 100))
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in state) == 4 * inner * (16 + 3)
 

@@ -16,10 +16,12 @@ from tests.mixers.goldens import (
     assert_uniform,
     checkpoint_model,
     initial,
+    num_parameters,
     places,
     shapes,
     weight_decay,
 )
+from tests.programs import build
 
 IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
 
@@ -28,7 +30,7 @@ IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked"
 def test_layer_of_the_authors(implementation):
     golden = load("layer_mamba2")
     config = mamba2.Config(head_dim=8, d_state=8, num_groups=2, implementation=implementation)
-    module = mamba2.Mixer(config, 16, rngs=nnx.Rngs(params=0))
+    module = nnx.eval_shape(lambda: mamba2.Mixer(config, 16, rngs=nnx.Rngs(params=0)))
     assert_layer(module, golden, places("mamba2", shapes(module)), 5e-6)
 
 
@@ -46,7 +48,7 @@ def test_scan_of_transformers(name, implementation):
     (_, _, heads, width), (groups, states) = golden["x"].shape, golden["Bm"].shape[2:]
     limits = {"dt_smallest": 0.1, "dt_largest": 0.9} if name == "mamba2_dtlimit" else {}
     config = mamba2.Config(expand=1, head_dim=width, d_state=states, num_groups=groups, implementation=implementation, **limits)
-    module = mamba2.Mixer(config, heads * width, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: mamba2.Mixer(config, heads * width, rngs=rngs))
     definition, params = nnx.graphdef(module), nnx.to_pure_dict(nnx.state(module, nnx.Param))
     names = ("x", "dt", "Bm", "C", "h0", "A_log", "D", "dt_bias")
 
@@ -70,7 +72,7 @@ def test_scan_of_transformers(name, implementation):
 def test_a_limit_holds_in_every_step():
     """One step at a time is one call, limits and all (transformers' single step forgets them)."""
     config = mamba2.Config(dt_smallest=0.5, dt_largest=0.6)
-    module = mamba2.Mixer(config, 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: mamba2.Mixer(config, 32, rngs=rngs))
     x = jax.random.normal(jax.random.key(1), (2, 4, 32))
     whole, _ = module(x)
     state, steps = module.init_state(2, 4), []
@@ -78,7 +80,7 @@ def test_a_limit_holds_in_every_step():
         y, state = module(x[:, t : t + 1], state)
         steps.append(y)
     assert_close(jnp.concatenate(steps, axis=1), whole, 1e-5)
-    unlimited = mamba2.Mixer(mamba2.Config(), 32, rngs=nnx.Rngs(params=0))
+    unlimited = build(lambda rngs: mamba2.Mixer(mamba2.Config(), 32, rngs=rngs))
     assert not np.allclose(unlimited(x)[0], whole, atol=1e-3)
 
 
@@ -118,10 +120,9 @@ def test_sizes(config, sizes):
     assert (config.head_dim, config.d_state, config.num_groups) == sizes
     P, N, G = sizes
     D, E, W = 96, 192, 4
-    params = initial("mamba2", config, D)
     expected = E * (3 * D + W + 2) + 2 * G * N * (D + W + 1) + E // P * (D + 3)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
-    module = mamba2.Mixer(config, D, rngs=nnx.Rngs(params=0))
+    assert num_parameters("mamba2", config, D) == expected
+    module = nnx.eval_shape(lambda: mamba2.Mixer(config, D, rngs=nnx.Rngs(params=0)))
     state = jax.eval_shape(lambda: module.init_state(1, 100))
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in state) == 4 * (E * N + (W - 1) * (E + 2 * G * N))
 

@@ -21,7 +21,9 @@ from tests.mixers.goldens import (
     assert_uniform,
     checkpoint_model,
     initial,
+    num_parameters,
 )
+from tests.programs import build
 
 IMPLEMENTATIONS = golden_forms("recurrent", "associative", "parallel", "chunked")
 GOLDEN_SIZES = rwkv6.Config(num_heads=2, key_expansion=1.0, mix_rank=32, decay_rank=64)
@@ -91,7 +93,9 @@ def numpy_time_mix(w, x):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_layer_of_the_authors(implementation):
     golden = relaid()
-    module = rwkv6.Mixer(dataclasses.replace(GOLDEN_SIZES, implementation=implementation), 16, rngs=nnx.Rngs(params=0))
+    module = nnx.eval_shape(
+        lambda: rwkv6.Mixer(dataclasses.replace(GOLDEN_SIZES, implementation=implementation), 16, rngs=nnx.Rngs(params=0))
+    )
     names = {name.removeprefix("w."): name.removeprefix("w.") for name in golden.arrays if name.startswith("w.")}
     assert_layer(module, golden, names, 1e-5, ungraded=("mix_in", "mix_out"))
 
@@ -101,7 +105,7 @@ def test_gradients_of_the_low_rank_blends():
     golden = load("layer_rwkv6_tmix").arrays
     weights, x, cotangent = ours(golden, "w."), golden["x"], golden["cot_o"]
     assert_close(numpy_time_mix(weights, x), golden["o"], 1e-9)
-    module = rwkv6.Mixer(GOLDEN_SIZES, 16, rngs=nnx.Rngs(params=0))
+    module = nnx.eval_shape(lambda: rwkv6.Mixer(GOLDEN_SIZES, 16, rngs=nnx.Rngs(params=0)))
     graphdef = nnx.graphdef(module)
 
     @jax.jit
@@ -177,7 +181,7 @@ def test_logits_of_a_checkpoint(implementation):
 def test_a_decay_of_zero_stays_finite(implementation):
     """exp(w) overflows at w = 89; exp(-exp(w)) has been zero since w = 5, and so have its gradients."""
     x = np.random.default_rng(0).standard_normal((2, 20, 32)).astype(np.float32)
-    module = rwkv6.Mixer(rwkv6.Config(implementation=implementation), 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: rwkv6.Mixer(rwkv6.Config(implementation=implementation), 32, rngs=rngs))
     graphdef, params = nnx.split(module)
 
     @jax.jit
@@ -199,7 +203,7 @@ def test_a_decay_of_zero_stays_finite(implementation):
 
 
 def test_the_logarithm_of_the_decay_is_exact():
-    module = rwkv6.Mixer(rwkv6.Config(), 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: rwkv6.Mixer(rwkv6.Config(), 32, rngs=rngs))
     w = np.linspace(-8.0, 20.0, 16, dtype=np.float32)
     module.decay_bias[...] = jnp.asarray(w)
     log_decay = module.log_decay(jnp.zeros((1, 1, 32), jnp.bfloat16))
@@ -213,9 +217,8 @@ def test_sizes():
         (rwkv6.Config(), 4 * D**2 + (10 * 8 + 1.5 * 16 + 9) * D),
         (rwkv6.Config.paper(D), 5 * D**2 + (10 * 32 + 2 * 64 + 10) * D),
     ]:
-        params = initial("rwkv6", config, D)
-        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
-    paper = rwkv6.Mixer(rwkv6.Config.paper(256), 256, rngs=nnx.Rngs(params=0))
+        assert num_parameters("rwkv6", config, D) == expected
+    paper = nnx.eval_shape(lambda: rwkv6.Mixer(rwkv6.Config.paper(256), 256, rngs=nnx.Rngs(params=0)))
     assert (paper.config.num_heads, paper.key_head_dim, paper.value_head_dim) == (4, 64, 64)
 
 

@@ -11,7 +11,8 @@ from flax import nnx
 from seqmodels.errors import UserError
 from seqmodels.mixers import s4d
 from tests.goldens import Golden, golden_forms, load
-from tests.mixers.goldens import assert_close, assert_layer, assert_normal, initial
+from tests.mixers.goldens import assert_close, assert_layer, assert_normal, initial, num_parameters
+from tests.programs import build
 
 
 def in_our_names(golden: Golden) -> Golden:
@@ -43,7 +44,7 @@ def in_our_names(golden: Golden) -> Golden:
 def test_layer(implementation):
     golden = in_our_names(load("layer_s4d"))
     config = s4d.Config(state_size=8, implementation=implementation, chunk_size=8)
-    module = s4d.Mixer(config, 10, rngs=nnx.Rngs(params=0))
+    module = nnx.eval_shape(lambda: s4d.Mixer(config, 10, rngs=nnx.Rngs(params=0)))
     names = {key.removeprefix("w."): key.removeprefix("w.") for key in golden.arrays if key.startswith("w.")}
     assert_layer(module, golden, names, 1e-5)
 
@@ -52,7 +53,7 @@ def test_layer(implementation):
 def test_s4_is_the_dense_reference(implementation):
     golden = load("s4_dplr").arrays
     config = dataclasses.replace(s4d.Config.s4(), state_size=16, implementation=implementation, chunk_size=16)
-    module = s4d.Mixer(config, 3, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: s4d.Mixer(config, 3, rngs=rngs))
     module.log_dt[...] = jnp.asarray(golden["log_dt"], jnp.float32)
     module.A_log[...] = jnp.log(-jnp.asarray(golden["A_re"], jnp.float32))
     module.A_imag[...] = jnp.asarray(golden["A_im"], jnp.float32)
@@ -102,7 +103,7 @@ def test_s4_at_initialisation():
 @pytest.mark.parametrize("d_model", [32, 96])
 def test_sizes(d_model):
     def parameters(config):
-        return sum(leaf.size for leaf in jax.tree.leaves(initial("s4d", config, d_model)))
+        return num_parameters("s4d", config, d_model)
 
     assert parameters(s4d.Config.paper()) == 2 * d_model**2 + 2 * 64 * d_model + 4 * d_model
     assert parameters(s4d.Config.s4()) == 2 * d_model**2 + 4 * 64 * d_model + 4 * d_model
@@ -111,7 +112,7 @@ def test_sizes(d_model):
 def test_state_is_real_parts_then_imaginary_parts():
     """After one step from nothing the state is dB x."""
     config = s4d.Config(state_size=4, init="lin", dt_min=0.05, dt_max=0.05)
-    module = s4d.Mixer(config, 32, rngs=nnx.Rngs(params=0))
+    module = build(lambda rngs: s4d.Mixer(config, 32, rngs=rngs))
     x = np.ones((1, 1, 32), np.float32)
     _, state = module(x, module.init_state(1, 1))
     A = -0.5 - 1j * np.pi * np.arange(2)

@@ -19,15 +19,25 @@ from seqmodels.ops.mlstm_cell import MLSTMState
 from seqmodels.ops.rotary import document_positions
 from seqmodels.ops.softmax_attention import Cache
 from seqmodels.training.sharding import make_mesh
-from tests.programs import compiler_options
+from tests.programs import fast_jit
 
 B, T, G, H, K, V, D, N, TAPS = 2, 32, 1, 2, 4, 3, 4, 2, 4
 WITH_NAN = ("decay per channel",)  # these cases are run with a NaN in a document, too
 STARTS = ((0, 9), (0, 23), (1, 5), (1, 6), (1, 16))  # two in one device's steps, one at the first of them, none in most
 
 
-def numbers(*shape: int, seed: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def numbers(*shape: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def starts(steps: int) -> np.ndarray:
+    marks = np.zeros((B, steps), bool)
+    marks[tuple(zip(*STARTS))] = True
+    return marks
 
 
 def positions(x, *, state=None, reset=None):
@@ -37,30 +47,33 @@ def positions(x, *, state=None, reset=None):
 
 
 def cases(steps: int) -> dict:
-    """By name: the op, its arrays, and the first state."""
+    """By name: the op, its arrays, and the first state. In numpy: for JAX each of these operations is a program to compile."""
     q, k, v = numbers(B, steps, G, K, seed=0), numbers(B, steps, G, K, seed=1) / K**0.5, numbers(B, steps, H, V, seed=2)
     wide_q, wide_k = numbers(B, steps, H, K, seed=3), numbers(B, steps, H, K, seed=4)
-    log_decay = -jnp.abs(numbers(B, steps, H, K, seed=5)) * 0.2
-    value_log_decay = -jnp.abs(numbers(B, steps, H, V, seed=6)) * 0.2
-    unit_k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
-    beta = jax.nn.sigmoid(numbers(B, steps, H, seed=7))
+    log_decay = -np.abs(numbers(B, steps, H, K, seed=5)) * np.float32(0.2)
+    value_log_decay = -np.abs(numbers(B, steps, H, V, seed=6)) * np.float32(0.2)
+    unit_k = k / np.linalg.norm(k, axis=-1, keepdims=True)
+    beta = sigmoid(numbers(B, steps, H, seed=7))
     state = numbers(B, H, K, V, seed=8)
     x, channels = numbers(B, steps, D, seed=9), numbers(B, D, seed=10)
     modes = (
-        jax.lax.complex(jnp.full((D, N), -0.3), 0.3 * numbers(D, N, seed=11)),
-        *(jax.lax.complex(numbers(D, N, seed=i), numbers(D, N, seed=i + 1)) for i in (12, 14)),
+        np.float32(-0.3) + 0.3j * numbers(D, N, seed=11),
+        *(numbers(D, N, seed=i) + 1j * numbers(D, N, seed=i + 1) for i in (12, 14)),
     )
-    system = {"A": modes[0] * 5, "P": modes[1], "B": modes[2], "C": modes[1] - modes[2], "dt": jnp.linspace(0.05, 0.2, D)}
+    step_sizes = np.logaddexp(x - 2, np.float32(0))
+    dt = np.linspace(0.05, 0.2, D, dtype=np.float32)
+    system = {"A": modes[0] * 5, "P": modes[1], "B": modes[2], "C": modes[1] - modes[2], "dt": dt}
     # Input gates so small that exp(-m) bounds the denominator: where q . n nears zero, two forms on one device differ by 2e-4.
     gates = {"input_gate_logit": numbers(B, steps, H, seed=16) - 4, "forget_gate_logit": 2 + numbers(B, steps, H, seed=17)}
     memory = numbers(B, H, K, V, seed=18), numbers(B, H, K, seed=19), numbers(B, H, seed=20)
-    cache = Cache(numbers(B, G, 5, K, seed=21), numbers(B, G, 5, V, seed=22), jnp.array([3, 1]), jnp.array([5, 2]))
+    counts = np.array([[3, 1], [5, 2]], np.int32)
+    cache = Cache(numbers(B, G, 5, K, seed=21), numbers(B, G, 5, V, seed=22), *counts)
     keys = {"q": wide_q, "k": k, "v": v[:, :, :G]}
     gla, delta, chunks = ops.gated_linear_attention, ops.delta_rule, {"chunk_size": 2}
     return {
-        "linear_recurrence": (ops.linear_recurrence, {"a": jax.nn.sigmoid(x + 1), "b": x}, channels, {}),
+        "linear_recurrence": (ops.linear_recurrence, {"a": sigmoid(x + 1), "b": x}, channels, {}),
         "complex linear_recurrence": (
-            ops.linear_recurrence, {"a": jax.lax.complex(0.9 * jnp.cos(x), 0.9 * jnp.sin(x)), "b": x + 0j}, channels + 0j, {},
+            ops.linear_recurrence, {"a": np.complex64(0.9) * np.exp(1j * x), "b": x + 0j}, channels + 0j, {},
         ),
         "linear attention": (gla, {"q": q, "k": k, "v": v}, state, chunks),
         "decay per channel": (gla, {"q": q, "k": k, "v": v, "log_decay": log_decay}, state, chunks),
@@ -76,7 +89,7 @@ def cases(steps: int) -> dict:
         "gated delta rule": (delta, {"q": q, "k": unit_k, "v": v, "beta": beta, "log_decay": log_decay}, state, chunks),
         "selective_scan": (
             ops.selective_scan,
-            {"x": x, "dt": jax.nn.softplus(x - 2), "A": -jnp.exp(numbers(D, N, seed=25)), "B": numbers(B, steps, N, seed=26),
+            {"x": x, "dt": step_sizes, "A": -np.exp(numbers(D, N, seed=25)), "B": numbers(B, steps, N, seed=26),
              "C": numbers(B, steps, N, seed=27)}, numbers(B, D, N, seed=28), {},
         ),
         "mlstm_cell": (ops.mlstm_cell, {"q": wide_q, "k": wide_k, "v": v, **gates}, MLSTMState(*memory), chunks),
@@ -89,7 +102,7 @@ def cases(steps: int) -> dict:
             numbers(B, TAPS - 1, D, seed=32), {},
         ),
         "wide causal_conv": (ops.causal_conv, {"x": x, "weight": numbers(12, D, seed=33)}, numbers(B, 11, D, seed=34), {}),
-        "document_positions": (positions, {"x": x}, jnp.array([7, 0], jnp.int32), {}),
+        "document_positions": (positions, {"x": x}, np.array([7, 0], np.int32), {}),
         "token_shift": (ops.token_shift, {"x": x}, channels, {}),
         "softmax_attention": (ops.softmax_attention, keys, cache, {}),
         "windowed softmax_attention": (functools.partial(ops.softmax_attention, window=6), keys, cache, {}),
@@ -146,7 +159,7 @@ def measure(name: str) -> dict:
     row = {"op": name}
     for steps in (T, 2 * T):
         op, arrays, state, options = cases(steps)[name]
-        marks = jnp.zeros((B, steps), bool).at[tuple(zip(*STARTS))].set(True)
+        marks = starts(steps)
         for more in ({}, {"state": state, "reset": marks}):
             kind = "continued" if more else "fresh"
             if "softmax_attention" in name and more:
@@ -155,15 +168,13 @@ def measure(name: str) -> dict:
             row[f"bytes {kind} {steps}"] = received(jax.make_jaxpr(run)(leaves).jaxpr)
             if steps == T:
                 one, _ = program(op, arrays | more, options)
-                expected, found = (jax.jit(each, compiler_options=compiler_options())(leaves) for each in (one, run))
-                row[kind] = [difference(*pair) for pair in zip(expected, found)]
-    if name in WITH_NAN:
-        op, arrays, state, options = cases(T)[name]
-        given = {each: x.at[0, STARTS[0][1] + 3].set(jnp.nan) for each, x in arrays.items()}
-        given |= {"state": state, "reset": jnp.zeros((B, T), bool).at[tuple(zip(*STARTS))].set(True)}
-        one, run = (program(op, given, options, each) for each in (None, mesh))
-        pairs = [jax.tree.map(clean, jax.jit(each, compiler_options=compiler_options())(leaves)) for each, leaves in (one, run)]
-        row["nan"] = [difference(*pair) for pair in zip(*pairs)]
+                compiled = [fast_jit(each) for each in (one, run)]
+                row[kind] = [difference(*pair) for pair in zip(*(each(leaves) for each in compiled))]
+                if more and name in WITH_NAN:
+                    for x in arrays.values():
+                        x[0, STARTS[0][1] + 3] = np.nan
+                    _, sick = program(op, arrays | more, options)
+                    row["nan"] = [difference(*pair) for pair in zip(*(jax.tree.map(clean, each(sick)) for each in compiled))]
     return row
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import sys
 
 import jax
@@ -76,13 +77,22 @@ def test_a_record_that_no_run_wrote_is_one_line(tmp_path, about, batch):
     assert "\n" not in str(error.value)
 
 
-def test_a_diverged_run_is_recorded_found_and_goes_on_with_a_lower_rate(tmp_path, small, monkeypatch, capsys):
-    workdir = tmp_path / "run"
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory):
+    """(config, run folder, error) of a run that diverges in step 6."""
+    folder = tmp_path_factory.mktemp("diverged")
+    config = tiny(**SMALL | {"data.cache_dir": str(folder / "cache")})
+    with pytest.MonkeyPatch.context() as patch:
         poison(patch, 5, huge_kernel)
         with pytest.raises(loop.Diverged) as error:
-            loop.train(small(), workdir)
-    assert error.value.step == 6 and "--resume_learning_rate=0.001" in str(error.value)
+            loop.train(config, folder / "run")
+    return config, folder / "run", error.value
+
+
+def test_a_diverged_run_is_recorded_and_found(diverged, tmp_path, monkeypatch, capsys):
+    _, kept, error = diverged
+    workdir = shutil.copytree(kept, tmp_path / "run")
+    assert error.step == 6 and "--resume_learning_rate=0.001" in str(error)
     assert checkpoint.steps(workdir / "checkpoints") == [2, 4]
     about = json.loads((workdir / "divergence" / "about.json").read_text())
     assert (about["step"], about["state_step"], about["evaluating"]) == (6, 5, False)
@@ -104,8 +114,11 @@ def test_a_diverged_run_is_recorded_found_and_goes_on_with_a_lower_rate(tmp_path
     assert [(form["form"], form["finite"]) for form in result["forms"]] == [("as configured", False), ("recurrent", False)]
     assert "first: dot_general gives" in err and "layers" in result["finding"]["source"]
 
-    # On from the newest checkpoint, with half the rate; a later start without the flag knows it.
-    config = small()
+
+def test_a_diverged_run_goes_on_with_a_lower_rate(diverged, tmp_path):
+    """On from the newest checkpoint, with half the rate; a later start without the flag knows it."""
+    config, kept, _ = diverged
+    workdir = shutil.copytree(kept, tmp_path / "run")
     half = config.optim.learning_rate / 2
     with pytest.raises(UserError, match="must be positive and below"):
         loop.train(config, workdir, resume_learning_rate=1.0)
