@@ -100,6 +100,16 @@ def test_one_seed(published):
     assert "We report one seed" in "".join(map(str, content.methods(found)))
 
 
+@pytest.mark.parametrize(("short_conv", "said"), [("own", None), ("none", "are left out"), ("all", "allenzhu2025canon")])
+def test_other_short_convolutions_are_said(published, short_conv, said):
+    found = made_up(published, ["gla", "mamba"])
+    found["base"]["model"]["short_conv"] = short_conv
+    parts = [text for part in content.methods(found) for text in (part if isinstance(part, tuple) else (part,))]
+    assert any("convolution" in text for text in parts) == (said is not None)
+    assert said is None or any(said in text for text in parts)
+    assert ("allenzhu2025canon" in content.cited(found)) == (short_conv == "all")
+
+
 @pytest.mark.parametrize(
     ("seeds", "claim"), [(1, "One seed cannot show that gain."), (2, "The tests show that gain for 0 of 1.")]
 )

@@ -397,6 +397,7 @@ def methods(results: Mapping) -> list[str | tuple[str, ...]]:
     parts.append(f" in {models} that share everything else" if len(labels) > 1 else f" in {models}")
     if matched is not None:
         parts.append(f" and have the same {matched['in_words']} within {matched['tolerance']:.1%} ({matched['value']:,.0f})")
+    parts += _short_convs(base["model"])
     parts.append(f". Each is trained on {tokens:,} tokens ")
     if not metric.is_text:
         parts.append(f"of the synthetic task {data['task']} ")
@@ -424,6 +425,19 @@ def methods(results: Mapping) -> list[str | tuple[str, ...]]:
             f"{statistics.SIGNIFICANT} after Holm's correction for the number of pairs", ("holm1979",),
         ]  # fmt: skip
     return [*parts, "."]
+
+
+def _short_convs(model: Mapping) -> list[str | tuple[str, ...]]:
+    """What differs from the mixers' papers; results of runs made before there was a choice do not name it."""
+    chosen = model["short_conv"] if "short_conv" in model else "own"
+    if chosen == "own":
+        return []
+    if chosen == "none":
+        return [". The mixers' own short convolutions are left out"]
+    return [
+        ". Mixers without a short convolution of their own read x + conv(x), causal and depthwise over four steps",
+        ("allenzhu2025canon",),
+    ]
 
 
 def _optimizer(optim: Mapping) -> str:
