@@ -26,7 +26,7 @@ def test_figures_are_those_of_the_model():
     """Stream by stream, layer by layer, and the gradient of the plain loss."""
     of, key = config(tie_embeddings=False), jax.random.key(3)
     figures = audit.start_figures(of, VOCAB_SIZE, key, TOKENS)
-    params = fast_jit(lambda key: model.init_params(of, VOCAB_SIZE, key))(key)
+    params = audit._programs()[0](of, VOCAB_SIZE, key)
 
     @fast_jit
     def streams(params):
