@@ -23,7 +23,7 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from seqmodels import command_line
+from seqmodels import command_line, screen
 from seqmodels.config import DEFAULT_CACHE_DIR
 from seqmodels.data import HeldOut, ValidationSet, few_documents
 from seqmodels.errors import UserError
@@ -51,11 +51,13 @@ def main() -> None:
     options = parser.parse_args()
 
     command_line.use_compilation_cache(options.compilation_cache_dir)
-    run = load_run(options.workdir, options.step, cache_dir=options.cache_dir, devices=options.devices)
+    with screen.phase("reading the run"):
+        run = load_run(options.workdir, options.step, cache_dir=options.cache_dir, devices=options.devices)
     validation = run.validation(options.data)
     documents = documents_scored(validation, options.max_tokens)
     if options.lengths is not None:
-        by_length = run.evaluate_lengths(options.lengths, validation, max_tokens=options.max_tokens)
+        with screen.phase("evaluating at each length"):
+            by_length = run.evaluate_lengths(options.lengths, validation, max_tokens=options.max_tokens)
         for evaluation in by_length.values():
             check_finite(run, evaluation)
         report_lengths(run, by_length, documents)
@@ -85,10 +87,13 @@ def documents_scored(validation: ValidationSet | HeldOut, max_tokens: int | None
 
 
 def evaluate_with_progress(run: Run, validation: ValidationSet | HeldOut, max_tokens: int | None) -> Evaluation | LabelEvaluation:
-    """`run.evaluate` under a bar, where stderr is a terminal."""
+    """`run.evaluate` under a bar, where stderr can show one."""
+    if not screen.is_rewritable(sys.stderr):
+        with screen.phase("evaluating"):
+            return run.evaluate(validation, max_tokens=max_tokens)
     columns = (TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     total = min(max_tokens or len(validation), len(validation))
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=total)
         return run.evaluate(validation, max_tokens=max_tokens, progress=lambda done: progress.update(task, completed=done))
 
@@ -168,7 +173,8 @@ def report(run: Run, evaluation: Evaluation | LabelEvaluation, documents: dict[s
     say("state", f"{run.state_bytes():,} bytes a sequence at {run.config.data.seq_len} tokens")
     if isinstance(evaluation, Evaluation):
         line = plots.sparkline(evaluation.loss_by_position)
-        print(escape(f"\nloss by tokens of context (nats)\n{line}", "terminal"), file=sys.stderr)
+        shown = f"\n{line}" if screen.can_show(line, sys.stderr) else ""
+        print(escape(f"\nloss by tokens of context (nats){shown}", "terminal"), file=sys.stderr)
         for tokens, loss in loss_by_context_length(evaluation).items():
             say(tokens, f"{loss:.3f}")
 

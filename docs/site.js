@@ -50,12 +50,20 @@ window.addEventListener("load", () => {
   document.querySelectorAll('[role="dialog"]:not([aria-label])').forEach(each => each.setAttribute("aria-label", "Search"));
   document.querySelectorAll(".md-code__nav").forEach(each => each.setAttribute("aria-label", "Code"));
   const seen = {};
-  document.querySelectorAll("nav[aria-label]").forEach(each => {
-    const name = each.getAttribute("aria-label").trim();
+  document.querySelectorAll("nav[aria-label], nav[aria-labelledby]").forEach(each => {
+    const by = each.getAttribute("aria-labelledby");
+    const name = (by ? document.getElementById(by).textContent : each.getAttribute("aria-label")).trim();
     const key = name.toLowerCase();  // names of landmarks are compared without case
     seen[key] = (seen[key] || 0) + 1;
-    if (seen[key] > 1) each.setAttribute("aria-label", `${name} ${seen[key]}`);
+    if (seen[key] === 1) return;
+    each.removeAttribute("aria-labelledby");
+    each.setAttribute("aria-label", `${name} ${seen[key]}`);
   });
+  // The theme does so only where a pointer can hover.
+  const watched = new ResizeObserver(entries => requestAnimationFrame(() => entries.forEach(({target}) => {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+  })));
+  document.querySelectorAll("pre > code").forEach(each => watched.observe(each));
   document.querySelectorAll(".md-typeset__scrollwrap").forEach(each => {
     each.tabIndex = 0;
     each.setAttribute("role", "group");

@@ -34,7 +34,7 @@ import numpy as np
 
 import train
 from configs import base as training_base
-from seqmodels import command_line, config_help, data, object_store, packages, ranges
+from seqmodels import command_line, config_help, data, object_store, packages, ranges, screen
 from seqmodels import config as config_lib
 from seqmodels.circumstances import circumstances
 from seqmodels.comparison import audit, jobs, metric, plan, recall, report, results
@@ -123,7 +123,7 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
     found = write_report(planned, vocab_size, about)
     for warning in found["warnings"]:
         say(f"warning: {warning}")
-    print(escape(content.terminal(found), "terminal"), file=sys.stderr)
+    print(escape(content.terminal(found, screen.columns(sys.stderr)), "terminal"), file=sys.stderr)
     say(content.headline(found))
     say(f"report: {workdir / 'report.html'}")
     print(json.dumps({
@@ -158,7 +158,7 @@ def measure_starts(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset,
             candidate.folder.mkdir(parents=True, exist_ok=True)
             jobs.write_json(candidate.folder / jobs.START, known)
         summaries[candidate.label] = known["summary"]
-    print(escape(audit.table(summaries), "terminal"), file=sys.stderr)
+    print(escape(audit.table(summaries, screen.columns(sys.stderr)), "terminal"), file=sys.stderr)
     controls = {candidate.label for candidate in planned.candidates if candidate.is_control}
     mixers = {label: summary for label, summary in summaries.items() if label not in controls}
     for difference in audit.differences(mixers, {}):

@@ -15,7 +15,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 
     check_packages()
 
-from seqmodels import command_line
+from seqmodels import command_line, screen
 from seqmodels.data import atomic
 from seqmodels.escape import say
 from seqmodels.interop import checkpoint
@@ -33,11 +33,13 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    run = load_run(options.workdir, options.step)
-    kind = checkpoint.export_folder(
-        run.config.model, run.params, run.trainer.vocab_size, run.tokenizer, atomic.expanded(options.out), dtype=options.dtype,
-        history=history(run),
-    )  # fmt: skip
+    with screen.phase("reading the run"):
+        run = load_run(options.workdir, options.step)
+    with screen.phase("exporting it"):
+        kind = checkpoint.export_folder(
+            run.config.model, run.params, run.trainer.vocab_size, run.tokenizer, atomic.expanded(options.out), dtype=options.dtype,
+            history=history(run),
+        )  # fmt: skip
     say(
         f"{options.out}: {kind.architecture} of {kind.library}, {run.trainer.num_parameters:,} parameters, step {run.step}",
         sys.stdout,

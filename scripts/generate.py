@@ -27,7 +27,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 
     check_packages()
 
-from seqmodels import command_line, model
+from seqmodels import command_line, model, screen, suggest
 from seqmodels.data import atomic, well_formed
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
@@ -44,7 +44,8 @@ def main() -> None:
     prompts = None if options.prompts_file is None else read_prompts(options.prompts_file)
 
     command_line.use_compilation_cache(options.compilation_cache_dir)
-    run = load_run(options.workdir, options.step, devices=options.devices)
+    with screen.phase("reading the run"):
+        run = load_run(options.workdir, options.step, devices=options.devices)
     if options.attention_plot is not None:
         model.check_attention(run.config.model.pattern)  # ahead of the text
     sampling = {name: getattr(options, name) for name in SAMPLING}
@@ -84,7 +85,7 @@ def parse_flags() -> argparse.Namespace:
         if getattr(options, name) is not None and (options.prompts_file is not None or options.output is not None):
             raise UserError(f"--{name} is for one text that is printed, not for --prompts_file or --output")
     if options.from_state is not None and not options.from_state.is_file():
-        raise UserError(f"--from_state: there is no file {options.from_state}")
+        raise UserError(f"--from_state: {suggest.no_such('file', options.from_state)}")
     outputs = {name: getattr(options, name) for name in ("output", "save_state", "attention_plot")}
     command_line.check_distinct(outputs, {"prompts_file": options.prompts_file}, options.workdir)
     plots.check_suffix("attention_plot", options.attention_plot)
@@ -97,7 +98,7 @@ def read_prompts(path: Path) -> list[str]:
     try:
         return [well_formed(prompt) for prompt in yaml_texts.read(path)]
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
+        raise UserError(suggest.no_such("file", path)) from None
 
 
 def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -> None:
@@ -109,7 +110,9 @@ def stream(run: Run, prompt: str, sampling: dict, options: argparse.Namespace) -
         clock.append(time.perf_counter())
 
     pieces = run.stream(prompt, after=before, on_token=on_token, **sampling)
-    for piece in itertools.chain([prompt], pieces):
+    with screen.phase("compiling"):  # of two tokens: the first waits for the prefill, the second for the step
+        first = list(itertools.islice(pieces, 2))
+    for piece in itertools.chain([prompt], first, pieces):
         print(escape(piece, "terminal"), end="", flush=True)
     print(flush=True)
     if len(clock) > 2:
@@ -138,7 +141,8 @@ def write_batches(run: Run, prompts: list[str], sampling: dict, batch_size: int,
             stack.enter_context(atomic.disk_errors_as_user_errors("--output", output.parent))
         for first in range(0, len(prompts), size):
             batch = prompts[first : first + size]
-            continuations = run.generate_batch(batch, first_row=first, **sampling)
+            with screen.phase(f"continuing {len(batch)} prompts"):
+                continuations = run.generate_batch(batch, first_row=first, **sampling)
             if first == 0 and output is not None:  # not sooner: a mistake in a flag leaves an older file as it is
                 file = stack.enter_context(open(output, "w", encoding="utf-8"))
             for prompt, text in zip(batch, continuations):

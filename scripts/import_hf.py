@@ -17,7 +17,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
     check_packages()
 
 from configs import base
-from seqmodels import command_line
+from seqmodels import command_line, screen
 from seqmodels.config import from_config_dict
 from seqmodels.escape import say
 from seqmodels.interop import checkpoint, hub
@@ -32,13 +32,11 @@ def main() -> None:
     parser.add_argument("--compute_dtype", choices=COMPUTE_DTYPES, default="float32", help="of activations (default float32)")
     options = parser.parse_args()
 
-    config = checkpoint.import_folder(
-        hub.folder(options.source, options.revision),
-        options.workdir,
-        defaults=from_config_dict(base.get_config()),
-        compute_dtype=options.compute_dtype,
-        report=say,
-    )
+    source = hub.folder(options.source, options.revision)
+    with screen.phase("importing the checkpoint"):
+        config = checkpoint.import_folder(
+            source, options.workdir, defaults=from_config_dict(base.get_config()), compute_dtype=options.compute_dtype, report=say
+        )
     model = config.model
     say(f"{options.workdir}: {model.repeats} x {model.pattern!r}, width {model.d_model}, {model.vocab_size} tokens", sys.stdout)
 

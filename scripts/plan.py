@@ -29,7 +29,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 import jax
 
 from benchmarks import hlo
-from seqmodels import command_line, config_help, ops, ranges
+from seqmodels import command_line, config_help, ops, ranges, screen
 from seqmodels.config import MeshConfig, RunConfig, from_config_dict
 from seqmodels.device_memory import gib
 from seqmodels.errors import UserError
@@ -79,9 +79,11 @@ def main(argv: Sequence[str]) -> None:
         summary["price"] = values["price"] * devices.count * hours
     report(plans, summary, devices)
     if values["lower"]:
-        summary["lowered"] = lowered(trainer, devices.platform)
+        with screen.phase("tracing the training step"):
+            summary["lowered"] = lowered(trainer, devices.platform)
     if values["compile"]:
-        summary["compiled"] = compiled(config, data_vocab_size, best, devices)
+        with screen.phase("compiling the training step"):
+            summary["compiled"] = compiled(config, data_vocab_size, best, devices)
     print(json.dumps(summary))
 
 

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 
     check_packages()
 
-from seqmodels import command_line, suggest
+from seqmodels import command_line, screen, suggest
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.ops import IMPLEMENTATIONS
@@ -40,7 +40,8 @@ def main() -> None:
         if form not in IMPLEMENTATIONS:
             raise UserError(f"--forms: there is no form {form!r}; {suggest.hint(form, IMPLEMENTATIONS)}known: {every}")
 
-    recorded = divergence.load(options.workdir)
+    with screen.phase("reading what was recorded"):
+        recorded = divergence.load(options.workdir)
     about = recorded.about
     what = "evaluation after step" if about["evaluating"] else "step"
     say(f"{recorded.folder}: {about['what']}; here the {what} {about['step']} is made again")
@@ -51,7 +52,8 @@ def main() -> None:
     for name, largest in list(absurd.items())[:10]:
         say(f"the step began with numbers up to {largest:.3g} in {name}")
 
-    found = divergence.find(recorded, report=say)
+    with screen.phase("making the step again"):
+        found = divergence.find(recorded, report=say)
     if found is None:
         say("every operation gives sound numbers here")
     else:

@@ -4,7 +4,7 @@
     python scripts/runs.py runs/gla runs/mamba --format=latex --plot=curves.svg
 
 Each folder is a run folder or holds some, at any depth; nothing in them is changed. The table (Markdown, CSV or LaTeX) goes to
-stdout. A folder that cannot be read gets a line that says why.
+stdout; in a terminal that is narrower than it, it is broken to fit. A folder that cannot be read gets a line that says why.
 """
 
 import argparse
@@ -20,7 +20,7 @@ if __name__ == "__main__":  # ahead of imports that fail without the packages
 
 import jax
 
-from seqmodels import command_line, run_list
+from seqmodels import command_line, run_list, screen
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
@@ -45,11 +45,12 @@ def main() -> None:
     options = parser.parse_args()
     plots.check_suffix("plot", options.plot)
     jax.config.update("jax_platforms", "cpu")  # shapes are counted
-    runs = run_list.read(run_list.find(map(atomic.expanded, options.folders)))
+    with screen.phase("reading the run folders"):
+        runs = run_list.read(run_list.find(map(atomic.expanded, options.folders)))
     known = [run for run in runs if getattr(run, options.sort) not in (None, "")]
     known.sort(key=lambda run: getattr(run, options.sort))
     runs = known + [run for run in runs if run not in known]
-    print(escape(run_list.text(runs, options.format), "terminal"))
+    print(escape(run_list.text(runs, options.format, screen.columns(sys.stdout)), "terminal"))
     if options.plot is not None:
         drawn = {run.name: run.rows for run in runs if run.rows}
         if not drawn:

@@ -345,7 +345,7 @@ def _output(text: str, *, replaced: bool) -> Path:
     except UserError as mistake:
         raise argparse.ArgumentTypeError(str(mistake)) from None
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+        raise argparse.ArgumentTypeError(suggest.no_such("folder", path.parent))
     written = path if path.exists() and not replaced else path.parent  # what is replaced is written beside it
     if not os.access(written, os.W_OK):
         raise argparse.ArgumentTypeError(f"cannot write in '{written}': no permission, or a disk that is read-only")

@@ -1,5 +1,6 @@
 """Many run folders at a glance, planned together or not: what each is, how far it came, what it reached."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from seqmodels import failures, model
+from seqmodels import failures, model, screen, suggest
 from seqmodels.config import RunConfig
 from seqmodels.errors import UserError
 from seqmodels.escape import escape
@@ -40,7 +41,7 @@ class ListedRun:
     state_bytes: int | None = None  # of one sequence of data.seq_len
     status: str = "damaged"  # finished, training, diverged, stopped, new, imported; damaged, or unreadable now
     when: str = ""  # of the last row, UTC
-    problem: str | None = None  # of a folder that is damaged or unreadable
+    problem: str | None = None  # of a folder that is damaged or unreadable, or why the sizes are not known
     rows: tuple[Mapping, ...] = ()  # of metrics.jsonl
 
 
@@ -53,7 +54,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
     found = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is a file, not a folder" if folder.exists() else f"there is no folder {folder}")
+            raise UserError(f"{folder} is a file, not a folder" if folder.exists() else suggest.no_such("folder", folder))
         below = sorted(set(_below(folder)))
         if not below:
             raise UserError(f"{folder} holds no run (a run folder has a config.json)")
@@ -92,7 +93,12 @@ def read(paths: Sequence[Path]) -> list[ListedRun]:
 def _read(path: Path, name: str) -> ListedRun:
     config = run_folder.read_config(path)
     rows = _rows(path / "metrics.jsonl")
-    sizes = _recorded_sizes(path) or _counted_sizes(path, config)
+    sizes, problem = _recorded_sizes(path), None
+    if sizes is None:
+        try:
+            sizes = _counted_sizes(path, config)
+        except UserError as error:  # of a run of which only the records are kept
+            sizes, problem = {}, f"the sizes are not known: {error}"
     trained = [row for row in rows if row["split"] == "train"]
     scored = next((row for row in reversed(rows) if row["split"] == "validation"), {})
     step = max((row["step"] for row in rows), default=0)
@@ -111,6 +117,7 @@ def _read(path: Path, name: str) -> ListedRun:
         tokens_per_second=statistics.median_high(speeds) if speeds else None,
         status=_status(path, step, config.train.steps),
         when=_when(written),
+        problem=problem,
         rows=tuple(rows),
     )
 
@@ -160,16 +167,15 @@ def _rows(path: Path) -> list[Mapping]:
 
 
 def _recorded_sizes(path: Path) -> dict[str, int] | None:
-    """What the run itself wrote of its model; None of runs older than that, and where it cannot be read."""
-    try:
-        whole, _, _ = limits.read_text(path / history.FILE_NAME, MOST_ROWS_BYTES).rpartition(
-            "\n"
-        )  # what follows is being written
-        last = whole.splitlines()[-1]
-        recorded = json_text.parse(last, path / history.FILE_NAME)["model"]
-        return {name: int(recorded[name]) for name in ("parameters", "state_bytes")}
-    except (OSError, UserError, IndexError, KeyError, TypeError, ValueError):
-        return None
+    """What the run itself wrote of its model, at its start or its end; None of runs older than that, and where it cannot be read."""
+    for name, part in ((history.FILE_NAME, "model"), (run_folder.OUTCOME_NAME, "summary")):
+        with contextlib.suppress(OSError, UserError, IndexError, KeyError, TypeError, ValueError):
+            text = limits.read_text(path / name, MOST_ROWS_BYTES)
+            if name == history.FILE_NAME:
+                text = text.rpartition("\n")[0].splitlines()[-1]  # what follows is being written
+            recorded = json_text.parse(text, path / name)[part]
+            return {field: int(recorded[field]) for field in ("parameters", "state_bytes")}
+    return None
 
 
 def _counted_sizes(path: Path, config: RunConfig) -> dict[str, int]:
@@ -210,24 +216,34 @@ def _number(value: float | None, form: str = ",") -> str:
     return "" if value is None else f"{value:{form}}"
 
 
-def text(runs: Sequence[ListedRun], form: str) -> str:
-    """The runs as `table` (Markdown that is aligned for a terminal), `csv` (figures in full) or `latex` (booktabs)."""
+def text(runs: Sequence[ListedRun], form: str, room: int | None = None) -> str:
+    """The runs as a table.
+
+    Args:
+        form: `table` (Markdown that is aligned for a terminal), `csv` (figures in full) or `latex` (booktabs).
+        room: columns of the terminal: a `table` that is wider is plain text (`screen.table`), with what is wrong below it.
+    """
     if form == "csv":
         return _csv(runs)
     names = [name for name, cell in COLUMNS.items() if name in ("run", "status") or any(cell(run) for run in runs)]
     rows = [[COLUMNS[name](run) for name in names] for run in runs]
-    return _latex(names, rows) if form == "latex" else _markdown(names, rows)
+    if form == "latex":
+        return _latex(names, rows)
+    markdown = _markdown(names, rows)
+    if room is None or max(map(screen.width, markdown.splitlines())) <= room:
+        return markdown
+    rows = [[escape(run.status if name == "status" else cell, "line") for name, cell in zip(names, row)]
+            for run, row in zip(runs, rows)]  # fmt: skip
+    problems = [escape(f"{run.name}: {run.problem}", "line") for run in runs if run.problem is not None]
+    return "\n".join([screen.table(names, rows, left=TEXTS, room=room), *(["", *problems] if problems else [])])
 
 
 def _markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rows = [[escape(cell, "markdown") for cell in row] for row in rows]
-    widths = [max(3, *(len(row[column]) for row in (names, *rows))) for column in range(len(names))]
+    widths = [max(3, *(screen.width(row[column]) for row in (names, *rows))) for column in range(len(names))]
 
     def line(cells):
-        placed = (
-            cell.ljust(width) if name in TEXTS else cell.rjust(width)
-            for name, cell, width in zip(names, cells, widths, strict=True)
-        )
+        placed = (screen.placed(cell, width, left=name in TEXTS) for name, cell, width in zip(names, cells, widths, strict=True))
         return f"| {' | '.join(placed)} |"
 
     rule = ["-" * width if name in TEXTS else "-" * (width - 1) + ":" for name, width in zip(names, widths, strict=True)]

@@ -1,7 +1,9 @@
 """The nearest of the names that there are: what every refusal of an unknown name offers."""
 
 import difflib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 # What other programs call our fields.
 ALIASES = {
@@ -15,6 +17,7 @@ ALIASES = {
 }  # fmt: skip
 
 LONGEST = 100  # characters that are looked at: difflib's time grows as the square of them
+MOST_BESIDE = 1000  # names of a folder that are looked at
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -36,3 +39,24 @@ def hint(name: str, known: Iterable[str]) -> str:
     """``"did you mean 'x'? "``, or nothing: to go before a list of what there is."""
     near = nearest(name, known)
     return f"did you mean {near!r}? " if near else ""
+
+
+def path_hint(path: Path, accepts: Callable[[Path], bool] = Path.exists) -> str:
+    """`hint` for a path where nothing is: the nearest name in the folder in which its first missing part should be.
+
+    Args:
+        accepts: whether a path may be offered.
+    """
+    try:
+        while not path.parent.exists():
+            path = path.parent
+        beside = {each.name: each for each in itertools.islice(path.parent.iterdir(), MOST_BESIDE)}
+        near = nearest(path.name, (name for name, each in beside.items() if accepts(each)))
+    except OSError:  # it cannot be looked at
+        return ""
+    return f"did you mean '{beside[near]}'? " if near else ""
+
+
+def no_such(what: str, path: Path) -> str:
+    """That there is no ``what`` at a path, and what is there of nearly this name: a message."""
+    return f"there is no {what} {path}; {path_hint(path)}".rstrip("; ")

@@ -34,6 +34,7 @@ FLOORS = (
         "seqmodels.formats",
         "seqmodels.migrations",
         "seqmodels.processes",
+        "seqmodels.screen",
         "seqmodels.ops.target",
         "seqmodels.ops.placement",
     ),

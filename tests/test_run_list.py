@@ -85,6 +85,27 @@ def test_tables(folder):
     assert all(line.endswith(r"\\") for line in latex[4:-2]) and r"d\_damaged" in "\n".join(latex)
 
 
+def test_a_narrow_terminal_has_lines_that_fit(folder):
+    runs = run_list.read(run_list.find([folder]))
+    assert run_list.text(runs, "table", 1000) == run_list.text(runs, "table") and run_list.text(runs, "csv", 40).count("\n") == 5
+    table, problems = run_list.text(runs, "table", 60).rsplit("\n\n", 1)
+    assert max(map(len, table.splitlines())) <= 60 and "|" not in table and "1,234" in table and table.count("a/done") > 1
+    assert [line.partition(": ")[0] for line in problems.splitlines()] == ["d_damaged", "e_noise"]
+
+
+def test_records_of_a_run_are_shown_without_its_tokenizer(folder):
+    (folder / "b_stopped" / "config.json").unlink()
+    values = tiny(**{"model.pattern": "gla mlp", "model.repeats": 3, "data.tokenizer": "bpe"})
+    config_lib.save(values, folder / "b_stopped" / "config.json")
+    [run] = run_list.read([folder / "b_stopped"])
+    assert (run.status, run.step, run.repeats, run.parameters) == ("stopped", 4, 3, None)
+    assert "the sizes are not known: no tokenizer" in run.problem and "damaged" not in run_list.text([run], "table")
+    outcome = {"status": "finished", "summary": {"parameters": 1234, "state_bytes": 56}}
+    (folder / "b_stopped" / run_folder.OUTCOME_NAME).write_text(json.dumps(outcome))
+    [run] = run_list.read([folder / "b_stopped"])
+    assert (run.parameters, run.state_bytes, run.problem) == (1234, 56, None)
+
+
 def test_the_command_sorts_and_draws(folder, monkeypatch, capsys):
     picture = folder / "curves.svg"
     monkeypatch.setattr("sys.argv", ["runs.py", str(folder), "--sort=loss", f"--plot={picture}"])

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from seqmodels import model, xla_cpu
+from seqmodels import model, screen, xla_cpu
 from seqmodels.config import RunConfig
 from seqmodels.model import ModelConfig
 from seqmodels.pattern import is_channel_layer, layer_name, parse_pattern
@@ -228,10 +228,13 @@ def _is_unlike(name: str, low: float, high: float) -> bool:
     return high > ratio * low
 
 
-def table(starts: Mapping[str, Mapping[str, float]]) -> str:
-    """The `summary` of each mixer as an aligned table of plain text."""
+def table(starts: Mapping[str, Mapping[str, float]], room: int | None = None) -> str:
+    """The `summary` of each mixer as an aligned table of plain text.
+
+    Args:
+        room: columns of the terminal.
+    """
     names = [name for name in MEANINGS if any(name in summary for summary in starts.values())]
     heads = ["start", *(name.replace("gradient_norm_", "grad_") for name in names)]
     rows = [[label, *(f"{summary[name]:.3g}" if name in summary else "" for name in names)] for label, summary in starts.items()]
-    widths = [max(map(len, column)) for column in zip(heads, *rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *rows])
+    return screen.table(heads, rows, left=heads, room=room)

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Final, TextIO
 
 import numpy as np
 
-from seqmodels import packages
+from seqmodels import packages, screen
 from seqmodels.comparison import scores
 from seqmodels.comparison.plan import EXTENSION, Candidate, Plan, RunPlan
 from seqmodels.data import atomic
@@ -30,7 +29,7 @@ from seqmodels.escape import escape, say
 from seqmodels.formats import json_text
 from seqmodels.training import loop, run_folder
 
-OUTCOME, COST, START = "outcome.json", "cost.json", "start.json"
+OUTCOME, COST, START = run_folder.OUTCOME_NAME, "cost.json", "start.json"
 FINISHED, DIVERGED = "finished", "diverged"
 RECORDS = (
     "config.json",
@@ -506,10 +505,10 @@ def asked_cost(plan: Plan, candidate: Candidate, vocab_size: int) -> dict:
 
 
 class Display:
-    """One line that is rewritten on a terminal; elsewhere a line now and then."""
+    """One line that is rewritten on a terminal that can; elsewhere a line now and then."""
 
     def __init__(self, stream: TextIO):
-        self._stream, self._is_terminal = stream, stream.isatty()
+        self._stream, self._is_terminal = stream, screen.is_rewritable(stream)
         self._seconds = REWRITE_SECONDS if self._is_terminal else LINE_SECONDS
         self._next = time.monotonic() + self._seconds
 
@@ -519,7 +518,7 @@ class Display:
             return
         self._next = time.monotonic() + self._seconds
         if self._is_terminal:
-            self._stream.write(f"\r\x1b[K{escape(text(), 'line')[: shutil.get_terminal_size().columns - 1]}")
+            self._stream.write(f"\r\x1b[K{escape(text(), 'line')[: (screen.columns(self._stream) or 80) - 1]}")
             self._stream.flush()
         else:
             say(text(), self._stream)

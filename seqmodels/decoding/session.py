@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from seqmodels import model
+from seqmodels import model, suggest
 from seqmodels.data import atomic
 from seqmodels.decoding import generate
 from seqmodels.decoding.sampling import Sampler
@@ -180,7 +180,7 @@ def load(path: str | os.PathLike[str], graphdef: nnx.GraphDef, params: Params, *
     try:
         arrays = npz.read(path)
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
+        raise UserError(suggest.no_such("file", path)) from None
     except npz.Malformed as error:
         raise UserError(f"{path} is no saved state, or is damaged ({error})") from None
     if not {RECORD, LOGITS} <= arrays.keys() or arrays[RECORD].dtype.kind != "U" or arrays[RECORD].ndim:

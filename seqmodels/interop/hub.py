@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from seqmodels import suggest
 from seqmodels.data import atomic
 from seqmodels.data.text import hub
 from seqmodels.errors import UserError
@@ -24,7 +25,7 @@ def folder(path_or_id: str, revision: str | None = None) -> Path:
             raise UserError(f"--revision={revision} is for a hub id; {path_or_id} is a local folder")
         return path
     if not hub.is_hub_id(path_or_id):
-        raise UserError(f"there is no folder {path_or_id}")
+        raise UserError(suggest.no_such("folder", path))
     reachable = hub.reachable()
     from huggingface_hub import snapshot_download
 
@@ -33,7 +34,8 @@ def folder(path_or_id: str, revision: str | None = None) -> Path:
     except Exception as error:  # of huggingface_hub, httpx and the disk, without a common base
         if not reachable:
             raise UserError(
-                f"there is no folder {path_or_id}, and the Hugging Face hub cannot be reached for an id of that name"
+                f"there is no folder {path_or_id}, and the Hugging Face hub cannot be reached for an id of that name; "
+                f"{suggest.path_hint(path)}".rstrip("; ")
             ) from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"the hub's checkpoint {path_or_id!r} cannot be loaded: {reason}") from error

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import data, object_store, processes
+from seqmodels import data, object_store, processes, screen
 from seqmodels.config import RunConfig
 from seqmodels.data import atomic
 from seqmodels.decoding import generate
@@ -33,6 +33,7 @@ from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from seqmodels.escape import escape, say
 from seqmodels.evaluation import perplexity
+from seqmodels.screen import phase
 from seqmodels.training import (
     checkpoint,
     compile_times,
@@ -43,14 +44,12 @@ from seqmodels.training import (
     remote_folder,
     run_folder,
     sharding,
-    terminal,
 )  # fmt: skip
 from seqmodels.training.divergence import Diverged
 from seqmodels.training.log import Log, peak_flops_per_second
 from seqmodels.training.profile import Profiler
 from seqmodels.training.signals import Signals, Stopped
 from seqmodels.training.state import Trainer
-from seqmodels.training.terminal import phase
 
 # A run may go on with other values of these. They change what is reported or where it runs, not the
 # parameters (a mesh of another size sums in another order, and changes them by rounding).
@@ -260,7 +259,7 @@ def _report_startup(
     if group.is_first:
         about = history.entry(config, dataset, trainer, step, forms)
         history.append(about, workdir)
-        for line in history.lines(about, workdir, config.train.steps, terminal.columns(sys.stderr)):
+        for line in history.lines(about, workdir, config.train.steps, screen.columns(sys.stderr)):
             say(line)
         if config.optim.warmup_steps > config.train.steps:
             say(
@@ -351,7 +350,7 @@ class _Run:
         expected = compile_times.expected(of, kept)
         with self.log.doing("compiling the training step", *expected), compile_times.measured(of, kept) as took:
             lowered.compile()
-        if took.seconds > terminal.PATIENCE:
+        if took.seconds > screen.PATIENCE:
             self.log.line(str(took))
         self.log.stopwatch.resume()
 

@@ -17,6 +17,7 @@ from seqmodels.escape import say
 from seqmodels.training import checkpoint
 
 LOCK_NAME = ".lock"  # held by the process that trains
+OUTCOME_NAME = "outcome.json"  # what became of a run of a comparison, its summary among it
 
 
 @contextlib.contextmanager
@@ -93,10 +94,8 @@ def read_config(
             if path.parent.exists()
             else "there is no such folder"
         )
-        there = [str(each.parent) for each in path.parent.parent.glob("*/config.json") if each.is_file()]
-        raise UserError(
-            f"{workdir} is not a run folder ({reason}); {suggest.hint(str(workdir), there)}train one with train.py --workdir={workdir}"
-        )
+        near = "" if path.parent.exists() else suggest.path_hint(path.parent, lambda each: (each / "config.json").is_file())
+        raise UserError(f"{workdir} is not a run folder ({reason}); {near}train one with train.py --workdir={workdir}")
     return config_lib.with_caches(
         config_lib.load(path, report=report), cache_dir=cache_dir, compilation_cache_dir=compilation_cache_dir
     )

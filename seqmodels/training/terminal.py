@@ -1,23 +1,21 @@
 """What a run shows while it goes: on a terminal one line that is rewritten, anywhere else plain lines."""
 
 import contextlib
-import os
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import TextIO
 
-from seqmodels.escape import escape, is_mute
+from seqmodels.escape import escape
+from seqmodels.screen import BAR, is_rewritable, live_line
 
 # What is shown of a row of metrics.jsonl, and how.
 SHOWN = {"loss": ".4f", "perplexity": ".2f", "accuracy": ".4f", "bits_per_byte": ".4f"}
 BAR_WIDTHS = 6, 24  # least and most; a narrower terminal has none
-PATIENCE = 1.5  # seconds that something may take before it is said
 
 
 class Terminal:
-    """Progress on stderr: a line with a bar on a terminal, plain lines (at most one a second) anywhere else."""
+    """Progress on stderr: a line with a bar on a terminal that can rewrite one, plain lines (at most one a second) anywhere else."""
 
     def __init__(self, step: int, total_steps: int, stream: TextIO | None = None):
         self._stream = sys.stderr if stream is None else stream
@@ -28,8 +26,8 @@ class Terminal:
         self._next_line = 0.0
         self._numbers, self._speed = [], ""
         self._live = None
-        if self._stream.isatty():
-            self._live = _live(self._stream, self._bar_line)
+        if is_rewritable(self._stream):
+            self._live = live_line(self._stream, self._bar_line)
 
     def progress(self, step: int) -> None:
         """Steps done so far."""
@@ -65,7 +63,7 @@ class Terminal:
     def line(self, text: str) -> None:
         """One line (or several) of its own."""
         if self._live is not None:
-            self._live.console.print(escape(text, "terminal"), markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(escape(text, "terminal"), markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             print(escape(text, "terminal"), file=self._stream, flush=True)
 
@@ -74,14 +72,14 @@ class Terminal:
         if self._live is not None:
             self._live.stop()
 
-    def _bar_line(self, width: int) -> str:
+    def _bar_line(self, width: int, bar: str = BAR) -> str:
         doing = self._doing  # once: another thread changes it
         if doing is None:
             parts = [*self._numbers[:1], self._left(), self._speed, *self._numbers[1:]]
         else:
             since, what, *more = doing
             parts = [f"{what}, {time.perf_counter() - since:.0f} s", *more]
-        return progress_line(width, self._step, self._total_steps, parts)
+        return progress_line(width, self._step, self._total_steps, parts, bar)
 
     def _left(self) -> str:
         done = self._step - self._first_step
@@ -91,19 +89,12 @@ class Terminal:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
 
 
-def columns(stream: TextIO) -> int | None:
-    """Of the terminal that a stream is; None where it is none, or does not say."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or None
-    except (OSError, ValueError):
-        return None
-
-
-def progress_line(width: int, step: int, total_steps: int, parts: list[str]) -> str:
+def progress_line(width: int, step: int, total_steps: int, parts: list[str], bar: str = BAR) -> str:
     """One line of at most so many columns: the steps, as many of the parts as there is room for, a bar in what is left.
 
     Args:
         parts: the most important first.
+        bar: its two characters, of what is done and of what is left.
     """
     line = f"{step:>{len(str(total_steps))}}/{total_steps}"
     for part in filter(None, parts):
@@ -113,43 +104,4 @@ def progress_line(width: int, step: int, total_steps: int, parts: list[str]) -> 
     if room < BAR_WIDTHS[0]:
         return line[:width]
     filled = room * step // total_steps
-    return f"{'━' * filled}{'─' * (room - filled)} {line}"
-
-
-@contextlib.contextmanager
-def phase(what: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Says what is being done, if it takes long: on a terminal with the seconds so far, until it is over; elsewhere in one line."""
-    if is_mute():
-        yield
-        return
-    stream = sys.stderr if stream is None else stream
-    begun = time.perf_counter()
-    if stream.isatty():
-        live = _live(stream, lambda width: f"{what}, {time.perf_counter() - begun:.0f} s"[:width], transient=True)
-        try:
-            yield
-        finally:
-            live.stop()
-        return
-    timer = threading.Timer(PATIENCE, lambda: print(escape(f"{what} ...", "line"), file=stream, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _live(stream: TextIO, line, transient: bool = False):
-    """A line that is written again several times a second, by a thread; ``line`` makes it for a number of columns."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    class Line:
-        def __rich_console__(self, console, options):
-            yield Text(line(options.max_width), no_wrap=True, overflow="crop")
-
-    live = Live(Line(), console=Console(file=stream), transient=transient, refresh_per_second=4, redirect_stdout=False)
-    live.start(refresh=True)
-    return live
+    return f"{bar[0] * filled}{bar[1] * (room - filled)} {line}"

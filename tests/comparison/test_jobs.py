@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import termios
 import threading
 import time
 
@@ -450,3 +451,19 @@ def test_scores_of_other_tokens_do_not_count(programs):
     (run.folder / "scores.npz").write_bytes(b"PK\x03\x04 damaged")
     assert jobs.scores.load(run.folder, 0) is None
     assert np.isfinite(execute(programs, of)["mixers"]["attention"]["quality"]["loss"]["mean"])
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_the_line_of_progress_fits_the_terminal_that_it_is_written_to(term, monkeypatch):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(jobs, "REWRITE_SECONDS", 0.0)
+    monkeypatch.setattr(jobs, "LINE_SECONDS", 0.0)
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 61))  # whatever stdout is
+    with open(theirs, "w") as stream, open(ours, "rb", buffering=0) as shown:
+        display = jobs.Display(stream)
+        display.update(lambda: "x" * 100)
+        display.close()
+        stream.flush()
+        text = shown.read(1000)
+    assert text.count(b"x") == (60 if term == "xterm" else 100) and (b"\x1b" in text) == (term == "xterm")

@@ -1,27 +1,18 @@
 """What a run shows: one line that fits its terminal, plain lines elsewhere."""
 
 import io
-import os
-import termios
-import time
 
 import pytest
 
-from seqmodels.training import terminal
-from seqmodels.training.terminal import Terminal, columns, phase, progress_line
+from seqmodels.training.terminal import Terminal, progress_line
+from tests.streams import ATerminal
 
 ROW = {"split": "train", "loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.1, "tokens_per_second": 1234.5}
 
 
-def a_terminal():
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    return stream
-
-
-def test_plain_lines_where_there_is_no_terminal(monkeypatch):
-    monkeypatch.setattr(terminal, "PATIENCE", 0.0)
-    stream = io.StringIO()
+@pytest.mark.parametrize("stream", [io.StringIO(), ATerminal()])
+def test_plain_lines_where_none_can_be_rewritten(stream, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
     shown = Terminal(0, 3, stream)
     with shown.doing("compiling", "about 3 s", "it is kept"), shown.doing("evaluating"):
         pass
@@ -37,8 +28,10 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch):
     assert lines[-1].startswith("step 3: validation loss 2.0000") and "\x1b" not in stream.getvalue()
 
 
-def test_one_line_on_a_terminal():
-    stream = a_terminal()
+@pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "━─"), ("ascii", "#-")])
+def test_one_line_on_a_terminal(encoding, bar, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = ATerminal(encoding)
     shown = Terminal(0, 3, stream)
     with shown.doing("compiling", "about 3 s", "it is kept"):
         assert shown._bar_line(60) == "─" * 17 + " 0/3  compiling, 0 s  about 3 s  it is kept"
@@ -47,10 +40,11 @@ def test_one_line_on_a_terminal():
     shown.progress(1)
     shown.row({"step": 1, **ROW})
     shown.progress(2)
-    shown.line("[hello]")
+    shown.line("[hello] :smile:")
     shown.close()
     text = stream.getvalue()
-    assert "the first step, 0 s" in text and "2/3  loss 2.0000" in text and "1,234 tokens/s" in text and "[hello]" in text
+    assert "the first step, 0 s" in text and "2/3  loss 2.0000" in text and "1,234 tokens/s" in text and "[hello] :smile:" in text
+    assert all(mark in text for mark in bar) and "\\u" not in text
 
 
 @pytest.mark.parametrize(
@@ -71,28 +65,3 @@ def test_the_line_fits_its_terminal(width, line):
     assert set(bar) <= set("━─") and bool(bar) == (width in (60, 80, 120))
     assert not bar or bar.count("━") == len(bar) * 1_234_567 // 2_000_000
     assert progress_line(width, 0, 2_000_000, []).endswith("      0/2000000"[:width])
-
-
-def test_the_columns_of_a_stream():
-    ours, theirs = os.openpty()
-    with open(ours, "w") as stream, open(theirs) as _:
-        assert columns(stream) is None, "it does not say"
-        termios.tcsetwinsize(ours, (24, 61))
-        assert columns(stream) == 61
-    assert columns(io.StringIO()) is None
-
-
-def test_what_takes_long_is_said(monkeypatch):
-    monkeypatch.setattr(terminal, "PATIENCE", 0.02)
-    stream = io.StringIO()
-    with phase("tracing", stream):
-        time.sleep(0.2)
-    assert stream.getvalue() == "tracing ...\n"
-    with pytest.raises(KeyError), phase("broken", stream):
-        raise KeyError
-    time.sleep(0.1)
-    assert stream.getvalue() == "tracing ...\n"
-    shown = a_terminal()
-    with phase("compiling", shown):
-        pass
-    assert "compiling, 0 s" in shown.getvalue()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from seqmodels import references
+from seqmodels import references, screen
 from seqmodels.comparison import audit, statistics
 from seqmodels.comparison import metric as metrics
 from seqmodels.comparison.report.columns import ALL, EMPTY, QUALITY, diverged, number, shown_columns
@@ -111,19 +111,17 @@ def _over_no_mixer(results: Mapping, labels: Sequence[str]) -> str:
     return f"{said} The tests show that gain for {len(shown & set(gains))} of {len(gains)}."
 
 
-def terminal(results: Mapping) -> str:
-    """The main figures as an aligned table of plain text, the best first, the control last."""
+def terminal(results: Mapping, room: int | None = None) -> str:
+    """The main figures as an aligned table of plain text, the best first, the control last.
+
+    Args:
+        room: columns of the terminal.
+    """
     metric = metrics.of(results)
     titles = {metric.title, "gain over no mixer", "loss at position 1", "learning rate", "diverged"}
     shown = [column for column in shown_columns(results, QUALITY) if column.title in titles]
-    heads = ["mixer", *(column.title for column in shown)]
     rows = [[label, *(column.text(row) for column in shown)] for label, row in ranked(results)]
-    widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
-        for row in [heads, *rows]
-    ]
-    return "\n".join(lines)
+    return screen.table(["mixer", *(column.title for column in shown)], rows, left=["mixer"], room=room)
 
 
 def circumstances(results: Mapping) -> list[tuple[str, str]]:

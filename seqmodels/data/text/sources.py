@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from seqmodels import suggest
 from seqmodels.data import atomic, fingerprint
 from seqmodels.data.text import folder, hub, readers, repair, toy
 from seqmodels.data.text.folder import TRAIN, VALIDATION, Unread
@@ -145,7 +146,8 @@ def open_source(
         revision = "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision
         known = name in commits and not hub.is_commit(revision)
         return _hub(name, commits[name] if known else hub.commit(name, revision), streaming=streaming)
-    raise UserError(f"{field} '{name}' does not exist: give a file, a folder, a hub id such as {hub.TINYSTORIES}, or 'toy'")
+    near = suggest.hint(name, [TOY, hub.TINYSTORIES]) or suggest.path_hint(path)
+    raise UserError(f"{field} '{name}' does not exist: {near}give a file, a folder, a hub id such as {hub.TINYSTORIES}, or 'toy'")
 
 
 def _is_on_the_hub(name: str) -> bool:

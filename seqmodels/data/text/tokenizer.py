@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Integer
 
+from seqmodels import suggest
 from seqmodels.data import atomic
 from seqmodels.data.text import end_of_text
 from seqmodels.data.text.incremental import IncrementalText, LibraryBytes, byte_symbols
@@ -261,7 +262,10 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
     if path.name == FILE_NAME and path.exists() and not path.is_file():
         raise UserError(f"'{path}' is not a regular file, and so no tokenizer.json")
     if not path.is_file():
-        raise UserError(f"no tokenizer at '{path_or_name}': data.tokenizer is 'bpe', 'bytes' or the path of a tokenizer.json")
+        near = suggest.hint(path_or_name, [BytesTokenizer.name, "bpe"]) or ("" if path.exists() else suggest.path_hint(path))
+        raise UserError(
+            f"no tokenizer at '{path_or_name}': {near}data.tokenizer is 'bpe', 'bytes' or the path of a tokenizer.json"
+        )
 
     def ends_of(library: Any) -> Sequence[int]:
         if _dropout(library):
