@@ -120,6 +120,13 @@ def test_the_page_of_a_figure(found):
     assert "prefers-color-scheme: dark" in text
 
 
+def test_each_landmark_of_a_page_has_a_name_of_its_own():
+    published = Path(__file__).parents[2] / "docs" / "results" / "tinystories_small" / "results.json"
+    text = html.page(results.read(published), [], LINKS)
+    names = re.findall(r'<(?:nav|div[^>]* role="region")[^>]* aria-label="([^"]*)"', text)
+    assert len(names) == len(set(names)) > 5
+
+
 @pytest.mark.parametrize(("wanted", "expected"), [
     ([0.5, 0.5, 0.5], [0.4, 0.5, 0.6]),
     ([0.9, 0.2, 0.21], [0.9, 0.155, 0.255]),

@@ -34,7 +34,7 @@ def page(results: Mapping, drawn: Sequence[ReportFigure], links: Mapping[str, st
 
 def _sections(results: Mapping, drawn: Sequence[ReportFigure], links: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Name, title and HTML of each part of the page."""
-    starts = [_table(*each, "Starts") for each in content.start_tables(results)]
+    starts = [_table(*each, name) for each, name in zip(content.start_tables(results), ("Starts", "Starts beside results"))]
     rates = [_table(*each, "Learning rates") for each in content.rate_tables(results)]
     commands = "\n".join(_text(command) for _, command in content.commands(results))
     facts = "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in content.circumstances(results))
