@@ -59,11 +59,11 @@ window.addEventListener("load", () => {
     each.removeAttribute("aria-labelledby");
     each.setAttribute("aria-label", `${name} ${seen[key]}`);
   });
-  // The theme does so only where a pointer can hover.
+  // What scrolls is reached by the keyboard; the theme does so for code alone, and where a pointer can hover.
   const watched = new ResizeObserver(entries => requestAnimationFrame(() => entries.forEach(({target}) => {
     if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
   })));
-  document.querySelectorAll("pre > code").forEach(each => watched.observe(each));
+  document.querySelectorAll("pre > code, .md-typeset p:has(> img:only-child)").forEach(each => watched.observe(each));
   document.querySelectorAll(".md-typeset__scrollwrap").forEach(each => {
     each.tabIndex = 0;
     each.setAttribute("role", "group");

@@ -33,11 +33,13 @@ def main() -> None:
     )
     options = parser.parse_args()
 
+    out = atomic.expanded(options.out)
+    checkpoint.check_new(out, "--out")
     with screen.phase("reading the run"):
         run = load_run(options.workdir, options.step)
     with screen.phase("exporting it"):
         kind = checkpoint.export_folder(
-            run.config.model, run.params, run.trainer.vocab_size, run.tokenizer, atomic.expanded(options.out), dtype=options.dtype,
+            run.config.model, run.params, run.trainer.vocab_size, run.tokenizer, out, dtype=options.dtype,
             history=history(run),
         )  # fmt: skip
     say(

@@ -122,7 +122,7 @@ def import_folder(
         UserError: as `read`, or `workdir` has something in it.
     """
     folder, workdir = Path(folder), Path(workdir)
-    _check_new(workdir, "--workdir")
+    check_new(workdir, "--workdir")
     foreign = read(folder, report)
     tokenizer = _tokenizer(folder, foreign.config, report)
     longest = foreign.theirs["max_position_embeddings"] if "max_position_embeddings" in foreign.theirs else None
@@ -183,7 +183,7 @@ def export_folder(
         UserError: no kind has such a model (which field is in the way is named), or `out` has something in it.
     """
     out = Path(out)
-    _check_new(out, "--out")
+    check_new(out, "--out")
     if dtype not in EXPORT_DTYPES:
         raise UserError(f"--dtype={dtype!r} is not one of {', '.join(EXPORT_DTYPES)}")
     kind, config, params, theirs = _as_kind(config, params, vocab_size)
@@ -347,12 +347,20 @@ def _with_hidden(kind: table.Kind, config: ModelConfig, params: Mapping[str, Any
     return dataclasses.replace(config, channel_layers=((name, dataclasses.replace(options, hidden=kernel.shape[-2])),))
 
 
-def _check_new(folder: Path, flag: str) -> None:
+def check_new(folder: Path, flag: str) -> None:
+    """Before any work: whether a folder can be made there.
+
+    Raises:
+        UserError: it cannot, or has something in it.
+    """
     if folder.name in ("", ".."):
         raise UserError(f"{flag}={folder}: give the name of a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "not empty" if folder.is_dir() else "no folder"
         raise UserError(f"{folder} is there already and is {what}; choose another {flag}")
+    above = next(each for each in folder.absolute().parents if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"{flag}={folder}: cannot write in '{above}'; choose another {flag}")
 
 
 @contextlib.contextmanager

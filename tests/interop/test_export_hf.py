@@ -147,4 +147,5 @@ def test_mistakes_at_the_command_line(tmp_path, monkeypatch):
     defaults = from_config_dict(base.get_config())
     checkpoint.import_folder(load("hf/llama").directory, workdir, defaults=defaults)
     assert "not empty" in said(f"--workdir={workdir}", f"--out={workdir}")
+    assert "cannot write in '/dev/null'" in said("--workdir=nothing", "--out=/dev/null/new"), "ahead of the run"
     assert "--dtype" in said(f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--dtype=int8")
