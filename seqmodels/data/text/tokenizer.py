@@ -262,7 +262,7 @@ def load_tokenizer(path_or_name: str | os.PathLike[str], report: Callable[[str],
     if path.name == FILE_NAME and path.exists() and not path.is_file():
         raise UserError(f"'{path}' is not a regular file, and so no tokenizer.json")
     if not path.is_file():
-        near = suggest.hint(path_or_name, [BytesTokenizer.name, "bpe"]) or ("" if path.exists() else suggest.path_hint(path))
+        near = suggest.hint(str(path_or_name), [BytesTokenizer.name, "bpe"]) or ("" if path.exists() else suggest.path_hint(path))
         raise UserError(
             f"no tokenizer at '{path_or_name}': {near}data.tokenizer is 'bpe', 'bytes' or the path of a tokenizer.json"
         )
