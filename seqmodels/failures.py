@@ -17,15 +17,22 @@ _FULL = "no space left"
 _READ_ONLY = "the file system is read-only"
 _TOO_LARGE = "the file is larger than the system allows: raise the limit with ulimit -f"
 
+_NAMES = {
+    _PERMISSION: "EACCES EPERM",
+    _FULL: "ENOSPC EDQUOT",
+    _READ_ONLY: "EROFS",
+    _TOO_LARGE: "EFBIG",
+    _OPEN_FILES: "EMFILE ENFILE",
+    _MEMORY: "ENOMEM",
+    _DISK: "EIO EREMOTEIO EUCLEAN EBADMSG",
+    _AWAY: "ESTALE ETIMEDOUT ENOTCONN EHOSTDOWN ENODEV ENXIO ENETUNREACH ENETDOWN EHOSTUNREACH ECONNREFUSED ECONNRESET ECONNABORTED",
+}
 _BY_NUMBER = {
-    errno.EACCES: _PERMISSION, errno.EPERM: _PERMISSION,
-    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EROFS: _READ_ONLY, errno.EFBIG: _TOO_LARGE,
-    errno.EMFILE: _OPEN_FILES, errno.ENFILE: _OPEN_FILES,
-    errno.ENOMEM: _MEMORY, errno.EIO: _DISK,
-    errno.ESTALE: _AWAY, errno.ETIMEDOUT: _AWAY, errno.ENOTCONN: _AWAY, errno.EHOSTDOWN: _AWAY, errno.ENODEV: _AWAY,
-    errno.ENXIO: _AWAY, errno.EREMOTEIO: _DISK, errno.EUCLEAN: _DISK, errno.EBADMSG: _DISK, errno.ENETUNREACH: _AWAY,
-    errno.ENETDOWN: _AWAY, errno.EHOSTUNREACH: _AWAY, errno.ECONNREFUSED: _AWAY, errno.ECONNRESET: _AWAY, errno.ECONNABORTED: _AWAY,
-}  # fmt: skip
+    getattr(errno, name): reason
+    for reason, names in _NAMES.items()
+    for name in names.split()
+    if hasattr(errno, name)  # macOS lacks some
+}
 
 # What C++ libraries (tensorstore, XLA) put into the text of an exception of no particular type: the system's words, or their own.
 _BY_TEXT = (

@@ -156,7 +156,7 @@ def test_a_full_disk_behind_stdout_is_one_line(monkeypatch, tmp_path):
         monkeypatch.setattr("sys.stdout", Full())
         with pytest.raises(SystemExit) as end:
             command_line.run(lambda: None)
-        assert end.value.code == "error: No space left on device"
+        assert end.value.code == "error: no space left"
         assert os.fstat(descriptor).st_rdev == os.stat(os.devnull).st_rdev
     finally:
         os.close(descriptor)

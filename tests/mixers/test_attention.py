@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from seqmodels.errors import UserError
 from seqmodels.mixers.attention import Config, Mixer
@@ -57,7 +58,8 @@ def test_equation():
     ],
 )
 def test_state_holds_what_can_be_seen(options, max_len, shape):
-    state = jax.eval_shape(lambda: build(compute_dtype=jnp.bfloat16, **options).init_state(3, max_len))
+    mixer = nnx.eval_shape(lambda: Mixer(Config(**options), D, rngs=nnx.Rngs(0), compute_dtype=jnp.bfloat16))
+    state = jax.eval_shape(lambda: mixer.init_state(3, max_len))
     assert state.cache.keys.shape == state.cache.values.shape == shape
     assert state.cache.keys.dtype == state.cache.values.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in (state.cache.cursor, state.cache.live, state.position)} == {jnp.dtype(jnp.int32)}

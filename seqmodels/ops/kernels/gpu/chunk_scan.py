@@ -154,7 +154,7 @@ def walk(
         inputs, initial = dict(zip(tiles, refs)), refs[len(tiles)]
         (outputs, final, *starts), (S_s, o_s, *u_s) = refs[len(tiles) + 1 : -len(scratch)], refs[-len(scratch) :]
         head, block = lax.axis_index("head"), lax.axis_index("block")
-        of_head = pl.d_s(head * K, K)
+        of_head = pl.ds(head * K, K)
 
         def step(index, *carried):
             (n,), tile, S = index, dict(zip(tiles, carried)), carried[-1]
@@ -163,7 +163,7 @@ def walk(
             S = _decayed(S, tile)  # before the barrier: after the last one of a step its tiles may be overwritten
             plgpu.commit_smem()
             if keep_starts:
-                plgpu.copy_smem_to_gmem(S_s, starts[0].at[pl.d_s((n * heads + head) * K, K), _columns(block)])
+                plgpu.copy_smem_to_gmem(S_s, starts[0].at[pl.ds((n * heads + head) * K, K), _columns(block)])
             update = tile["value"]
             if "erase" in tile:
                 u_s[0][...] = (load(update) - product(tile["erase"], S_s)).astype(OPERAND)
@@ -220,7 +220,7 @@ def backward_scan(
         ends, first, *d_values = refs[len(tiles) + 1 : -2]
         d_S_s, d_u_s = refs[-2:]
         head, block = lax.axis_index("head"), lax.axis_index("block")
-        of_head = pl.d_s(head * K, K)
+        of_head = pl.ds(head * K, K)
 
         def step(index, *carried):
             (i,), tile, d_S = index, dict(zip(tiles, carried)), carried[-1]
@@ -229,7 +229,7 @@ def backward_scan(
             d_S_s[...] = d_S.astype(OPERAND)
             d_S = _decayed(d_S, tile)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(d_S_s, ends.at[pl.d_s((n * heads + head) * K, K), _columns(block)])
+            plgpu.copy_smem_to_gmem(d_S_s, ends.at[pl.ds((n * heads + head) * K, K), _columns(block)])
             d_o = tile["value"]
             if "write" in tile:
                 d_u = product(tile["scores"].transpose((1, 0)), d_o)
@@ -330,11 +330,11 @@ def _chunks(step, places, tiles, head, block, carry, *, reverse=False):
 def _of_outputs(places, n, head, block):
     """Rows and columns of a block of a chunk's outputs."""
     row, column = places.find("output", n, head)
-    return pl.d_s(row * STEPS, STEPS), pl.d_s(column * places.V + block * COLUMNS, COLUMNS)
+    return pl.ds(row * STEPS, STEPS), pl.ds(column * places.V + block * COLUMNS, COLUMNS)
 
 
 def _columns(block):
-    return pl.d_s(block * COLUMNS, COLUMNS)
+    return pl.ds(block * COLUMNS, COLUMNS)
 
 
 def _decayed(S, tile):

@@ -196,7 +196,7 @@ def _prepare(sizes, inputs, interpret):
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             ref.inverse_s[...] = inverse.astype(PRECISE)
             plgpu.commit_smem()
-            matrix = pl.d_s(row * STEPS, STEPS)
+            matrix = pl.ds(row * STEPS, STEPS)
             plgpu.copy_smem_to_gmem(ref.inverse_s, ref.inverse.at[matrix])
             if sizes.per is not None:
                 plgpu.copy_smem_to_gmem(ref.scores_s, ref.scores.at[matrix])
@@ -227,7 +227,7 @@ def _walk(sizes, inputs, state, dtype, keep_starts, interpret):
 
     def walk(ref):
         head, block = lax.axis_index("head"), lax.axis_index("block")
-        columns, of_head = pl.d_s(block * COLUMNS, COLUMNS), pl.d_s(head * sizes.K, sizes.K)
+        columns, of_head = pl.ds(block * COLUMNS, COLUMNS), pl.ds(head * sizes.K, sizes.K)
         chunks = Chunks(sizes, head)
         o_s = ref.write_s if dtype == OPERAND else ref.o_s  # free by then
 
@@ -292,7 +292,7 @@ def _backward_walk(sizes, inputs, d_final, interpret):
     def backward_walk(ref):
         head, block = lax.axis_index("head"), lax.axis_index("block")
         chunks = Chunks(sizes, head, reverse=True)
-        columns, of_head = pl.d_s(block * COLUMNS, COLUMNS), pl.d_s(head * sizes.K, sizes.K)
+        columns, of_head = pl.ds(block * COLUMNS, COLUMNS), pl.ds(head * sizes.K, sizes.K)
 
         def step(n, tile, d_S):
             at = Tile.make(n)
@@ -357,7 +357,7 @@ def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
         def step(n, tile):
             now = sizes.of_chunk(n, chunks.head)
             tiles_of = {name: [tile[name, block] for block in blocks] for name in by_value}
-            u = [ref.u_s.at[:, pl.d_s(i * COLUMNS, COLUMNS)] for i in range(len(blocks))]
+            u = [ref.u_s.at[:, pl.ds(i * COLUMNS, COLUMNS)] for i in range(len(blocks))]
 
             d_beta = None
             for i, (v, S, d_r) in enumerate(zip(tiles_of["v"], tiles_of["starts"], tiles_of["d_r"])):
@@ -392,7 +392,7 @@ def _gradients(sizes, inputs, blocks, value_dtype, dtype, interpret):
             send(ref.row_s, d_beta, ref.d_beta.at[chunks.head * sizes.N + n])
 
             for i in range(sizes.K // BLOCK):
-                channels = pl.d_s(i * BLOCK, BLOCK)
+                channels = pl.ds(i * BLOCK, BLOCK)
                 q, k = tile["q"].at[:, channels], tile["k"].at[:, channels]
                 S, d_S = ([state.at[channels] for state in tiles_of[name]] for name in ("starts", "ends"))
                 place = columns_of(sizes, n, chunks.head, i, sizes.K // BLOCK)
@@ -462,7 +462,7 @@ def _stages(sizes):
 
 def _of_state(sizes, n, head):
     """Rows of a state among those of all chunks."""
-    return pl.d_s(sizes.of_chunk(n, head) * sizes.K, sizes.K)
+    return pl.ds(sizes.of_chunk(n, head) * sizes.K, sizes.K)
 
 
 def _scaled(x, tile, name):

@@ -71,7 +71,7 @@ def prepare(sizes: Sizes, inputs: dict[str, jax.Array], interpret: bool) -> dict
 
         def step(n, block, tile, carry):
             row = sizes.of_chunk(n, chunks.head)
-            of_chunk = pl.d_s(row * STEPS, STEPS)
+            of_chunk = pl.ds(row * STEPS, STEPS)
             at = Tile.make(row + block)
             P, O = (jnp.where(block == 0, 0.0, 1.0) * x for x in carry)
             decays = Decays.of(interpret, at, tile, ref.g_s, False)
@@ -166,7 +166,7 @@ def _updates(sizes, inputs, blocks, value_dtype, interpret):
             at = Tile.make(now)
             for tile_s, of_rows, out in ((ref.A_s, d_o, ref.d_A), (ref.E_s, d_r, ref.d_E)):
                 lower, upper = over_values(interpret, of_rows, u), over_values(interpret, u, of_rows)
-                send(tile_s, jnp.where(at.is_visible(), lower, upper), out.at[pl.d_s(now * STEPS, STEPS)])
+                send(tile_s, jnp.where(at.is_visible(), lower, upper), out.at[pl.ds(now * STEPS, STEPS)])
             send(ref.row_s, d_beta, ref.d_beta.at[chunks.head * sizes.N + n])
 
         specs = chunks.row(), chunks.matrix(), chunks.prepared()

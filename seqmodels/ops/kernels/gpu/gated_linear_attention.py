@@ -298,7 +298,7 @@ def _prepare_per_channel(sizes, inputs, read_before, interpret):
 
             @pl.when(block == blocks - 1)
             def _():
-                send(ref.scores_s, A, ref.scores.at[pl.d_s(row * STEPS, STEPS)])
+                send(ref.scores_s, A, ref.scores.at[pl.ds(row * STEPS, STEPS)])
 
             return A
 
@@ -409,7 +409,7 @@ def _prepare_per_head(sizes, inputs, read_before, interpret):
 
         def step(n, tile):
             row = sizes.of_chunk(n, chunks.head)
-            of_chunk = pl.d_s(row * STEPS, STEPS)
+            of_chunk = pl.ds(row * STEPS, STEPS)
             at = Tile.make(row)
             A = product(tile["q"], tile["k"].transpose((1, 0)))
             if sizes.per is not None:
@@ -421,7 +421,7 @@ def _prepare_per_head(sizes, inputs, read_before, interpret):
                 plgpu.commit_smem()
                 prefix = lax.broadcast_in_dim(jnp.exp(sums.prefix), (STEPS, BLOCK), (0,))
                 for block in blocks:
-                    columns = pl.d_s(block * BLOCK, BLOCK)
+                    columns = pl.ds(block * BLOCK, BLOCK)
                     send(ref.read_s, load(tile["q"].at[:, columns]) * prefix, ref.read.at[of_chunk, columns])
                     plgpu.copy_smem_to_gmem(ref.keep_s, ref.keep.at[row, columns])
                     ref.write_s[...] = (load(tile["k"].at[:, columns]) * of_steps(ref.vector_s)).astype(OPERAND)

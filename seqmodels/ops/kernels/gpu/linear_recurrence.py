@@ -53,7 +53,7 @@ def scan(
 
     def body(ref):
         row, block = lax.axis_index("row"), lax.axis_index("block")
-        columns = pl.d_s(block * _CHANNELS, _CHANNELS)
+        columns = pl.ds(block * _CHANNELS, _CHANNELS)
 
         def of_tile(i):
             """The number of the tile, among those of all rows, that is worked on at step i."""
@@ -79,7 +79,7 @@ def scan(
 
             carry = lax.fori_loop(0, sizes.length // _TOGETHER, steps, carry)
             plgpu.commit_smem()
-            rows = pl.d_s(of_tile(index[0]) * sizes.length, sizes.length)
+            rows = pl.ds(of_tile(index[0]) * sizes.length, sizes.length)
             for plane, output in zip(sizes.planes(ref, "output_s"), sizes.planes(ref, "output")):
                 plgpu.copy_smem_to_gmem(plane, output.at[rows, columns])
             return carry

@@ -41,7 +41,7 @@ def send_decayed(ref: types.SimpleNamespace, tile: dict, decays: Decays, row, bl
     """Leaves 64 key channels of a chunk in device memory, those of ``names``: ``read`` (q e^prefix), ``erase`` (k e^prefix) and
     ``write`` (k e^suffix), and their decays over all of it, ``keep``; each through its tile in shared memory.
     """
-    of_chunk, columns = pl.d_s(row * STEPS, STEPS), pl.d_s(block * BLOCK, BLOCK)
+    of_chunk, columns = pl.ds(row * STEPS, STEPS), pl.ds(block * BLOCK, BLOCK)
     sources = {"read": ("q", decays.prefix), "erase": ("k", decays.prefix), "write": ("k", decays.suffix)}
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
     for name in names:

@@ -164,7 +164,7 @@ def backward(
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tiles of what was sent are free again
             add_up(tile)
             plgpu.commit_smem()
-            of_sums = pl.d_s(((block * sizes.B + row) * stretches + n) * _KEPT, _KEPT)
+            of_sums = pl.ds(((block * sizes.B + row) * stretches + n) * _KEPT, _KEPT)
             for name in ("d_x", "d_dt"):
                 plgpu.copy_smem_to_gmem(getattr(ref, f"{name}_s"), getattr(ref, name).at[sizes.of_steps(row, n, block, _KEPT)])
             for name in ("d_B", "d_C"):
@@ -310,11 +310,11 @@ class _Sizes(NamedTuple):
 
     def of_block(self, row, block):
         """Of states, those of a row's block of channels."""
-        return pl.d_s((row * (self.E // self.width) + block) * _WARPS, _WARPS)
+        return pl.ds((row * (self.E // self.width) + block) * _WARPS, _WARPS)
 
     def of_steps(self, row, n, block, steps):
         """Of [B T, E], tile n of ``steps``."""
-        return pl.d_s(row * self.T + n * steps, steps), pl.d_s(block * self.width, self.width)
+        return pl.ds(row * self.T + n * steps, steps), pl.ds(block * self.width, self.width)
 
     def run(self, body: Callable, ref, tiles, row, block, steps: int, *, carry: Any, reverse: bool = False) -> Any:
         """``body(n, tiles in shared memory, carry) -> carry`` for every tile of ``steps``."""

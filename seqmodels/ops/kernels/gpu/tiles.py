@@ -221,7 +221,7 @@ class Chunks:
 def columns_of(sizes: Sizes, n, head, block, blocks: int) -> tuple[Any, Any]:
     """Rows and columns of a chunk's 64 channels ``block``, where each of H heads has so many ``blocks`` of them."""
     row, column = sizes.of_steps(n, head)
-    return pl.d_s(row * STEPS, STEPS), pl.d_s((column * blocks + block) * BLOCK, BLOCK)
+    return pl.ds(row * STEPS, STEPS), pl.ds((column * blocks + block) * BLOCK, BLOCK)
 
 
 def send(tile, x: Array, place) -> None:

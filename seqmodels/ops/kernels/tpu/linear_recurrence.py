@@ -108,7 +108,7 @@ def _kernel(*refs, parts, marked, reverse):
     def rows(group, carried):
         start = pl.multiple_of((length // _UNROLLED - 1 - group if reverse else group) * _UNROLLED, _UNROLLED)
         for row in reversed(range(_UNROLLED)) if reverse else range(_UNROLLED):
-            at = pl.d_s(start + row, 1)
+            at = pl.ds(start + row, 1)
             a_t, b_t = ([ref[at, :] for ref in x] for x in (a, b))
             starts = None if reset is None else reset[0, start + row] != 0
             if reverse:

@@ -215,7 +215,7 @@ def _backward_kernel(x, dt, d_y, B, C, starts, A, d_final, *refs, marked):
 def _time(group, i):
     """A step, and its row."""
     t = pl.multiple_of(group * _UNROLLED, _UNROLLED) + i
-    return t, pl.d_s(t, 1)
+    return t, pl.ds(t, 1)
 
 
 def _column(columns, i):
