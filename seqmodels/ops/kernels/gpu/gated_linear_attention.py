@@ -492,7 +492,7 @@ def _gradients_per_head(sizes, inputs, blocks, dtype, read_before, interpret):
 
     keys = jax.ShapeDtypeStruct((sizes.B * sizes.N * STEPS, sizes.H * sizes.K), dtype)
     outputs, scratch = {"d_q": keys, "d_k": keys}, {"pairs_s": plgpu.SMEM((STEPS, STEPS), OPERAND)}
-    scratch |= dict.fromkeys(("dq_s", "dk_s"), plgpu.SMEM((STEPS, BLOCK), dtype))
+    scratch |= dict.fromkeys(("d_q_s", "d_k_s"), plgpu.SMEM((STEPS, BLOCK), dtype))
     if sizes.per is not None:
         vector = plgpu.SMEM((STEPS,), jnp.float32)
         outputs["d_g"] = jax.ShapeDtypeStruct((sizes.K // BLOCK * sizes.heads * sizes.N, STEPS), jnp.float32)

@@ -222,9 +222,9 @@ def backward(
             "d_A": sizes.states(sizes.B), "d_B": sums, "d_C": sums, "first": sizes.states(sizes.B),
         },
         scratch={
-            "dx_s": plgpu.SMEM((_KEPT, sizes.width), x.dtype), "ddt_s": plgpu.SMEM((_KEPT, sizes.width), dt.dtype),
-            **dict.fromkeys(("dB_s", "dC_s"), plgpu.SMEM((_KEPT, sizes.N), jnp.float32)),
-            **dict.fromkeys(("dB_parts", "dC_parts"), plgpu.SMEM((_KEPT, *sizes.of_threads[:4]), jnp.float32)),
+            "d_x_s": plgpu.SMEM((_KEPT, sizes.width), x.dtype), "d_dt_s": plgpu.SMEM((_KEPT, sizes.width), dt.dtype),
+            **dict.fromkeys(("d_B_s", "d_C_s"), plgpu.SMEM((_KEPT, sizes.N), jnp.float32)),
+            **dict.fromkeys(("d_B_parts", "d_C_parts"), plgpu.SMEM((_KEPT, *sizes.of_threads[:4]), jnp.float32)),
             **dict.fromkeys(
                 ("written_parts", "faded_parts"), plgpu.SMEM((_KEPT, _WARPS, _SHARED, _LANES, sizes.V), jnp.float32)
             ),
