@@ -211,7 +211,7 @@ def _by_linear_attention(q, k, v, i, log_f, state, reset, eps, implementation, c
 
 def _stabilisers(i, log_f, m, reset) -> Float[Array, "B T H"]:
     """Every m_t, by a parallel prefix over the maps m -> max(m + a, b); a document's first step is a constant map."""
-    starts = jnp.zeros(i.shape[:2], bool) if reset is None else reset
+    starts = jnp.zeros(i.shape[:2], bool) if reset is None else jnp.asarray(reset)
     starts = starts[:, :, None]
     entering = jnp.concatenate([m[:, None], jnp.zeros_like(i[:, 1:])], axis=1)
     known = starts.at[:, 0].set(True)  # steps of which the stabiliser before them is known
