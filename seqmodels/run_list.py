@@ -54,7 +54,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
     found = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is a file, not a folder" if folder.exists() else suggest.no_such("folder", folder))
+            raise UserError(suggest.no_folder(folder))
         below = sorted(set(_below(folder)))
         if not below:
             raise UserError(f"{folder} holds no run (a run folder has a config.json)")

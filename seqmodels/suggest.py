@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -41,12 +42,13 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near!r}? " if near else ""
 
 
-def path_hint(path: Path, accepts: Callable[[Path], bool] = Path.exists) -> str:
+def path_hint(path: str | os.PathLike[str], accepts: Callable[[Path], bool] = Path.exists) -> str:
     """`hint` for a path where nothing is: the nearest name in the folder in which its first missing part should be.
 
     Args:
         accepts: whether a path may be offered.
     """
+    path = Path(path)
     try:
         while not path.parent.exists():
             path = path.parent
@@ -57,6 +59,11 @@ def path_hint(path: Path, accepts: Callable[[Path], bool] = Path.exists) -> str:
     return f"did you mean '{beside[near]}'? " if near else ""
 
 
-def no_such(what: str, path: Path) -> str:
+def no_such(what: str, path: str | os.PathLike[str]) -> str:
     """That there is no ``what`` at a path, and what is there of nearly this name: a message."""
     return f"there is no {what} {path}; {path_hint(path)}".rstrip("; ")
+
+
+def no_folder(path: Path) -> str:
+    """Why a path is no folder, to be read or searched: a message."""
+    return f"{path} is a file, not a folder" if path.exists() else no_such("folder", path)

@@ -34,6 +34,7 @@ def place(tmp_path):
         (lambda path: sources.open_source(str(path), revision="", toy_documents=1), "storys.txt", "stories.txt"),
         (lambda path: tokenizer.load_tokenizer(str(path)), "mamba/config.jsn", "mamba/config.json"),
         (lambda path: session.load(path, None, None, params_fingerprint=""), "story.txt", "stories.txt"),
+        (lambda path: session.load(str(path), None, None, params_fingerprint=""), "story.txt", "stories.txt"),
         (checkpoint._read_json, "gal", "gla"),
         (lambda path: output_file(str(path)), "mamb/curves.svg", "mamba"),
         (run_folder.read_config, "transformer", None),

@@ -214,7 +214,7 @@ def export_folder(
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder" if folder.exists() else suggest.no_such("folder", folder))
+        raise UserError(suggest.no_folder(folder))
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: it is not a checkpoint's folder")
     theirs = _special_floats(json_text.read(path, most_bytes=config_lib.MOST_CONFIG_BYTES, infinity=True))
