@@ -106,16 +106,14 @@ class ModelConfig(Checked, where="model"):
         """
         kind = "channel_layers" if is_channel_layer(name) else "mixers"
         configured = dict(getattr(self, kind))
-        if name in configured:
-            chosen = with_options(configured[name], name, options)
-            if self.short_conv != "none":
-                return chosen
-            if "conv_width" in dict(options):
-                raise UserError(
-                    f"model.pattern gives {name} a conv_width, and model.short_conv=none takes it away: leave one out"
-                )
-            return without_short_conv(chosen)
-        raise UserError(f"model.pattern uses {name!r}, but model.{kind} has no options for it")
+        if name not in configured:
+            raise UserError(f"model.pattern uses {name!r}, but model.{kind} has no options for it")
+        chosen = with_options(configured[name], name, options)
+        if self.short_conv != "none":
+            return chosen
+        if "conv_width" in dict(options):
+            raise UserError(f"model.pattern gives {name} a conv_width, and model.short_conv=none takes it away: leave one out")
+        return without_short_conv(chosen)
 
 
 class ShortConvState(NamedTuple):
