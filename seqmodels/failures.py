@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+OF_ANOTHER_KIND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Nothing is there, or a file where a folder should be, or a link that leads nowhere: damage, whenever one looks."""
 
 _PERMISSION = "permission denied"
 _OPEN_FILES = "too many open files: raise the limit with ulimit -n"

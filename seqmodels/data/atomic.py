@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -60,6 +61,14 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         for name in files:
             sync(os.path.join(parent, name))
         sync(parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or the file or link in its place; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 
+from seqmodels import failures
 from seqmodels.data import atomic, fingerprint, progress
 from seqmodels.data.tasks import Task, batches
 from seqmodels.data.tasks.batches import TaskDataset
@@ -25,7 +26,8 @@ from seqmodels.data.text.unicode import well_formed
 from seqmodels.data.text.validation import ValidationSet
 from seqmodels.errors import UserError
 from seqmodels.escape import say
-from seqmodels.formats import json_text
+from seqmodels.formats import json_text, tokenizer_json
+from seqmodels.formats.limits import read_bytes
 from seqmodels.ranges import AtLeast, AtMost, Checked, Count, CountOrZero, OneOf
 
 TEXT: Final = "text"
@@ -403,11 +405,15 @@ def _cached_tokenizer(folder: Path, key: str) -> Tokenizer | None:
     """The tokenizer of a key, whose file has a digest of it in its name; None where there is none, or it is damaged."""
     for path in folder.glob(f"{key}.*.json"):
         try:
-            if path.name == f"{key}.{tokenizers.digest_of(path.read_bytes())}.json":
+            if path.name == f"{key}.{tokenizers.digest_of(read_bytes(path, tokenizer_json.MOST_BYTES))}.json":
                 return tokenizers.load_tokenizer(path)
             reason = f"'{path}' is not what was written"
         except UserError as error:
             reason = str(error)
+        except OSError as error:
+            reason = f"'{path}': {error.strerror}"
+            if error.errno not in failures.OF_ANOTHER_KIND:
+                raise UserError(f"cannot read the cached tokenizer {reason}") from error
         say(f"the cached tokenizer is damaged and is trained again ({reason})")
-        path.unlink(missing_ok=True)
+        atomic.remove(path)
     return None

@@ -1,6 +1,7 @@
 """From a config to batches and back: what train.py and eval.py rely on."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from seqmodels import data
 from seqmodels.data.text import toy
 from seqmodels.errors import UserError
+from tests.places import OF_ANOTHER_KIND
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -128,9 +130,26 @@ def test_a_damaged_cached_tokenizer_is_trained_again(config, tmp_path, capsys):
     config = with_(config, tokenizer="bpe", cache_dir=str(tmp_path))
     first = data.prepare(config, seed=0)
     (path,) = (tmp_path / "tokenizers").iterdir()
-    path.write_bytes(path.read_bytes()[:1000])
-    assert data.prepare(config, seed=0).tokenizer.to_json() == first.tokenizer.to_json()
-    assert len([line for line in capsys.readouterr().err.splitlines() if "damaged" in line]) == 1
+    damages = {"half of it": lambda path: path.write_bytes(path.read_bytes()[:1000])} | OF_ANOTHER_KIND
+    for name, damage in damages.items():
+        damage(path)
+        assert data.prepare(config, seed=0).tokenizer.to_json() == first.tokenizer.to_json(), name
+        assert len([line for line in capsys.readouterr().err.splitlines() if "damaged" in line]) == 1
+        assert path.is_file() and not path.is_symlink()
+
+
+def test_a_cached_tokenizer_that_cannot_be_read_now_is_not_taken_for_damaged(config, monkeypatch):
+    config = with_(config, tokenizer="bpe", toy_documents=60)
+    data.prepare(config, seed=0)
+
+    def refuse(path, most_bytes):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as context, pytest.raises(UserError, match="cannot read the cached tokenizer '.*: Permission"):
+        context.setattr(data.dataset, "read_bytes", refuse)
+        data.prepare(config, seed=0)
+    monkeypatch.setattr("seqmodels.data.text.tokenizer.train_bpe", None)
+    data.prepare(config, seed=0)
 
 
 def test_only_the_first_documents(config):

@@ -7,7 +7,8 @@ fingerprint, the split, the repair, the tokenizer), so an entry is never out of 
 another key.
 
 An entry is whole or not used. It is built in a folder of its own name, by the process that holds the key's
-lock, and renamed into place when complete and on the disk. A digest of every block of every shard was taken
+lock, and renamed into place when complete and on the disk. The folder has a lock of its own, so that nobody removes it
+while it is being built, whatever became of the key's. A digest of every block of every shard was taken
 from the numbers before they were written, and is compared when a block is first read: of small shards at
 once, and a damaged entry is made again; of large ones as training reaches it, which then stops and says so.
 Where a file system has no locks, several processes build side by side, and the later finds the other's
@@ -20,7 +21,6 @@ import hashlib
 import json
 import operator
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Int64, UInt
 
+from seqmodels import failures
 from seqmodels.data import atomic, progress
 from seqmodels.data.fingerprint import key_of
 from seqmodels.data.text import encoders
@@ -51,8 +52,6 @@ _BLOCK_BYTES: Final = 1 << 18
 _VERIFIED_AT_ONCE_BYTES: Final = 1 << 28
 """A shard up to so large is compared with its digests when it is opened, in about 0.5 s."""
 _ATTEMPTS: Final = 5
-_OF_ANOTHER_KIND: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""Nothing is there, or a file where a folder should be, or a link that leads nowhere: damage, whenever one looks."""
 
 
 class VerifiedArray:
@@ -184,26 +183,44 @@ def cached_tokens(
             if stream is not None:
                 return stream
         folder.mkdir(parents=True, exist_ok=True)
-        with key_lock(cache_dir, entry.name, f"another process is tokenising the {label}: waiting for it") as is_held:
+        with key_lock(cache_dir, entry.name, f"another process is tokenising the {label}: waiting for it"):
             stream = _opened(entry, description, tokenizer.vocab_size, notify=True)
             if stream is not None:
                 return stream
-            _remove_abandoned(folder, entry.name if is_held else None)
-            return _build(folder, entry, split, tokenizer, description, label)
+            _remove_abandoned(folder)
+            return _build(entry, split, tokenizer, description, label)
 
 
 @contextlib.contextmanager
 def key_lock(cache_dir: str | os.PathLike[str], key: str, waiting: str | None) -> Iterator[bool]:
     """The right to make what the cache keeps under a key; see `atomic.lock`."""
-    folder = atomic.expanded(cache_dir) / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic.lock(folder / f"{key}.lock", waiting=waiting) as is_held:
+    path = _lock_of(atomic.expanded(cache_dir) / "tokens" / key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.lock(path, waiting=waiting) as is_held:
         yield is_held
 
 
-def _build(folder: Path, entry: Path, split: Split, tokenizer: Tokenizer, description: dict[str, Any], label: str) -> TokenStream:
-    building = folder / f"{entry.name}.building.{atomic.unique()}"
-    try:
+def _lock_of(path: Path) -> Path:
+    return path.parent.with_name("locks") / f"{path.name}.lock"
+
+
+@contextlib.contextmanager
+def _name_of_ones_own(entry: Path) -> Iterator[Path]:
+    """A name beside an entry for what is being built or removed. What has it in the end is removed: by this process, or,
+    where that was killed, by whoever finds its lock free."""
+    path = entry.with_name(f"{entry.name}.building.{atomic.unique()}")
+    lock = _lock_of(path)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.lock(lock, waiting=None):
+        try:
+            yield path
+        finally:
+            atomic.remove(path)
+            lock.unlink(missing_ok=True)
+
+
+def _build(entry: Path, split: Split, tokenizer: Tokenizer, description: dict[str, Any], label: str) -> TokenStream:
+    with _name_of_ones_own(entry) as building:
         building.mkdir()
         left_out: Counter[str] = Counter()
         pieces = progress.over(split.pieces(left_out), f"tokenising {label}", split.text_bytes())
@@ -215,11 +232,9 @@ def _build(folder: Path, entry: Path, split: Split, tokenizer: Tokenizer, descri
         _write_manifest(building, {"description": description, "totals": totals, "left_out": dict(left_out), "digests": digests})
         stream = _opened(building, description, tokenizer.vocab_size)  # before it has its name, which others may touch
         if stream is None:
-            raise UserError(f"tokens written to '{folder}' do not read back: set another data.cache_dir")
+            raise UserError(f"tokens written to '{entry.parent}' do not read back: set another data.cache_dir")
         _put_in_place(building, entry, description, tokenizer.vocab_size)
         return stream
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 class _Shard:
@@ -323,20 +338,25 @@ def _opened(entry: Path, description: dict[str, Any], vocab_size: int, *, notify
         ends, text_bytes = (
             VerifiedArray(entry / shard, "<i8", totals["documents"], digests[shard]).whole() for shard in (_ENDS, _BYTES)
         )
-        if ends[-1] != len(tokens):
-            raise ValueError(f"its documents end at {ends[-1]:,}, its tokens at {len(tokens):,}")
+        check_documents(ends, text_bytes, len(tokens))
         if totals["tokens"] * tokens.dtype.itemsize <= _VERIFIED_AT_ONCE_BYTES:
             tokens = tokens.whole()
             if tokens.max() >= vocab_size:
                 raise ValueError(f"{_TOKENS} has the id {tokens.max()}, beyond the vocabulary of {vocab_size}")
         return TokenStream(tokens, ends, text_bytes, manifest["left_out"], _digest_of_blocks(digests))
     except (OSError, Malformed, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, OSError) and error.errno not in _OF_ANOTHER_KIND:
+        if isinstance(error, OSError) and error.errno not in failures.OF_ANOTHER_KIND:
             raise UserError(f"cannot read the cached tokens '{error.filename or entry}': {error.strerror}") from error
         if notify:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             say(f"cached tokens in '{entry}' are damaged ({reason}): making them again")
         return None
+
+
+def check_documents(ends: np.ndarray, text_bytes: np.ndarray, tokens: int) -> None:
+    """Raises ValueError where documents do not follow each other from the first of so many ``tokens`` to the last."""
+    if ends[0] < 1 or np.any(ends[1:] <= ends[:-1]) or ends[-1] != tokens or np.any(text_bytes < 0):
+        raise ValueError("its documents do not end where its tokens do")
 
 
 def _put_in_place(building: Path, entry: Path, description: dict[str, Any], vocab_size: int) -> None:
@@ -350,28 +370,16 @@ def _put_in_place(building: Path, entry: Path, description: dict[str, Any], voca
         if _opened(entry, description, vocab_size) is not None:
             return  # another process was faster
         # Damaged. It is set aside first: renaming is atomic, removing a folder is not.
-        damaged = entry.with_name(f"{entry.name}.building.{atomic.unique()}")
-        with contextlib.suppress(FileNotFoundError):  # another process set it aside
+        with _name_of_ones_own(entry) as damaged, contextlib.suppress(FileNotFoundError):  # another process set it aside
             entry.rename(damaged)
-        _remove(damaged)
 
 
-def _remove(path: Path) -> None:
-    """Removes a folder, or the file or link in its place."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _remove_abandoned(folder: Path, own_key: str | None) -> None:
-    """Removes what killed writers left: folders being built under keys whose lock is free."""
-    locks = folder.with_name("locks")
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed writers left: folders being built whose own lock is there and free."""
     for building in folder.glob("*.building.*"):
-        key = building.name.partition(".")[0]
-        if key == own_key:
-            _remove(building)
-        elif (locks / f"{key}.lock").exists():
-            with atomic.lock(locks / f"{key}.lock", waiting=None) as is_free:
+        lock = _lock_of(building)
+        if lock.exists():
+            with atomic.lock(lock, waiting=None) as is_free:
                 if is_free:
-                    _remove(building)
+                    atomic.remove(building)
+                    lock.unlink(missing_ok=True)

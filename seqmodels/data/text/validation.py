@@ -158,8 +158,7 @@ def _check(validation: ValidationSet, vocab_size: int | None) -> None:
     ends, text_bytes = validation.document_ends, validation.document_bytes
     if not (ends.ndim == text_bytes.ndim == validation.tokens.ndim == 1 and len(ends) == len(text_bytes) > 0):
         raise ValueError("its arrays have other shapes than were written")
-    if ends[-1] != len(validation) or np.any(np.diff(ends, prepend=0) < 1) or np.any(text_bytes < 0):
-        raise ValueError("its documents do not end where its tokens do")
+    shards.check_documents(ends, text_bytes, len(validation))
     if not 0 <= validation.end_of_text < (vocab_size or 1 << 31):
         raise ValueError(f"its end of text is {validation.end_of_text}")
     if validation.packing not in PACKINGS:

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seqmodels.data import atomic
 from seqmodels.data.text import shards, sources, toy
 from seqmodels.data.text.readers import Piece
 from seqmodels.data.text.shards import cached_tokens
 from seqmodels.data.text.sources import Split
 from seqmodels.data.text.tokenizer import BytesTokenizer
 from seqmodels.errors import UserError
+from tests.places import OF_ANOTHER_KIND, in_its_place
 
 REPOSITORY = Path(__file__).parents[3]
 TEXTS = ["one", "zwei", "trois é", "x" * 1000]
@@ -102,24 +104,6 @@ def test_a_damaged_entry_is_made_again_with_one_line_of_notice(tmp_path, capsys,
     assert cached_tokens(tmp_path, unread(), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
 
 
-def in_its_place(make):
-    def replace(path):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        make(path)
-
-    return replace
-
-
-OF_ANOTHER_KIND = {
-    "a folder": in_its_place(Path.mkdir),
-    "a pipe": in_its_place(os.mkfifo),
-    "a device": in_its_place(lambda path: path.symlink_to("/dev/zero")),
-    "a link to nothing": in_its_place(lambda path: path.symlink_to("/nowhere/at/all")),
-    "a link to itself": in_its_place(lambda path: path.symlink_to(path.name)),
-    "no bytes": in_its_place(lambda path: path.write_bytes(b"")),
-}
-
-
 @pytest.mark.parametrize("kind", OF_ANOTHER_KIND)
 @pytest.mark.parametrize("place", ["tokens.bin", "document_ends.bin", "manifest.json", ""])
 def test_what_stands_in_a_file_s_or_an_entry_s_place_is_replaced(tmp_path, kind, place):
@@ -144,6 +128,21 @@ def test_a_manifest_of_other_numbers_is_not_believed_though_its_digest_is_right(
     del manifest["digest"]
     shards._write_manifest(entry, manifest)
     assert cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
+
+
+@pytest.mark.parametrize("ends", [[-5, 9, 18, 1019], [9, 4, 18, 1019], [4, 4, 18, 1019], [0, 9, 18, 1019]])
+def test_documents_that_do_not_follow_each_other_are_not_believed_though_the_digests_are_right(tmp_path, ends):
+    cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test")
+    (entry,) = entries(tmp_path)
+    ends = np.array(ends, "<i8")
+    assert ends[-1] == len(tokens_of(TEXTS))
+    (entry / "document_ends.bin").write_bytes(ends.tobytes())
+    manifest = json.loads((entry / "manifest.json").read_text())
+    manifest["digests"]["document_ends.bin"] = [shards._digest(ends.tobytes())]
+    del manifest["digest"]
+    shards._write_manifest(entry, manifest)
+    stream = cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test")
+    assert stream.document_ends.tolist() == np.cumsum([len(text.encode()) + 1 for text in TEXTS]).tolist()
 
 
 def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path):
@@ -212,19 +211,39 @@ def test_an_error_in_the_text_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("age", [-10 * 365, 0, 30])
 def test_what_a_writer_left_is_removed_when_it_has_ended_whatever_the_clock_says(tmp_path, age):
     folders = {key: tmp_path / "tokens" / f"{key}.building.1-ab" for key in ("ended", "at work", "unknown")}
+    locks = {key: tmp_path / "locks" / f"{folder.name}.lock" for key, folder in folders.items()}
     for folder in folders.values():
         folder.mkdir(parents=True)
         (folder / "tokens.bin").write_bytes(b"half")
         then = time.time() - age * 24 * 3600
         os.utime(folder, (then, then))
-    with shards.key_lock(tmp_path, "ended", None):
-        pass
-    with shards.key_lock(tmp_path, "at work", None) as is_held:
+    locks["ended"].parent.mkdir()
+    locks["ended"].touch()
+    with atomic.lock(locks["at work"], waiting=None) as is_held:
         assert is_held
         cached_tokens(tmp_path, split_of(TEXTS), BytesTokenizer(), label="test")
         assert [key for key, folder in folders.items() if folder.exists()] == ["at work", "unknown"]
     cached_tokens(tmp_path, split_of(["other"], "other"), BytesTokenizer(), label="test")
     assert [key for key, folder in folders.items() if folder.exists()] == ["unknown"]
+    assert not any(".building." in path.name for path in (tmp_path / "locks").iterdir())
+
+
+@pytest.mark.parametrize("other", ["the same text", "another text"])
+def test_a_builder_whose_key_s_lock_is_gone_is_left_alone(tmp_path, other):
+    """Somebody has emptied the folder of locks: another process may now build, but removes nothing."""
+
+    def documents():
+        yield TEXTS[0]
+        (entry_lock,) = (path for path in (tmp_path / "locks").iterdir() if ".building." not in path.name)
+        entry_lock.unlink()
+        texts, name = (TEXTS, "test") if other == "the same text" else (["other"], "other")
+        assert cached_tokens(tmp_path, split_of(texts, name), BytesTokenizer(), label=other).tokens.tolist() == tokens_of(texts)
+        yield from TEXTS[1:]
+
+    split = Split(documents=documents, fingerprint={"name": "test"}, text_bytes=lambda: 1000)
+    assert cached_tokens(tmp_path, split, BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
+    assert not list((tmp_path / "tokens").glob("*.building.*"))
+    assert cached_tokens(tmp_path, unread(), BytesTokenizer(), label="test").tokens.tolist() == tokens_of(TEXTS)
 
 
 @pytest.mark.parametrize("batch_characters", [1, 7, 1 << 20])
