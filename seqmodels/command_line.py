@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from seqmodels.escape import escape, say
 
 MOST_SHOWN = 1000  # characters of a message
 UNWIND_SECONDS = 10.0  # that a program may take to end after a signal
+AGAIN_SECONDS = 0.2  # after which a signal that was thrown away is delivered again
 
 
 class Parser(argparse.ArgumentParser):
@@ -268,8 +270,9 @@ class _Ended(BaseException):
 @contextlib.contextmanager
 def _signals_unwind() -> Iterator[None]:
     """SIGTERM, and SIGHUP of a terminal that is closed, unwind what is done inside as Ctrl-C does: a file that was being written
-    beside its name is removed. Where that takes longer than `UNWIND_SECONDS`, as in a compilation, and where a library has
-    swallowed what was raised, a thread ends the process; and so does a second signal.
+    beside its name is removed. What Python throws away, being raised in a finaliser or a library's callback, is raised again.
+    Where unwinding takes longer than `UNWIND_SECONDS`, as in a compilation, and where a library has swallowed what was raised, a
+    thread ends the process; and so does a second signal.
 
     What handles them itself while it lasts, such as training, does so.
     """
@@ -278,24 +281,37 @@ def _signals_unwind() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         raise _Ended(number)
 
+    def thrown_away(unraisable) -> None:
+        if not isinstance(unraisable.exc_value, (_Ended, KeyboardInterrupt)):
+            hook(unraisable)
+            return
+        if isinstance(unraisable.exc_value, _Ended):
+            signal.signal(unraisable.exc_value.number, unwind)
+        lost.set()
+
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield
         return
     # Not one that is ignored: under nohup a closed terminal ends nothing.
-    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    usual = (signal.SIG_DFL, packages.end_by_signal)
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in usual]
+    if signal.getsignal(signal.SIGINT) is packages.end_by_signal:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
-    over = threading.Event()
-    watcher = threading.Thread(target=_end_if_not_obeyed, args=(readable, over), daemon=True)
+    over, lost = threading.Event(), threading.Event()
+    watcher = threading.Thread(target=_end_if_not_obeyed, args=(readable, over, lost), daemon=True)
     watcher.start()
     before = signal.set_wakeup_fd(
         writable, warn_on_full_buffer=False
     )  # the system's handler writes, whatever Python is busy with
+    hook, sys.unraisablehook = sys.unraisablehook, thrown_away
     for number in taken:
         signal.signal(number, unwind)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(before)
@@ -306,12 +322,20 @@ def _signals_unwind() -> Iterator[None]:
         os.close(writable)
 
 
-def _end_if_not_obeyed(arrivals: int, over: threading.Event) -> None:
-    """A thread: the number of a signal arrives, or 0 when there is nothing to wait for any more."""
+def _end_if_not_obeyed(arrivals: int, over: threading.Event, lost: threading.Event) -> None:
+    """A thread: the number of a signal arrives, or 0 when there is nothing to wait for any more; it is delivered again where what
+    it raised is ``lost``."""
     number = None
     while number not in (0, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of others that somebody handles
         number = os.read(arrivals, 1)[0]
-    if number and not over.wait(UNWIND_SECONDS):
+    if not number:
+        return
+    end = time.monotonic() + UNWIND_SECONDS
+    while not over.wait(min(AGAIN_SECONDS, UNWIND_SECONDS)) and time.monotonic() < end:
+        if lost.is_set():
+            lost.clear()
+            signal.pthread_kill(threading.main_thread().ident, number)
+    if not over.is_set():
         with contextlib.suppress(OSError):
             os.write(2, f"\nstopped by {signal.Signals(number).name}\n".encode())
         os._exit(128 + number)

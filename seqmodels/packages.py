@@ -4,10 +4,12 @@ import importlib.metadata
 import importlib.util
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 # What requirements.txt installs, by the names that are imported.
 MODULES = (
@@ -45,6 +47,20 @@ def _without_interrupts(kind: type[BaseException], error: BaseException, traceba
         sys.__excepthook__(kind, error, traceback)
 
 
+def end_by_signal(number: int, frame: FrameType | None) -> None:
+    """A handler for the time before `command_line.run`: one line, and the end; what is raised in an import, a library may swallow."""
+    os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
+
+
+def _end_by_signals() -> None:
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # not one that is ignored
+            signal.signal(number, end_by_signal)
+
+
 def _open_standard_streams() -> None:
     """What whoever started the program has closed leads nowhere: the next file that is opened would get the stream's number, and so
     what is written to the stream. A character that the encoding of a stream lacks is spelt, and is no error.
@@ -72,10 +88,11 @@ def _check_current_folder() -> None:
 def check_packages() -> None:
     """Ends the process with a line on stderr and exit code 1 if a package is missing, or the current folder. Imports no package.
 
-    Where stderr is a terminal, it says that they are being loaded. A Ctrl-C meanwhile ends the process without a traceback.
+    Where stderr is a terminal, it says that they are being loaded. A signal meanwhile ends the process with one line.
     """
     sys.excepthook = _without_interrupts
     _open_standard_streams()
+    _end_by_signals()
     _check_current_folder()
     lacking = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if not lacking:

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -139,6 +140,29 @@ def test_a_signal_that_is_not_obeyed_ends_the_process_all_the_same(monkeypatch):
     with pytest.raises(SystemExit) as end:
         command_line.run(main)
     assert end.value.code == 0 and codes == [143]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_python_throws_away_is_raised_again(number, capsys):
+    class Finalised:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    def main():
+        Finalised()
+        time.sleep(5)
+        pytest.fail("it went on")  # pragma: no cover
+
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)
+    try:
+        with pytest.raises(SystemExit) as end:
+            command_line.run(main)
+    finally:
+        signal.signal(number, before)
+    assert end.value.code == 128 + number
+    assert capsys.readouterr().err == f"stopped by {number.name}\n"
 
 
 def test_a_full_disk_behind_stdout_is_one_line(monkeypatch, tmp_path):

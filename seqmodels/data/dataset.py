@@ -75,7 +75,7 @@ class DataConfig(Checked, where="data"):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokens ready to train on: ``train`` a memory-mapped stream, ``validation`` a text in fixed order."""
+    """Tokens ready to train on: ``train`` a stream that is kept in files, ``validation`` a text in fixed order."""
 
     name: str
     """The field of the config that says where the text is from, and its value."""

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import stat
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -22,17 +24,50 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         Malformed: it is a folder, a device, a pipe or a socket.
         OSError: the system cannot open it, or what is done inside cannot read it; it names the file.
     """
-    with failures.named(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Malformed(f"{path} is not a regular file")
-            file = os.fdopen(descriptor, "rb")
-        except BaseException:
-            os.close(descriptor)
-            raise
-        with file:
-            yield file
+    with failures.named(path), _opened(path) as file:
+        yield file
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Malformed(f"{path} is not a regular file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+class OpenFile:
+    """A regular file that stays open, to be read in parts. A part of a memory map that cannot be read would end the process.
+
+    Attributes:
+        path: where it was.
+        size: its bytes when it was opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Errors as of `open_file`."""
+        with failures.named(path):
+            self._file = _opened(path)
+            self.path, self.size = path, os.fstat(self._file.fileno()).st_size
+        self._lock = threading.Lock()
+        weakref.finalize(self, self._file.close)
+
+    def read(self, first: int, end: int) -> bytes:
+        """The bytes ``first`` to ``end``.
+
+        Raises:
+            Malformed: the file ends sooner, having been cut off since it was opened.
+            OSError: the system cannot read it; it names the file.
+        """
+        with self._lock, failures.named(self.path):
+            self._file.seek(first)
+            content = self._file.read(end - first)
+        if len(content) < end - first:
+            raise Malformed(f"{self.path} has {first + len(content):,} bytes, and had {self.size:,}: it was cut off meanwhile")
+        return content
 
 
 def read_bytes(path: str | os.PathLike[str], most_bytes: int) -> bytes:

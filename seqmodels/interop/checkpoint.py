@@ -72,12 +72,12 @@ def read(folder: str | os.PathLike, report: Callable[[str], None] = lambda line:
     return Foreign(kind, theirs, config, table.read_tensors(kind, config, shapes, tensors))
 
 
-def check_size(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
+def check_size(config: ModelConfig, tensors: safetensors.Tensors) -> None:
     """Raises UserError where a model of this config is much larger than all the tensors: before memory is asked for.
 
     Whatever a model computes while it is built (a matrix of its state size, say) is bounded by this as well.
     """
-    there = sum(tensor.size for tensor in tensors.values())
+    there = tensors.count
     most = 2 * there + MOST_SIZE  # a tensor that is missing is said by its name, later
     sizes = {"model.repeats": config.repeats, "model.d_model": config.d_model, "model.vocab_size": config.vocab_size}
     sizes |= {

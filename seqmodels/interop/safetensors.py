@@ -16,7 +16,7 @@ import numpy as np
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.formats import json_text
-from seqmodels.formats.limits import Malformed, excerpt, open_file
+from seqmodels.formats.limits import Malformed, OpenFile, excerpt
 
 DTYPES: Final = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(jnp.bfloat16)}
 FILE_NAME: Final = "model.safetensors"
@@ -27,19 +27,33 @@ MAX_NAME_BYTES: Final = 255  # of a file
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of one or several files by name, memory-mapped: bytes are read when they are looked at."""
+    """The tensors of one or several files by name, each read whenever it is asked for.
 
-    def __init__(self, tensors: dict[str, np.ndarray]):
-        self._tensors = tensors
+    Attributes:
+        count: of the numbers that all of them hold.
+    """
+
+    def __init__(self, stored: "dict[str, _Stored]"):
+        self._stored = stored
+        self.count = sum(math.prod(entry.shape) for _, _, entry in stored.values())
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[name]
+        """The tensor, read-only; Malformed where the file was cut off meanwhile, and OSError where the system cannot read it."""
+        file, offset, entry = self._stored[name]
+        content = file.read(offset + entry.first, offset + entry.end)
+        return np.frombuffer(content, np.uint8).view(DTYPES[entry.dtype]).reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._stored)
+
+    def __contains__(self, name: object) -> bool:  # that of a Mapping would read the tensor
+        return name in self._stored
+
+    def __or__(self, others: "Tensors") -> "Tensors":
+        return Tensors(self._stored | others._stored)
 
 
 def read_folder(folder: str | os.PathLike) -> Tensors:
@@ -70,25 +84,22 @@ def read(path: str | os.PathLike) -> Tensors:
         OSError: the system cannot read it.
     """
     path = Path(path)
-    with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise Malformed(f"{path} is cut off or not a safetensors file: its header does not fit into its {size} bytes")
-        try:
-            text = file.read(length).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise Malformed(f"{path} is damaged: its header is not UTF-8 ({error.reason})") from None
+    file = OpenFile(path)
+    size = file.size
+    length = int.from_bytes(file.read(0, min(8, size)), "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise Malformed(f"{path} is cut off or not a safetensors file: its header does not fit into its {size} bytes")
+    try:
+        text = file.read(8, 8 + length).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"{path} is damaged: its header is not UTF-8 ({error.reason})") from None
     header = json_text.parse(text, f"{path} is damaged: its header")
     if not isinstance(header, dict):
         raise Malformed(f"{path} is damaged: its header is no object of tensors")
     header.pop("__metadata__", None)
     entries = {name: _entry(path, name, values) for name, values in header.items()}
     _check_bytes_used_once(path, entries, size - 8 - length)
-    data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
-    return Tensors(
-        {name: data[entry.first : entry.end].view(DTYPES[entry.dtype]).reshape(entry.shape) for name, entry in entries.items()}
-    )
+    return Tensors({name: _Stored(file, 8 + length, entry) for name, entry in entries.items()})
 
 
 class _Entry(NamedTuple):
@@ -96,6 +107,12 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]
     first: int
     end: int
+
+
+class _Stored(NamedTuple):
+    file: OpenFile
+    offset: int  # of the first tensor's bytes
+    entry: _Entry
 
 
 def _entry(path: Path, name: str, values: Any) -> _Entry:
@@ -153,13 +170,13 @@ def _read_shards(folder: Path) -> Tensors:
     shards = {name: read(folder / name) for name in names}
     # All that is in the shards, whether or not the index names it: whoever takes the tensors refuses what has no place. What the
     # index names and no shard has is left to them, too: of tensors that share their values a writer keeps one name.
-    tensors: dict[str, np.ndarray] = {}
+    tensors = Tensors({})
     for file, shard in shards.items():
         twice = tensors.keys() & shard.keys()
         if twice:
             raise UserError(f"{folder / file} has {min(twice)}, which another shard has as well")
         tensors |= shard
-    return Tensors(tensors)
+    return tensors
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:

@@ -379,13 +379,13 @@ def read_tensors(kind: Kind, config: ModelConfig, shapes: dict, tensors: Mapping
     embedding, head = (
         next((tensor.theirs for tensor in kind.outer if tensor.ours == ours), None) for ours in ("embedding", "output_kernel")
     )
-    if config.tie_embeddings and embedding not in tensors and head in tensors:
-        # A writer that keeps one name of shared values may have kept the head's.
-        tensors = {embedding if name == head else name: tensor for name, tensor in tensors.items()}
+    # A writer that keeps one name of shared values may have kept the head's.
+    kept_as_head = config.tie_embeddings and embedding not in tensors and head in tensors
     for tensor in _outer(kind, config):
-        for path, value in zip(tensor.ours.split(), _read(tensor.theirs, tensor, kind, shapes, tensors)):
+        name = head if kept_as_head and tensor.theirs == embedding else tensor.theirs
+        for path, value in zip(tensor.ours.split(), _read(name, tensor, kind, shapes, tensors)):
             _put(params, kind.path(path), value)
-        used.add(tensor.theirs)
+        used.add(name)
     for tensor in kind.inner:
         paths = [kind.path(path) for path in tensor.ours.split()]
         stacks = [np.empty(_get(shapes, path).shape, np.float32) for path in paths]

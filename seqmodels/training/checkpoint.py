@@ -7,22 +7,27 @@ complete and on the disk, so a killed process, or a power cut, leaves a whole st
 that flipped on the disk; the checksums do.
 
 A read that fails means one of three things. The step has vanished, because the run that writes it keeps only its newest
-ones: the folder is listed again. Something outside the data is in the way (permission, memory, open files, the disk): that
-is said, and nothing is touched. Or the data are damaged: the step before is taken.
+ones: the folder is listed again. Something outside the data is in the way (permission, memory, open files, the disk), or the
+step is of another model than is asked for: that is said, and nothing is touched. Or the data are damaged: the step before is
+taken.
 """
 
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import logging
 import math
 import os
+import re
 import shutil
+import stat
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +40,11 @@ from seqmodels import failures, migrations, processes
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.formats import json_text
-from seqmodels.formats.limits import Malformed, open_file
+from seqmodels.formats.limits import Malformed, open_file, size
+
+DELETION_SECONDS: Final = 0.3  # that a step of which something is missing is watched for, whether more of it goes
+_DATA_FOLDER: Final = "d"  # of OCDBT; what else is in a step is JSON, or small
+_OTHER_SHAPE: Final = re.compile(r"Requested shape: (\(.*?\)) is not compatible with the stored shape: (\(.*?\))")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +113,8 @@ def restore(
         group: the processes that all call this; the first one lists the folder, and what one of them cannot read none takes.
 
     Raises:
-        UserError: `step` does not exist; a checkpoint cannot be read now; or there are checkpoints, but all are damaged; and what
-            `check` raises.
+        UserError: `step` does not exist; a checkpoint cannot be read now, or is of another model; there are checkpoints, but all are
+            damaged, or are deleted meanwhile; and what `check` raises.
     """
     directory = Path(directory).absolute()
     group = processes.Group.alone() if group is None else group
@@ -127,18 +136,24 @@ def restore(
                 return restored
             failed.append(failure["reason"])
             _raise_unless_damaged(path, failure)
+            # Who sets damaged ones aside is the run that writes here: nobody else deletes.
+            deleted = not set_aside and group.from_first(functools.partial(_is_being_deleted, path))
             now = group.from_first(lambda: steps(directory))
-            if candidate in now and now[-1] <= listed[-1]:
+            deleted = deleted or candidate not in now
+            # Where a run that writes here has saved newer steps, it deletes this one or will.
+            if not deleted and (step is not None or now[-1] <= listed[-1]):
                 report(f"checkpoint {path} cannot be restored: {failure['reason']}")
                 damaged.append(candidate)
                 continue
-            # A run that writes here has saved newer steps, and deletes this one or will.
+            left = [each for each in now if each != candidate or not deleted]
+            if not left:
+                raise UserError(f"the checkpoints in {directory} were deleted while they were read")
             if step is not None:
                 raise UserError(
                     f"the checkpoint of step {step} in {directory} was deleted by the run that writes there, which "
-                    f"keeps its newest; there are {now}"
+                    f"keeps its newest; there are {left}"
                 )
-            listed, waiting = now, [each for each in now if each not in damaged]
+            listed, waiting = left, [each for each in left if each not in damaged]
     if damaged:
         raise UserError(
             f"none of the checkpoints {sorted(damaged)} in {directory} can be restored: they are damaged; put a copy in their "
@@ -330,7 +345,75 @@ def _reason(error: Exception, directory: Path) -> dict[str, Any]:
     obstacle = failures.obstacle(error) or _obstacle_in(directory)
     if obstacle is not None:
         return {"obstacle": True, "reason": obstacle}
+    shapes = _OTHER_SHAPE.search(str(error))
+    if shapes is not None:
+        reason = _of_another_model(directory, f"an array of {shapes[2]}, not {shapes[1]}")
+        return {"obstacle": False, "refused": True, "reason": reason}
     return {"obstacle": False, "reason": " ".join(str(error).split()).partition(". See full TensorStore details")[0][:200]}
+
+
+def _of_another_model(directory: Path, holds: str) -> str:
+    return f"checkpoint {directory} holds {holds}: it is of another model, or tokenizer, than is asked for (config.json was replaced?)"
+
+
+def _is_being_deleted(directory: Path) -> bool:
+    """Whether a step goes while one looks: a folder is not deleted at one stroke."""
+
+    def names() -> int:
+        return sum(len(folders) + len(files) for _, folders, files in os.walk(directory))
+
+    before, end = names(), time.monotonic() + DELETION_SECONDS
+    while time.monotonic() < end:
+        time.sleep(DELETION_SECONDS / 10)
+        if names() < before or not directory.exists():
+            return True
+    return not directory.exists()
+
+
+def _check_files(directory: Path) -> None:
+    """Raises ValueError where a step has what is neither a folder nor a regular file, for which Orbax would wait or which has no
+    end, or a file that is larger than such files are."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, _, files in os.walk(directory, onerror=refuse):
+        for name in files:
+            about = os.stat(os.path.join(parent, name))
+            if not stat.S_ISREG(about.st_mode):
+                raise ValueError(f"{name} is not a regular file")
+            if os.path.basename(parent) != _DATA_FOLDER and about.st_size > json_text.MOST_BYTES:
+                raise ValueError(f"{name} has {size(about.st_size)}")
+
+
+def _check_record(record: Mapping) -> None:
+    """Raises ValueError where a record is not as it is written: a digest is soon made of anything."""
+
+    def maps(value: Any, kind: type) -> bool:
+        return isinstance(value, dict) and all(type(each) is kind for each in value.values())
+
+    def is_model(value: Any) -> bool:
+        return isinstance(value, dict) and type(value.get("version")) is int and isinstance(value.get("options"), dict)
+
+    def is_log(value: Any) -> bool:
+        return maps(value, dict) and all(
+            type(each.get("bytes")) is int and isinstance(each.get("digest"), str) for each in value.values()
+        )
+
+    kinds = {
+        "checksums": lambda value: maps(value, int),
+        "data": lambda value: isinstance(value, str),
+        "digests": lambda value: maps(value, str),
+        "order": lambda value: isinstance(value, str),
+        "tokenizer": lambda value: isinstance(value, str),
+        "model": is_model,
+        "seconds": lambda value: type(value) in (int, float),
+        "log": is_log,
+        "skipped": lambda value: isinstance(value, list) and [type(each) for each in value] == [int, int],
+    }
+    wrong = next((name for name, holds in kinds.items() if record.get(name) is not None and not holds(record[name])), None)
+    if wrong is not None or record.get("checksums") is None:
+        raise ValueError(f"its record is damaged: {wrong or 'checksums'}")
 
 
 def _obstacle_in(directory: Path) -> str | None:
@@ -351,12 +434,17 @@ def _obstacle_in(directory: Path) -> str | None:
 
 def _read_step(directory: Path, abstract_state: dict, check: Callable[[Mapping], None]) -> tuple[dict, dict]:
     """The record, checked and without its digest, and the arrays, under the names that they were saved with."""
+    _check_files(directory)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), **_without_barriers()) as checkpointer:
         record = dict(checkpointer.restore(directory, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record)
         if record.pop("digest") != json_text.digest(record) or record["step"] != int(directory.name):
             raise ValueError("its record is damaged")
+        _check_record(record)
         check(record)
         as_saved = _renamed(abstract_state, migrations.former_layer_names(_names(abstract_state), record["checksums"]))
+        absent = next((name for name in _names(as_saved) if name not in record["checksums"]), None)
+        if absent is not None:
+            raise UserError(_of_another_model(directory, f"no {absent}"))
         arrays = ocp.args.PyTreeRestore(
             as_saved, restore_args=ocp.checkpoint_utils.construct_restore_args(as_saved), partial_restore=True
         )

@@ -25,6 +25,7 @@ def test_a_python_without_the_packages(command):
 
 def test_nothing_is_missing_here(capsys, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(packages, "_end_by_signals", lambda: None)
     packages.check_packages()
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -41,6 +42,19 @@ def test_an_interrupt_while_packages_are_imported_is_no_traceback(raised, said):
 
 
 STARTED = "from seqmodels.packages import check_packages; check_packages(); "
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_packages_are_imported_is_one_line_whatever_a_library_does(number):
+    """Some catch what is raised while they import, and go on without a part of themselves."""
+    program = f"{STARTED}import os\ntry: os.kill(os.getpid(), {int(number)}); print('it went on')\nexcept BaseException: pass"
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)  # a child of a process that ignores it ignores it, too
+    try:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    finally:
+        signal.signal(number, before)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"stopped by {number.name}\n")
 
 
 def test_a_closed_stream_is_no_file_that_is_opened_next(tmp_path):

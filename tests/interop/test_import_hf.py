@@ -1,6 +1,7 @@
 """Other libraries' checkpoints become run folders. Their logits are in tests/mixers and tests/interop/test_goldens_llama.py."""
 
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -431,6 +432,16 @@ def test_a_damaged_file(tmp_path, damage, said):
     path.write_bytes(damage((load("hf/llama").directory / "model.safetensors").read_bytes()))
     with pytest.raises(UserError, match=said):
         safetensors.read(path)
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_ends_no_process(tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.write(path, {"a": np.ones(3000, np.float32), "b": np.ones(3000, np.float32)})
+    tensors = safetensors.read(path)
+    os.truncate(path, 15000)
+    assert tensors["a"].sum() == 3000 and "b" in tensors and tensors.count == 6000
+    with pytest.raises(UserError, match="model.safetensors has 15,000 bytes, and had 24,.*: it was cut off meanwhile"):
+        tensors["b"]
 
 
 def test_weights_that_are_not_finite_are_one_line_and_leave_nothing(tmp_path):

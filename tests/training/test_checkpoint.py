@@ -1,10 +1,12 @@
 """A checkpoint comes back bit for bit, or is noticed to be damaged and the one before it is used."""
 
 import errno
+import json
 import os
 import re
 import shutil
 import tempfile
+import threading
 import types
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from seqmodels.errors import UserError
+from seqmodels.formats import json_text
 from seqmodels.training import checkpoint
 
 
@@ -68,6 +71,14 @@ def flip_a_byte(step_directory):
 def empty(step_directory):
     shutil.rmtree(step_directory)
     step_directory.mkdir()
+
+
+def record_of(step_directory, **changes):
+    """The record with other values under a digest that is right; None takes a name away."""
+    path = step_directory / "record" / "metadata"
+    record = json.loads(path.read_text()) | changes
+    record = {name: value for name, value in record.items() if name != "digest" and value is not None}
+    path.write_text(json.dumps(record | {"digest": json_text.digest(record)}))
 
 
 def test_round_trip(tmp_path):
@@ -237,6 +248,93 @@ def test_a_reader_beside_a_writer_takes_what_is_newest_now(tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"step 40 .* was deleted by the run that writes there.* there are \[50, 60\]"):
         monkeypatch.setattr(checkpoint, "_read_step", lambda *a: (write(tmp_path, (50, None), (60, None)), read_step(*a)))
         checkpoint.restore(tmp_path, ABSTRACT, step=40)
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "record/metadata", "state/_METADATA", "state/manifest.ocdbt", "array"])
+def test_what_is_no_file_in_a_checkpoint_is_not_waited_for(tmp_path, put, name):
+    write(tmp_path, (10, None), (20, None))
+    path = array_file(tmp_path / "20") if name == "array" else tmp_path / "20" / name
+    path.unlink()
+    put(path)
+    lines = []
+    assert checkpoint.restore(tmp_path, ABSTRACT, report=lines.append).step == 10
+    assert f"{path.name} is not a regular file" in lines[0]
+
+
+def test_a_file_of_a_checkpoint_that_is_too_large_is_not_read(tmp_path):
+    write(tmp_path, (10, None), (20, None))
+    os.truncate(tmp_path / "20" / "record" / "metadata", 1 << 40)
+    lines = []
+    assert checkpoint.restore(tmp_path, ABSTRACT, report=lines.append).step == 10
+    assert "metadata has 1.0 TiB" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checksums": None}, {"checksums": []}, {"checksums": {"params/embedding": "x"}}, {"model": [1]}, {"model": {}},
+        {"model": {"version": 4}}, {"model": {"version": 4, "options": [1]}}, {"digests": "x"}, {"digests": ["x"]},
+        {"digests": {"train": 1}},
+        {"tokenizer": [1]}, {"order": [1]}, {"seconds": "x"}, {"log": [1]}, {"log": {"metrics.jsonl": {}}}, {"data": 5},
+        {"log": {"metrics.jsonl": {"bytes": "a", "digest": "b"}}}, {"skipped": [1]}, {"skipped": "ab"}, {"step": "20"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_that_no_run_wrote_is_damage(tmp_path, changes, two_steps):
+    directory = shutil.copytree(two_steps, tmp_path / "checkpoints")
+    record_of(directory / "20", **changes)
+    lines = []
+    assert checkpoint.restore(directory, ABSTRACT, report=lines.append).step == 10
+    assert re.search(r"20 cannot be restored: (its record is damaged|'checksums')", lines[0])
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("two_steps")
+    write(directory, (10, None), (20, None))
+    return directory
+
+
+@pytest.mark.parametrize("set_aside", [False, True])
+def test_a_checkpoint_of_another_model_is_not_called_damaged(two_steps, set_aside):
+    other = {"an array of (70, 40), not (70, 80)": (70, 80), "an array of (70, 40), not (70,)": (70,), "no params/head": None}
+    for said, shape in other.items():
+        params = ABSTRACT["params"]
+        like = params["embedding"]
+        change = {"embedding" if shape else "head": jax.ShapeDtypeStruct(shape or (3,), like.dtype, sharding=like.sharding)}
+        with pytest.raises(UserError, match=f"checkpoints?.*/20 holds {re.escape(said)}: it is of another model, or tokenizer"):
+            checkpoint.restore(two_steps, {"params": params | change}, set_aside=set_aside)
+    assert checkpoint.steps(two_steps) == [10, 20]
+
+
+def test_a_step_that_is_deleted_bit_by_bit_is_not_called_damaged(tmp_path, monkeypatch):
+    """The run that writes there deletes a folder file by file: a reader finds some of them gone, and the name still there."""
+    write(tmp_path, (10, None), (20, None), (30, None), keep=3)
+    monkeypatch.setattr(checkpoint, "DELETION_SECONDS", 1.0)
+
+    def deleting(step):
+        array_file(tmp_path / str(step)).unlink()
+        threading.Timer(0.2, shutil.rmtree, [tmp_path / str(step)]).start()
+
+    deleting(10)
+    with pytest.raises(UserError, match=r"step 10 .* was deleted by the run that writes there.* there are \[20, 30\]"):
+        checkpoint.restore(tmp_path, ABSTRACT, step=10)
+    deleting(30)
+    lines = []
+    assert checkpoint.restore(tmp_path, ABSTRACT, report=lines.append).step == 20 and not lines
+    deleting(20)
+    with pytest.raises(UserError, match="the checkpoints in .* were deleted while they were read"):
+        checkpoint.restore(tmp_path, ABSTRACT)
+
+
+def test_a_damaged_step_that_is_asked_for_is_not_called_deleted(tmp_path, monkeypatch):
+    write(tmp_path, (10, None), (20, None))
+    truncate(tmp_path / "10")
+    read_step = checkpoint._read_step
+    monkeypatch.setattr(checkpoint, "_read_step", lambda *a: (write(tmp_path, (30, None), keep=3), read_step(*a))[1])
+    with pytest.raises(UserError, match=r"none of the checkpoints \[10\] .* they are damaged"):
+        checkpoint.restore(tmp_path, ABSTRACT, step=10)
 
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path):

@@ -1,6 +1,6 @@
 """The order of training: batches as pure functions of (seed, step), so that resuming needs only the step.
 
-Plain numpy over the memory map. Grain's ``ds[step]`` would do the same for windows at a tenth of the
+Plain numpy over the stream. Grain's ``ds[step]`` would do the same for windows at a tenth of the
 speed (STACK: 11 against 150 million tokens/s), and its packing iterators must be checkpointed where
 ours is a plan one can jump into; of many processes each reads its own rows of the same batch.
 
@@ -18,6 +18,7 @@ from jaxtyping import Int, Integer
 
 from seqmodels.data.text.shards import TokenStream
 from seqmodels.errors import UserError
+from seqmodels.formats.limits import excerpt
 
 Batch = dict[str, np.ndarray]
 
@@ -160,7 +161,13 @@ class ShuffledRows:
         self._permutation = permutation
 
     def in_order(self, order: str) -> "ShuffledRows":
-        """The same rows, shuffled otherwise."""
+        """The same rows, shuffled otherwise.
+
+        Raises:
+            UserError: there is no such order here.
+        """
+        if order not in ORDERS:
+            raise UserError(f"rows in the order {excerpt(order)} are not known here, only {', '.join(ORDERS)}: update seqmodels")
         return ShuffledRows(self._count, self._batch_size, self._seed, order)
 
     def __call__(self, step: int) -> Int[np.ndarray, " B"]:

@@ -1,4 +1,4 @@
-"""Tokens, written once to memory-mapped files under a cache folder.
+"""Tokens, written once to files under a cache folder.
 
 One entry of the cache is a folder ``tokens/<key>`` with one shard per kind of number: the tokens of a
 split, end of text after every document, in one stream; and for each document where it ends and how
@@ -40,7 +40,7 @@ from seqmodels.data.text.tokenizer import Tokenizer, digest
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.formats import json_text
-from seqmodels.formats.limits import Malformed, open_file
+from seqmodels.formats.limits import Malformed, OpenFile
 
 _FORMAT: Final = 2
 """Of an entry: raise it when its files change their meaning."""
@@ -65,64 +65,70 @@ class VerifiedArray:
             ValueError: the file has another size.
         """
         self._path, self._digests = path, digests
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != count * np.dtype(dtype).itemsize or len(digests) != -(-size // _BLOCK_BYTES):
-                raise ValueError(f"{path.name} has another size than was written")
-            self._numbers = np.memmap(file, dtype, mode="r", shape=(count,))
+        self._file = OpenFile(path)
+        size = self._file.size
+        if size != count * np.dtype(dtype).itemsize or len(digests) != -(-size // _BLOCK_BYTES):
+            raise ValueError(f"{path.name} has another size than was written")
         self._verified = bytearray(len(digests))
-        self.dtype, self.shape = self._numbers.dtype, self._numbers.shape
+        self.dtype, self.shape = np.dtype(dtype), (count,)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return self.shape[0]
 
     def __getitem__(self, key: int | slice) -> Any:
-        """A number, or those of a slice, as a part of the memory map.
+        """A number, or those of a slice, in memory.
 
         Raises:
             UserError: a block of it is not what was written.
+            OSError: the system cannot read it.
         """
-        places = range(len(self))[key] if isinstance(key, slice) else (range(len(self))[operator.index(key)],)
-        if len(places):
-            self._check(min(places[0], places[-1]), max(places[0], places[-1]) + 1)
-        return self._numbers[key]
+        if not isinstance(key, slice):
+            place = range(len(self))[operator.index(key)]
+            return self._checked(place, place + 1)[0]
+        places = range(len(self))[key]
+        if not places:
+            return np.empty(0, self.dtype)
+        ends = sorted((places[0], places[-1]))
+        return self._checked(ends[0], ends[1] + 1)[:: places.step]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        self._check(0, len(self))
-        return np.array(self._numbers, dtype, copy=copy)
+        return np.array(self._checked(0, len(self)), dtype)
 
-    def whole(self) -> np.memmap:
-        """All of them.
+    def whole(self) -> np.ndarray:
+        """All of them, read-only.
 
         Raises:
             ValueError: a block is not what was written.
+            OSError: the system cannot read it.
         """
-        block = self._damaged_block(0, len(self))
-        if block is not None:
-            raise ValueError(f"block {block} of {self._path.name} is not what was written")
-        return self._numbers
+        return self._read(0, len(self))
 
-    def _check(self, begin: int, end: int) -> None:
-        block = self._damaged_block(begin, end)
-        if block is None:
-            return
-        folder = self._path.parent
-        with contextlib.suppress(OSError):
-            (folder / _MANIFEST).unlink()  # without which the next process to open the entry makes it again
-        raise UserError(
-            f"cached tokens in '{folder}' are damaged (block {block} of {self._path.name} is not what was written); start "
-            "the same command again: it makes them anew"
-        )
+    def _checked(self, begin: int, end: int) -> np.ndarray:
+        """`_read`, whose error ends a run."""
+        try:
+            return self._read(begin, end)
+        except ValueError as error:
+            folder = self._path.parent
+            with contextlib.suppress(OSError):
+                (folder / _MANIFEST).unlink()  # without which the next process to open the entry makes it again
+            raise UserError(
+                f"cached tokens in '{folder}' are damaged ({error}); start the same command again: it makes them anew"
+            ) from None
 
-    def _damaged_block(self, begin: int, end: int) -> int | None:
-        """The first of the blocks with the numbers ``begin`` to ``end`` that is not what was written."""
-        size, content = self._numbers.dtype.itemsize, self._numbers.view(np.uint8)
+    def _read(self, begin: int, end: int) -> np.ndarray:
+        """The numbers ``begin`` to ``end``, read-only.
+
+        Raises:
+            ValueError: a block of them is not what was written.
+        """
+        size = self.dtype.itemsize
         for block in range(begin * size // _BLOCK_BYTES, -(-end * size // _BLOCK_BYTES)):
             if not self._verified[block]:
-                if _digest(content[block * _BLOCK_BYTES : (block + 1) * _BLOCK_BYTES]) != self._digests[block]:
-                    return block
+                first = block * _BLOCK_BYTES
+                if _digest(self._file.read(first, min(first + _BLOCK_BYTES, self._file.size))) != self._digests[block]:
+                    raise ValueError(f"block {block} of {self._path.name} is not what was written")
                 self._verified[block] = True
-        return None
+        return np.frombuffer(self._file.read(begin * size, end * size), self.dtype)
 
 
 def digest_of(tokens: np.ndarray, document_ends: np.ndarray, document_bytes: np.ndarray) -> str:
@@ -144,7 +150,7 @@ class TokenStream:
 
     ``tokens`` are uint16 or uint32; ``document_ends`` the index after each document's end of text;
     ``document_bytes`` the bytes of text of each, end of text not counted.
-    All are memory maps, read-only; a large one of tokens is a `VerifiedArray`.
+    All are in memory, read-only; a large one of tokens is a `VerifiedArray`.
     """
 
     tokens: UInt[np.ndarray, " tokens"] | VerifiedArray

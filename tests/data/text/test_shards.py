@@ -52,7 +52,7 @@ def test_tokens_ends_and_bytes(tmp_path, monkeypatch):
         monkeypatch.setattr(shards, "_BATCH_CHARACTERS", batch_characters)
         stream = cached_tokens(tmp_path / str(batch_characters), split_of(TEXTS), BytesTokenizer(), label="test")
         assert stream.tokens.tolist() == tokens_of(TEXTS)
-        assert stream.tokens.dtype == np.uint16 and isinstance(stream.tokens, np.memmap)
+        assert stream.tokens.dtype == np.uint16 and not stream.tokens.flags.writeable
         assert stream.document_ends.tolist() == np.cumsum([len(t.encode()) + 1 for t in TEXTS]).tolist()
         assert stream.document_bytes.tolist() == [len(t.encode()) for t in TEXTS]
         assert stream.bytes_per_token == (len(stream) - len(TEXTS)) / len(stream)
@@ -333,6 +333,26 @@ def test_a_large_shard_is_verified_as_it_is_read(tmp_path, monkeypatch, capsys):
     again = cached_tokens(tmp_path, long_split(), BytesTokenizer(), label="test").tokens
     np.testing.assert_array_equal(again, expected)
     assert "making them again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at_once", [0, 1 << 28])
+def test_a_shard_that_is_cut_off_while_it_is_read_ends_no_process(tmp_path, monkeypatch, at_once):
+    """A page of a memory map that is behind the file's end is a SIGBUS, and so is one that the disk cannot read."""
+    monkeypatch.setattr(shards, "_VERIFIED_AT_ONCE_BYTES", at_once)
+    monkeypatch.setattr(shards, "_BLOCK_BYTES", 1 << 12)
+    stream = cached_tokens(tmp_path, long_split(), BytesTokenizer(), label="test")
+    expected = np.array(stream.tokens)
+    [entry] = entries(tmp_path)
+    for shard in ("tokens.bin", "document_ends.bin", "document_bytes.bin"):
+        os.truncate(entry / shard, 5000)
+    assert stream.document_ends[-1] == len(stream) and stream.document_bytes.sum() > 0
+    if at_once:
+        np.testing.assert_array_equal(stream.tokens, expected)
+        return
+    np.testing.assert_array_equal(stream.tokens[:2000], expected[:2000])
+    with pytest.raises(UserError, match=r"damaged .*cut off meanwhile.; start the same command again") as error:
+        stream.tokens[-1]
+    assert "\n" not in str(error.value)
 
 
 def test_an_entry_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
