@@ -59,12 +59,18 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 def outcome(run: RunPlan) -> dict | None:
     """What became of a run: `status` (finished or diverged), `step`, `seconds`; None while it is not over."""
-    return _read(run.folder / OUTCOME)
+    found = _read(run.folder / OUTCOME, "status", "step", "seconds")
+    whole = (
+        found is not None
+        and found["status"] in (FINISHED, DIVERGED)
+        and all(type(found[name]) in (int, float) and found[name] >= 0 for name in ("step", "seconds"))
+    )
+    return found if whole and isinstance(found.get("summary", {}), dict) else None
 
 
 def cost(candidate: Candidate, asked: dict) -> dict | None:
     """The measured cost of a candidate, if it was measured as `asked`."""
-    found = _read(candidate.folder / COST)
+    found = _read(candidate.folder / COST, "asked")
     return found if found is not None and found["asked"] == asked else None
 
 
@@ -75,7 +81,7 @@ def _compilation_cache(runs: Sequence[RunPlan]) -> str:
 
 def start(candidate: Candidate) -> dict | None:
     """How the candidate's untrained model starts, as `comparison.audit` measured it: `figures` and `summary`, of what was `asked`."""
-    return _read(candidate.folder / START)
+    return _read(candidate.folder / START, "asked", "figures", "summary")
 
 
 def write_json(path: Path, values) -> None:
@@ -83,11 +89,13 @@ def write_json(path: Path, values) -> None:
     atomic.write_whole(path, lambda file: file.write((json.dumps(values, indent=1) + "\n").encode()))
 
 
-def _read(path: Path) -> dict | None:
+def _read(path: Path, *names: str) -> dict | None:
+    """The object in a file, which has at least these names; None where there is none, or something else."""
     try:
-        return json_text.read(path)
+        found = json_text.read(path)
     except (FileNotFoundError, json_text.Malformed):
         return None
+    return found if isinstance(found, dict) and all(name in found for name in names) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ by luck is not paid back in the same text.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -214,16 +214,30 @@ def load(folder: Path, validation_tokens: int) -> Scores | None:
     try:
         saved = npz.read(folder / FILE_NAME)
         fields = {field.name: saved[field.name] for field in dataclasses.fields(Scores)}
-    except (FileNotFoundError, npz.Malformed, KeyError):
+        plain = {
+            "segment_names": tuple(map(str, fields["segment_names"])),
+            "segment_lengths": tuple(map(int, fields["segment_lengths"])),
+            "validation_tokens": int(fields["validation_tokens"]),
+            "frequent_pairs": int(fields["frequent_pairs"]),
+        }
+        _check(fields)
+    except (FileNotFoundError, npz.Malformed, KeyError, ValueError, TypeError):
         return None
-    plain = {
-        "segment_names": tuple(map(str, fields["segment_names"])),
-        "segment_lengths": tuple(map(int, fields["segment_lengths"])),
-        "validation_tokens": int(fields["validation_tokens"]),
-        "frequent_pairs": int(fields["frequent_pairs"]),
-    }
     found = Scores(**(fields | plain))
     return found if found.validation_tokens == validation_tokens else None
+
+
+def _check(fields: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError where arrays are not as `save` writes them."""
+    documents = ("loss", "tokens", "bytes", "hit_loss", "hit_tokens", "errors", "segment")
+    for names in (documents, ("position_loss", "position_tokens")):
+        count = len(fields[names[0]])
+        for name in names:
+            if fields[name].shape != (count,) or fields[name].dtype.kind not in ("iu" if name == "segment" else "iuf"):
+                raise ValueError(f"{name} is {fields[name].dtype} of shape {fields[name].shape}")
+    segments = max(1, len(fields["segment_names"]))
+    if not len(fields["loss"]) or not 0 <= fields["segment"].min() <= fields["segment"].max() < segments:
+        raise ValueError("segment has other numbers than there are segments")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -141,6 +141,25 @@ def check_file_name(path: str | os.PathLike[str], *, replaced: bool = True) -> P
     return Path(text)
 
 
+def own_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that is added to. A symbolic link of that name is replaced by a copy, as `write_whole` replaces one: what
+    it points to stays as it is.
+
+    Raises:
+        UserError: a folder, a device, a pipe or a socket is there.
+    """
+    path = check_file_name(path)
+    if path.is_symlink():
+        content = path.read_bytes() if path.exists() else b""
+        write_whole(path, lambda file: file.write(content))
+    return path
+
+
+def open_own(path: str, flags: int) -> int:
+    """An ``opener`` of `open` for a file that no symbolic link leads to; a link is the OSError ELOOP."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 _KINDS = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 

@@ -7,6 +7,8 @@
     batch.npz     the batch of the step, or of the validation
     state/        a checkpoint of the train state before the step
 
+It may be moved, or sent to somebody, without the rest of the run folder.
+
 The state is made again: training steps are functions of the state and the step's number, so the steps since the newest
 checkpoint give, bit for bit, what the run had. If they do not, that is said: then the machine is at fault, or the run was
 not deterministic. scripts/replay.py reads the folder.
@@ -27,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import processes
+from seqmodels import model, processes
 from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -79,7 +81,10 @@ def record(
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             config_lib.save(config, folder / "config.json")
-        about = {"step": step, "what": diverged.what, "evaluating": evaluating, "versions": versions(), "state_step": None}
+        about = {
+            "step": step, "what": diverged.what, "evaluating": evaluating, "versions": versions(), "state_step": None,
+            "data_vocab_size": dataset.vocab_size,
+        }  # fmt: skip
         if group.is_first:
             if not evaluating:
                 _save_batch(folder, dataset.train_batch(step - 1))
@@ -191,13 +196,14 @@ class Outcome:
 
 
 def load(workdir: str | Path) -> Recorded:
-    """The record in a run folder.
+    """The record in a run folder, or the folder of a record itself.
 
     Raises:
       UserError: there is none, or it is not complete.
     """
     workdir = atomic.expanded(workdir)
-    folder = workdir / FOLDER
+    is_record = not (workdir / FOLDER).exists() and (workdir / "about.json").is_file()
+    folder = workdir if is_record else workdir / FOLDER
     if not (folder / "about.json").is_file():
         raise UserError(f"{workdir} has no {FOLDER}/about.json: no run has diverged there since such records are made")
     try:
@@ -211,20 +217,38 @@ def load(workdir: str | Path) -> Recorded:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    data_vocab_size = run_folder.known_vocab_size(config, run_folder.read_tokenizer(workdir, config))
+    if "data_vocab_size" in about:
+        data_vocab_size = about["data_vocab_size"]
+    else:  # of a record that was made before it said so
+        data_vocab_size = run_folder.known_vocab_size(config, run_folder.read_tokenizer(folder.parent, config))
+    vocab_size = model.vocabulary_size(config.model, data_vocab_size)
+    for name in ("inputs", "targets"):
+        least, most = batch[name].min(), batch[name].max()
+        if not 0 <= least <= most < vocab_size:
+            raise UserError(
+                f"{folder / 'batch.npz'} has {name} from {least} to {most}, and the model {vocab_size} tokens: it is damaged"
+            )
     return Recorded(folder, about, config, batch, data_vocab_size)
 
 
 def _check(about: Any, batch: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError where these are not what `record` writes: the folder may be untrusted."""
     kinds = {"step": int, "what": str, "evaluating": bool, "versions": dict, "state_step": int | None}
-    if not isinstance(about, dict) or not all(name in about and isinstance(about[name], kind) for name, kind in kinds.items()):
+    whole = isinstance(about, dict) and all(name in about and isinstance(about[name], kind) for name, kind in kinds.items())
+    numbers = [about["step"], about["state_step"], about.get("data_vocab_size")] if whole else []
+    if not whole or not all(number is None or (type(number) is int and 0 <= number < 1 << 31) for number in numbers):
         raise ValueError(f"about.json has not just {', '.join(kinds)} as they were written")
     numbers = {"inputs": "iu", "targets": "iu", "weights": "f", "bytes": "f", "reset": "b"}
     if not {"inputs", "targets"} <= batch.keys() <= numbers.keys():
         raise ValueError("batch.npz has other arrays than a batch")
+    if about["evaluating"] and "weights" not in batch:
+        raise ValueError("batch.npz lacks the weights of an evaluation")
     shape = batch["inputs"].shape
-    if len(shape) != 2 or any(array.shape != shape or array.dtype.kind not in numbers[name] for name, array in batch.items()):
+    if (
+        len(shape) != 2
+        or 0 in shape
+        or any(array.shape != shape or array.dtype.kind not in numbers[name] for name, array in batch.items())
+    ):
         raise ValueError("the arrays of batch.npz have other shapes or types than a batch's")
 
 

@@ -10,7 +10,7 @@ import jax
 
 from seqmodels.circumstances import circumstances
 from seqmodels.config import RunConfig
-from seqmodels.data import Dataset, TaskDataset
+from seqmodels.data import Dataset, TaskDataset, atomic
 from seqmodels.evaluation import perplexity
 from seqmodels.pattern import parse_pattern
 from seqmodels.training.state import Trainer
@@ -97,5 +97,5 @@ def lines(about: Mapping, workdir: Path, total_steps: int, columns: int | None =
 
 def append(about: Mapping, workdir: Path) -> None:
     """Append an entry to `FILE_NAME`."""
-    with open(workdir / FILE_NAME, "a", encoding="utf-8") as file:
+    with open(atomic.own_file(workdir / FILE_NAME), "a", encoding="utf-8") as file:
         file.write(json.dumps(about) + "\n")

@@ -21,9 +21,9 @@ from typing import Any
 
 import jax
 
-from seqmodels import failures
 from seqmodels.data import atomic
 from seqmodels.formats import metrics_rows
+from seqmodels.formats.limits import open_file
 from seqmodels.processes import Group
 from seqmodels.training import loggers
 from seqmodels.training.terminal import Terminal
@@ -198,8 +198,8 @@ def _read(path: Path, expected: Mapping | None, last_step: int, report: Callable
     A file that does not begin as the checkpoint of `last_step` expects it is reported, and a copy of it is kept.
     """
     try:
-        with failures.named(path):
-            data = path.read_bytes()
+        with open_file(atomic.own_file(path)) as file:
+            data = file.read()
     except FileNotFoundError:
         data = b""
     if expected is not None and not begins_with(data, expected):
@@ -213,7 +213,7 @@ def _report_damage(path: Path, data: bytes, expected: Mapping, last_step: int, r
     )
     kept = ""
     if data:
-        number = next(n for n in range(1, sys.maxsize) if not path.with_name(f"{path.name}.damaged{n}").exists())
+        number = next(n for n in range(1, sys.maxsize) if not os.path.lexists(path.with_name(f"{path.name}.damaged{n}")))
         copy = path.with_name(f"{path.name}.damaged{number}")
         copy.write_bytes(data)
         kept = f"; as it was found it is kept in {copy.name}"

@@ -214,7 +214,7 @@ def _check_record(config: RunConfig, dataset, workdir: Path, record: Mapping) ->
         raise UserError(
             f"the model of {workdir / 'config.json'} is not {begun} ({', '.join(other[:5])}): it was replaced; {cure}"
         )
-    tokenizer = record.get("tokenizer")
+    tokenizer, _ = record.get("tokenizer"), record["seconds"]  # which only a record that training wrote has
     if config.data.tokenizer not in ("bpe", "bytes") and tokenizer not in (None, tokenizer_digest(dataset)):
         raise UserError(f"data.tokenizer={config.data.tokenizer} is not {begun}; {cure}")
     changed = {
@@ -603,7 +603,7 @@ def only_process_in(workdir: Path) -> Iterator[TextIO]:
     Raises:
         UserError: another process holds it.
     """
-    with open(workdir / run_folder.LOCK_NAME, "a+") as file:
+    with open(workdir / run_folder.LOCK_NAME, "a+", opener=atomic.open_own) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -448,9 +448,35 @@ def test_scores_of_other_tokens_do_not_count(programs):
     execute(programs, of)
     [run] = of.rate_runs(of.candidates[0], of.rates())
     assert jobs.scores.load(run.folder, 0) is not None and jobs.scores.load(run.folder, 5) is None
+    with np.load(run.folder / "scores.npz") as saved:
+        values = dict(saved)
+    for name, value in {
+        "validation_tokens": np.zeros(3), "frequent_pairs": np.array("x"), "loss": np.zeros(7), "tokens": np.zeros((4, 1)),
+        "errors": np.array(["x"] * 4), "segment": np.full(4, 9), "position_loss": np.zeros(3), "segment_lengths": np.array(["x"]),
+    }.items():  # fmt: skip
+        np.savez(run.folder / "scores.npz", **values | {name: value})
+        assert jobs.scores.load(run.folder, 0) is None, name
     (run.folder / "scores.npz").write_bytes(b"PK\x03\x04 damaged")
     assert jobs.scores.load(run.folder, 0) is None
     assert np.isfinite(execute(programs, of)["mixers"]["attention"]["quality"]["loss"]["mean"])
+
+
+def test_a_record_that_no_comparison_wrote_does_not_count(programs):
+    of = planned(programs, mixers="attention", learning_rates=(1e-2,), seeds=1)
+    [candidate] = of.candidates
+    [run] = of.rate_runs(candidate, of.rates())
+    run.folder.mkdir(parents=True, exist_ok=True)
+    whole = {"status": "finished", "step": 10, "seconds": 1.0, "summary": {}}
+    jobs.write_json(run.folder / jobs.OUTCOME, whole)
+    assert jobs.outcome(run) == whole
+    for odd in ([whole], 5, {}, *({**whole, name: value} for name, value in (
+        ("status", "x"), ("status", [1]), ("step", "10"), ("step", None), ("step", -1), ("seconds", True), ("summary", [1]),
+    ))):  # fmt: skip
+        jobs.write_json(run.folder / jobs.OUTCOME, odd)
+        assert jobs.outcome(run) is None, odd
+        for name, read in ((jobs.COST, lambda: jobs.cost(candidate, {})), (jobs.START, lambda: jobs.start(candidate))):
+            jobs.write_json(candidate.folder / name, odd)
+            assert read() is None, odd
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])

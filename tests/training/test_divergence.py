@@ -60,7 +60,9 @@ def huge_kernel(state):
     "about, batch",
     [
         ([1], {}), ({"versions": []}, {}), ({"what": 1}, {}),
-        ({"step": "x"}, {}), ({"state_step": "x"}, {}), ({"evaluating": None}, {}),
+        ({"step": "x"}, {}), ({"state_step": "x"}, {}), ({"evaluating": None}, {}), ({"step": True}, {}), ({"state_step": -1}, {}),
+        ({"data_vocab_size": "x"}, {}), ({"evaluating": True}, {}),
+        ({}, {"inputs": np.zeros((0, 4), np.int32), "targets": np.zeros((0, 4), np.int32)}),
         ({}, {"other": np.zeros(3)}), ({}, {"targets": np.zeros((2, 3), np.int32)}), ({}, {"inputs": np.zeros((2, 4), np.float32)}),
     ],
 )  # fmt: skip
@@ -75,6 +77,20 @@ def test_a_record_that_no_run_wrote_is_one_line(tmp_path, about, batch):
     with pytest.raises(UserError, match="divergence cannot be read: ") as error:
         divergence.load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_record_is_read_without_its_run_folder_and_its_ids_are_tokens(diverged, tmp_path):
+    moved = shutil.copytree(diverged[1] / "divergence", tmp_path / "sent")
+    recorded = divergence.load(moved)
+    assert recorded.folder == moved and recorded.data_vocab_size == 257 and recorded.about["step"] == 6
+    shutil.copytree(moved, tmp_path / "run" / "divergence")
+    assert divergence.load(tmp_path / "run").data_vocab_size == 257, "the tokenizer is not needed"
+    for name, by in (("inputs", 100_000), ("targets", 257), ("inputs", -300)):
+        np.savez(moved / "batch.npz", **recorded.batch | {name: recorded.batch[name] + by})
+        with pytest.raises(
+            UserError, match=rf"batch.npz has {name} from -?\d+ to -?\d+, and the model 257 tokens: it is damaged"
+        ):
+            divergence.load(moved)
 
 
 @pytest.fixture(scope="module")

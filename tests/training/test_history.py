@@ -40,6 +40,14 @@ def run(tmp_path_factory):
     return folder / "run", said, trainers[0], len(traces)
 
 
+def test_a_link_in_the_folder_leads_no_entry_outside(tmp_path):
+    (tmp_path / "precious").write_text("mine\n")
+    (tmp_path / history.FILE_NAME).symlink_to(tmp_path / "precious")
+    history.append({"step": 1}, tmp_path)
+    assert (tmp_path / "precious").read_text() == "mine\n"
+    assert (tmp_path / history.FILE_NAME).read_text() == 'mine\n{"step": 1}\n'
+
+
 def test_five_lines(run):
     folder, said, setup, _ = run
     lines = "\n".join(line for line in said if line.startswith("  "))

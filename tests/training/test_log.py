@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 import struct
 import time
 
 import pytest
 from tensorboardX.proto import event_pb2
 
+from seqmodels.errors import UserError
 from seqmodels.evaluation.perplexity import text_scores
 from seqmodels.training.log import (
     Log,
@@ -132,6 +134,33 @@ def test_tensorboard_events_are_written_at_once_and_purged_on_resume(tmp_path):
     *_, last = events_of(tmp_path / "tensorboard")
     assert last.session_log.status == event_pb2.SessionLog.START and last.step == 3
     resumed.close()
+
+
+KINDS = {"metrics.jsonl": MetricsFile, "samples.txt": SamplesFile}
+ROW = {"step": 1, "split": "train", "loss": 1.0, "tokens": 1, "seconds": 1.0}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, name):
+    for put in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir):
+        put(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name}.* is a (pipe|device|folder)"):
+            KINDS[name](tmp_path / name, last_step=1)
+        os.rmdir(tmp_path / name) if (tmp_path / name).is_dir() else os.unlink(tmp_path / name)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_link_in_the_folder_leads_no_row_outside(tmp_path, name, is_there):
+    precious = tmp_path / "precious"
+    text = "=== step 1\nx\n\n" if name == "samples.txt" else json.dumps(ROW) + "\n"
+    if is_there:
+        precious.write_text(text)
+    (tmp_path / name).symlink_to(precious)
+    file = KINDS[name](tmp_path / name, last_step=1)
+    file.append(2, "more") if name == "samples.txt" else file.append(ROW | {"step": 2})
+    assert precious.exists() == is_there and (not is_there or precious.read_text() == text)
+    assert not (tmp_path / name).is_symlink() and (tmp_path / name).read_text().count("step") == 1 + is_there
 
 
 def test_samples_of_later_steps_are_cut(tmp_path):

@@ -91,6 +91,14 @@ def test_a_second_signal_counts_however_many_files_are_open(monkeypatch):
             assert ended.wait(10)
 
 
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"), loop.only_process_in(tmp_path):
+        pass  # pragma: no cover
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
 def test_outside_of_work_that_can_be_left_nothing_is_raised(signals):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.3)
