@@ -8,6 +8,7 @@ those of tokenizers 0.23.
 
 import base64
 import binascii
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -195,12 +196,20 @@ def _longer_by(value: Any, kind: str) -> float:
     return 1.0 + len(value)
 
 
-def _pattern(value: Any, kind: str) -> None:
-    """A text to look for, or a regular expression, whose repetitions of a counted number multiply when it is compiled."""
+def _nothing(value: Any, kind: str) -> None:
+    """So many characters at the end of a text are taken away: of one that has none the library takes them too, and aborts."""
+    _need(type(value) is int and value == 0, f"is {excerpt(value)}, not 0: the library cannot take it from an empty text")
+
+
+def _pattern(value: Any, kind: str, *, least: int = 1) -> None:
+    """A text to look for, or a regular expression, whose repetitions of a counted number multiply when it is compiled.
+
+    One of no characters parts a text into its characters.
+    """
     _need(isinstance(value, dict) and len(value) == 1, f"is {excerpt(value)}")
     form, text = next(iter(value.items()))
     _need(form in ("String", "Regex") and isinstance(text, str), f"is {excerpt(value)}")
-    _need(0 < len(text) <= 4096, "is empty or long")
+    _need(least <= len(text) <= 4096, "is empty or long")
     if form == "Regex":
         repeated = math.prod(max(1, int(count)) for count in _COUNTED.findall(text))
         _need(repeated <= 100_000, f"repeats up to {repeated:,} times")
@@ -258,7 +267,7 @@ _PARTS: Final[Mapping[str, Mapping[str, Checks]]] = {
         ),
         "CharDelimiterSplit": {"delimiter": _text(1, 1)},
         "Metaspace": {"replacement": _text(1, 1)},
-        "Split": {"pattern": _pattern},
+        "Split": {"pattern": functools.partial(_pattern, least=0)},
         "FixedLength": {"length": _whole(1, 1 << 20)},
     },
     "post_processor": {
@@ -272,6 +281,6 @@ _PARTS: Final[Mapping[str, Mapping[str, Checks]]] = {
         "Metaspace": {"replacement": _text(1, 1)},
         "CTC": {"pad_token": _text(1), "word_delimiter_token": _text()},
         "Replace": _REPLACE,
-        "Strip": {"content": _text(1, 1), "start": _whole(0, 64), "stop": _whole(0, 64)},
+        "Strip": {"content": _text(1, 1), "start": _whole(0, 64), "stop": _nothing},
     },
 }

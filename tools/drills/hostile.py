@@ -243,6 +243,10 @@ def tokenizer_files() -> dict[str, bytes]:
         "an_unknown_merge": tokenizer({"merges": [["q", "z"]]}), "dropout": tokenizer({"dropout": 5.0}),
         "an_unknown_token": tokenizer({"unk_token": "zz"}), "a_large_cache": tokenizer({"cache_capacity": 10**18}),
         "strip_more_than_there_is": tokenizer(decoder={"type": "Strip", "content": "a", "start": 10**18, "stop": 10**18}),
+        "strip_of_an_empty_text": tokenizer(decoder={"type": "Sequence", "decoders": [
+            {"type": "Fuse"}, {"type": "Strip", "content": "a", "start": 0, "stop": 1},
+        ]}),
+        "strip_from_both_ends": tokenizer(decoder={"type": "Strip", "content": "a", "start": 1, "stop": 1}),
         "pieces_of_no_length": tokenizer(pre_tokenizer={"type": "FixedLength", "length": 0}),
         "counted_repeats": tokenizer(normalizer=replace({"Regex": "(((a{1,1000}){1,1000}){1,1000}){1,1000}"}, "c")),
         "many_groups": tokenizer(normalizer=replace({"Regex": "(" * 1500 + ")" * 1500}, "c")),

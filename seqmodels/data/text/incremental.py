@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 _LONGEST_CHARACTER: Final = 4  # bytes of UTF-8
 _REPLACEMENT: Final = "\ufffd"
+_HALF_SURROGATE: Final = re.compile(rb"\xed[\xa0-\xbf]")  # Python waits for its third byte, with which it is no character either
 _FALLBACK_BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANCHOR_CANDIDATES: Final = 4096  # tokens looked at for one that is a word
 
@@ -61,20 +62,18 @@ class IncrementalText:
 
 def _end_of(tokenizer: HasTokenBytes, context: Sequence[int]) -> tuple[int | None, bytes]:
     """The last token of a context that is text, and the bytes of the character that the context leaves unfinished."""
-    tail, last = b"", None
-    for place in reversed(range(len(context))):
+    texts = (token for token in reversed(context) if tokenizer.token_bytes(token, None) is not None)
+    tail, last = b"", next(texts, None)
+    token = last
+    while token is not None and len(tail) < _LONGEST_CHARACTER:
         # What a decoder does to the beginning of a text (a space that it takes away) it does to the first token alone.
-        before = next((token for token in reversed(context[:place]) if tokenizer.token_bytes(token, None) is not None), None)
-        added = tokenizer.token_bytes(context[place], before)
-        if added is None:
-            continue
-        last = context[place] if last is None else last
-        tail = added + tail
-        if len(tail) >= _LONGEST_CHARACTER:
-            break
+        before = next(texts, None)
+        tail = tokenizer.token_bytes(token, before) + tail
+        token = before
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
     utf8.decode(tail)
-    return last, utf8.getstate()[0]
+    unfinished = utf8.getstate()[0]
+    return last, b"" if _HALF_SURROGATE.fullmatch(unfinished) else unfinished
 
 
 class LibraryBytes:
@@ -140,10 +139,16 @@ class LibraryBytes:
             return self._decoded([token])
         # With a word in front, so that what a decoder does to the beginning of a text is done to that.
         context = [] if self._anchor is None else [self._anchor]
-        if self._fallback_byte(self._piece(before) or "") is None:
+        if not self._is_part_of_character(before):
             context.append(before)
         without, added = self._decoded(context), self._decoded([*context, token])
         return added[len(os.path.commonprefix([without, added])) :]
+
+    def _is_part_of_character(self, token: int) -> bool:
+        """Whether a token stands for bytes that are no text by themselves."""
+        if self._fallback_byte(self._piece(token) or "") is not None:
+            return True
+        return bool(self._symbols) and _REPLACEMENT in self._decoded([token])
 
     def _decoded(self, ids: list[int]) -> str:
         return self._library.decode(ids, skip_special_tokens=True)

@@ -30,6 +30,12 @@ def byte_level_without_the_first_space():
     return LibraryTokenizer(library)
 
 
+def byte_level_with_a_replacement():
+    library = tokenizers.Tokenizer.from_str(byte_level().to_json())
+    library.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("the", "THE")])
+    return LibraryTokenizer(library)
+
+
 def with_byte_fallback(model, decoder):
     library = tokenizers.Tokenizer(model)
     library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -107,7 +113,7 @@ def repeated_letters():
 LOSSLESS = [BytesTokenizer, byte_level, byte_level_with_added_words, byte_level_without_the_first_space,
             fallback_bpe, fallback_unigram,
             fallback_bpe_whose_decoder_names_bytes]  # fmt: skip
-KINDS = [*LOSSLESS, word_piece, word_level, metaspace, suffixes, repeated_letters]
+KINDS = [*LOSSLESS, byte_level_with_a_replacement, word_piece, word_level, metaspace, suffixes, repeated_letters]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
@@ -176,6 +182,29 @@ def test_a_space_ends_the_character_before_it():
     tokenizer = fallback_bpe()
     broken, space, other = BYTES["<0xE9>"], tokenizer._library.token_to_id("▁"), BYTES["<0xC1>"]
     assert tokenizer.decode([broken, space]) == "\ufffd " and streamed(tokenizer, [broken, space], [other]) == "\ufffd"
+
+
+def test_half_of_a_surrogate_is_no_character_that_the_context_leaves_unfinished():
+    """Python's decoder waits for its third byte."""
+    tokenizer = BytesTokenizer()
+    for half in (b"\xed\xa0", b"\xed\xbf"):
+        assert tokenizer.decode(half) == "\ufffd\ufffd" and streamed(tokenizer, half, b"a") == "a"
+    assert streamed(tokenizer, b"\xed\x9f", b"\xbf") == "\ud7ff"
+
+
+def test_a_long_context_without_text_is_looked_at_once():
+    """Words that the tokenizer does not know, each a special token."""
+
+    class Counting(BytesTokenizer):
+        asked = 0
+
+        def token_bytes(self, token, before):
+            self.asked += 1
+            return super().token_bytes(token, before)
+
+    tokenizer, unknown = Counting(), [256] * 1000
+    assert streamed(tokenizer, [*b"a", *"好".encode()[:2], *unknown], "好".encode()[2:]) == "好"
+    assert tokenizer.asked < 2 * len(unknown)
 
 
 def test_a_context_that_breaks_off_says_nothing_by_itself():

@@ -197,6 +197,15 @@ def test_anybody_s_tokenizer(tmp_path):
     assert (loaded.end_of_text, loaded.vocab_size, loaded.name) == (3, 4, "wordlevel-4")
 
 
+def test_a_tokenizer_of_characters(tmp_path):
+    library = word_level(["?", *"onetw ", "</s>"])
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    library.decoder = tokenizers.decoders.Fuse()
+    library.save(str(tmp_path / "other.json"))
+    loaded = data.load_tokenizer(tmp_path / "other.json")
+    assert loaded.decode(loaded.encode("one two")) == "one two" and len(loaded.encode("one two")) == 7
+
+
 def test_a_tokenizer_without_a_separator_gets_one(tmp_path):
     word_level(["?", "one", "two"]).save(str(tmp_path / "other.json"))
     loaded = data.load_tokenizer(tmp_path / "other.json")
