@@ -149,7 +149,7 @@ Seed = Annotated[int, AtLeast(0), AtMost(2**32 - 1)]
 
 
 class Checked:
-    """A dataclass whose fields are checked whenever one is made, by hand too.
+    """A dataclass whose fields are checked whenever one is made, by hand too; numbers become Python's of the declared type.
 
     ``where``, a keyword of the class statement, is what messages put in front of a field's name. What joins several
     fields in another way than the rules do is checked by a subclass's ``__post_init__``, after this one.
@@ -166,6 +166,8 @@ class Checked:
 
     def __post_init__(self):
         check(self, self.where)
+        for name, hint in declared(type(self)).items():
+            object.__setattr__(self, name, _as_declared(hint, getattr(self, name)))
 
     def __repr__(self) -> str:
         changed = (
@@ -330,6 +332,18 @@ def _number_problem(value: float, rules: Sequence[Rule], field: Callable[[str], 
     elif abs(value) > INT32_MAX and not any(isinstance(rule, AtMost) for rule in rules):
         return f"must be at {'most' if value > 0 else 'least'} {INT32_MAX if value > 0 else -INT32_MAX}"
     return _broken(value, rules, field)
+
+
+def _as_declared(hint: Any, value: Any) -> Any:
+    """A value that is in its range: a whole number where a float is declared, or numpy's, as the number that JSON and JAX take."""
+    kind = unpack_type(hint)[0]
+    if kind in (int, float) and value is not None:
+        return kind(value)
+    if typing.get_origin(kind) is tuple and value is not None:
+        items = typing.get_args(kind)
+        items = items[:1] * len(value) if items[-1] is Ellipsis else items
+        return tuple(_as_declared(item, each) for item, each in zip(items, value, strict=True))
+    return value
 
 
 def _broken(value: Any, rules: Sequence[Rule], field: Callable[[str], Any]) -> str | None:

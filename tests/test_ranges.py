@@ -1,8 +1,10 @@
 """A declared range holds whoever makes the config, and its message is one short line."""
 
 import dataclasses
+import json
 from typing import Annotated
 
+import numpy as np
 import pytest
 
 from seqmodels.errors import UserError
@@ -87,6 +89,24 @@ def test_a_value_out_of_range(field, value, message):
 def test_legal_values_are_taken_as_they_are():
     made = Options(kv_heads=2, groups=8, rate=1, high=1e-3, seed=2**32 - 1, rates=(1, 2.0), sizes=((1, 2),))
     assert (made.rate, made.seed, hash(made)) == (1, 2**32 - 1, hash(dataclasses.replace(made)))
+
+
+def test_numbers_become_pythons_of_the_declared_type():
+    """Which JSON can write, and JAX can take: of a float the whole number 2**40, too."""
+    numbers = dict(
+        heads=np.int64(8),
+        rate=np.float32(0.5),
+        low=2**40,
+        share=np.float64(0.5),
+        rates=(np.float32(1), 2),
+        sizes=((np.int32(1), 2),),
+    )
+    made = Options(**numbers, groups=8)
+    assert type(made.rate) is type(made.low) is type(made.share) is float and type(made.heads) is int
+    assert (
+        json.loads(json.dumps(dataclasses.asdict(made)))["sizes"] == [[1, 2]]
+        and [type(rate) for rate in made.rates] == [float] * 2
+    )
 
 
 @pytest.mark.parametrize("value", ["x" * 10**6, (1,) * 10**5, 10**5000, "a\nb\x1b[31m"], ids=range(4))

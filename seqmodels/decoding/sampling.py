@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from seqmodels.ranges import Above, AtMost, Checked, Count, NonNegative
 
 _SMALLEST: Final = float(np.finfo(np.float32).tiny)  # a device may take a smaller float for 0
-# Below it logits are divided after the largest is subtracted: logits of 1e8 would otherwise overflow float32.
+_LARGEST: Final = float(np.finfo(np.float32).max)
+# Below it, and where the quotient would overflow float32, logits are divided after the largest is subtracted.
 _SMALL_TEMPERATURE: Final = 1e-6
 
 
@@ -98,11 +99,10 @@ def sample(
     Args:
         is_token: only these ids are drawn; None: all.
     """
-    if is_token is not None:
-        logits = jnp.where(is_token, logits, -jnp.inf)
+    logits = _of_tokens(logits.astype(jnp.float32), is_token)
     if sampling.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = _divided(logits.astype(jnp.float32), sampling.temperature)
+    logits = _divided(logits, sampling.temperature)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         # By their places, not by the k-th value: of tokens with equal logits only so many stay.
         likeliest = jax.lax.top_k(logits, sampling.top_k)[1]
@@ -120,9 +120,18 @@ def sample(
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
+def _of_tokens(logits: Float[Array, "B L"], is_token: Bool[Array, " L"] | None) -> Float[Array, "B L"]:
+    """The logits, -inf of what is no token, of which one at least is finite: where none was, as of a model that has diverged,
+    all tokens are alike."""
+    tokens = jnp.zeros(logits.shape[-1]) if is_token is None else jnp.where(is_token, 0.0, -jnp.inf)
+    logits = jnp.where(jnp.isnan(logits), -jnp.inf, jnp.minimum(logits, _LARGEST)) + tokens
+    return jnp.where(jnp.max(logits, axis=-1, keepdims=True) > -jnp.inf, logits, tokens)
+
+
 def _divided(logits: Float[Array, "B L"], temperature: Any) -> Float[Array, "B L"]:
     largest = jnp.max(logits, axis=-1, keepdims=True)
-    return (logits - jnp.where(temperature < _SMALL_TEMPERATURE, largest, 0.0)) / temperature
+    is_shifted = (temperature < _SMALL_TEMPERATURE) | ~jnp.isfinite(largest / temperature)
+    return (logits - jnp.where(is_shifted, largest, 0.0)) / temperature
 
 
 def _only(logits: Float[Array, "B L"], places: Int[Array, "B K"], stay: Any) -> Float[Array, "B L"]:

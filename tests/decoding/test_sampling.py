@@ -77,6 +77,34 @@ def test_only_ids_that_are_tokens_are_drawn(options):
     np.testing.assert_array_equal(shares, alone)
 
 
+NOT_FINITE = {
+    "nan": [np.nan] * 4, "one nan": [0, np.nan, 1, 0], "inf": [0, 0, np.inf, np.inf], "none": [-np.inf] * 4,
+    "tokens impossible": [3, -np.inf, 3, -np.inf], "inf beside nan": [np.inf, np.inf, np.nan, np.nan],
+    "least": [-3e38, -3e38, 3e38, -3.3e38],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 0.1}]
+)
+def test_ids_that_are_no_tokens_are_not_drawn_by_a_model_that_has_diverged(options):
+    is_token = np.array([False, True, False, True])
+    for name, logits in NOT_FINITE.items():
+        assert draws(logits, 500, is_token=is_token, **options)[[0, 2]].sum() == 0, name
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-3, 0.5])
+def test_a_quotient_beyond_float32_leaves_the_likeliest(temperature):
+    for logits in ([2e38, 3e38, 1e38], [-3e38, -1e38, -2e38]):
+        for options in ({}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}):
+            np.testing.assert_array_equal(draws(logits, 50, temperature=temperature, **options), [0, 1, 0])
+
+
+def test_a_temperature_may_be_a_whole_number_of_any_size():
+    assert draws(LOGITS, 50, temperature=2**33).sum() == 1
+    assert [type(Sampling(temperature=value).temperature) for value in (1, np.float32(1), np.int64(1))] == [float] * 3
+
+
 @pytest.mark.parametrize(
     "mistake",
     [
