@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
+from seqmodels.ops.softmax_attention.tiles import Tiles
 from tests.goldens import golden_forms, load
 from tests.ops.forms import DEFAULT
 from tests.products import product
@@ -460,3 +461,17 @@ def test_refusals():
         softmax_attention(q, k, v, window=0)
     with pytest.raises(ValueError, match="does not fit"):
         softmax_attention(q, k, v, cache=init_cache(B, 5, G, K + 1, V))
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 100])
+def test_the_tiles_are_those_that_somebody_sees(window):
+    """In the order of the loop; of a million steps they are millions, which are not counted one by one."""
+    for num_steps, size, num_old in ((1, 4, 0), (64, 4, 0), (61, 8, 3), (16, 8, 17), (7, 1, 2)):
+        plan = Tiles(num_steps, size, size, num_old, window)
+        expected = []
+        for i in range(-(-num_steps // size)):
+            oldest = -1 if window is None else i * size - window + 1
+            expected += [(i, plan.old_blocks + j) for j in range(i, max(oldest, 0) // size - 1, -1)]
+            expected += [(i, j) for j in range(plan.old_blocks) if oldest < 0]
+        assert plan.pairs().dtype == np.int32 and plan.pairs().tolist() == [list(pair) for pair in expected]
+    assert len(Tiles(1 << 20, 512, 512, 0, None).pairs()) == 2048 * 2049 // 2

@@ -40,15 +40,16 @@ class Tiles(NamedTuple):
         return -(-self.num_old // self.num_keys)
 
     def pairs(self) -> np.ndarray:
-        """(query block, key block) of each tile. A block's own keys come first: there every query sees one."""
-        old_blocks = self.old_blocks
-        pairs = []
-        for i, start in enumerate(range(0, self.num_steps, self.num_queries)):
-            oldest = -1 if self.window is None else start - self.window + 1
-            first, own = max(oldest, 0) // self.num_keys, start // self.num_keys
-            pairs += [(i, old_blocks + j) for j in range(own, first - 1, -1)]
-            pairs += [(i, j) for j in range(old_blocks) if oldest < 0]
-        return np.array(pairs, np.int32)
+        """(query block, key block) of each tile: of each block of queries its own keys, where every query sees one, those before
+        them, and then those of the cache. A million steps have millions of tiles."""
+        starts = np.arange(0, self.num_steps, self.num_queries)
+        oldest = starts * 0 - 1 if self.window is None else starts - self.window + 1
+        first, own = np.maximum(oldest, 0) // self.num_keys, starts // self.num_keys
+        new, old = own - first + 1, np.where(oldest < 0, self.old_blocks, 0)
+        i = np.repeat(np.arange(len(starts)), new + old)
+        place = np.arange(len(i)) - np.repeat(np.cumsum(new + old) - new - old, new + old)  # among the tiles of its queries
+        j = np.where(place < new[i], self.old_blocks + own[i] - place, place - new[i])
+        return np.stack([i, j], axis=1).astype(np.int32)
 
 
 class Keys(NamedTuple):
