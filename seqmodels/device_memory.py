@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from seqmodels.errors import UserError
+
 
 def available(devices: Sequence[jax.Device]) -> int | None:
     """Bytes of one of these devices; of CPU devices, their share of the host's memory. None where that is not known."""
@@ -16,6 +18,18 @@ def available(devices: Sequence[jax.Device]) -> int | None:
         return None if host is None else host // len(ours)
     statistics = device.memory_stats()
     return None if not statistics or "bytes_limit" not in statistics else statistics["bytes_limit"]
+
+
+def check(needed: int, devices: Sequence[jax.Device], wanted: str, instead: str) -> None:
+    """Raises UserError where one of these devices has fewer bytes than ``needed``, before they are asked for.
+
+    Args:
+        wanted: what needs them, with its verb.
+        instead: what to do.
+    """
+    there = available(devices)
+    if there is not None and needed > there:
+        raise UserError(f"{wanted} {gib(needed)} on a device that has {gib(there)}: {instead}")
 
 
 def host_memory() -> int | None:

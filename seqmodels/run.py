@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from seqmodels import config as config_lib
-from seqmodels import data, model, object_store, ops, ranges, xla_cpu
+from seqmodels import data, device_memory, model, object_store, ops, ranges, xla_cpu
 from seqmodels.config import DEFAULT_CACHE_DIR, MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.data.text import hub
@@ -72,8 +72,12 @@ class Run:
 
         Raises:
             ValueError: tokens are not [B, T] integers of the vocabulary.
+            UserError: they are more than the device has room for.
         """
         tokens = self._checked(tokens)
+        self._check_room(
+            4 * tokens.size * self.trainer.vocab_size // self.trainer.mesh.size, f"logits of {tokens.size:,} tokens need"
+        )
         split = generate.split_rows(tokens, self._mesh)
         return _logits(self.trainer.graphdef, self.params, split, mesh=self._mesh)[: len(tokens)]
 
@@ -85,11 +89,18 @@ class Run:
 
         Raises:
             ValueError: tokens are not [B, T] integers of the vocabulary.
-            UserError: the model has no attention.
+            UserError: the model has no attention, or the weights are more than the device has room for.
         """
         model.check_attention(self.config.model.pattern)
-        batch = [self.prompt_tokens(tokens)] if isinstance(tokens, str) else tokens
-        return _attention_weights(self.trainer.graphdef, self.params, self._checked(batch))
+        batch = self._checked([self.prompt_tokens(tokens)] if isinstance(tokens, str) else tokens)
+        weights = _attention_weights.eval_shape(self.trainer.graphdef, self.params, batch)
+        self._check_room(
+            weights.size * weights.dtype.itemsize, f"the weights of {batch.shape[1]:,} tokens, all pairs of them, need"
+        )
+        return _attention_weights(self.trainer.graphdef, self.params, batch)
+
+    def _check_room(self, needed: int, wanted: str) -> None:
+        device_memory.check(needed, self.trainer.mesh.devices.flatten(), wanted, "take fewer at a time")
 
     @property
     def _mesh(self) -> Mesh | None:
@@ -179,8 +190,9 @@ class Run:
             extra_capacity: tokens that may come later without reading everything again, where a state has to have room for them.
 
         Raises:
-            UserError: `after` is of another model.
+            UserError: `after` is of another model, or `extra_capacity` is out of range.
         """
+        _check_number("extra_capacity", extra_capacity, ranges.CountOrZero)
         if isinstance(text, str):
             text = self.prompt_tokens(text) if after is None else self.text_tokenizer().encode(text)
         tokens = self._checked(np.asarray([text]) if len(text) else np.zeros((1, 0), np.int32), may_be_empty=True)[0]
@@ -222,6 +234,7 @@ class Run:
             UserError: an option is out of range, or the run has no tokenizer.
         """
         _check_number("seed", seed, ranges.Seed)
+        _check_number("first_row", first_row, ranges.CountOrZero)
         tokenizer = self.text_tokenizer()
         is_token = data.token_mask(tokenizer, self.trainer.vocab_size)
         return Sampler(Sampling(**sampling), jax.random.key(seed), tokenizer.ends, is_token, first_row)

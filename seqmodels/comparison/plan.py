@@ -23,7 +23,7 @@ from seqmodels.pattern import (
     parse_pattern,
     split_outside_brackets,
 )
-from seqmodels.ranges import Above, Below, Checked, Count, CountOrZero, Distinct, NotEmpty, OneOf, Positive
+from seqmodels.ranges import Above, AtMost, Below, Checked, Count, CountOrZero, Distinct, NotEmpty, OneOf, Positive
 from seqmodels.training import loop
 from seqmodels.training.optimizer import OptimConfig
 
@@ -34,6 +34,8 @@ OWN_NAMES = (
     "figures", "frequent_pairs.npy", "methods.tex", "references.bib", "report.html", "report.md", "results.json", "table.csv",
     "table.tex",
 )  # fmt: skip
+MOST_SEEDS = 1000
+MOST_TOKENS = 2**24  # read, or decoded, for a measurement of speed
 EXTENSION = 2.0  # ratio of a learning rate beyond the grid to the grid's end
 
 
@@ -47,13 +49,13 @@ class CompareConfig(Checked, where="config"):
     control: bool
     learning_rates: Annotated[tuple[Positive, ...], NotEmpty(), Distinct()]
     rate_steps: CountOrZero
-    rate_seeds: Count
-    rate_extensions: CountOrZero
+    rate_seeds: Annotated[Count, AtMost(MOST_SEEDS)]
+    rate_extensions: Annotated[CountOrZero, AtMost(32)]
     check_rates: bool
-    seeds: Count
+    seeds: Annotated[Count, AtMost(MOST_SEEDS)]
     validation_tokens: CountOrZero
-    contexts: Annotated[tuple[Count, ...], NotEmpty(), Distinct()]
-    decode_tokens: Count
+    contexts: Annotated[tuple[Annotated[Count, AtMost(MOST_TOKENS)], ...], NotEmpty(), Distinct()]
+    decode_tokens: Annotated[Count, AtMost(MOST_TOKENS)]
 
     def __post_init__(self):
         super().__post_init__()

@@ -129,15 +129,11 @@ def check_capacity(graphdef: nnx.GraphDef, params: Params, rows: int, capacity: 
     if capacity > _MOST_CAPACITY:
         raise UserError(f"{wanted}, are more than a state can have; lower max_tokens")
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flatten())
-    there = device_memory.available(devices)
     state = jax.eval_shape(lambda params: model.merge(graphdef, params).init_state(rows, capacity), params)
     parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     needed = (sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + 4 * rows * capacity) // parts
-    if there is not None and needed > there:
-        raise UserError(
-            f"{wanted}, need a state of {device_memory.gib(needed)} on a device that has {device_memory.gib(there)}: lower "
-            "max_tokens, or continue fewer texts at a time"
-        )
+    instead = "lower max_tokens, or continue fewer texts at a time"
+    device_memory.check(needed, devices, f"{wanted}, need a state of", instead)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:

@@ -142,11 +142,12 @@ def continue_from(
     has read its end.
 
     Raises:
-        UserError: a negative `max_tokens`.
+        UserError: a negative `max_tokens`, or one for which the device has no room.
     """
     generate.check_max_tokens(max_tokens)
     if max_tokens == 0:
         return [], state
+    generate.check_capacity(graphdef, params, 1, len(state.tokens) + max_tokens)
     state = read(graphdef, params, (), params_fingerprint=state.params_fingerprint, after=state, extra_capacity=max_tokens)
     new_tokens, lengths, logits, after = generate.decode(
         graphdef, params, sampler, state.logits, state.state, max_tokens=max_tokens, first_index=state.sampled

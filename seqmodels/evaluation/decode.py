@@ -70,7 +70,12 @@ def measure(
 def read(
     graphdef: nnx.GraphDef, params: Params, vocab_size: int, *, context: int, extra_capacity: int, key: jax.Array
 ) -> Context:
-    """Read `context` random tokens in pieces."""
+    """Read `context` random tokens in pieces.
+
+    Raises:
+        UserError: a state of so many is more than the device has.
+    """
+    generate.check_capacity(graphdef, params, 1, context + extra_capacity)
     prompt = jax.random.randint(key, (1, context), 0, vocab_size, jnp.int32)
     pieces = [prompt[:, begin : begin + PREFILL_CHUNK] for begin in range(0, context, PREFILL_CHUNK)]
     capacity = context + extra_capacity

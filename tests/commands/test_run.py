@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import seqmodels
+from seqmodels import device_memory
 from seqmodels.data.text import toy
 from seqmodels.errors import UserError
 from seqmodels.escape import escape
@@ -156,6 +157,10 @@ def test_an_empty_prompt_begins_a_new_text(run):
         (lambda run: run.generate("Once", seed=-1), "seed=-1 must be at least 0"),
         (lambda run: run.stream("Once", max_tokens=1.5), "max_tokens=1.5 must be int, not float"),
         (lambda run: run.generate("Once", max_tokens=-1), "max_tokens=-1 must be at least 0"),
+        (lambda run: run.generate_batch(["Once"], first_row=-1), "first_row=-1 must be at least 0"),
+        (lambda run: run.generate_batch(["Once"], first_row=2**31), "first_row=2147483648 must be at most"),
+        (lambda run: run.read("Once", extra_capacity=-1), "extra_capacity=-1 must be at least 0"),
+        (lambda run: run.read("Once", extra_capacity=None), "extra_capacity=None must be int"),
         (lambda run: run.evaluate(max_tokens=0), "max_tokens=0 must be at least 1"),
         (lambda run: run.evaluate_lengths([]), "lengths are none"),
         (lambda run: run.evaluate_lengths([16, 0]), "length=0 must be at least 1"),
@@ -355,6 +360,16 @@ def test_a_persons_mistake_is_one_line(trained, monkeypatch, capsys, script, arg
     line = in_process(monkeypatch, script, *arguments)  # a text here is printed on stderr; the status is then 1
     assert line.startswith("error: ") and message in line and "\n" not in line
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_more_than_the_device_has_room_for_is_refused_before_memory_is_asked_for(run, monkeypatch):
+    monkeypatch.setattr(device_memory, "available", lambda devices: 10**5)
+    for ask, said in (
+        (lambda: run.logits(np.zeros((4, 100), int)), "logits of 400 tokens need .* GiB on a device that has"),
+        (lambda: run.attention_weights(np.zeros((1, 400), int)), "the weights of 400 tokens, all pairs of them, need .* GiB on"),
+    ):
+        with pytest.raises(UserError, match=said):
+            ask()
 
 
 def test_windows_longer_than_the_text_are_refused_before_memory_is_asked_for(run):

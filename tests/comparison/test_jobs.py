@@ -427,6 +427,17 @@ def test_the_configs_there_are(get_config, options):
         model.param_shapes(config.model, 512)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"seeds": 10**9}, {"rate_seeds": 10**7, "seeds": 10**7}, {"rate_extensions": 1100}, {"contexts": (2**31 - 1,)},
+                {"decode_tokens": 2**31 - 1}],
+)  # fmt: skip
+def test_more_runs_or_tokens_than_anybody_has_are_refused_before_one_is_planned(tmp_path, changes):
+    (field, *_) = changes
+    with pytest.raises(UserError, match=f"config.{field}=.*must be at most"):
+        planned(tmp_path, **changes)
+    plan.check_folders(planned(tmp_path, rate_extensions=32))
+
+
 def test_folder_names_and_entries():
     text = "gla, hybrid = mamba2 mlp  attention mlp, mlp mlp, mamba"
     found = plan.entries(text, {"model": {"pattern": "attention mlp"}})

@@ -10,6 +10,7 @@ import pytest
 from seqmodels import device_memory, model
 from seqmodels.decoding import generate, session
 from seqmodels.errors import UserError
+from seqmodels.evaluation import decode
 from tests.decoding.test_generate import VOCABULARY, sampler, small_network
 from tests.eight_devices import on_eight_devices
 
@@ -155,6 +156,17 @@ def test_more_tokens_than_the_device_has_room_for_are_refused_with_the_numbers(n
             session.read(*network, TEXT, params_fingerprint=NAME, extra_capacity=tokens)
         with pytest.raises(UserError, match=message):
             generate.generate(*network, [TEXT], sampler(0), max_tokens=tokens)
+        with pytest.raises(UserError, match=message):
+            decode.read(*network, 50, context=tokens, extra_capacity=1, key=jax.random.key(0))
+
+
+def test_room_for_the_tokens_is_looked_for_where_a_state_needs_none(monkeypatch):
+    """A recurrent state holds any number of tokens; what is written has to be kept all the same."""
+    network = small_network("linear_attention mlp")
+    state = session.read(*network, TEXT, params_fingerprint=NAME)
+    monkeypatch.setattr(device_memory, "available", lambda devices: 10**5)
+    with pytest.raises(UserError, match="1 texts of 100,0.. tokens.* on a device that has"):
+        session.continue_from(*network, state, sampler(0), max_tokens=10**5)
 
 
 def test_states_are_equal_where_their_numbers_are(network, state):
