@@ -65,7 +65,7 @@ def outcome(run: RunPlan) -> dict | None:
         and found["status"] in (FINISHED, DIVERGED)
         and all(type(found[name]) in (int, float) and found[name] >= 0 for name in ("step", "seconds"))
     )
-    return found if whole and isinstance(found.get("summary", {}), dict) else None
+    return found if whole and isinstance(found.get("summary"), dict | None) else None
 
 
 def cost(candidate: Candidate, asked: dict) -> dict | None:
