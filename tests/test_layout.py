@@ -19,7 +19,6 @@ FLOORS = (
     (
         "seqmodels.errors",
         "seqmodels.escape",
-        "seqmodels.device_memory",
         "seqmodels.failures",
         "seqmodels.shapes",
         "seqmodels.huge_pages",
@@ -30,6 +29,7 @@ FLOORS = (
     ),
     (
         "seqmodels.circumstances",
+        "seqmodels.device_memory",
         "seqmodels.ranges",
         "seqmodels.formats",
         "seqmodels.migrations",
