@@ -53,6 +53,7 @@ FLOORS = (
         "seqmodels.ops.kernels.tpu.decay_per_channel",
         "seqmodels.ops.kernels.tpu.decay_per_head",
     ),
+    ("seqmodels.ops.kernels.tpu.delta_decays",),
     ("seqmodels.ops.kernels.gpu", "seqmodels.ops.kernels.tpu"),
     ("seqmodels.ops.kernels",),
     ("seqmodels.ops.dispatch",),

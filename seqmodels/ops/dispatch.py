@@ -34,7 +34,7 @@ CHUNK_SIZES: Final[dict[str, dict[str, int | None]]] = {
         "cpu": 64, "tpu": 64, "gpu": 64, "tpu/gated_linear_attention": 128, "gpu/gated_linear_attention": 64,
     },
     # CPU: 16 and 64 take 1.3 to 1.8 times as long as 32 (B 4, T 1024, H 4, K = V = 64).
-    "delta_rule": {"cpu": 32, "tpu": 64, "gpu": 64, "gpu/delta_rule": 64},
+    "delta_rule": {"cpu": 32, "tpu": 64, "gpu": 64, "tpu/delta_rule": 128, "gpu/delta_rule": 64},
     # CPU: 8 to 64 take the same time; larger ones save fewer states, smaller ones recompute in less memory.
     "selective_scan": {"cpu": 32, "tpu": 64, "gpu": 64, "tpu/selective_scan": None, "gpu/selective_scan": None},
     # CPU: the fastest at B 16, T 256, D 128, N 64.

@@ -22,7 +22,10 @@ FORMS = {
 }
 DEFAULT = ("chunked",)  # what every op computes by where nothing is said of a form, of several steps
 # The kernels in their interpreter, tested on fewer cases: it takes longer.
-KERNELS = {"pallas_tpu": ("pallas", 16, functools.partial(interpret, "tpu"))}
+KERNELS = {
+    "pallas_tpu": ("pallas", 16, functools.partial(interpret, "tpu")),
+    "pallas_tpu_default": ("pallas", None, functools.partial(interpret, "tpu")),
+}
 
 
 @functools.cache

@@ -11,11 +11,12 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-_VMEM_LIMIT_BYTES = 16 * 2**20  # what a kernel asks for, whatever the compiler's flags give by default
+VMEM_LIMIT_BYTES = 16 * 2**20
+"""What a kernel asks for, whatever the compiler's flags give by default."""
 VMEM_BYTES = 12 * 2**20
 """Of these, for the arrays of a step of the grid; the rest is for values between operations."""
 
-_WANTED = 4  # heads of one step of the grid, about: their chains of products do not wait for each other
+WANTED = 4  # heads of one step of the grid, about: their chains of products do not wait for each other
 _MOST = 16
 
 
@@ -30,10 +31,21 @@ def product(a: Float[Array, "..."], b: Float[Array, "..."], a_axis: int, b_axis:
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
+def split(x: Float[Array, "C X"], block: int) -> tuple[Float[Array, "n m X"], Float[Array, "n m X"]]:
+    """The lower and the upper ones of neighbouring blocks of rows, which are whole registers."""
+    blocks = x.reshape(-1, 2, block, x.shape[-1])
+    return blocks[:, 0], blocks[:, 1]
+
+
+def joined(lower: Float[Array, "n m X"], upper: Float[Array, "n m X"]) -> Float[Array, "C X"]:
+    """What ``split`` took apart."""
+    return jnp.stack([lower, upper], axis=1).reshape(-1, lower.shape[-1])
+
+
 def steps_in_order(axes: int) -> pltpu.CompilerParams:
     """Of a kernel whose grid has so many axes, the last of them time."""
     semantics = ("parallel",) * (axes - 1) + ("arbitrary",)
-    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=_VMEM_LIMIT_BYTES)
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT_BYTES)
 
 
 class Heads(NamedTuple):
@@ -73,8 +85,8 @@ class Heads(NamedTuple):
         return slice(head * self.channels, (head + 1) * self.channels)
 
 
-def heads_at_once(groups: int, repeats: int, channels: int, width: int) -> Heads | None:
-    """About four heads whose q, k and v fill whole registers of 128 lanes, or all heads; None: no 16 heads do."""
+def heads_at_once(groups: int, repeats: int, channels: int, width: int, wanted: int = WANTED) -> Heads | None:
+    """About ``wanted`` heads whose q, k and v fill whole registers of 128 lanes, or all heads; None: no 16 heads do."""
     fitting = [
         Heads(g, r, channels, width)
         for g in range(1, min(groups, _MOST) + 1)
@@ -87,17 +99,19 @@ def heads_at_once(groups: int, repeats: int, channels: int, width: int) -> Heads
         and (g * r * channels % 128 == 0 or g * r == groups * repeats)
         and (g * r * width % 128 == 0 or g * r == groups * repeats)
     ]
-    return min(fitting, key=lambda h: max(h.groups * h.repeats / _WANTED, _WANTED / (h.groups * h.repeats)), default=None)
+    return min(fitting, key=lambda h: max(h.groups * h.repeats / wanted, wanted / (h.groups * h.repeats)), default=None)
 
 
 class Walk:
     """A grid over rows of the batch and blocks of heads, and inside it over chunks in order, or from the last in reverse."""
 
-    def __init__(self, q: Float[Array, "B T G K"], v: Float[Array, "B T H V"], steps: int, *, reverse: bool):
+    def __init__(
+        self, q: Float[Array, "B T G K"], v: Float[Array, "B T H V"], steps: int, *, reverse: bool, wanted: int = WANTED
+    ):
         self.batch, self.time, self.num_groups, channels = q.shape
         self.num_heads, width = v.shape[2:]
         self.steps, self.count, self.reverse = steps, -(-self.time // steps), reverse
-        self.heads = heads_at_once(self.num_groups, self.num_heads // self.num_groups, channels, width)
+        self.heads = heads_at_once(self.num_groups, self.num_heads // self.num_groups, channels, width, wanted)
         self.parts = self.num_heads // self.num_groups // self.heads.repeats  # blocks of a group's heads
 
     def padded(self, x: Float[Array, "B T *rest"]):
@@ -122,6 +136,18 @@ class Walk:
     def of_rows(self, x):
         """The backward pass."""
         return jnp.moveaxis(x, 4, 2).reshape(self.batch, -1, self.num_heads, 1)[:, : self.time]
+
+    def d_keys(self, q: Float[Array, "B T G K"], k: Float[Array, "B T G K"]) -> dict[str, tuple[str, DTypeLike]]:
+        """The outputs d_q and d_k of a backward pass: in float32 where each part of a group's heads has its own."""
+        return {name: ("d_keys", jnp.float32 if self.parts > 1 else x.dtype) for name, x in (("d_q", q), ("d_k", k))}
+
+    def of_d_keys(self, found: dict[str, Array], q: Float[Array, "B T G K"], k: Float[Array, "B T G K"]) -> tuple[Array, Array]:
+        """d_q and d_k from these outputs, summed over the parts."""
+
+        def whole(d, x):
+            return self.of_lanes(jnp.sum(d, axis=0) if self.parts > 1 else d[0], x.shape).astype(x.dtype)
+
+        return whole(found["d_q"], q), whole(found["d_k"], k)
 
     def call(
         self,
@@ -178,7 +204,6 @@ class Walk:
 
         return {
             "keys": Kind((batch, time, all_keys), (None, steps, groups * channels), lambda b, g, r, n: (b, at(n), g)),
-            # Each part of a group's heads has its own gradients of q and k.
             "d_keys": Kind(
                 (parts, batch, time, all_keys), (None, None, steps, groups * channels), lambda b, g, r, n: (r, b, at(n), g)
             ),

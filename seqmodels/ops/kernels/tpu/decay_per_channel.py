@@ -31,13 +31,13 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from seqmodels.ops.kernels.tpu.common import Heads, operand_dtype, product
+from seqmodels.ops.kernels.tpu.common import Heads, joined, operand_dtype, product, split
 
 _REGISTER = 8  # rows of one
 _WITHIN = 3  # levels of blocks shorter than that
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """Rows and columns of a matrix over the steps of a chunk, and the level of each pair."""
 
     row: Int[Array, "C C"]
@@ -50,27 +50,17 @@ class _Pairs(NamedTuple):
         return (lax.bitcast_convert_type((self.row ^ self.column).astype(jnp.float32), jnp.int32) >> 23) - 127
 
 
-def _pairs(steps):
-    return _Pairs(*(lax.broadcasted_iota(jnp.int32, (steps, steps), axis) for axis in (0, 1)))
+def pairs_of(steps):
+    return Pairs(*(lax.broadcasted_iota(jnp.int32, (steps, steps), axis) for axis in (0, 1)))
 
 
 # ---- halves of blocks
 
 
-def _split(x: Float[Array, "C X"], block: int) -> tuple[Float[Array, "n m X"], Float[Array, "n m X"]]:
-    """The lower and the upper ones of neighbouring blocks, which are whole registers."""
-    blocks = x.reshape(-1, 2, block, x.shape[-1])
-    return blocks[:, 0], blocks[:, 1]
-
-
-def _joined(lower: Float[Array, "n m X"], upper: Float[Array, "n m X"]) -> Float[Array, "C X"]:
-    return jnp.stack([lower, upper], axis=1).reshape(-1, lower.shape[-1])
-
-
 def _halves(if_upper: Float[Array, "C X"], if_lower: Float[Array, "C X"], block: int) -> Float[Array, "C X"]:
     """The one's rows in the upper of two neighbouring blocks, the other's in the lower."""
     if block >= _REGISTER:
-        return _joined(_split(if_lower, block)[0], _split(if_upper, block)[1])
+        return joined(split(if_lower, block)[0], split(if_upper, block)[1])
     return jnp.where(_is_upper(if_upper.shape, block), if_upper, if_lower)
 
 
@@ -99,7 +89,7 @@ class _Sums(NamedTuple):
         return _halves(self.read, self.left, self.block)
 
 
-def _levels(log_decay: Float[Array, "C X"], own: Float[Array, "C X"] | None) -> Iterator[_Sums]:
+def levels(log_decay: Float[Array, "C X"], own: Float[Array, "C X"] | None) -> Iterator[_Sums]:
     """Blocks of 1, 2, 4, ... steps, the last of all steps. ``own``: what a step that reads before its decay still sees as one."""
     sums = _Sums(1, log_decay if own is None else own, jnp.zeros_like(log_decay), log_decay)
     while sums.block < log_decay.shape[0]:
@@ -122,11 +112,11 @@ def _doubled_in_registers(sums: _Sums, own) -> _Sums:
 def _doubled(sums: _Sums, own) -> _Sums:
     totals = sums.total.reshape(-1, 2, *sums.total.shape[1:])
     lower, upper = totals[:, 0], totals[:, 1]
-    (read_lower, read_upper), (left_lower, left_upper) = (_split(x, sums.block) for x in (sums.read, sums.left))
+    (read_lower, read_upper), (left_lower, left_upper) = (split(x, sums.block) for x in (sums.read, sums.left))
     return _Sums(
         2 * sums.block,
-        _joined(read_lower, _added(read_upper, lower)),
-        _joined(_added(left_lower, upper), left_upper),
+        joined(read_lower, _added(read_upper, lower)),
+        joined(_added(left_lower, upper), left_upper),
         lower + upper,
     )
 
@@ -140,8 +130,8 @@ def _added_by_halves(if_upper, if_lower, x: Float[Array, "C X"], block: int) -> 
     if block < _REGISTER:
         upper = _is_upper(x.shape, block)
         return if_upper + jnp.where(upper, x, 0.0), if_lower + jnp.where(upper, 0.0, x)
-    (lower, upper), (kept, own), (other, rest) = (_split(array, block) for array in (x, if_upper, if_lower))
-    return _joined(kept, own + upper), _joined(other + lower, rest)
+    (lower, upper), (kept, own), (other, rest) = (split(array, block) for array in (x, if_upper, if_lower))
+    return joined(kept, own + upper), joined(other + lower, rest)
 
 
 def _row_of_blocks(x: Float[Array, "C X"], size: int, row: int) -> Float[Array, "C X"]:
@@ -213,7 +203,7 @@ def _lanes(first: int, heads: Heads, each: int) -> slice:
 def _alike(x: Float[Array, "C n*K"], heads: Heads) -> Float[Array, "C n*C"]:
     """Of each head its row's sum, on the diagonal."""
     steps = x.shape[0]
-    pairs = _pairs(steps)
+    pairs = pairs_of(steps)
     sums = [jnp.sum(_only(x, head, heads.abreast), axis=1, keepdims=True) for head in range(heads.abreast)]
     return jnp.concatenate([jnp.where(pairs.row == pairs.column, x, 0.0) for x in sums], axis=1)
 
@@ -226,14 +216,14 @@ def forward(states, q, k, v, o, decays, start_log_mask=None, starts=None, *, hea
     steps, count = q.shape[0], heads.abreast
     operand = operand_dtype(precision)
     dot = functools.partial(product, precision=precision)
-    pairs = _pairs(steps)
+    pairs = pairs_of(steps)
     own = _own(start_log_mask, pairs, (steps, count * heads.channels), read_before)
     level = jnp.concatenate([jnp.where(pairs.row > pairs.column, pairs.level, -1)] * count, axis=1)
     for block in range(states.shape[0]):
         first = block * count
         queries, keys = (_lanes_of_groups(ref, heads, first) for ref in (q, k))
         scores = jnp.zeros(level.shape, jnp.float32) if read_before else _alike(queries * keys, heads)
-        for number, sums in enumerate(_levels(decays[:, _lanes(first, heads, heads.channels)], own)):
+        for number, sums in enumerate(levels(decays[:, _lanes(first, heads, heads.channels)], own)):
             if sums.block < steps:
                 x = _halves(queries, keys, sums.block) * jnp.exp(sums.exponent)
                 scores = jnp.where(level == number, dot(x.astype(operand), _one_each(x, count, operand), 1, 1), scores)
@@ -275,10 +265,10 @@ def backward(
     steps, count = q.shape[0], heads.abreast
     operand = operand_dtype(precision)
     dot = functools.partial(product, precision=precision)
-    pairs = _pairs(steps)
+    pairs = pairs_of(steps)
     own = _own(start_log_mask, pairs, (steps, count * heads.channels), read_before)
     row, column, level = (jnp.concatenate([x] * count, axis=1) for x in (pairs.row, pairs.column, pairs.level))
-    ones = _within_registers(pairs, read_before).astype(operand)
+    ones = within_registers(pairs, read_before).astype(operand)
     d_groups = {}
     for block in range(d_states.shape[0]):
         first = block * count
@@ -293,7 +283,7 @@ def backward(
         scores = jnp.zeros_like(both) if read_before else _alike(queries * keys, heads)  # P^T
 
         d_rows = []
-        for number, sums in enumerate(_levels(decays[:, decay_lanes], own)):
+        for number, sums in enumerate(levels(decays[:, decay_lanes], own)):
             if sums.block == steps:
                 break
             decay = jnp.exp(sums.exponent)
@@ -312,12 +302,12 @@ def backward(
         d_kept = d_state * jnp.exp(sums.total[0, :1])
         d_states[block] = d_kept + _outer(d_o_b, (queries * decay_read).astype(operand), count, dot)
 
-        # From the longest blocks on: what read and left are is in d_q and d_k, of all longer levels.
-        total = jnp.zeros((1, _REGISTER, queries.shape[1]), jnp.float32)  # of a block's; the sum of its rows is meant
+        # As in ``d_sums``. In this order the compiler spills fewer registers, by 8 %.
+        total = jnp.zeros((1, _REGISTER, queries.shape[1]), jnp.float32)
         for number in reversed(range(_WITHIN, len(d_rows))):
             m = 1 << number
-            read_upper = _split(queries, m)[1] * _split(d_q_b, m)[1]
-            left_lower = _split(keys, m)[0] * _split(d_k_b, m)[0]
+            read_upper = split(queries, m)[1] * split(d_q_b, m)[1]
+            left_lower = split(keys, m)[0] * split(d_k_b, m)[0]
             total = jnp.stack([total + _folded(read_upper), total + _folded(left_lower)], axis=1)
             total = total.reshape(-1, *total.shape[2:])
             d_q_b, d_k_b = _added_by_halves(d_q_b, d_k_b, d_rows[number], m)
@@ -349,7 +339,37 @@ def backward(
         d_q[:, heads.keys(group)], d_k[:, heads.keys(group)] = d_q_g.astype(d_q.dtype), d_k_g.astype(d_k.dtype)
 
 
-def _within_registers(pairs: _Pairs, read_before) -> Float[Array, "C 4C"]:
+def d_sums(
+    reading: Float[Array, "C X"],
+    leaving: Float[Array, "C X"],
+    by_level: list[Float[Array, "C X"]],
+    kept: Float[Array, "1 X"],
+    ones: Float[Array, "C 4C"],
+    precision,
+) -> Float[Array, "C X"]:
+    """The gradient of log decays that are read after the step's own, from exponentials of their sums times their cotangents.
+
+    Args:
+      reading: of e^prefix.
+      leaving: of e^suffix.
+      by_level: of what a level's upper halves read, and of what is left of its lower ones.
+      kept: of e^total.
+      ones: ``within_registers``.
+    """
+    total = jnp.zeros((1, _REGISTER, reading.shape[1]), jnp.float32)  # of a block's; the sum of its rows is meant
+    for number in reversed(range(_WITHIN, len(by_level))):
+        m = 1 << number
+        total = jnp.stack([total + _folded(split(reading, m)[1]), total + _folded(split(leaving, m)[0])], axis=1)
+        total = total.reshape(-1, *total.shape[2:])
+        reading, leaving = _added_by_halves(reading, leaving, by_level[number], m)
+    parts = [part.astype(ones.dtype) for part in (reading, leaving, *reversed(by_level[1:_WITHIN]))]
+    found = product(ones, jnp.concatenate(parts, axis=0), 1, 0, precision)
+    found += jnp.where(_is_upper(found.shape, 1), by_level[0], 0.0)
+    total = jnp.sum(total, axis=1, keepdims=True) + kept
+    return (found.reshape(-1, _REGISTER, found.shape[1]) + total).reshape(found.shape)
+
+
+def within_registers(pairs: Pairs, read_before) -> Float[Array, "C 4C"]:
     """For steps t and i of one register, ones where the decay of t is part of what i reads of it, of what is left of it after i,
     of the one or the other by the half of four steps that i is in, and of two."""
     level, column = pairs.level, pairs.column

@@ -37,7 +37,7 @@ from seqmodels.ops.kernels.tpu.common import Heads, operand_dtype, product
 _CLOSED = -1e30
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Of one head's log decays in a chunk."""
 
     pairs: Float[Array, "C C"]
@@ -50,7 +50,7 @@ class _Sums(NamedTuple):
     """exp(p_last)."""
 
 
-class _Masks(NamedTuple):
+class Masks(NamedTuple):
     """Over pairs of steps, rows i and columns t, of a chunk."""
 
     reads: Array
@@ -63,20 +63,20 @@ class _Masks(NamedTuple):
     """t < i, as zeros and ones in a product's dtype."""
 
 
-def _masks(steps, read_before, operand):
+def masks_of(steps, read_before, operand):
     i, t = (lax.broadcasted_iota(jnp.int32, (steps, steps), axis) for axis in (0, 1))
     reads = t < i if read_before else t <= i
-    return _Masks(reads, t == i, t > i, jnp.where(t < i, 1.0, 0.0).astype(operand))
+    return Masks(reads, t == i, t > i, jnp.where(t < i, 1.0, 0.0).astype(operand))
 
 
-def _local_sums(row, start_log_mask, masks: _Masks, precision) -> _Sums:
+def local_sums(row, start_log_mask, masks: Masks, precision) -> Sums:
     """From the log decays [1, C] of the chunk, and what of the state each step may read, [1, C] or None."""
     row = jnp.maximum(row, _CLOSED)
     read = jnp.where(masks.reads, row, 0.0)
     if start_log_mask is not None:
         read = jnp.where(masks.own, start_log_mask, read)
-    pairs = _exact(read, masks.before, 0, precision)
-    return _Sums(
+    pairs = exact(read, masks.before, 0, precision)
+    return Sums(
         pairs=jnp.where(masks.reads, jnp.exp(pairs), 0.0),
         prefix=jnp.exp(jnp.sum(read, axis=1, keepdims=True)),
         suffix=jnp.exp(jnp.sum(jnp.where(masks.after, row, 0.0), axis=1, keepdims=True)),
@@ -84,13 +84,28 @@ def _local_sums(row, start_log_mask, masks: _Masks, precision) -> _Sums:
     )
 
 
-def _exact(x, zeros_and_ones, axis, precision):
+def exact(x, zeros_and_ones, axis, precision):
     """x @ a matrix of zeros and ones, contracted along its ``axis``; for narrow inputs to 16 bits of x, else to all."""
     if zeros_and_ones.dtype == jnp.float32:
         return product(x, zeros_and_ones, 1, axis, precision)
     high = x.astype(jnp.bfloat16)
     low = (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
     return product(high, zeros_and_ones, 1, axis, precision) + product(low, zeros_and_ones, 1, axis, precision)
+
+
+def d_row(
+    d_between: Float[Array, "C C"],
+    read_part: Float[Array, "C 1"],
+    written_part: Float[Array, "C 1"],
+    kept_part: Float[Array, "K V"],
+    masks: Masks,
+    precision,
+) -> Float[Array, "1 C"]:
+    """The gradient of a head's log decays, from those of D, p, s and (its sum) p_last."""
+    between = exact(d_between, masks.before, 1, precision)
+    by_step = jnp.where(masks.reads, between + read_part, 0.0) + jnp.where(masks.after, written_part, 0.0)
+    kept = jnp.sum(jnp.sum(kept_part, axis=0, keepdims=True), axis=1, keepdims=True)
+    return jnp.sum(by_step, axis=0, keepdims=True) + kept
 
 
 def states(state: Float[Array, "B H K V"], heads: Heads) -> Float[Array, "B H K V"]:
@@ -105,7 +120,7 @@ def forward(states, q, k, v, o, decays=None, start_log_mask=None, starts=None, *
     """Advances ``states`` [heads, K, V] over one chunk; refs as in ``tpu/gated_linear_attention.py``, decays as rows [heads, C]."""
     operand = operand_dtype(precision)
     dot = functools.partial(product, precision=precision)
-    masks = _masks(q.shape[0], read_before, operand)
+    masks = masks_of(q.shape[0], read_before, operand)
     start_log_mask = None if start_log_mask is None else jnp.maximum(start_log_mask[...], _CLOSED)
     for group in range(heads.groups):
         q_g, k_g = (ref[:, heads.keys(group)].astype(operand) for ref in (q, k))
@@ -116,7 +131,7 @@ def forward(states, q, k, v, o, decays=None, start_log_mask=None, starts=None, *
             if decays is None:
                 kept, written, shown = state, v_h, jnp.where(masks.reads, scores, 0.0)
             else:
-                sums = _local_sums(decays[head : head + 1, :], start_log_mask, masks, precision)
+                sums = local_sums(decays[head : head + 1, :], start_log_mask, masks, precision)
                 kept, shown, read = state * sums.total, scores * sums.pairs, read * sums.prefix
                 written = v_h.astype(jnp.float32) * sums.suffix
             if starts is not None:
@@ -147,7 +162,7 @@ def backward(
     """Takes ``d_states`` [heads, K, V] back over one chunk, and gives the gradients of its inputs."""
     operand = operand_dtype(precision)
     dot = functools.partial(product, precision=precision)
-    masks = _masks(q.shape[0], read_before, operand)
+    masks = masks_of(q.shape[0], read_before, operand)
     start_log_mask = None if start_log_mask is None else jnp.maximum(start_log_mask[...], _CLOSED)
     for group in range(heads.groups):
         q_g, k_g = (ref[:, heads.keys(group)].astype(operand) for ref in (q, k))
@@ -165,7 +180,7 @@ def backward(
                 d_kept, d_read, written = d_state, d_o_h, v_h
                 d_v_h = d_written
             else:
-                sums = _local_sums(decays[head : head + 1, :], start_log_mask, masks, precision)
+                sums = local_sums(decays[head : head + 1, :], start_log_mask, masks, precision)
                 shown, d_pairs = scores * sums.pairs, d_shown * sums.pairs
                 d_scores += d_pairs
                 d_kept = d_state * sums.total
@@ -177,10 +192,8 @@ def backward(
             if decays is not None:
                 read_part = jnp.sum(q_g.astype(jnp.float32) * d_q_read, axis=1, keepdims=True)
                 written_part = jnp.sum(v_h.astype(jnp.float32) * d_v_h, axis=1, keepdims=True)
-                kept_part = jnp.sum(state.astype(jnp.float32) * d_kept, axis=0, keepdims=True)
-                between = _exact(d_pairs * scores, masks.before, 1, precision)
-                by_step = jnp.where(masks.reads, between + read_part, 0.0) + jnp.where(masks.after, written_part, 0.0)
-                d_decays[head : head + 1, :] = jnp.sum(by_step, axis=0, keepdims=True) + jnp.sum(kept_part, axis=1, keepdims=True)
+                kept_part = state.astype(jnp.float32) * d_kept
+                d_decays[head : head + 1, :] = d_row(d_pairs * scores, read_part, written_part, kept_part, masks, precision)
             d_v[:, heads.values(head)] = (d_v_h + dot(shown.astype(operand), d_o_h.astype(operand), 0, 0)).astype(d_v.dtype)
             d_q_g += d_q_read
             d_k_g += dot(written, d_state.astype(operand), 1, 1)

@@ -88,12 +88,7 @@ def backward(
     """Gradients of q, k, v, log_decay (None without one) and the state."""
     form = _form(_decays(log_decay))
     walk = Walk(q, v, _steps(chunk_size, q.shape[1], _decays(log_decay)), reverse=True)
-    summed = walk.parts > 1
-    outputs = {
-        "d_q": ("d_keys", jnp.float32 if summed else q.dtype),
-        "d_k": ("d_keys", jnp.float32 if summed else k.dtype),
-        "d_v": ("values", v.dtype),
-    }
+    outputs = walk.d_keys(q, k) | {"d_v": ("values", v.dtype)}
     inputs = _inputs(walk, q, k, v, log_decay, start_log_mask)
     if log_decay is not None:
         outputs["d_decays"] = (inputs["decays"][0], jnp.float32)
@@ -104,15 +99,13 @@ def backward(
         form.states(d_final, walk.heads),
         interpret=interpret,
     )
-    d_q, d_k = (jnp.sum(found[name], axis=0) if summed else found[name][0] for name in ("d_q", "d_k"))
     d_log_decay = None
     if log_decay is not None:
         d = found["d_decays"]
         d_log_decay = walk.of_rows(d) if log_decay.shape[-1] == 1 else walk.of_lanes(d, log_decay.shape)
         d_log_decay = d_log_decay.astype(log_decay.dtype)
     return (
-        walk.of_lanes(d_q, q.shape).astype(q.dtype),
-        walk.of_lanes(d_k, k.shape).astype(k.dtype),
+        *walk.of_d_keys(found, q, k),
         walk.of_lanes(found["d_v"], v.shape),
         d_log_decay,
         form.of_states(d_state, walk.heads),

@@ -1,5 +1,5 @@
-"""The TPU kernel of the recurrence over chunks, in its interpreter: against float64 numpy through both ops that use it, the
-chunked form for its blocks, and lowered for a TPU at the sizes that models have."""
+"""The TPU kernel of the recurrence over chunks, in its interpreter: against float64 numpy through both ops that use it (the delta rule
+with chunks of another length than its own kernel's), the chunked form for its blocks, and lowered for a TPU."""
 
 import functools
 
@@ -187,17 +187,16 @@ def test_a_state_too_large_for_vmem_is_refused_by_name_and_left_to_xla_by_defaul
         assert "pallas_call" not in str(jax.make_jaxpr(lambda x: delta_rule(**x))(inputs))
 
 
-SIZES = {  # op, G, H, K, V, decays
-    "Gated DeltaNet": (delta_rule, 8, 16, 128, 128, {"log_decay": 1}),
-    "DeltaNet": (delta_rule, 16, 16, 128, 128, {}),
-    "KDA": (delta_rule, 4, 4, 64, 64, {"log_decay": 64}),
-    "DFW": (gated_linear_attention, 4, 4, 64, 128, {"log_decay": 64, "value_log_decay": 128}),
+SIZES = {  # op, G, H, K, V, decays, chunk size
+    "Gated DeltaNet": (delta_rule, 8, 16, 128, 128, {"log_decay": 1}, 64),
+    "KDA": (delta_rule, 4, 4, 64, 64, {"log_decay": 64}, 64),
+    "DFW": (gated_linear_attention, 4, 4, 64, 128, {"log_decay": 64, "value_log_decay": 128}, None),
 }
 
 
 @pytest.mark.parametrize("model, dtype", [*((model, "bfloat16") for model in SIZES), ("Gated DeltaNet", "float32")])
 def test_lowers_for_a_tpu(model, dtype):
-    op, groups, heads, channels, width, decays = SIZES[model]
+    op, groups, heads, channels, width, decays, chunk_size = SIZES[model]
 
     def shaped(*shape, dtype=dtype):
         return jax.ShapeDtypeStruct((2, 256, *shape), dtype)
@@ -208,7 +207,7 @@ def test_lowers_for_a_tpu(model, dtype):
     inputs |= {name: shaped(heads, number, dtype="float32") for name, number in decays.items()}
 
     def gradients(inputs):
-        outputs, pull = jax.vjp(lambda x: op(**x, implementation="pallas"), inputs)
+        outputs, pull = jax.vjp(lambda x: op(**x, implementation="pallas", chunk_size=chunk_size), inputs)
         return outputs, pull(outputs)
 
     with compile_for("tpu"):
