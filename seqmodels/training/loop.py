@@ -206,15 +206,17 @@ def _start(config: RunConfig, dataset, trainer: Trainer, workdir: Path, group: p
 
 
 def _check_record(config: RunConfig, dataset, workdir: Path, record: Mapping) -> None:
-    """Raises UserError where the data or the model are not those of a checkpoint with this record; ahead of the parameters, whose
-    shapes follow the tokenizer."""
+    """Raises UserError where the data or the model are not those of a checkpoint with this record, ValueError where training wrote no
+    such record; ahead of the parameters, whose shapes follow the tokenizer."""
+    if "data" not in record or "seconds" not in record:
+        raise ValueError("its record is damaged: not one that training writes")
     begun, cure = f"what the run in {workdir} was begun with", "bring that back, or choose another --workdir"
     other = config_lib.other_options(record.get("model"), config)
     if other:
         raise UserError(
             f"the model of {workdir / 'config.json'} is not {begun} ({', '.join(other[:5])}): it was replaced; {cure}"
         )
-    tokenizer, _ = record.get("tokenizer"), record["seconds"]  # which only a record that training wrote has
+    tokenizer = record.get("tokenizer")
     if config.data.tokenizer not in ("bpe", "bytes") and tokenizer not in (None, tokenizer_digest(dataset)):
         raise UserError(f"data.tokenizer={config.data.tokenizer} is not {begun}; {cure}")
     changed = {

@@ -107,9 +107,10 @@ def test_files_of_the_data_that_are_damaged_are_written_anew(folder, capsys):
 def test_a_change_between_the_blocks_of_the_sample_is_found(folder):
     config = config_of(folder)
     dataset = data.prepare(config.data, seed=0)
-    record = {"data": dataset.fingerprint, "digests": dict(dataset.digests), "tokenizer": loop.tokenizer_digest(dataset)}
-    loop._check_record(config, dataset, folder / "run", record)
-    loop._check_record(config, dataset, folder / "run", {"data": dataset.fingerprint})  # of an older run
+    older = {"data": dataset.fingerprint, "seconds": 1.0}
+    record = older | {"digests": dict(dataset.digests), "tokenizer": loop.tokenizer_digest(dataset)}
+    for known in (record, older):
+        loop._check_record(config, dataset, folder / "run", known)
     kind = dataset.digests["train"].partition(":")[0]
     with pytest.raises(UserError, match="data.source=.* is not what the run"):
         loop._check_record(config, dataset, folder / "run", record | {"digests": {"train": f"{kind}:0"}})
