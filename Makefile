@@ -67,7 +67,6 @@ test-slow: $(VENV)/dev.stamp
 test-all: $(VENV)/dev.stamp
 	@$(RUN) $(PYTEST) -m ""
 
-# What a run, a cache and a reader do when they are killed, damaged, out of space, or given hostile files. LONG=1: hours.
 docs: $(VENV_DOCS)/run.stamp
 	@cd "$(ROOT)" && NO_MKDOCS_2_WARNING=1 "$(VENV_DOCS)/bin/python" -m mkdocs build --strict --quiet
 	@echo "the site is in site/; to read it while writing: $(VENV_DOCS)/bin/python -m mkdocs serve"
@@ -78,6 +77,7 @@ $(VENV_DOCS)/run.stamp: $(ROOT)requirements-docs.txt
 	@"$(VENV_DOCS)/bin/python" -m pip install --quiet --disable-pip-version-check -r "$(ROOT)requirements-docs.txt"
 	@touch "$@"
 
+# What a run, a cache and a reader do when they are killed, damaged, out of space, or given hostile files. LONG=1: hours.
 drills: $(VENV)/run.stamp
 	@cd "$(ROOT)" && JAX_PLATFORMS=cpu TQDM_DISABLE=1 "$(VENV)/bin/python" -m tools.drills $(if $(LONG),--long) $(DRILLS)
 
