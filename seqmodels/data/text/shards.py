@@ -121,14 +121,18 @@ class VerifiedArray:
         Raises:
             ValueError: a block of them is not what was written.
         """
-        size = self.dtype.itemsize
-        for block in range(begin * size // _BLOCK_BYTES, -(-end * size // _BLOCK_BYTES)):
-            if not self._verified[block]:
-                first = block * _BLOCK_BYTES
-                if _digest(self._file.read(first, min(first + _BLOCK_BYTES, self._file.size))) != self._digests[block]:
-                    raise ValueError(f"block {block} of {self._path.name} is not what was written")
-                self._verified[block] = True
-        return np.frombuffer(self._file.read(begin * size, end * size), self.dtype)
+        first, last = begin * self.dtype.itemsize, end * self.dtype.itemsize
+        blocks = range(first // _BLOCK_BYTES, -(-last // _BLOCK_BYTES))
+        if all(self._verified[block] for block in blocks):
+            return np.frombuffer(self._file.read(first, last), self.dtype)
+        start = blocks[0] * _BLOCK_BYTES
+        content = memoryview(self._file.read(start, min(blocks[-1] * _BLOCK_BYTES + _BLOCK_BYTES, self._file.size)))
+        for block in blocks:
+            place = block * _BLOCK_BYTES - start
+            if not self._verified[block] and _digest(content[place : place + _BLOCK_BYTES]) != self._digests[block]:
+                raise ValueError(f"block {block} of {self._path.name} is not what was written")
+            self._verified[block] = True
+        return np.frombuffer(content[first - start : last - start], self.dtype)
 
 
 def digest_of(tokens: np.ndarray, document_ends: np.ndarray, document_bytes: np.ndarray) -> str:
