@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from seqmodels.ops.chunk import Chunk, power_of_two
-from seqmodels.ops.kernels.tpu.common import VMEM_BYTES, operand_dtype, product, steps_in_order
+from seqmodels.ops.kernels.tpu.common import VMEM_BYTES, operand_dtype, product, steps_in_order, tile_bytes
 
 _WIDEST = 512  # value channels of a state in one step
 _MOST_HEADS = 4  # in one step: their chains of products do not wait for each other
@@ -165,15 +165,11 @@ def _value_block(width: int) -> int:
 
 def _step_bytes(heads, channels, width, steps, operand_dtype) -> int:
     """VMEM of one step of the grid, with every array that a chunk can have; blocks are held twice, to load ahead."""
-
-    def tile(rows, columns, size):
-        return -(-rows // 16) * 16 * -(-columns // 128) * 128 * size
-
     size = jnp.dtype(operand_dtype).itemsize
-    along_keys = 3 * tile(steps, channels, size) + tile(steps, steps, size) + tile(1, channels, 4)
-    along_values = tile(steps, width, size) + 3 * tile(steps, width, 4) + tile(1, width, 4)
-    states = 3 * tile(channels, width, 4)  # in, out, and one of every chunk
-    scratch = tile(channels, width, 4)
+    along_keys = 3 * tile_bytes(steps, channels, size) + tile_bytes(steps, steps, size) + tile_bytes(1, channels, 4)
+    along_values = tile_bytes(steps, width, size) + 3 * tile_bytes(steps, width, 4) + tile_bytes(1, width, 4)
+    states = 3 * tile_bytes(channels, width, 4)  # in, out, and one of every chunk
+    scratch = tile_bytes(channels, width, 4)
     return heads * (2 * (along_keys + along_values + states) + scratch)
 
 

@@ -42,6 +42,25 @@ def joined(lower: Float[Array, "n m X"], upper: Float[Array, "n m X"]) -> Float[
     return jnp.stack([lower, upper], axis=1).reshape(-1, lower.shape[-1])
 
 
+def parts(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Two bfloat16 numbers whose sum has 16 bits of a float32 number."""
+    high = x.astype(jnp.bfloat16)
+    return high, (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
+
+
+def tile_bytes(rows: int, columns: int, size: int) -> int:
+    """VMEM of an array of numbers of ``size`` bytes, in whole registers."""
+    return -(-rows // 16) * 16 * -(-columns // 128) * 128 * size
+
+
+def unsupported_dtype(**arrays: Array) -> str | None:
+    """Which of them a kernel does not read."""
+    for name, x in arrays.items():
+        if x.dtype not in (jnp.bfloat16, jnp.float32):
+            return f"{name} is {x.dtype}, neither bfloat16 nor float32"
+    return None
+
+
 def steps_in_order(axes: int) -> pltpu.CompilerParams:
     """Of a kernel whose grid has so many axes, the last of them time."""
     semantics = ("parallel",) * (axes - 1) + ("arbitrary",)
@@ -136,6 +155,16 @@ class Walk:
     def of_rows(self, x):
         """The backward pass."""
         return jnp.moveaxis(x, 4, 2).reshape(self.batch, -1, self.num_heads, 1)[:, : self.time]
+
+    def decays(self, log_decay: Float[Array, "B T H X"]) -> tuple[str, Float[Array, "..."]]:
+        """Log decays as an input: their kind, and float32, as rows of one a head or as lanes of one a key channel."""
+        decays = log_decay.astype(jnp.float32)
+        return ("rows", self.rows(decays)) if log_decay.shape[-1] == 1 else ("decays", self.lanes(decays))
+
+    def of_decays(self, d: Float[Array, "..."], log_decay: Float[Array, "B T H X"]) -> Float[Array, "B T H X"]:
+        """The backward pass."""
+        d = self.of_rows(d) if log_decay.shape[-1] == 1 else self.of_lanes(d, log_decay.shape)
+        return d.astype(log_decay.dtype)
 
     def d_keys(self, q: Float[Array, "B T G K"], k: Float[Array, "B T G K"]) -> dict[str, tuple[str, DTypeLike]]:
         """The outputs d_q and d_k of a backward pass: in float32 where each part of a group's heads has its own."""

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from seqmodels.ops.kernels.tpu.common import Heads, operand_dtype, product
+from seqmodels.ops.kernels.tpu.common import Heads, operand_dtype, parts, product
 
 _CLOSED = -1e30
 
@@ -88,8 +88,7 @@ def exact(x, zeros_and_ones, axis, precision):
     """x @ a matrix of zeros and ones, contracted along its ``axis``; for narrow inputs to 16 bits of x, else to all."""
     if zeros_and_ones.dtype == jnp.float32:
         return product(x, zeros_and_ones, 1, axis, precision)
-    high = x.astype(jnp.bfloat16)
-    low = (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
+    high, low = parts(x)
     return product(high, zeros_and_ones, 1, axis, precision) + product(low, zeros_and_ones, 1, axis, precision)
 
 

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from seqmodels.ops.kernels.tpu import decay_per_channel, decay_per_head
-from seqmodels.ops.kernels.tpu.common import operand_dtype, product
+from seqmodels.ops.kernels.tpu.common import Heads, operand_dtype, product
 
 
 class Prepared(NamedTuple):
@@ -34,13 +34,7 @@ class Prepared(NamedTuple):
 
 
 class Decays:
-    """Without any; the base of the others.
-
-    Attributes:
-      kind: of the decays as they lie in the grid (``common.Walk``), None without any.
-    """
-
-    kind: str | None = None
+    """Without any; the base of the others."""
 
     def __init__(self, steps: int, precision: lax.Precision):
         self.precision, self.operand = precision, operand_dtype(precision)
@@ -52,8 +46,10 @@ class Decays:
         """From q and k in the dtype of products, and the head's decays."""
         return Prepared(q, k, k, *self._pairs(q, k, 1.0), None)
 
-    def gradients(self, q, k, decays, d: Prepared) -> tuple[Float[Array, "C K"], Float[Array, "C K"], Array | None]:
-        """Of q, k and the decays, in float32."""
+    def gradients(
+        self, q, k, decays, prepared: Prepared, d: Prepared
+    ) -> tuple[Float[Array, "C K"], Float[Array, "C K"], Array | None]:
+        """Of q, k and the decays, in float32, from what was ``prepared`` and its gradients ``d``."""
         d_q, d_k = self._of_pairs(q, k, d.scores, d.overlaps)
         return d.read + d_q, d.erase + d.write + d_k, None
 
@@ -71,23 +67,20 @@ class Decays:
 class PerHead(Decays):
     """One per head: a row [1, C]. D is a matrix (``tpu/decay_per_head.py``)."""
 
-    kind = "rows"
-
     def prepare(self, q, k, decays):
         """The base's, with decays."""
         sums = self._sums(decays)
         rows = (x.astype(jnp.float32) * decay for x, decay in ((q, sums.prefix), (k, sums.prefix), (k, sums.suffix)))
         return Prepared(*(x.astype(self.operand) for x in rows), *self._pairs(q, k, sums.pairs), sums.total)
 
-    def gradients(self, q, k, decays, d):
+    def gradients(self, q, k, decays, prepared, d):
         """The base's, with decays."""
         sums = self._sums(decays)
         read, erase, write = d.read * sums.prefix, d.erase * sums.prefix, d.write * sums.suffix
         d_q, d_k = self._of_pairs(q, k, d.scores * sums.pairs, d.overlaps * sums.pairs)
-        scores, overlaps = self._pairs(q, k, sums.pairs)
         queries, keys = q.astype(jnp.float32), k.astype(jnp.float32)
         d_decays = decay_per_head.d_row(
-            d.scores * scores + d.overlaps * overlaps,
+            d.scores * prepared.scores + d.overlaps * prepared.overlaps,
             jnp.sum(queries * read + keys * erase, axis=1, keepdims=True),
             jnp.sum(keys * write, axis=1, keepdims=True),
             d.keep,
@@ -96,14 +89,16 @@ class PerHead(Decays):
         )
         return read + d_q, erase + write + d_k, d_decays
 
+    def place(self, heads: Heads, head: int) -> tuple[slice, slice]:
+        """A head's decays in their block."""
+        return slice(head, head + 1), slice(None)
+
     def _sums(self, decays):
         return decay_per_head.local_sums(decays, None, self.masks, self.precision)
 
 
 class PerChannel(Decays):
     """One per key channel: [C, K]. No one matrix serves all channels, but one for each level does (``tpu/decay_per_channel.py``)."""
-
-    kind = "decays"
 
     def __init__(self, steps: int, precision: lax.Precision):
         super().__init__(steps, precision)
@@ -125,7 +120,7 @@ class PerChannel(Decays):
         rows = (x.astype(self.operand) for x in (queries * prefix, keys * prefix, keys * suffix))
         return Prepared(*rows, scores, overlaps, jnp.exp(whole.total[0, :1]))
 
-    def gradients(self, q, k, decays, d):
+    def gradients(self, q, k, decays, prepared, d):
         """The base's, with decays."""
         steps, queries, keys = q.shape[0], q.astype(jnp.float32), k.astype(jnp.float32)
         *levels, whole = decay_per_channel.levels(decays, None)
@@ -143,6 +138,10 @@ class PerChannel(Decays):
         d_decays = decay_per_channel.d_sums(reading, keys * write, by_level, d.keep, self.ones, self.precision)
         own = jnp.sum(jnp.where(self.masks.own, d.scores, 0.0), axis=1, keepdims=True)
         return d_q + own * keys, d_k + own * queries, d_decays
+
+    def place(self, heads: Heads, head: int) -> tuple[slice, slice]:
+        """A head's decays in their block."""
+        return slice(None), heads.decays(head)
 
     def _decayed(self, queries, keys, sums):
         """Queries, and below them keys, with the decays of a level; of the queries the upper halves are meant."""

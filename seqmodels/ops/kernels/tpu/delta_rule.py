@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from seqmodels.ops.chunk import product_precision
+from seqmodels.ops.chunk import power_of_two, product_precision
 from seqmodels.ops.kernels.tpu import decay_per_head
 from seqmodels.ops.kernels.tpu.common import (
     VMEM_LIMIT_BYTES,
@@ -45,8 +45,11 @@ from seqmodels.ops.kernels.tpu.common import (
     heads_at_once,
     joined,
     operand_dtype,
+    parts,
     product,
     split,
+    tile_bytes,
+    unsupported_dtype,
 )
 from seqmodels.ops.kernels.tpu.delta_decays import Decays, Prepared, decays_of
 
@@ -56,9 +59,9 @@ _BLOCK = 16  # steps whose triangle is inverted by substitution
 
 def unsupported_reason(*, q: Array, k: Array, v: Array, decays: int, precision: lax.Precision, chunk_size: int) -> str | None:
     """What keeps a call from this kernel; ``decays``: how many a head has, 0, 1 or one per channel."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype not in (jnp.bfloat16, jnp.float32):
-            return f"{name} is {x.dtype}, neither bfloat16 nor float32"
+    reason = unsupported_dtype(q=q, k=k, v=v)
+    if reason is not None:
+        return reason
     if chunk_size < q.shape[1] and chunk_size != _STEPS:
         return f"its chunks have {_STEPS} steps, not {chunk_size}"
     heads = heads_at_once(q.shape[2], v.shape[2] // q.shape[2], q.shape[3], v.shape[3], _wanted(q, v, precision))
@@ -122,16 +125,11 @@ def backward(
         jnp.swapaxes(d_final, 2, 3),
         interpret=interpret,
     )
-    d_log_decay = None
-    if log_decay is not None:
-        d = found["d_decays"]
-        d = walk.of_rows(d) if inputs["decays"][0] == "rows" else walk.of_lanes(d, log_decay.shape)
-        d_log_decay = d.astype(log_decay.dtype)
     return (
         *walk.of_d_keys(found, q, k),
         walk.of_lanes(found["d_v"], v.shape),
         walk.of_rows(found["d_beta"])[..., 0].astype(beta.dtype),
-        d_log_decay,
+        None if log_decay is None else walk.of_decays(found["d_decays"], log_decay),
         jnp.swapaxes(d_state, 2, 3),
     )
 
@@ -140,14 +138,13 @@ def _inputs(walk, q, k, v, beta, log_decay):
     inputs = {"q": ("keys", walk.lanes(q)), "k": ("keys", walk.lanes(k)), "v": ("values", walk.lanes(v))}
     inputs["beta"] = ("rows", walk.rows(beta.astype(jnp.float32)[..., None]))
     if log_decay is not None:
-        kind, decays = decays_of(log_decay).kind, log_decay.astype(jnp.float32)
-        inputs["decays"] = (kind, walk.rows(decays) if kind == "rows" else walk.lanes(decays))
+        inputs["decays"] = walk.decays(log_decay)
     return inputs
 
 
 def _steps(steps: int) -> int:
     """The steps of a chunk: a power of two of whole blocks."""
-    return min(_STEPS, max(_BLOCK, 1 << (steps - 1).bit_length()))
+    return min(_STEPS, max(_BLOCK, power_of_two(steps)))
 
 
 def _wanted(q, v, precision) -> int:
@@ -158,17 +155,15 @@ def _wanted(q, v, precision) -> int:
 
 def _step_bytes(heads: Heads, decays: int, size: int) -> int:
     """VMEM of a step of the backward pass, the larger one, with operands of ``size`` bytes; blocks are held twice, to load ahead."""
-
-    def tile(rows, columns, size):
-        return -(-rows // 16) * 16 * -(-columns // 128) * 128 * size
-
     count = heads.groups * heads.repeats
-    by_chunk = 4 * tile(_STEPS, heads.groups * heads.channels, size) + 3 * tile(_STEPS, count * heads.width, size)
-    by_chunk += 2 * tile(count, _STEPS, 4)
-    by_chunk += 2 * (tile(count, _STEPS, 4) if decays <= 1 else tile(_STEPS, count * heads.channels, 4))
-    state = count * tile(heads.width, heads.channels, 1)
+    by_chunk = 4 * tile_bytes(_STEPS, heads.groups * heads.channels, size) + 3 * tile_bytes(_STEPS, count * heads.width, size)
+    by_chunk += 2 * tile_bytes(count, _STEPS, 4)
+    by_chunk += 2 * (tile_bytes(count, _STEPS, 4) if decays <= 1 else tile_bytes(_STEPS, count * heads.channels, 4))
+    state = count * tile_bytes(heads.width, heads.channels, 1)
     # What lies between operations, read off compiled kernels: so many arrays of a head, three times as many in float32.
-    between = count * (32 if decays > 1 else 12) * (1 if size == 2 else 3) * tile(_STEPS, max(heads.channels, heads.width), 4)
+    between = (
+        count * (32 if decays > 1 else 12) * (1 if size == 2 else 3) * tile_bytes(_STEPS, max(heads.channels, heads.width), 4)
+    )
     return 2 * (by_chunk + (4 + 4 + size) * state) + 4 * state + between
 
 
@@ -192,19 +187,14 @@ def _heads_of(q, k, beta, decays, heads: Heads, of_decays: Decays) -> list[_Head
     for group in range(heads.groups):
         q_g, k_g = (ref[:, heads.keys(group)].astype(of_decays.operand) for ref in (q, k))
         for head in heads.of(group):
-            row = None if decays is None else decays[_place(heads, of_decays, head)]
+            row = None if decays is None else decays[of_decays.place(heads, head)]
             prepared = of_decays.prepare(q_g, k_g, row)
             # The row as a column: sums of one number and zeros are exact.
             column = jnp.sum(jnp.where(of_decays.masks.own, beta[head : head + 1, :], 0.0), axis=1, keepdims=True)
             found.append((q_g, k_g, row, prepared, column))
             matrices.append(column * prepared.overlaps)
     inverses = _unit_lower_inverses(matrices, of_decays.precision)
-    return [_Head(*parts, inverse) for parts, inverse in zip(found, inverses)]
-
-
-def _place(heads: Heads, of_decays: Decays, head: int) -> tuple[slice, slice]:
-    """A head's decays in its block."""
-    return (slice(head, head + 1), slice(None)) if of_decays.kind == "rows" else (slice(None), heads.decays(head))
+    return [_Head(*of_head, inverse) for of_head, inverse in zip(found, inverses)]
 
 
 def _updates(of_head: _Head, values, state, dot) -> tuple[Float[Array, "C V"], Float[Array, "C V"]]:
@@ -253,15 +243,10 @@ def _exact(a: Float[Array, "..."], b: Float[Array, "m p"], axis: int, operand) -
     """a @ b in float32, or a.T @ b (``axis`` 0); where products read bfloat16, of numbers with 16 bits."""
     if operand == jnp.float32:
         return product(a, b, axis, 0, lax.Precision.HIGHEST)
-    (a_high, a_low), (b_high, b_low) = (_parts(x) for x in (a, b))
+    (a_high, a_low), (b_high, b_low) = (parts(x) for x in (a, b))
     dot = functools.partial(product, a_axis=axis, b_axis=0, precision=lax.Precision.DEFAULT)
     high = dot(jnp.concatenate([a_high, a_low], axis=1 - axis), b_high)
     return jnp.split(high, 2)[0] + jnp.split(high, 2)[1] + dot(a_high, b_low)
-
-
-def _parts(x):
-    high = x.astype(jnp.bfloat16)
-    return high, (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
 
 
 def _forward(states, q, k, v, beta, o, decays=None, starts=None, *, heads: Heads, decays_of: type[Decays], precision):
@@ -314,12 +299,12 @@ def _backward(
                 keep=jnp.sum(state.astype(jnp.float32) * kept, axis=0, keepdims=True),
             )
             d_states[head] = kept + dot(d_o, prepared.read, 0, 0) - dot(d_values, prepared.erase, 0, 0)
-            *of_keys, d_row = of_decays.gradients(of_head.q, of_head.k, of_head.decays, d_prepared)
+            *of_keys, d_row = of_decays.gradients(of_head.q, of_head.k, of_head.decays, prepared, d_prepared)
             d_keys.append(of_keys)
             if d_decays is not None:
-                d_decays[_place(heads, of_decays, head)] = d_row
-        for ref, parts in zip((d_q, d_k), zip(*d_keys)):
-            ref[:, heads.keys(group)] = sum(parts).astype(ref.dtype)
+                d_decays[of_decays.place(heads, head)] = d_row
+        for ref, of_head in zip((d_q, d_k), zip(*d_keys)):
+            ref[:, heads.keys(group)] = sum(of_head).astype(ref.dtype)
 
 
 def _kept(state: Float[Array, "V K"], prepared: Prepared) -> Float[Array, "V K"]:

@@ -15,15 +15,16 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from seqmodels.ops.chunk import power_of_two
 from seqmodels.ops.kernels.tpu import decay_per_channel, decay_per_head
-from seqmodels.ops.kernels.tpu.common import VMEM_BYTES, Walk, heads_at_once, operand_dtype
+from seqmodels.ops.kernels.tpu.common import VMEM_BYTES, Walk, heads_at_once, operand_dtype, tile_bytes, unsupported_dtype
 
 
 def unsupported_reason(*, q: Array, k: Array, v: Array, decays: int, precision: lax.Precision, chunk_size: int) -> str | None:
     """What keeps a call from this kernel; ``decays``: how many a head has, 0, 1 or one per channel."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype not in (jnp.bfloat16, jnp.float32):
-            return f"{name} is {x.dtype}, neither bfloat16 nor float32"
+    reason = unsupported_dtype(q=q, k=k, v=v)
+    if reason is not None:
+        return reason
     if chunk_size < q.shape[1] and chunk_size != _steps(chunk_size, q.shape[1], decays):
         return f"its chunks have 16, 32, 64, ... steps (of one decay per head or none, any multiple of 16), not {chunk_size}"
     heads = heads_at_once(q.shape[2], v.shape[2] // q.shape[2], q.shape[3], v.shape[3])
@@ -99,15 +100,10 @@ def backward(
         form.states(d_final, walk.heads),
         interpret=interpret,
     )
-    d_log_decay = None
-    if log_decay is not None:
-        d = found["d_decays"]
-        d_log_decay = walk.of_rows(d) if log_decay.shape[-1] == 1 else walk.of_lanes(d, log_decay.shape)
-        d_log_decay = d_log_decay.astype(log_decay.dtype)
     return (
         *walk.of_d_keys(found, q, k),
         walk.of_lanes(found["d_v"], v.shape),
-        d_log_decay,
+        None if log_decay is None else walk.of_decays(found["d_decays"], log_decay),
         form.of_states(d_state, walk.heads),
     )
 
@@ -124,9 +120,7 @@ def _form(decays):
 def _inputs(walk, q, k, v, log_decay, start_log_mask):
     inputs = {"q": ("keys", walk.lanes(q)), "k": ("keys", walk.lanes(k)), "v": ("values", walk.lanes(v))}
     if log_decay is not None:
-        per_head = log_decay.shape[-1] == 1
-        decays = log_decay.astype(jnp.float32)
-        inputs["decays"] = ("rows", walk.rows(decays)) if per_head else ("decays", walk.lanes(decays))
+        inputs["decays"] = walk.decays(log_decay)
     if start_log_mask is not None:
         inputs["start_log_mask"] = ("row", walk.padded(start_log_mask).reshape(walk.batch, walk.count, 1, walk.steps))
     return inputs
@@ -135,15 +129,12 @@ def _inputs(walk, q, k, v, log_decay, start_log_mask):
 def _steps(chunk_size: int, steps: int, decays: int) -> int:
     """The steps of a chunk: whole registers of bfloat16, which are 16 rows; with decays by channel, a power of two."""
     size = -(-min(steps, chunk_size) // 16) * 16
-    return size if decays <= 1 else 1 << (size - 1).bit_length()
+    return size if decays <= 1 else power_of_two(size)
 
 
 def _step_bytes(heads, steps: int, decays: int) -> int:
     """VMEM of a step of the backward pass, the larger one; blocks are held twice, to load ahead."""
-
-    def tile(rows, columns):
-        return -(-rows // 16) * 16 * -(-columns // 128) * 128 * 4
-
+    tile = functools.partial(tile_bytes, size=4)
     count = heads.groups * heads.repeats
     by_chunk = 4 * tile(steps, heads.groups * heads.channels) + 3 * tile(steps, count * heads.width)
     by_chunk += 2 * (tile(count, steps) if decays <= 1 else tile(steps, count * heads.channels))

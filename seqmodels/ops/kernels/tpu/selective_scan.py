@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
-from seqmodels.ops.kernels.tpu.common import steps_in_order
+from seqmodels.ops.kernels.tpu.common import steps_in_order, unsupported_dtype
 
 _STEPS = 128  # of one step of the grid: one lane each in the blocks of B and C
 _UNROLLED = 8
@@ -34,9 +34,9 @@ def unsupported_reason(*, x: Array, dt: Array, A: Array, B: Array, C: Array, chu
     """What keeps a call of ``selective_scan`` from this kernel."""
     if chunk_size is not None:
         return f"chunk_size={chunk_size}, and the kernel has no chunks to choose"
-    for name, array in (("x", x), ("dt", dt)):
-        if array.dtype not in (jnp.bfloat16, jnp.float32):
-            return f"{name} is {array.dtype}, neither bfloat16 nor float32"
+    reason = unsupported_dtype(x=x, dt=dt)
+    if reason is not None:
+        return reason
     if A.shape[1] > _MOST_STATES:
         return f"{A.shape[1]} numbers a channel do not fit in VMEM for {_STEPS} steps, at most {_MOST_STATES} do"
     return None

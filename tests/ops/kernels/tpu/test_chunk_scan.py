@@ -19,6 +19,7 @@ from tests.ops import forms
 from tests.ops import test_delta_rule as of_delta_rule
 from tests.ops import test_gated_linear_attention as of_attention
 from tests.ops.judge import relative_error
+from tests.ops.kernels.lowering import lower_gradients_for_tpu
 from tests.ops.kernels.running import kernels_of
 from tests.programs import fast_jit
 
@@ -197,21 +198,9 @@ SIZES = {  # op, G, H, K, V, decays, chunk size
 @pytest.mark.parametrize("model, dtype", [*((model, "bfloat16") for model in SIZES), ("Gated DeltaNet", "float32")])
 def test_lowers_for_a_tpu(model, dtype):
     op, groups, heads, channels, width, decays, chunk_size = SIZES[model]
-
-    def shaped(*shape, dtype=dtype):
-        return jax.ShapeDtypeStruct((2, 256, *shape), dtype)
-
-    inputs = {"q": shaped(groups, channels), "k": shaped(groups, channels), "v": shaped(heads, width)}
-    if op is delta_rule:
-        inputs["beta"] = shaped(heads, dtype="float32")
-    inputs |= {name: shaped(heads, number, dtype="float32") for name, number in decays.items()}
-
-    def gradients(inputs):
-        outputs, pull = jax.vjp(lambda x: op(**x, implementation="pallas", chunk_size=chunk_size), inputs)
-        return outputs, pull(outputs)
-
-    with compile_for("tpu"):
-        exported = jax.export.export(jax.jit(gradients), platforms=["tpu"])(inputs)
+    of_heads = decays | ({"beta": None} if op is delta_rule else {})
+    sizes = dict(groups=groups, heads=heads, channels=channels, width=width, dtype=dtype)
+    exported = lower_gradients_for_tpu(op, of_heads=of_heads, chunk_size=chunk_size, **sizes)
     assert exported.mlir_module().count("tpu_custom_call") == 2
 
 

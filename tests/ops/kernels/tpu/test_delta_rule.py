@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
-from seqmodels.ops import compile_for, delta_rule, record_choices
+from seqmodels.ops import delta_rule, record_choices
 from seqmodels.ops.kernels.tpu import common
 from seqmodels.ops.kernels.tpu import delta_rule as kernel
 from tests.ops import test_delta_rule as xla
 from tests.ops import test_gated_linear_attention as of_attention
 from tests.ops.judge import relative_error
+from tests.ops.kernels.lowering import lower_gradients_for_tpu
 from tests.ops.kernels.running import kernels_of
 from tests.programs import fast_jit
 
@@ -180,21 +181,10 @@ SIZES = {  # G, H, K, V, decays
 @pytest.mark.parametrize("model, dtype", [*((model, "bfloat16") for model in SIZES), ("Gated DeltaNet", "float32")])
 def test_lowers_for_a_tpu(model, dtype):
     groups, heads, channels, width, decays = SIZES[model]
-
-    def shaped(*shape, dtype=dtype):
-        return jax.ShapeDtypeStruct((2, 256, *shape), dtype)
-
-    inputs = {"q": shaped(groups, channels), "k": shaped(groups, channels), "v": shaped(heads, width)}
-    inputs["beta"] = shaped(heads, dtype="float32")
-    if decays is not None:
-        inputs["log_decay"] = shaped(heads, decays, dtype="float32")
-
-    def gradients(inputs):
-        outputs, pull = jax.vjp(lambda x: delta_rule(**x, implementation="pallas"), inputs)
-        return outputs, pull(outputs)
-
-    with compile_for("tpu"), record_choices() as choices:
-        exported = jax.export.export(jax.jit(gradients), platforms=["tpu"])(inputs)
+    of_heads = {"beta": None} | ({} if decays is None else {"log_decay": decays})
+    sizes = dict(groups=groups, heads=heads, channels=channels, width=width, dtype=dtype)
+    with record_choices() as choices:
+        exported = lower_gradients_for_tpu(delta_rule, of_heads=of_heads, **sizes)
     assert list(choices) == chosen(256)
     assert exported.mlir_module().count("tpu_custom_call") == 2
 
