@@ -41,7 +41,7 @@ def main() -> None:
             raise UserError(f"--forms: there is no form {form!r}; {suggest.hint(form, IMPLEMENTATIONS)}known: {every}")
 
     with screen.phase("reading what was recorded"):
-        recorded = divergence.load(options.workdir)
+        recorded = divergence.load(options.workdir, report=say)
     about = recorded.about
     what = "evaluation after step" if about["evaluating"] else "step"
     say(f"{recorded.folder}: {about['what']}; here the {what} {about['step']} is made again")

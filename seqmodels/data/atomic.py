@@ -155,6 +155,17 @@ def own_file(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def check_own_folder(path: str | os.PathLike[str]) -> None:
+    """Raise UserError where a folder that will be written in is a symbolic link, through which that would be done elsewhere, or no
+    folder; where nothing is there, it can be made."""
+    if os.path.islink(path):
+        raise UserError(
+            f"'{path}' is a symbolic link, and what is written there would be written elsewhere; put a folder in its place"
+        )
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise UserError(f"'{path}' is not a folder; remove it, or rename it")
+
+
 def open_own(path: str, flags: int) -> int:
     """An ``opener`` of `open` for a file that no symbolic link leads to; a link is the OSError ELOOP."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)

@@ -335,6 +335,9 @@ def _restore_step(
         if saved[name] != value:
             reason = f"the data of {name} is damaged: its checksum is not the one saved with it"
             return None, {"obstacle": False, "reason": reason}
+    if isinstance(state.get("step"), jax.Array) and int(state["step"]) != record["step"]:
+        reason = f"its state is after {int(state['step'])} steps, and its folder and its record say {record['step']}"
+        return None, {"obstacle": False, "reason": reason}
     former = migrations.former_layer_names(_names(abstract_state), saved)
     state = _renamed(state, {old: new for new, old in former.items()})
     return Restored(record["step"], state, record, json_text.digest(checksums)), {}

@@ -195,8 +195,11 @@ class Outcome:
     missing: str | None = None  # why the form could not be had
 
 
-def load(workdir: str | Path) -> Recorded:
+def load(workdir: str | Path, report: Callable[[str], None] = lambda line: None) -> Recorded:
     """The record in a run folder, or the folder of a record itself.
+
+    Args:
+      report: called with one line where about.json is of another step than the state.
 
     Raises:
       UserError: there is none, or it is not complete.
@@ -213,6 +216,7 @@ def load(workdir: str | Path) -> Recorded:
         _check(about, batch)
         if about["state_step"] is None:
             raise UserError(f"{folder} holds no train state: train.py said why when it recorded the divergence")
+        about = _of_the_state(about, folder, report)
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -250,6 +254,21 @@ def _check(about: Any, batch: Mapping[str, np.ndarray]) -> None:
         or any(array.shape != shape or array.dtype.kind not in numbers[name] for name, array in batch.items())
     ):
         raise ValueError("the arrays of batch.npz have other shapes or types than a batch's")
+
+
+def _of_the_state(about: dict, folder: Path, report: Callable[[str], None]) -> dict:
+    """The same with the steps of the state that is there, whose checkpoint has digests, as about.json has not."""
+    saved = checkpoint.steps(folder / "state")
+    if not saved:
+        raise UserError(f"{folder / 'state'} holds no whole checkpoint")
+    done = saved[-1]
+    steps = {"state_step": done, "step": done if about["evaluating"] else done + 1}
+    if steps != {name: about[name] for name in steps}:
+        report(
+            f"{folder / 'about.json'} says step {about['step']} and a state after {about['state_step']} steps, and the state is after "
+            f"{done}: it was edited, or is damaged; step {steps['step']} is made again"
+        )
+    return about | steps
 
 
 def absurd_arrays(recorded: Recorded) -> dict[str, float]:
@@ -303,9 +322,8 @@ def layer_of(finding: Finding, config: RunConfig) -> str:
 def _open(recorded: Recorded, config: RunConfig, report) -> tuple[Trainer, dict, dict]:
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=1, sequence=1))
     trainer = Trainer(one_device, recorded.data_vocab_size, devices=jax.devices()[:1])
-    restored = checkpoint.restore(recorded.folder / "state", trainer.abstract_state(), report=report)
-    if restored is None:
-        raise UserError(f"{recorded.folder / 'state'} holds no whole checkpoint")
+    step = recorded.about["state_step"]
+    restored = checkpoint.restore(recorded.folder / "state", trainer.abstract_state(), step=step, report=report)
     return trainer, restored.state, trainer.put(recorded.batch)
 
 

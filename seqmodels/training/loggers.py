@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmodels.data import well_formed
+from seqmodels.data import atomic, well_formed
 from seqmodels.errors import UserError
 
 
@@ -107,9 +107,9 @@ class WandB:
     def __init__(self, workdir: Path, *, last_step: int, hyperparameters: Mapping[str, Any]):
         import wandb  # an optional package, which takes seconds to import
 
-        path = workdir / "wandb_id"
+        path = atomic.own_file(workdir / "wandb_id")
         if not path.exists():
-            path.write_text(uuid.uuid4().hex[:8])
+            atomic.write_text(path, uuid.uuid4().hex[:8])
         project = {} if os.environ.get("WANDB_PROJECT") else {"project": "seqmodels"}
         self._wandb, self._last_step = wandb, last_step
         self._run = wandb.init(

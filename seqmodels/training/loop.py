@@ -106,6 +106,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         given = workdir
         workdir = stack.enter_context(_only_group_in(workdir, group, place=place, each_its_own=url is not None))
         is_shared = all(group.gather(workdir == given))
+        group.from_first(lambda: run_folder.check_folders(workdir))
 
         def refresh() -> None:
             """Where this process does not see the first one's folder: get the checkpoints that it has put into the store."""

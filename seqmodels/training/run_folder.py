@@ -12,12 +12,15 @@ import jax
 from seqmodels import config as config_lib
 from seqmodels import data, model, object_store, processes, suggest
 from seqmodels.config import RunConfig
+from seqmodels.data import atomic
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.training import checkpoint
 
 LOCK_NAME = ".lock"  # held by the process that trains
 OUTCOME_NAME = "outcome.json"  # what became of a run of a comparison, its summary among it
+
+FOLDERS = ("checkpoints", "checkpoints_broken", "divergence", "tensorboard", "wandb")  # that training makes, and deletes in
 
 
 @contextlib.contextmanager
@@ -48,6 +51,12 @@ def check_replaces_nothing(workdir: Path, names: Iterable[str], *, marks: Sequen
     there = next((name for name in names if os.path.lexists(workdir / name)), None)
     if there is not None:
         raise UserError(f"{workdir} has a file {there} of something else, which would be replaced: choose another --workdir")
+
+
+def check_folders(workdir: Path) -> None:
+    """Raise UserError where one of `FOLDERS` would lead training out of the run folder."""
+    for name in FOLDERS:
+        atomic.check_own_folder(workdir / name)
 
 
 def is_locked(workdir: Path) -> bool:

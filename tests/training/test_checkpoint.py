@@ -92,6 +92,16 @@ def test_round_trip(tmp_path):
     assert_equal(only_params.state, {"params": make_state(10)["params"]})
 
 
+def test_a_state_of_another_step_than_its_folder_s_is_not_used(tmp_path):
+    write(tmp_path, (10, None))
+    writer = checkpoint.Writer(tmp_path)
+    writer.save(20, make_state(19), {}, validation_loss=None)
+    writer.close()
+    said = []
+    assert checkpoint.restore(tmp_path, ABSTRACT, report=said.append).step == 10
+    assert "its state is after 19 steps, and its folder and its record say 20" in said[0]
+
+
 def test_a_step_has_its_name_when_all_its_files_have_reached_the_disk(tmp_path, monkeypatch):
     synced, fsync = [], os.fsync
 

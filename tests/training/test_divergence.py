@@ -93,6 +93,21 @@ def test_a_record_is_read_without_its_run_folder_and_its_ids_are_tokens(diverged
             divergence.load(moved)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"state_step": 4}, {"step": 7}, {"state_step": 2**30, "step": 2**30 + 1}, {"evaluating": True}]
+)
+def test_steps_of_a_record_that_are_not_the_state_s_are_said(diverged, tmp_path, wrong):
+    folder, said = shutil.copytree(diverged[1] / "divergence", tmp_path / "sent"), []
+    assert divergence.load(folder, said.append).about["state_step"] == 5 and said == []
+    about = json.loads((folder / "about.json").read_text())
+    (folder / "about.json").write_text(json.dumps(about | wrong))
+    batch = divergence.load(diverged[1]).batch
+    np.savez(folder / "batch.npz", **batch | {"weights": np.ones(batch["inputs"].shape, np.float32)})
+    found = divergence.load(folder, said.append).about
+    assert (found["state_step"], found["step"]) == (5, 5 if "evaluating" in wrong else 6)
+    assert len(said) == 1 and "the state is after 5: it was edited, or is damaged" in said[0]
+
+
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory):
     """(config, run folder, error) of a run that diverges in step 6."""
@@ -116,8 +131,9 @@ def test_a_diverged_run_is_recorded_and_found(diverged, tmp_path, monkeypatch, c
     # The recorded state is before the poison; with it the layer and the operation are found.
     recorded = divergence.load(workdir)
     restored = divergence._open(recorded, recorded.config, print)[1]
+    shutil.rmtree(recorded.folder / "state")
     writer = checkpoint.Writer(recorded.folder / "state", keep=1)
-    writer.save(6, huge_kernel(restored), {}, validation_loss=None)
+    writer.save(5, huge_kernel(restored), {}, validation_loss=None)
     writer.close()
     assert list(divergence.absurd_arrays(recorded)) == ["params/layers/0_mlp/layer/up_kernel"]
     with monkeypatch.context() as patch:

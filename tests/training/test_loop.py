@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from seqmodels.training import loop
+from seqmodels.errors import UserError
+from seqmodels.training import loop, run_folder
+from tests.configs import tiny
 
 
 @pytest.fixture
@@ -97,6 +99,24 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
     with pytest.raises(OSError, match="symbolic links"), loop.only_process_in(tmp_path):
         pass  # pragma: no cover
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", run_folder.FOLDERS)
+def test_a_folder_of_the_run_that_is_a_link_is_refused(tmp_path, name):
+    precious, workdir = tmp_path / "precious", tmp_path / "run"
+    precious.mkdir()
+    workdir.mkdir()
+    (precious / "mine").touch()
+    for target in (precious, tmp_path / "nothing"):
+        (workdir / name).symlink_to(target)
+        with pytest.raises(UserError, match=f"{name}' is a symbolic link") as error:
+            loop.train(tiny(), workdir)
+        assert "\n" not in str(error.value)
+        (workdir / name).unlink()
+    assert [path.name for path in precious.iterdir()] == ["mine"] and not (tmp_path / "nothing").exists()
+    (workdir / name).touch()
+    with pytest.raises(UserError, match=f"{name}' is not a folder"):
+        loop.train(tiny(), workdir)
 
 
 def test_outside_of_work_that_can_be_left_nothing_is_raised(signals):
