@@ -334,8 +334,9 @@ class LanguageModel(nnx.Module):
         return self._embed(tokens, COMPUTE_DTYPES[self.config.compute_dtype])
 
     def _embed(self, tokens, dtype):
-        x = embedding(self.embedding[...], tokens).astype(dtype)
-        return constrain_activations(self.embedding_norm(x) if self.config.embedding_norm else x)
+        with jax.named_scope("embedding"):
+            x = embedding(self.embedding[...], tokens).astype(dtype)
+            return constrain_activations(self.embedding_norm(x) if self.config.embedding_norm else x)
 
     def features(
         self,
@@ -357,6 +358,7 @@ class LanguageModel(nnx.Module):
             x, state = self._run_scanned(x, state, reset, dropout_key)
         return self._read_out(x), state
 
+    @jax.named_scope("read_out")
     def _read_out(self, x):
         x = self.final_norm(x)
         if self.config.readout == "last":

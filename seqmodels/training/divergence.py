@@ -37,10 +37,14 @@ from seqmodels.formats import json_text, npz
 from seqmodels.ops import IMPLEMENTATIONS
 from seqmodels.pattern import parse_pattern
 from seqmodels.training import checkpoint, run_folder
-from seqmodels.training.first_nonfinite import ABSURD, Finding, first_finding
+from seqmodels.training.first_nonfinite import ABSURD, LOOP, Finding, first_finding
 from seqmodels.training.state import Trainer
 
 FOLDER = "divergence"
+OUTSIDE_LAYERS = {  # by the named scope
+    "embedding": "the embedding", "read_out": "what reads the last layer (the final norm)", "loss": "the head and the loss",
+    "optimizer": "the optimizer",
+}  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_collections")
 
 
@@ -137,7 +141,7 @@ def _state_before(workdir, config, dataset, trainer, step, evaluating, report, g
         batch = dataset.train_batch(number)
         before = jax.tree.map(jnp.copy, state)
         state, metrics = trainer.train_step(state, trainer.put(batch))
-        if not _is_finite(metrics["loss"], metrics["gradient_norm"], state):
+        if not _is_finite(metrics["loss"], metrics["gradient_norm"]) or _not_finite(state):
             return before, number, batch
         del before
     if evaluating:
@@ -150,15 +154,19 @@ def _state_before(workdir, config, dataset, trainer, step, evaluating, report, g
     return None
 
 
-def _is_finite(loss, gradient_norm, state) -> bool:
-    if not (math.isfinite(float(loss)) and math.isfinite(float(gradient_norm))):
-        return False
-    return all(jax.device_get(_finite(state)))
+def _is_finite(loss, gradient_norm) -> bool:
+    return math.isfinite(float(loss)) and math.isfinite(float(gradient_norm))
+
+
+def _not_finite(state) -> tuple[str, ...]:
+    """The arrays that hold a number that is not finite, by path."""
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    return tuple(path for path, is_finite in zip(paths, jax.device_get(_finite(state)), strict=True) if not is_finite)
 
 
 @jax.jit
 def _finite(state):
-    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]
 
 
 def _save_batch(folder: Path, batch: Mapping[str, np.ndarray]) -> None:
@@ -192,6 +200,7 @@ class Outcome:
     loss: float
     gradient_norm: float
     finite: bool  # these, and what the step makes of the state
+    wrong: tuple[str, ...] = ()  # arrays of the state after the step that are not finite
     missing: str | None = None  # why the form could not be had
 
 
@@ -303,20 +312,25 @@ def compare(
                 trainer, state, batch = _open(recorded, config, report)
                 state, loss, norm = jax.jit(_step(trainer, recorded))(state, batch)
             except (NotImplementedError, ValueError) as error:
-                yield Outcome(name, compute_dtype, math.nan, math.nan, False, " ".join(str(error).split())[:120])
+                yield Outcome(name, compute_dtype, math.nan, math.nan, False, missing=" ".join(str(error).split())[:120])
                 continue
-            yield Outcome(name, compute_dtype, float(loss), float(norm), _is_finite(loss, norm, state))
+            wrong = _not_finite(state)
+            yield Outcome(name, compute_dtype, float(loss), float(norm), _is_finite(loss, norm) and not wrong, wrong)
 
 
 def layer_of(finding: Finding, config: RunConfig) -> str:
     """The layer that an operation belongs to, in words."""
-    words = parse_pattern(config.model.pattern)
+    words, loops = parse_pattern(config.model.pattern), iter(finding.loops)
+    repeat = 0  # the iteration of the innermost loop around the layers: there may be one over micro-batches around that
     for scope in finding.scope.replace("(", "/").replace(")", "/").split("/"):
         position, _, word = scope.partition("_")
-        if position.isdecimal() and int(position) < len(words) and word:
-            repeat = finding.loops[0] if finding.loops and config.model.repeats > 1 else 0
+        if scope == LOOP:
+            repeat = next(loops)
+        elif position.isdecimal() and int(position) < len(words) and word:
             return f"layer {repeat * len(words) + int(position)} ({word}, repeat {repeat}, position {position} of the pattern)"
-    return "outside the layers (embedding, loss or optimizer)"
+        elif scope in OUTSIDE_LAYERS:
+            return OUTSIDE_LAYERS[scope]
+    return "outside the layers"
 
 
 def _open(recorded: Recorded, config: RunConfig, report) -> tuple[Trainer, dict, dict]:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend import core
 
 ABSURD = 1e10  # no number of a sound training step in this project's models is larger
+LOOP = "loop"  # in a scope
 ABSURD_RATIO = 1e6  # to the largest of the same operation with healthy arguments
 
 _CALLS = ("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call",
@@ -30,11 +31,12 @@ class Finding:
 
     kind: str  # "nan", "inf" or "absurd"
     operation: str  # the primitive's name
-    scope: str  # named scopes, outermost first, "jvp" and "transpose" among them
+    scope: str  # named scopes, outermost first, "jvp" and "transpose" among them, and `LOOP` for each loop
     loops: tuple[int, ...]  # the iteration of each loop around it, outermost first
     source: str  # file:line of this project's code, innermost first
     largest: float  # finite magnitude of what it gave
     inputs: tuple[str, ...]  # shape, dtype and finite range of what it read
+    always: bool = False  # it is NaN with the healthy arguments, too
 
     @property
     def backward(self) -> bool:
@@ -45,13 +47,18 @@ class Finding:
 def first_finding(function: Callable, arguments: Sequence[Any], healthy: Sequence[Any]) -> Finding | None:
     """The first operation of ``function(*arguments)``, in program order, whose result is wrong; None: all are sound.
 
+    Where all are as sound as in health, and the function gives NaN all the same, it is the first that gives NaN.
+
     Args:
       function: a traceable function of pytrees of arrays.
       healthy: arguments of the same shapes, on which it is sound.
     """
     closed = jax.make_jaxpr(function)(*arguments)
     flat, sound = jax.tree.leaves(tuple(arguments)), jax.tree.leaves(tuple(healthy))
-    return _search(closed.jaxpr, closed.consts, flat, sound, (), "")
+    found = _search(closed.jaxpr, closed.consts, flat, sound, _Place())
+    if found is None and _summary(jax.jit(core.jaxpr_as_fun(closed))(*flat)).nan:
+        found = _search(closed.jaxpr, closed.consts, flat, sound, _Place(always=True))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +67,28 @@ class _Summary:
     inf: bool
     largest: float
 
-    def wrong(self, healthy: "_Summary") -> str | None:
-        if self.nan and not healthy.nan:
+    def wrong(self, healthy: "_Summary", always: bool) -> str | None:
+        if self.nan and (always or not healthy.nan):
             return "nan"
         if self.inf and not healthy.inf:
             return "inf"
         return "absurd" if self.largest > max(ABSURD, ABSURD_RATIO * healthy.largest) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where one looks: the iterations of the loops around it, its scope; and whether a NaN counts that is there in health, too."""
+
+    loops: tuple[int, ...] = ()
+    scope: str = ""
+    always: bool = False
+
+    def at(self, equation) -> "_Place":
+        own = str(equation.source_info.name_stack)
+        return dataclasses.replace(self, scope=f"{self.scope}/{own}" if self.scope and own else self.scope or own)
+
+    def iteration(self, number: int) -> "_Place":
+        return dataclasses.replace(self, loops=(*self.loops, number), scope=f"{self.scope}/{LOOP}")
 
 
 def _summary(values: Sequence[Any]) -> _Summary:
@@ -85,7 +108,7 @@ def _statistics(value):
     return jnp.isnan(value).any(), jnp.isinf(value).any(), jnp.max(finite, initial=0.0)
 
 
-def _search(jaxpr, consts, flat, sound, loops, scope) -> Finding | None:
+def _search(jaxpr, consts, flat, sound, place) -> Finding | None:
     """`first_finding` of a jaxpr with the values of its inputs, here and in health."""
     here, there = dict(zip(jaxpr.constvars, consts)), dict(zip(jaxpr.constvars, consts))
     here |= dict(zip(jaxpr.invars, flat, strict=True))
@@ -103,10 +126,10 @@ def _search(jaxpr, consts, flat, sound, loops, scope) -> Finding | None:
         healthy_inputs = [read(there, var) for var in equation.invars]
         evaluate = _evaluate(jaxpr, equation)
         outputs, healthy_outputs = evaluate(inputs), evaluate(healthy_inputs)
-        kind = _summary(outputs).wrong(_summary(healthy_outputs))
+        kind = _summary(outputs).wrong(_summary(healthy_outputs), place.always)
         if kind is not None:
-            inner = _enter(equation, inputs, healthy_inputs, loops, _joined(scope, equation))
-            return inner or _finding(kind, equation, inputs, outputs, loops, _joined(scope, equation))
+            inner = _enter(equation, inputs, healthy_inputs, place.at(equation))
+            return inner or _finding(kind, equation, inputs, outputs, place.at(equation))
         for var, value, healthy in zip(equation.outvars, outputs, healthy_outputs, strict=True):
             here[var], there[var] = value, healthy
         for var in {var for var in equation.invars if not isinstance(var, core.Literal)}:
@@ -118,30 +141,30 @@ def _search(jaxpr, consts, flat, sound, loops, scope) -> Finding | None:
 def _evaluate(jaxpr, equation) -> Callable:
     """One equation as a function of its inputs (literals among them) to a list of its results."""
     variables = list(dict.fromkeys(var for var in equation.invars if not isinstance(var, core.Literal)))
-    places = [equation.invars.index(var) for var in variables]
+    indices = [equation.invars.index(var) for var in variables]
     single = jaxpr.replace(constvars=[], invars=variables, outvars=list(equation.outvars), eqns=[equation])
     run = core.jaxpr_as_fun(core.ClosedJaxpr(single, []))
-    return lambda inputs: list(run(*(inputs[place] for place in places)))
+    return lambda inputs: list(run(*(inputs[index] for index in indices)))
 
 
-def _enter(equation, inputs, healthy, loops, scope) -> Finding | None:
+def _enter(equation, inputs, healthy, place) -> Finding | None:
     """The finding inside a loop, a call or a branch; None where it has none, or is a single operation."""
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        return _enter_scan(params, inputs, healthy, loops, scope)
+        return _enter_scan(params, inputs, healthy, place)
     if name == "while":
-        return _enter_while(params, inputs, healthy, loops, scope)
+        return _enter_while(params, inputs, healthy, place)
     if name == "cond":
         body = params["branches"][int(inputs[0])]
-        return _search(body.jaxpr, body.consts, inputs[1:], healthy[1:], loops, scope)
+        return _search(body.jaxpr, body.consts, inputs[1:], healthy[1:], place)
     if name in _CALLS:
         body = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
         body, consts = (body.jaxpr, body.consts) if isinstance(body, core.ClosedJaxpr) else (body, ())
-        return _search(body, consts, inputs, healthy, loops, scope)
+        return _search(body, consts, inputs, healthy, place)
     return None
 
 
-def _enter_scan(params, inputs, healthy, loops, scope) -> Finding | None:
+def _enter_scan(params, inputs, healthy, place) -> Finding | None:
     body, num_consts, num_carry, length = params["jaxpr"], params["num_consts"], params["num_carry"], params["length"]
     run = jax.jit(core.jaxpr_as_fun(body))
     consts, carry, stacked = _split(inputs, num_consts, num_carry)
@@ -151,13 +174,13 @@ def _enter_scan(params, inputs, healthy, loops, scope) -> Finding | None:
         here = [*consts, *carry, *(each[at] for each in stacked)]
         there = [*healthy_consts, *healthy_carry, *(each[at] for each in healthy_stacked)]
         outputs, healthy_outputs = run(*here), run(*there)
-        if _summary(outputs).wrong(_summary(healthy_outputs)):
-            return _search(body.jaxpr, body.consts, here, there, (*loops, at), scope)
+        if _summary(outputs).wrong(_summary(healthy_outputs), place.always):
+            return _search(body.jaxpr, body.consts, here, there, place.iteration(at))
         carry, healthy_carry = outputs[:num_carry], healthy_outputs[:num_carry]
     return None
 
 
-def _enter_while(params, inputs, healthy, loops, scope) -> Finding | None:
+def _enter_while(params, inputs, healthy, place) -> Finding | None:
     condition, body = params["cond_jaxpr"], params["body_jaxpr"]
     num_condition, num_body = params["cond_nconsts"], params["body_nconsts"]
     goes_on, run = jax.jit(core.jaxpr_as_fun(condition)), jax.jit(core.jaxpr_as_fun(body))
@@ -167,8 +190,8 @@ def _enter_while(params, inputs, healthy, loops, scope) -> Finding | None:
     while goes_on(*condition_consts, *carry)[0]:
         here, there = [*consts, *carry], [*healthy_consts, *healthy_carry]
         outputs, healthy_outputs = run(*here), run(*there)
-        if _summary(outputs).wrong(_summary(healthy_outputs)):
-            return _search(body.jaxpr, body.consts, here, there, (*loops, number), scope)
+        if _summary(outputs).wrong(_summary(healthy_outputs), place.always):
+            return _search(body.jaxpr, body.consts, here, there, place.iteration(number))
         carry, healthy_carry, number = outputs, healthy_outputs, number + 1
     return None
 
@@ -177,15 +200,10 @@ def _split(values, first, second):
     return values[:first], values[first : first + second], values[first + second :]
 
 
-def _joined(scope: str, equation) -> str:
-    own = str(equation.source_info.name_stack)
-    return f"{scope}/{own}" if scope and own else scope or own
-
-
-def _finding(kind, equation, inputs, outputs, loops, scope) -> Finding:
+def _finding(kind, equation, inputs, outputs, place) -> Finding:
     return Finding(
-        kind, equation.primitive.name, scope, loops, _source(equation), _summary(outputs).largest,
-        tuple(_described(value) for value in inputs),
+        kind, equation.primitive.name, place.scope, place.loops, _source(equation), _summary(outputs).largest,
+        tuple(_described(value) for value in inputs), place.always,
     )  # fmt: skip
 
 

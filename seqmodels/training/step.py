@@ -14,9 +14,10 @@ def loss_sum(graphdef, params, batch, dropout_key):
     """The sum of the weighted targets' losses in nats, and ``(correct, weight)``: targets hit, and their weight."""
     network = model.merge(graphdef, params)
     hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"), dropout_key=dropout_key)
-    total, correct, weight = cross_entropy_and_correct(
-        hidden, network.head_kernel(), batch["targets"], batch.get("weights"), logit_cap=network.config.logit_cap
-    )
+    with jax.named_scope("loss"):  # scopes are for profiles, and training.divergence
+        total, correct, weight = cross_entropy_and_correct(
+            hidden, network.head_kernel(), batch["targets"], batch.get("weights"), logit_cap=network.config.logit_cap
+        )
     return total, (correct, weight)
 
 
@@ -64,7 +65,8 @@ def train_step(
 
     weight = jnp.maximum(weight, 1.0)  # a batch of padding alone moves nothing
     gradients = jax.tree.map(lambda leaf: leaf / weight, gradients)
-    updates, optimizer_state = optimizer.update(gradients, state["optimizer"], params)
+    with jax.named_scope("optimizer"):
+        updates, optimizer_state = optimizer.update(gradients, state["optimizer"], params)
     metrics = {
         "loss": total / weight,
         "gradient_norm": optax.tree.norm(gradients),
@@ -72,7 +74,8 @@ def train_step(
     }
     if labelled:
         metrics["accuracy"] = correct / weight
-    moved = {"params": optax.apply_updates(params, updates), "optimizer": optimizer_state}
+    with jax.named_scope("optimizer"):
+        moved = {"params": optax.apply_updates(params, updates), "optimizer": optimizer_state}
     if skip_nonfinite:
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         for leaf in jax.tree.leaves(moved["params"]):
@@ -90,9 +93,10 @@ def eval_step(graphdef, params, batch, *, labelled: bool):
     """Weighted sums over the batch, by position: ``{"loss": [T] nats, "weight": [T]}`` and, if labelled, ``"correct"`` [T]."""
     network = model.merge(graphdef, params)
     hidden, _ = network.features(batch["inputs"], reset=batch.get("reset"))
-    losses, correct = token_losses_and_correct(
-        hidden, network.head_kernel(), batch["targets"], logit_cap=network.config.logit_cap
-    )
+    with jax.named_scope("loss"):
+        losses, correct = token_losses_and_correct(
+            hidden, network.head_kernel(), batch["targets"], logit_cap=network.config.logit_cap
+        )
     sums = {
         "loss": jnp.sum(jnp.where(batch["weights"] > 0, losses * batch["weights"], 0.0), axis=0),
         "weight": jnp.sum(batch["weights"], axis=0),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 import sys
 
@@ -16,6 +17,7 @@ from scripts import replay
 from seqmodels import config as config_lib
 from seqmodels.errors import UserError
 from seqmodels.training import checkpoint, divergence, loop
+from seqmodels.training.first_nonfinite import first_finding
 from tests.configs import tiny
 
 SMALL = {
@@ -144,7 +146,36 @@ def test_a_diverged_run_is_recorded_and_found(diverged, tmp_path, monkeypatch, c
     assert result["finding"]["operation"] == "dot_general" and "transpose" not in result["finding"]["scope"]
     assert result["finding"]["layer"] == "layer 1 (mlp, repeat 1, position 0 of the pattern)"
     assert [(form["form"], form["finite"]) for form in result["forms"]] == [("as configured", False), ("recurrent", False)]
+    assert "params/layers/0_mlp/layer/up_kernel" in result["forms"][0]["wrong"] and "not finite after the step: " in err
     assert "first: dot_general gives" in err and "layers" in result["finding"]["source"]
+
+
+def test_the_layer_is_that_of_the_loop_over_layers():
+    """There is a loop over micro-batches around it, and one over time in it."""
+
+    def step(x):
+        def layer(carry, scale):
+            with jax.named_scope("0_mlp"):
+                return jax.lax.scan(lambda c, y: (c + jnp.log(scale * y), None), carry, jnp.ones(5))[0], None
+
+        return jax.lax.scan(lambda c, scales: (c + jax.lax.scan(layer, 1.0, scales)[0], None), 0.0, x)[0]
+
+    good = jnp.ones((4, 3))
+    found = first_finding(step, (good.at[1, 2].set(-1.0),), (good,))
+    config = tiny(**SMALL | {"model.repeats": 3})
+    assert found.loops == (1, 2, 0) and found.operation == "log"
+    assert divergence.layer_of(found, config) == "layer 2 (mlp, repeat 2, position 0 of the pattern)"
+
+
+def test_what_is_outside_the_layers_has_a_name(diverged):
+    recorded = divergence.load(diverged[1])
+    trainer, state, batch = divergence._open(recorded, recorded.config, print)
+    step = divergence._step(trainer, recorded)
+    jaxpr = jax.make_jaxpr(step)(state, batch).jaxpr
+    scopes = {word for equation in jaxpr.eqns for word in re.split(r"[/()]", str(equation.source_info.name_stack))}
+    assert set(divergence.OUTSIDE_LAYERS) <= scopes
+    found = first_finding(jax.named_scope("optimizer")(jnp.sqrt), (-1.0,), (1.0,))
+    assert divergence.layer_of(found, recorded.config) == "the optimizer"
 
 
 def test_a_diverged_run_goes_on_with_a_lower_rate(diverged, tmp_path):

@@ -48,6 +48,15 @@ def test_infinities_on_purpose_are_no_finding():
     assert found.kind == "nan"
 
 
+def test_a_fault_of_the_program_is_found_though_it_is_there_in_health():
+    def faulty(x):
+        guarded = jnp.where(jnp.arange(4) < 9, x, jnp.inf)
+        return jnp.sum(guarded - 1.0 / (x * 0.0) * 0.0)
+
+    found = first_finding(faulty, (GOOD,), (2 * GOOD,))
+    assert (found.kind, found.operation, found.always) == ("nan", "mul", True)
+
+
 def test_the_scope_and_the_source_are_named():
     def model(x):
         with jax.named_scope("0_gla"):
