@@ -183,6 +183,11 @@ def _text(least: int = 0, most: int = MOST_AFFIX) -> Callable[[Any, str], None]:
     return allowed
 
 
+def _ascii_character(value: Any, kind: str) -> None:
+    """What a decoder takes away from the beginning of a text; of more than one byte, streaming would have to take bytes back."""
+    _need(isinstance(value, str) and len(value) == 1 and value.isascii(), f"is {excerpt(value)}, not one character of ASCII")
+
+
 def _whole(least: int, most: int) -> Callable[[Any, str], None]:
     def allowed(value: Any, kind: str) -> None:
         _need(_is_whole(value, least, most), f"is {excerpt(value)}, not a whole number from {least} to {most:,}")
@@ -281,6 +286,6 @@ _PARTS: Final[Mapping[str, Mapping[str, Checks]]] = {
         "Metaspace": {"replacement": _text(1, 1)},
         "CTC": {"pad_token": _text(1), "word_delimiter_token": _text()},
         "Replace": _REPLACE,
-        "Strip": {"content": _text(1, 1), "start": _whole(0, 64), "stop": _nothing},
+        "Strip": {"content": _ascii_character, "start": _whole(0, 64), "stop": _nothing},
     },
 }

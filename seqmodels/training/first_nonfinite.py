@@ -88,7 +88,7 @@ class _Place:
         return dataclasses.replace(self, scope=f"{self.scope}/{own}" if self.scope and own else self.scope or own)
 
     def iteration(self, number: int) -> "_Place":
-        return dataclasses.replace(self, loops=(*self.loops, number), scope=f"{self.scope}/{LOOP}")
+        return dataclasses.replace(self, loops=(*self.loops, number), scope=f"{self.scope}/{LOOP}".lstrip("/"))
 
 
 def _summary(values: Sequence[Any]) -> _Summary:

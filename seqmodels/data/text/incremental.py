@@ -17,13 +17,19 @@ _REPLACEMENT: Final = "\ufffd"
 _HALF_SURROGATE: Final = re.compile(rb"\xed[\xa0-\xbf]")  # Python waits for its third byte, with which it is no character either
 _FALLBACK_BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANCHOR_CANDIDATES: Final = 4096  # tokens looked at for one that is a word
+_MOST_UNWRITTEN: Final = (
+    256  # tokens at the beginning of a text of which nothing is written: a decoder strips up to 64 characters
+)
 
 
 class HasTokenBytes(Protocol):
     """The part of a tokenizer that `IncrementalText` uses."""
 
-    def token_bytes(self, token: int, before: int | None) -> bytes | None:
-        """What a token adds to a text whose last token is `before` (None: to no text); None: it is no text."""
+    def token_bytes(self, token: int, before: int | None, unwritten: tuple[int, ...] = ()) -> bytes | None:
+        """What a token adds to a text whose last token is `before`; None: it is no text.
+
+        `before` is None where nothing of the text is written yet, and `unwritten` are then the tokens of which that is so.
+        """
         ...
 
 
@@ -40,17 +46,19 @@ class IncrementalText:
         Where the context ends inside a character, that character is the first of the new text.
         """
         self._tokenizer = tokenizer
-        self._before, unfinished = _end_of(tokenizer, context)
+        self._unwritten = _unwritten(tokenizer, context)
+        self._before, unfinished = _end_of(tokenizer, context) if self._unwritten is None else (None, b"")
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._utf8.decode(unfinished)
         self._has_new_bytes = False
 
     def push(self, token: int) -> str:
         """The text that is complete with this token; nothing for a special token, or an id that is no token."""
-        added = self._tokenizer.token_bytes(token, self._before)
+        added = self._tokenizer.token_bytes(token, self._before, self._unwritten or ())
         if added is None:
             return ""
-        self._before = token
+        self._unwritten = None if self._unwritten is None else _longer(self._unwritten, token, added)
+        self._before = token if self._unwritten is None else None
         self._has_new_bytes |= bool(added)
         return self._utf8.decode(added)
 
@@ -58,6 +66,23 @@ class IncrementalText:
         """What is left at the end: an unfinished character comes out as U+FFFD."""
         left = self._utf8.decode(b"", final=True)
         return left if self._has_new_bytes else ""
+
+
+def _longer(unwritten: tuple[int, ...], token: int, added: bytes) -> tuple[int, ...] | None:
+    """The tokens of which nothing is written, with one more, which adds this; None: the text has begun."""
+    return None if added or len(unwritten) >= _MOST_UNWRITTEN else (*unwritten, token)
+
+
+def _unwritten(tokenizer: HasTokenBytes, context: Sequence[int]) -> tuple[int, ...] | None:
+    """The tokens of a context of which nothing is written, as a decoder takes away what a text begins with; None: its text has begun."""
+    unwritten: tuple[int, ...] | None = ()
+    for token in context:
+        added = tokenizer.token_bytes(token, None, unwritten)
+        if added is not None:
+            unwritten = _longer(unwritten, token, added)
+        if unwritten is None:
+            return None
+    return unwritten
 
 
 def _end_of(tokenizer: HasTokenBytes, context: Sequence[int]) -> tuple[int | None, bytes]:
@@ -97,8 +122,8 @@ class LibraryBytes:
         self._falls_back = "ByteFallback" in steps or bool("byte_fallback" in model and model["byte_fallback"])
         self._anchor = self._find_anchor()
 
-    def __call__(self, token: int, before: int | None) -> bytes | None:
-        """What ``token`` adds to a text whose last token is ``before`` (None: to no text).
+    def __call__(self, token: int, before: int | None, unwritten: tuple[int, ...] = ()) -> bytes | None:
+        """What ``token`` adds to a text whose last token is ``before`` (None: to one of ``unwritten``, of which nothing is written).
 
         None: it is no text, being a special token or an id of no token.
         """
@@ -111,7 +136,7 @@ class LibraryBytes:
         # A decoder may take the space away that a text begins with, even one that is spelled as a byte.
         if byte is not None and (byte >= 0x80 or before is not None):
             return bytes([byte])
-        text = self._added(token, before)
+        text = self._added(token, before, unwritten)
         return self._bytes_of_symbols(piece) if self._symbols and _REPLACEMENT in text else text.encode()
 
     def has_fallback_byte(self, ids: Sequence[int]) -> bool:
@@ -134,9 +159,9 @@ class LibraryBytes:
         except KeyError:
             return piece.encode()
 
-    def _added(self, token: int, before: int | None) -> str:
+    def _added(self, token: int, before: int | None, unwritten: tuple[int, ...]) -> str:
         if before is None:
-            return self._decoded([token])
+            return self._decoded([*unwritten, token])
         # With a word in front, so that what a decoder does to the beginning of a text is done to that.
         context = [] if self._anchor is None else [self._anchor]
         if not self._is_part_of_character(before):

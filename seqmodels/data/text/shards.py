@@ -108,12 +108,13 @@ class VerifiedArray:
         try:
             return self._read(begin, end)
         except ValueError as error:
-            folder = self._path.parent
-            with contextlib.suppress(OSError):
-                (folder / _MANIFEST).unlink()  # without which the next process to open the entry makes it again
-            raise UserError(
-                f"cached tokens in '{folder}' are damaged ({error}); start the same command again: it makes them anew"
-            ) from None
+            folder, cure = self._path.parent, "start the same command again: it makes them anew"
+            try:  # without it the next process to open the entry makes it again
+                (folder / _MANIFEST).unlink(missing_ok=True)
+            except OSError as obstacle:
+                reason = failures.obstacle(obstacle) or obstacle.strerror
+                cure = f"they cannot be replaced there ({reason}): give another folder, data.cache_dir or --cache_dir"
+            raise UserError(f"cached tokens in '{folder}' are damaged ({error}); {cure}") from None
 
     def _read(self, begin: int, end: int) -> np.ndarray:
         """The numbers ``begin`` to ``end``, read-only.

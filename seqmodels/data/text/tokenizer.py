@@ -81,7 +81,7 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def token_bytes(self, token: int, before: int | None) -> bytes | None:
+    def token_bytes(self, token: int, before: int | None, unwritten: tuple[int, ...] = ()) -> bytes | None:
         """What a token adds to a text whose last token is ``before`` (None: to no text); None: it is no text."""
         ...
 
@@ -116,7 +116,7 @@ class BytesTokenizer:
     def decode(self, ids: Sequence[int] | Integer[np.ndarray, " T"]) -> str:
         return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
 
-    def token_bytes(self, token: int, before: int | None) -> bytes | None:
+    def token_bytes(self, token: int, before: int | None, unwritten: tuple[int, ...] = ()) -> bytes | None:
         return bytes([token]) if 0 <= token < 256 else None
 
     def to_json(self) -> str:
@@ -190,8 +190,8 @@ class LibraryTokenizer:
             return "".join([*map(text.push, known), text.flush()])
         return self._library.decode(known, skip_special_tokens=True)
 
-    def token_bytes(self, token: int, before: int | None) -> bytes | None:
-        return self._bytes(token, before)
+    def token_bytes(self, token: int, before: int | None, unwritten: tuple[int, ...] = ()) -> bytes | None:
+        return self._bytes(token, before, unwritten)
 
     @functools.cached_property
     def _bytes(self) -> LibraryBytes:

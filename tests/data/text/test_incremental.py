@@ -7,7 +7,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from seqmodels.data.text.incremental import IncrementalText
-from seqmodels.data.text.tokenizer import BytesTokenizer, LibraryTokenizer, train_bpe
+from seqmodels.data.text.tokenizer import BytesTokenizer, LibraryTokenizer, from_json, train_bpe
+from seqmodels.errors import UserError
 
 HAN = "你好世界天地人和山水火木"
 TEXT = f"the cat {HAN[:4]} café 😀👨‍👩 the � end� don't."
@@ -184,6 +185,39 @@ def test_a_space_ends_the_character_before_it():
     assert tokenizer.decode([broken, space]) == "\ufffd " and streamed(tokenizer, [broken, space], [other]) == "\ufffd"
 
 
+@pytest.mark.parametrize("content", [" ", "t"])
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 64])
+@pytest.mark.parametrize("kind", ["bytes", "fused", "words"])
+def test_what_a_text_begins_with_is_stripped_over_several_tokens(kind, start, content):
+    strip = decoders.Strip(content, start, 0)
+    if kind == "bytes":
+        library = tokenizers.Tokenizer.from_str(byte_level().to_json())
+        library.decoder = decoders.Sequence([decoders.ByteLevel(), strip])
+        tokenizer = LibraryTokenizer(library)
+    else:
+        fuse = [decoders.Fuse()] if kind == "fused" else []
+        tokenizer = fallback_bpe(decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), *fuse, strip]))
+    draw, library = random.Random(start), tokenizer._library
+    some = [library.token_to_id(name) for name in ("▁", "Ġ", "<0x20>", "<0x74>", "t", "▁t", "Ġt", "th", "e", "</s>")]
+    some = [token for token in some if token is not None]
+    assert len(some) > 2
+    for _ in range(150):
+        ids = draw.choices(some, k=draw.randrange(12))
+        whole = library.decode(ids)
+        if kind != "words" or not any(len(library.id_to_token(token)) > 3 for token in ids):  # a byte's space is stripped alone
+            assert tokenizer.decode(ids) == whole == streamed(tokenizer, [], ids)
+        cut = draw.randrange(len(ids) + 1)
+        assert tokenizer.decode(ids[:cut]) + streamed(tokenizer, ids[:cut], ids[cut:]) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("content", ["é", "▁"])
+def test_a_character_of_several_bytes_is_not_stripped(content):
+    library = tokenizers.Tokenizer.from_str(byte_level().to_json())
+    library.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(content, 1, 0)])
+    with pytest.raises(UserError, match=f"{content}.*not one character of ASCII"):
+        from_json(library.to_str())
+
+
 def test_half_of_a_surrogate_is_no_character_that_the_context_leaves_unfinished():
     """Python's decoder waits for its third byte."""
     tokenizer = BytesTokenizer()
@@ -198,9 +232,9 @@ def test_a_long_context_without_text_is_looked_at_once():
     class Counting(BytesTokenizer):
         asked = 0
 
-        def token_bytes(self, token, before):
+        def token_bytes(self, token, *before):
             self.asked += 1
-            return super().token_bytes(token, before)
+            return super().token_bytes(token, *before)
 
     tokenizer, unknown = Counting(), [256] * 1000
     assert streamed(tokenizer, [*b"a", *"好".encode()[:2], *unknown], "好".encode()[2:]) == "好"

@@ -335,6 +335,24 @@ def test_a_large_shard_is_verified_as_it_is_read(tmp_path, monkeypatch, capsys):
     assert "making them again" in capsys.readouterr().err
 
 
+def test_a_damaged_shard_that_cannot_be_replaced_says_so(tmp_path, monkeypatch):
+    """The same command would read the same again."""
+    monkeypatch.setattr(shards, "_BLOCK_BYTES", 1 << 12)
+    cached_tokens(tmp_path, long_split(), BytesTokenizer(), label="test")
+    monkeypatch.setattr(shards, "_VERIFIED_AT_ONCE_BYTES", 0)
+    flip(entries(tmp_path)[0] / "tokens.bin")
+
+    def unlink(path, missing_ok=False):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    for _ in range(2):
+        tokens = cached_tokens(tmp_path, unread("long"), BytesTokenizer(), label="test").tokens
+        with pytest.raises(UserError, match=r"damaged .*cannot be replaced there .*read-only.* give another folder") as error:
+            tokens[-1]
+        assert "same command" not in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("at_once", [0, 1 << 28])
 def test_a_shard_that_is_cut_off_while_it_is_read_ends_no_process(tmp_path, monkeypatch, at_once):
     """A page of a memory map that is behind the file's end is a SIGBUS, and so is one that the disk cannot read."""
