@@ -115,6 +115,16 @@ class NotEmpty(Rule):
         return "must not be empty"
 
 
+class AtMostValues(Rule):
+    """Of a tuple: so many at most."""
+
+    def holds(self, value, bound):
+        return len(value) <= bound
+
+    def words(self, bound):
+        return f"has more than {bound} values"
+
+
 class Distinct(Rule):
     def __init__(self):
         super().__init__(0)

@@ -16,6 +16,7 @@ from seqmodels.comparison.sizes import QUANTITIES, Matched
 from seqmodels.config import RunConfig
 from seqmodels.data import TEXT
 from seqmodels.errors import UserError
+from seqmodels.formats.limits import excerpt
 from seqmodels.pattern import (
     channel_layers_in_pattern,
     layer_name,
@@ -23,7 +24,7 @@ from seqmodels.pattern import (
     parse_pattern,
     split_outside_brackets,
 )
-from seqmodels.ranges import Above, AtMost, Below, Checked, Count, CountOrZero, Distinct, NotEmpty, OneOf, Positive
+from seqmodels.ranges import Above, AtMost, AtMostValues, Below, Checked, Count, CountOrZero, Distinct, NotEmpty, OneOf, Positive
 from seqmodels.training import loop
 from seqmodels.training.optimizer import OptimConfig
 
@@ -35,6 +36,10 @@ OWN_NAMES = (
     "table.tex",
 )  # fmt: skip
 MOST_SEEDS = 1000
+MOST_RATES = 100
+MOST_CONTEXTS = 100
+MOST_MIXERS = 200
+MOST_RUNS = 20_000  # that there can be: their folders are looked at before anything is trained
 MOST_TOKENS = 2**24  # read, or decoded, for a measurement of speed
 EXTENSION = 2.0  # ratio of a learning rate beyond the grid to the grid's end
 
@@ -47,14 +52,14 @@ class CompareConfig(Checked, where="config"):
     match: Annotated[str, OneOf((*QUANTITIES, MATCH_NONE))]
     tolerance: Annotated[float, Above(0), Below(1)]
     control: bool
-    learning_rates: Annotated[tuple[Positive, ...], NotEmpty(), Distinct()]
+    learning_rates: Annotated[tuple[Positive, ...], NotEmpty(), AtMostValues(MOST_RATES), Distinct()]
     rate_steps: CountOrZero
     rate_seeds: Annotated[Count, AtMost(MOST_SEEDS)]
     rate_extensions: Annotated[CountOrZero, AtMost(32)]
     check_rates: bool
     seeds: Annotated[Count, AtMost(MOST_SEEDS)]
     validation_tokens: CountOrZero
-    contexts: Annotated[tuple[Annotated[Count, AtMost(MOST_TOKENS)], ...], NotEmpty(), Distinct()]
+    contexts: Annotated[tuple[Annotated[Count, AtMost(MOST_TOKENS)], ...], NotEmpty(), AtMostValues(MOST_CONTEXTS), Distinct()]
     decode_tokens: Annotated[Count, AtMost(MOST_TOKENS)]
 
     def __post_init__(self):
@@ -224,8 +229,19 @@ def read(config: ConfigDict) -> tuple[CompareConfig, dict]:
     base = values.pop("base")
     config_lib.from_config_dict(base)  # raises what is wrong with it
     compare = config_lib.build(CompareConfig, values, "config")
-    entries(compare.mixers, base)  # likewise
+    _check_number_of_runs(compare, len(entries(compare.mixers, base)))  # likewise
     return compare, base
+
+
+def _check_number_of_runs(compare: CompareConfig, num_mixers: int) -> None:
+    added = 2 * compare.rate_extensions
+    runs = num_mixers * (len(compare.learning_rates) + added) * (compare.rate_seeds + compare.seeds)
+    if runs > MOST_RUNS:
+        raise UserError(
+            f"this comparison may come to {runs:,} runs, more than {MOST_RUNS:,}: config.mixers has {num_mixers}, "
+            f"config.learning_rates {len(compare.learning_rates)} and config.rate_extensions up to {added} more, config.rate_seeds {compare.rate_seeds} and "
+            f"config.seeds {compare.seeds}"
+        )
 
 
 def entries(text: str, base: Mapping) -> dict[str, str]:
@@ -237,26 +253,30 @@ def entries(text: str, base: Mapping) -> dict[str, str]:
     Raises:
         UserError: an unknown mixer, an empty entry, or a label twice.
     """
-    found = {}
-    for entry in split_outside_brackets(text, ","):
+    found, parts = {}, split_outside_brackets(text, ",")
+    if len(parts) > MOST_MIXERS:
+        raise UserError(f"config.mixers has {len(parts):,} entries, more than {MOST_MIXERS}")
+    for entry in parts:
         label, *pattern = (part.strip() for part in split_outside_brackets(entry, "="))
         pattern = "=".join(pattern)
         specs = parse_pattern(pattern or label) if pattern or label else ()
         if not specs:
-            raise UserError(f"config.mixers={text!r} has an empty entry; write names, commas between them")
+            raise UserError(f"config.mixers={excerpt(text)} has an empty entry; write names, commas between them")
         if len(specs) == 1 and not pattern:
             channel_layer = _channel_layer(base)
             pattern = label if channel_layer is None else _with_channel_layer(specs[0], channel_layer)
         elif not pattern:
             label, pattern = " ".join(specs), " ".join(specs)
         if label in found:
-            raise UserError(f"config.mixers={text!r} names {label!r} twice")
+            raise UserError(f"config.mixers={excerpt(text)} names {excerpt(label)} twice")
         found[label] = " ".join(pattern.split())
     if len({folder_name(label) for label in found}) < len(found):
-        raise UserError(f"config.mixers={text!r}: two labels make the same folder name; rename one")
+        raise UserError(f"config.mixers={excerpt(text)}: two labels make the same folder name; rename one")
     own = next((label for label in found if folder_name(label).lower() in OWN_NAMES), None)
     if own is not None:
-        raise UserError(f"config.mixers={text!r}: {own!r} would be a folder where the report has {folder_name(own)}; rename it")
+        raise UserError(
+            f"config.mixers={excerpt(text)}: {excerpt(own)} would be a folder where the report has {folder_name(own)}; rename it"
+        )
     return found
 
 

@@ -438,6 +438,33 @@ def test_more_runs_or_tokens_than_anybody_has_are_refused_before_one_is_planned(
     plan.check_folders(planned(tmp_path, rate_extensions=32))
 
 
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        (
+            {"learning_rates": tuple(1e-3 + 1e-6 * number for number in range(5000))},
+            "config.learning_rates=.* has more than 100 values",
+        ),
+        ({"contexts": tuple(range(1, 5000))}, "config.contexts=.* has more than 100 values"),
+        ({"mixers": ",".join(f"a{number}=gla mlp" for number in range(5000))}, "config.mixers has 5,000 entries, more than 200"),
+        ({"mixers": "gla," * 150 + "," * 10**6}, "config.mixers has .* entries, more than 200"),
+        ({"mixers": "gla," + "x" * 10**5}, "there is no mixer or channel layer 'xxx"),
+        (
+            {"seeds": 1000, "mixers": "gla, mamba, lstm", "rate_extensions": 3},
+            "may come to 27,0.. runs, more than 20,000: config.mixers has 3, config.learning_rates 3 .* config.seeds 1000",
+        ),
+    ],
+    ids=["rates", "contexts", "mixers", "empty", "long", "runs"],
+)
+def test_a_comparison_of_thousands_is_refused_in_one_short_line(tmp_path, changes, complaint):
+    config = toy.get_config()
+    for name, value in changes.items():
+        config[name] = value
+    with pytest.raises(UserError, match=complaint) as error:
+        plan.read(config)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
 def test_folder_names_and_entries():
     text = "gla, hybrid = mamba2 mlp  attention mlp, mlp mlp, mamba"
     found = plan.entries(text, {"model": {"pattern": "attention mlp"}})

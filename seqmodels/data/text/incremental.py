@@ -74,7 +74,7 @@ def _longer(unwritten: tuple[int, ...], token: int, added: bytes) -> tuple[int, 
 
 
 def _unwritten(tokenizer: HasTokenBytes, context: Sequence[int]) -> tuple[int, ...] | None:
-    """The tokens of a context of which nothing is written, as a decoder takes away what a text begins with; None: its text has begun."""
+    """The tokens of a context of which nothing is written, as a decoder takes away what a text begins with; None: it has begun."""
     unwritten: tuple[int, ...] | None = ()
     for token in context:
         added = tokenizer.token_bytes(token, None, unwritten)
