@@ -239,8 +239,8 @@ def _check_number_of_runs(compare: CompareConfig, num_mixers: int) -> None:
     if runs > MOST_RUNS:
         raise UserError(
             f"this comparison may come to {runs:,} runs, more than {MOST_RUNS:,}: config.mixers has {num_mixers}, "
-            f"config.learning_rates {len(compare.learning_rates)} and config.rate_extensions up to {added} more, config.rate_seeds {compare.rate_seeds} and "
-            f"config.seeds {compare.seeds}"
+            f"config.learning_rates {len(compare.learning_rates)} and config.rate_extensions up to {added} more, "
+            f"config.rate_seeds {compare.rate_seeds} and config.seeds {compare.seeds}"
         )
 
 
