@@ -16,7 +16,7 @@ from seqmodels import failures
 from seqmodels.data import atomic, fingerprint, progress
 from seqmodels.data.tasks import Task, batches
 from seqmodels.data.tasks.batches import TaskDataset
-from seqmodels.data.text import hub, sources
+from seqmodels.data.text import hub, repeated, sources
 from seqmodels.data.text import tokenizer as tokenizers
 from seqmodels.data.text import validation as validations
 from seqmodels.data.text.batches import PACKINGS, PERMUTATION, Batch, Batches, train_batches
@@ -222,8 +222,9 @@ def prepare(config: DataConfig, *, seed: int, begun_with: Mapping[str, Any] | No
     )
     _say_what_was_left_out(stream, "training")
     few = validations.few_documents(len(validation.document_ends), "held out")
-    if few is not None:
-        say(f"data: {few}")
+    for what in (few, repeated.note(stream, validation), sources.json_lines_note(source)):
+        if what is not None:
+            say(f"data: {what}")
     return Dataset(
         name=f"data.source={config.source}",
         tokenizer=tokenizer,

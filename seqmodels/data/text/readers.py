@@ -128,6 +128,24 @@ def text_bytes(path: Path) -> int:
     return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
+def looks_like_json_lines(path: Path) -> bool:
+    """Whether a file begins with two lines, or has one alone, that are JSON objects with a text.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            lines = [line for line in (file.readline(_NEAR) for _ in range(2)) if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    try:
+        rows = [json.loads(line.decode("utf-8-sig", "surrogatepass"), parse_int=_number) for line in lines]
+    except (ValueError, RecursionError):
+        return False
+    return bool(rows) and all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows)
+
+
 def has_separator(path: Path) -> bool:
     """Whether there is a ``<|endoftext|>`` anywhere in the file.
 

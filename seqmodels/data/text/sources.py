@@ -12,6 +12,7 @@ repair of damaged text, except the built-in stories.
 
 import filecmp
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from seqmodels.formats.limits import excerpt
 
 TOY: Final = "toy"
 
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _EVERY: Final = 20
 """One document in this many becomes validation where the source has none."""
 _SHOWN_NAMES: Final = 3
@@ -142,6 +144,8 @@ def open_source(
     path = atomic.expanded(name)
     if name and _exists(path):
         return _local(name, path, field)
+    if _ADDRESS.match(name):
+        raise UserError(f"{field} '{name}' is an address, from which nothing is read: fetch it, and give the path of the file")
     if _is_on_the_hub(name):
         revision = "" if name != hub.TINYSTORIES and revision == hub.TINYSTORIES_REVISION else revision
         known = name in commits and not hub.is_commit(revision)
@@ -375,6 +379,15 @@ def training_line(source: Source) -> str:
         f"not read: {_unread_text(unread_of(source, source.train, source.validation))}"
         f"{_commits_text(source.train, source.validation)}"
     )
+
+
+def json_lines_note(source: Source) -> str | None:
+    """What a person should know of plain text that is JSON lines, whose braces and escapes would be learnt; None: it is not."""
+    for split in (source.train, source.validation):
+        for file in split.files[:1]:
+            if readers.is_plain_text(file) and readers.looks_like_json_lines(file):
+                return f"'{file}' looks like JSON lines and is read as plain text: with the ending .jsonl, its texts are"
+    return None
 
 
 def scoring_line(source: Source, split: Split) -> str:

@@ -345,3 +345,25 @@ def test_what_the_hub_refuses_is_one_line(fake_hub, monkeypatch):
     monkeypatch.setattr(fake_hub, "load_dataset", refuse)
     with pytest.raises(UserError, match="cannot be loaded: disk quota exceeded$"):
         sources.open_source("some/stories", revision="", toy_documents=1)
+
+
+@pytest.mark.parametrize("name", ["https://example.org/a.txt", "file:///tmp/a.txt", "s3://bucket/a", "hf://datasets/a/b"])
+def test_an_address_is_said_to_be_one(name):
+    with pytest.raises(UserError, match="is an address, from which nothing is read: fetch it"):
+        sources.open_source(name, revision="", toy_documents=1)
+
+
+@pytest.mark.parametrize(
+    "content, is_said",
+    [
+        ('{"text": "a b c"}\n' * 9, True), (('\ufeff{"text": "a", "id": ' + "9" * 5000 + "}\n"), True), ('{"text": "a"}', True),
+        ('{"text": 1}\n' * 9, False), ('"text"\n' * 9, False), ("{text}\n" * 9, False), ('{"text": "a"}\nand more\n', False),
+        ("[" * 9000, False), ("", False), ("\xff", False),
+    ],
+    ids=["lines", "long number", "one", "number", "texts", "braces", "first line", "deep", "empty", "latin 1"],
+)  # fmt: skip
+def test_plain_text_that_is_json_lines_is_said(tmp_path, content, is_said):
+    (tmp_path / "rows.txt").write_text(content, encoding="latin-1" if content == "\xff" else "utf-8")
+    source = sources.open_source(str(tmp_path / "rows.txt"), revision="", toy_documents=1)
+    note = sources.json_lines_note(sources.replace(source, validation=source.train))
+    assert bool(note) == is_said and (not is_said or "with the ending .jsonl" in note)
