@@ -1,6 +1,7 @@
 """What every entry point does alike: one-line errors, exit codes, the compilation cache."""
 
 import argparse
+import atexit
 import contextlib
 import functools
 import os
@@ -228,6 +229,10 @@ def run(main: Callable[[], None]) -> NoReturn:
         with _signals_unwind():
             main()
             sys.stdout.flush()
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > 128:  # of a signal that the command handles itself
+            _skip_teardown(end.code)
+        raise
     except UserError as mistake:
         sys.exit(f"error: {_one_line(mistake)}")
     except (KeyboardInterrupt, _Ended) as end:
@@ -236,6 +241,7 @@ def run(main: Callable[[], None]) -> NoReturn:
             if sys.stderr.isatty():
                 sys.stderr.write("\n")  # a text, or a bar, may stand in this line
             say(f"stopped by {number.name}")
+        _skip_teardown(128 + number)
         sys.exit(128 + number)
     except BrokenPipeError:  # the reader of a pipe (`| head`) has left
         sys.exit(141)
@@ -257,6 +263,12 @@ def run(main: Callable[[], None]) -> NoReturn:
         except OSError:  # Python would complain again when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+
+
+def _skip_teardown(code: int) -> None:
+    """Let the process end with this status when its threads have ended, ahead of what libraries and Python take down at exit: what a
+    signal has interrupted in XLA may crash there, and the status would be SIGSEGV's."""
+    atexit.register(os._exit, code)
 
 
 class _Ended(BaseException):

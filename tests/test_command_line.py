@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -103,8 +104,24 @@ def test_files_that_are_read_are_not_written(tmp_path):
             command_line.check_distinct({"out": tmp_path / name}, {}, tmp_path)
 
 
+@pytest.fixture
+def at_exit(monkeypatch):
+    """What is registered to be called when the process ends."""
+    registered = []
+    monkeypatch.setattr(command_line.atexit, "register", lambda *call: registered.append(call))
+    return registered
+
+
+@pytest.mark.parametrize("code, expected", [(143, [(os._exit, 143)]), (1, []), ("error: no", []), (None, [])])
+def test_a_command_that_a_signal_stopped_ends_before_the_teardown(at_exit, code, expected):
+    """What XLA was interrupted in may crash there."""
+    with pytest.raises(SystemExit) as end:
+        command_line.run(lambda: sys.exit(code))
+    assert end.value.code == code and at_exit == expected
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_command_with_one_line_and_leaves_no_half_written_file(number, tmp_path, capsys):
+def test_a_signal_ends_a_command_with_one_line_and_leaves_no_half_written_file(number, tmp_path, capsys, at_exit):
     def main():
         def write(file):
             file.write(b"half")
@@ -121,7 +138,7 @@ def test_a_signal_ends_a_command_with_one_line_and_leaves_no_half_written_file(n
         assert signal.getsignal(number) is usual
     finally:
         signal.signal(number, before)
-    assert end.value.code == 128 + number and list(tmp_path.iterdir()) == []
+    assert end.value.code == 128 + number and list(tmp_path.iterdir()) == [] and at_exit == [(os._exit, 128 + number)]
     assert capsys.readouterr().err == f"stopped by {number.name}\n"
 
 
@@ -143,7 +160,7 @@ def test_a_signal_that_is_not_obeyed_ends_the_process_all_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_python_throws_away_is_raised_again(number, capsys):
+def test_a_signal_that_python_throws_away_is_raised_again(number, capsys, at_exit):
     class Finalised:
         def __del__(self):
             os.kill(os.getpid(), number)
