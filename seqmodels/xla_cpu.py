@@ -1,6 +1,6 @@
 """Options of XLA's CPU compiler: without an optimisation that computes wrong numbers, or for quick compilation.
 
-jaxlib 0.10.2 to 0.11.2 on x86-64 hand elementwise operations, reductions and products, fused, to a library (YNNPACK). A matrix
+jaxlib 0.10.2 to 0.12.0 on x86-64 hand elementwise operations, reductions and products, fused, to a library (YNNPACK). A matrix
 product with an operand that is one value everywhere, fused with a reduction, reads memory that nothing has written:
 ``jnp.sum((a @ jnp.ones((64, 128)) + x) ** 2, axis=-1)``, jitted, is infinite or of 1e25. A Mamba-2 layer does that with its first
 state, which is zero: on 64 sequences of 64 steps, without a gradient, it returned numbers that had nothing to do with its inputs,
@@ -19,7 +19,7 @@ import warnings
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 RIGHT = f"{FLAG}=individual_dot,individual_convolution"
-AFFECTED = (0, 10, 2), (0, 12)  # from, and before: an unknown flag ends a process, so others are left alone
+AFFECTED = (0, 10, 2), (0, 13)  # the range in requirements.txt: an unknown flag ends a process, so others are left alone
 
 
 def ask_for_right_fusions() -> None:

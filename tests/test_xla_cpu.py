@@ -107,7 +107,14 @@ def test_a_choice_that_is_there_stays(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"{xla_cpu.FLAG}=dot")
     xla_cpu.ask_for_right_fusions()
     assert os.environ["XLA_FLAGS"] == f"{xla_cpu.FLAG}=dot"
-    monkeypatch.setattr(jaxlib.version, "__version_info__", (0, 12))
+    monkeypatch.setattr(jaxlib.version, "__version_info__", xla_cpu.AFFECTED[1])
     monkeypatch.setenv("XLA_FLAGS", "")
     xla_cpu.ask_for_right_fusions()
     assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_every_version_that_may_be_installed_is_covered():
+    """The upper end of the requirement is that of the mend: a newer jaxlib is let in only with `test_a_program_that_was_wrong`."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lowest, highest = next(line for line in lines if line.startswith("jax>=")).removeprefix("jax>=").split(",<")
+    assert tuple(tuple(map(int, version.split("."))) for version in (lowest, highest)) == xla_cpu.AFFECTED
