@@ -10,8 +10,10 @@ RUN := cd "$(ROOT)" && "$(VENV)/bin/python"
 VENV_AOT ?= $(ROOT).venv-aot
 PYTHON_AOT ?= $(shell for p in python3.12 python3 "$$HOME"/.pyenv/versions/3.12.*/bin/python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$p" && break; done)
-# A few of `make test`'s tests, for the code has to run on these versions too.
-NEWEST := tests/training/test_step.py::test_learns tests/mixers/test_gla.py tests/ops/test_delta_rule.py::test_golden \
+# `make test-newest`: with the newest packages that requirements.txt lets in; Python 3.11 gets older ones.
+VENV_NEWEST ?= $(ROOT).venv-newest
+# A few tests for `make test-newest` and `make aot-test`: the code has to run on these versions too.
+NEWEST := tests/test_xla_cpu.py tests/training/test_step.py::test_learns tests/mixers/test_gla.py tests/ops/test_delta_rule.py::test_golden \
 	tests/ops/test_softmax_attention.py::test_goldens tests/ops/kernels/tpu/test_softmax_attention.py \
 	tests/training/test_topologies.py
 RUN_AOT := cd "$(ROOT)" && JAX_PLATFORMS=cpu "$(VENV_AOT)/bin/python"
@@ -26,10 +28,11 @@ MINUTES_SLOW ?= 600
 MINUTES_TOOLS ?= 600
 PYTEST := -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: help docs demo test test-tools test-slow test-all drills lint wheel benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
+.PHONY: help docs demo test test-newest test-tools test-slow test-all drills lint wheel benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
 help:
 	@echo "make demo       train softmax and linear attention side by side on built-in stories (minutes)"
 	@echo "make test       the package's tests;  make test-tools: benchmarks, pages and kernels in their interpreter;  make lint"
+	@echo "make test-newest  a few of them with the newest packages, on Python 3.12"
 	@echo "make test-all   every test: also every form of every mixer with all its options under every law, and long sweeps"
 	@echo "make wheel      the package that pip installs, built and tried in a clean environment"
 	@echo "make docs       the documentation as a site, into site/; a dead link fails"
@@ -56,6 +59,10 @@ demo: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	@$(RUN) $(PYTEST) --cpu-limit=$(CPU_LIMIT)
+
+test-newest: aot-python
+	@$(MAKE) --no-print-directory -f "$(ROOT)Makefile" VENV="$(VENV_NEWEST)" PYTHON="$(PYTHON_AOT)" "$(VENV_NEWEST)/dev.stamp"
+	@cd "$(ROOT)" && "$(VENV_NEWEST)/bin/python" $(PYTEST) -m "not slow" $(NEWEST)
 
 test-tools: $(VENV)/dev.stamp
 	@$(RUN) $(PYTEST) -m "tools and not slow" --minutes=$(MINUTES_TOOLS)
@@ -93,7 +100,7 @@ benchmark: $(VENV)/run.stamp
 
 aot-python:
 	@test -n "$(PYTHON_AOT)" || \
-		{ echo "make aot needs Python 3.12 and found none; pass PYTHON_AOT=/path/to/python3.12" >&2; exit 1; }
+		{ echo "this needs Python 3.12 and found none; pass PYTHON_AOT=/path/to/python3.12" >&2; exit 1; }
 
 $(VENV_AOT)/run.stamp: $(ROOT)requirements.txt $(ROOT)requirements-dev.txt $(ROOT)requirements-aot.txt
 	@test -x "$(VENV_AOT)/bin/python" || \
@@ -129,4 +136,4 @@ gpu-benchmark:
 	@$(RUN_GPU) scripts/benchmark.py --suite=models --minutes=$(MINUTES) --out=benchmarks/results/models_gpu.json
 
 clean:
-	rm -rf "$(VENV)" "$(VENV_AOT)" "$(VENV_DOCS)" "$(ROOT)site" "$(ROOT)runs/demo"
+	rm -rf "$(VENV)" "$(VENV_NEWEST)" "$(VENV_AOT)" "$(VENV_DOCS)" "$(ROOT)site" "$(ROOT)runs/demo"
