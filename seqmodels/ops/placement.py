@@ -197,10 +197,12 @@ def _padded(axes, array, mesh: Mesh):
         return array
     padding = [(0, -size % mesh.shape[HEAD_AXIS] if letter == "v" else 0) for letter, size in zip(letters, array.shape)]
     # Gathered first over all axes but ``tensor``, which splits the width: XLA finds no way from there to the vocabulary in one step.
+    # So is the padded array: XLA of JAX 0.12 would split the vocabulary before it is padded.
     width = [HEAD_AXIS if letter != "v" and _divides(mesh, (HEAD_AXIS,), [size]) else None for letter, size in
              zip(letters + ["_"] * (array.ndim - len(letters)), array.shape)]  # fmt: skip
-    array = jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*width)))
-    return jnp.pad(array, padding + [(0, 0)] * (array.ndim - len(padding)))
+    split = NamedSharding(mesh, PartitionSpec(*width))
+    array = jax.lax.with_sharding_constraint(array, split)
+    return jax.lax.with_sharding_constraint(jnp.pad(array, padding + [(0, 0)] * (array.ndim - len(padding))), split)
 
 
 def _divides(mesh: Mesh, axes: tuple[str, ...], sizes) -> bool:

@@ -151,7 +151,7 @@ def _enter(equation, inputs, healthy, place) -> Finding | None:
     """The finding inside a loop, a call or a branch; None where it has none, or is a single operation."""
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        return _enter_scan(params, inputs, healthy, place)
+        return _enter_scan(equation, inputs, healthy, place)
     if name == "while":
         return _enter_while(params, inputs, healthy, place)
     if name == "cond":
@@ -164,13 +164,17 @@ def _enter(equation, inputs, healthy, place) -> Finding | None:
     return None
 
 
-def _enter_scan(params, inputs, healthy, place) -> Finding | None:
-    body, num_consts, num_carry, length = params["jaxpr"], params["num_consts"], params["num_carry"], params["length"]
+def _enter_scan(equation, inputs, healthy, place) -> Finding | None:
+    body, length, reverse = (equation.params[name] for name in ("jaxpr", "length", "reverse"))
+    # Read off the axes, as versions of JAX name the numbers in other ways: what is stacked has one more than in the body.
+    num_carry = sum(var.aval.ndim == inner.aval.ndim for var, inner in zip(equation.outvars, body.jaxpr.outvars, strict=True))
+    num_stacked = sum(var.aval.ndim > inner.aval.ndim for var, inner in zip(equation.invars, body.jaxpr.invars, strict=True))
+    num_consts = len(inputs) - num_carry - num_stacked
     run = jax.jit(core.jaxpr_as_fun(body))
     consts, carry, stacked = _split(inputs, num_consts, num_carry)
     healthy_consts, healthy_carry, healthy_stacked = _split(healthy, num_consts, num_carry)
     for number in range(length):
-        at = length - 1 - number if params["reverse"] else number
+        at = length - 1 - number if reverse else number
         here = [*consts, *carry, *(each[at] for each in stacked)]
         there = [*healthy_consts, *healthy_carry, *(each[at] for each in healthy_stacked)]
         outputs, healthy_outputs = run(*here), run(*there)

@@ -8,14 +8,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh
 
 from seqmodels import ops
+from seqmodels.config import MeshConfig
 from seqmodels.ops.softmax_attention import init_cache
-from seqmodels.training.sharding import AXES
+from seqmodels.training.sharding import make_mesh
 from tests.eight_devices import on_eight_devices
 from tests.ops.ring_program import CASES, G, H, K, V
 from tests.programs import matrix_products
+
+EIGHT_OVER_TIME = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1, sequence=8), 8)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_all_devices_compute_alike():
     def loss(q, k, v):
         return jnp.sum(ops.softmax_attention(q, k, v)[0])
 
-    with ops.on_mesh(AbstractMesh((1, 1, 1, 8), AXES)):
+    with ops.on_mesh(EIGHT_OVER_TIME):
         program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(q, k, k)
     later_and_earlier = [tuple(map(matrix_products, each)) for each in branches(program.jaxpr)]
     assert len(later_and_earlier) == 4  # in the loop over devices and after it, forward and backward
@@ -93,7 +95,7 @@ def test_the_form_is_recorded_and_others_say_what_is_missing():
     def trace(implementation=None):
         jax.eval_shape(functools.partial(ops.softmax_attention, implementation=implementation), x, x, x)
 
-    with ops.on_mesh(AbstractMesh((1, 1, 1, 8), AXES)):
+    with ops.on_mesh(EIGHT_OVER_TIME):
         with ops.record_choices() as choices:
             trace()
             with ops.interpret():

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh
 
 from seqmodels import ops
+from seqmodels.config import MeshConfig
 from seqmodels.errors import UserError
-from seqmodels.training.sharding import AXES
+from seqmodels.training.sharding import make_mesh
 from tests.eight_devices import on_eight_devices
 from tests.ops.sequence_parallel_program import WITH_NAN, T, cases
 from tests.programs import matrix_products
@@ -16,6 +16,7 @@ from tests.programs import matrix_products
 FIRST = ("decay per channel", "softmax_attention")
 OTHERS = tuple(name for name in cases(T) if name not in FIRST)
 NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.tools) for name in OTHERS)]
+EIGHT_OVER_TIME = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1, sequence=8), 8)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +68,13 @@ def test_the_end_state_of_linear_attention_costs_one_product():
 
         return matrix_products(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2, 3)))(q, k, v, log_decay).jaxpr)
 
-    one, share = products(None) / 8, products(AbstractMesh((1, 1, 1, 8), AXES))
+    one, share = products(None) / 8, products(EIGHT_OVER_TIME)
     assert one < share < 1.2 * one
 
 
 def test_a_nonlinear_recurrence_says_why_it_cannot():
     z, kernel = jnp.zeros((2, 16, 8)), jnp.zeros((2, 8))
-    with ops.on_mesh(AbstractMesh((1, 1, 1, 8), AXES)):
+    with ops.on_mesh(EIGHT_OVER_TIME):
         with pytest.raises(UserError, match="mesh.sequence=8 cannot split lstm over time: its recurrence is nonlinear"):
             ops.lstm(z, kernel)
         jax.eval_shape(ops.lstm, z[:, :1], kernel)  # a decoded token is computed by all
