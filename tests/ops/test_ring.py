@@ -35,16 +35,22 @@ def test_a_device_holds_its_share_of_the_keys(rows):
 
 @pytest.mark.tools
 def test_keys_and_values_go_round_once_each_way(rows):
-    """Seven times a device's share; six times more for the gradients, as XLA keeps what came first; these seven times and home.
+    """Seven times a device's share; for the gradients seven times more, or six where XLA keeps what came first (that of JAX 0.10);
+    these seven times and home.
 
     Before and after, halves change places, of q, k, v, o and their gradients. The steps of keys are sent with them.
     """
     for row in rows[:2]:
         steps = row["steps"] // 8
-        passed = (7 + 6 + 8) * steps * G * (K + V)
         exchanged = 2 * steps * (H + G) * (K + V)
-        numbers = (7 + 6 + 1) * steps
-        assert row["received"] == {"collective-permute": 4 * (passed + exchanged + numbers), "all-reduce": 4}, row
+        allowed = [(7 + again + 8) * steps * G * (K + V) + (7 + again + 1) * steps + exchanged for again in (6, 7)]
+        assert_received(row, allowed)
+
+
+def assert_received(row, allowed):
+    """So many numbers of keys and the like by permutes, as XLA of one version or another has it, and one number by an all-reduce."""
+    assert row["received"].keys() == {"collective-permute", "all-reduce"} and row["received"]["all-reduce"] == 4, row
+    assert row["received"]["collective-permute"] in [4 * numbers for numbers in allowed], row
 
 
 def test_all_devices_compute_alike():
@@ -78,9 +84,12 @@ def branches(jaxpr) -> list[list]:
 
 @pytest.mark.tools
 def test_a_window_receives_what_it_reaches(rows):
-    """Keys, their steps and values of window - 1 steps and, back, their gradients, however long a text is."""
+    """Keys, their steps and values of window - 1 steps and, back, their gradients, however long a text is.
+
+    The former once more for the gradients, where XLA does not keep them (that of JAX 0.12).
+    """
     for row in rows[2 : len(CASES)]:
-        assert row["received"] == {"collective-permute": 4 * 32 * (2 * G * (K + V) + 1), "all-reduce": 4}, row
+        assert_received(row, [32 * (2 * G * (K + V) + 1), 32 * (3 * G * (K + V) + 2)])
 
 
 @pytest.mark.tools
