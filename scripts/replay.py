@@ -54,14 +54,14 @@ def main() -> None:
 
     with screen.phase("making the step again"):
         found = divergence.find(recorded, report=say)
+    layer = None if found is None else divergence.layer_of(found, recorded.config)
     if found is None:
         say("every operation gives numbers as sound as with fresh parameters here")
     else:
         loops = f", iteration {', '.join(map(str, found.loops))} of the loops around it" if found.loops else ""
         always = "; with fresh parameters, too: look at the batch and the program" if found.always else ""
-        where = divergence.layer_of(found, recorded.config)
         way = "backward" if found.backward else "forward"
-        say(f"first: {found.operation} gives {KINDS[found.kind]}, {way}, in {where}{loops}{always}")
+        say(f"first: {found.operation} gives {KINDS[found.kind]}, {way}, in {layer}{loops}{always}")
         say(f"  at {found.source or 'an unknown line'}; scope {found.scope or 'none'}")
         for number, text in enumerate(found.inputs):
             say(f"  input {number}: {text}")
@@ -76,7 +76,7 @@ def main() -> None:
         if outcome.wrong and len(outcomes) == 1:
             more = f" and {len(outcome.wrong) - 5} more" if len(outcome.wrong) > 5 else ""
             say(f"{'':>10}  not finite after the step: {', '.join(outcome.wrong[:5])}{more}")
-    finding = None if found is None else dataclasses.asdict(found) | {"layer": divergence.layer_of(found, recorded.config)}
+    finding = None if found is None else dataclasses.asdict(found) | {"layer": layer}
     forms = [
         {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         for row in map(dataclasses.asdict, outcomes)
