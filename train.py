@@ -81,7 +81,7 @@ FLAGS = {
 }
 # What a flag may be that need not be given.
 OPTIONAL = {
-    "resume_learning_rate": ranges.Positive, "num_processes": ranges.Count, "process_id": ranges.CountOrZero,
+    "resume_learning_rate": ranges.Positive, "num_processes": ranges.Processes, "process_id": ranges.CountOrZero,
 }  # fmt: skip
 
 

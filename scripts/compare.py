@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         return
     jax.config.update("jax_platforms", "cpu")  # the device is for the runs; here shapes are counted
     config, values = command_line.config_and_flags(argv, {"workdir": None, "mixers": "", "jobs": "1"})
-    num_jobs = ranges.parser(ranges.Count, "jobs")(values["jobs"])
+    num_jobs = ranges.parser(ranges.Jobs, "jobs")(values["jobs"])
     if values["mixers"]:
         if "mixers" not in config:
             raise UserError("--mixers is for a comparison's config (see configs/compare)")

@@ -139,6 +139,10 @@ class Distinct(Rule):
 Count = Annotated[int, AtLeast(1)]
 """How many; at least one."""
 CountOrZero = Annotated[int, AtLeast(0)]
+Jobs = Annotated[int, AtLeast(1), AtMost(1024)]
+"""Processes side by side on one machine."""
+Processes = Annotated[int, AtLeast(1), AtMost(2**16)]
+"""Of one run, on as many machines."""
 Size = Annotated[int, AtLeast(1), AtMost(2**20)]
 """A dimension of an array that holds parameters or state."""
 Taps = Annotated[int, AtLeast(1), AtMost(4096)]

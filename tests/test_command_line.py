@@ -11,10 +11,13 @@ import time
 
 import pytest
 
+import train
 from scripts import benchmark, generate
 from seqmodels import command_line, ranges
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
+from tools.aot import __main__ as aot
+from tools.pages import equivalence
 
 
 @pytest.fixture
@@ -201,3 +204,12 @@ def test_a_full_disk_behind_stdout_is_one_line(monkeypatch, tmp_path):
         assert os.fstat(descriptor).st_rdev == os.stat(os.devnull).st_rdev
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("tool", [aot, equivalence])
+def test_processes_have_an_upper_bound(monkeypatch, tool):
+    """Nobody's typing slip starts a million of them."""
+    with pytest.raises(UserError, match="--jobs=1000000 must be at most 1024"):
+        parsed(monkeypatch, tool.main, "--jobs=1000000")
+    with pytest.raises(UserError, match="--num_processes=1000000 must be at most 65536"):
+        train.parse(["train.py", "--config=configs/base.py", "--workdir=x", "--coordinator=a:1", "--num_processes=1000000"])

@@ -238,6 +238,7 @@ def test_other_runs_are_not_overwritten(compared, script):
         ("--config.base.train.stpes=3", "steps"),
         ("--config.base.model.mixers.gla.num_heads=5", "num_heads"),
         ("--jobs=0", "--jobs=0 must be at least 1"),
+        ("--jobs=1025", "--jobs=1025 must be at most 1024"),
         ("--jobs=two", "--jobs='two' must be int"),
         ("--config.base.data.source=/no/such/data", "/no/such/data"),
         ("--config=" + str(ROOT / "configs" / "demo.py"), "comparison"),

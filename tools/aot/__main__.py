@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.timing import names_out_of
-from seqmodels import command_line
+from seqmodels import command_line, ranges
 from seqmodels.circumstances import num_cores
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="a compiler that has not ended by then will not: search for layouts may"
     )
-    parser.add_argument("--jobs", type=int, default=num_cores(), help="compilers that run side by side")
+    parser.add_value("--jobs", ranges.Jobs, default=num_cores(), help="compilers that run side by side")
     parser.add_argument(
         "--update", action="store_true", help=f"write these cases into {OUT.relative_to(ROOT)}, beside the others"
     )

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from seqmodels import command_line, mixers
+from seqmodels import command_line, mixers, ranges
 from tests.contract import page
 from tests.contract.cases import all_cases
 from tests.contract.laws import LAWS
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> None:
     parser = command_line.Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--mixers", default=",".join(mixers.names()), help="whose rows to measure")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_value("--jobs", ranges.Jobs, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of the processes that measure
     wanted = options.mixers.split(",")
