@@ -222,7 +222,7 @@ def prepare(config: DataConfig, *, seed: int, begun_with: Mapping[str, Any] | No
     )
     _say_what_was_left_out(stream, "training")
     few = validations.few_documents(len(validation.document_ends), "held out")
-    for what in (few, repeated.note(stream, validation), sources.json_lines_note(source)):
+    for what in (few, repeated.note(stream, validation), sources.plain_text_note(source)):
         if what is not None:
             say(f"data: {what}")
     return Dataset(
@@ -341,6 +341,11 @@ def _say_what_was_left_out(stream: TokenStream, split: str) -> None:
     if stream.left_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in stream.left_out.items())
         say(f"data: {split} documents without text were left out ({reasons})")
+    if stream.marked:
+        say(
+            f"data: {stream.marked:,} {split} documents have a byte order mark (U+FEFF) inside, which is kept as a character: files "
+            "were joined there, or saved twice"
+        )
 
 
 def _validation_set(

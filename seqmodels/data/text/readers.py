@@ -7,15 +7,19 @@ names it.
 """
 
 import codecs
+import csv
+import io
+import itertools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from seqmodels import failures
-from seqmodels.data.text.unicode import well_formed
+from seqmodels.data.text.unicode import well_formed, without_mark
 from seqmodels.errors import UserError
 from seqmodels.formats.limits import excerpt
 
@@ -50,6 +54,9 @@ _LONGEST_LINE: Final = 1 << 26
 """Bytes of a JSON line; a file without line ends is not read whole before it is refused."""
 _NEAR: Final = 1 << 16
 """Bytes. So far from where a text is to be cut in two a paragraph's end is looked for."""
+_ROWS_LOOKED_AT: Final = 20
+_COLUMN: Final = re.compile(r"\w(?:[\w .()#%/:-]{0,38}[\w.)#%])?")
+"""A name of a table's column: words without a comma's space before them."""
 _LONGEST_CHARACTER: Final = 4
 """Bytes, in UTF-8."""
 
@@ -128,22 +135,57 @@ def text_bytes(path: Path) -> int:
     return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
-def looks_like_json_lines(path: Path) -> bool:
-    """Whether a file begins with two lines, or has one alone, that are JSON objects with a text.
+def looks_like(path: Path) -> str | None:
+    """What a plain text begins like that is none, and what to do, in words; None where it looks like text.
+
+    JSON lines are two lines, or one alone, that are objects with a text. A table is a line of names parted by tabs, commas,
+    semicolons or bars, and rows of as many values.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            lines = [line for line in (file.readline(_NEAR) for _ in range(2)) if line.strip()]
+            beginning = file.read(_NEAR)
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    lines = list(io.StringIO(without_mark(beginning.decode("utf-8", "replace"))))
+    is_whole = len(beginning) < _NEAR
+    if _are_json_lines([line for line in lines[: 2 if is_whole else min(2, len(lines) - 1)] if line.strip()]):
+        return "JSON lines and is read as plain text: with the ending .jsonl, its texts are"
+    names = _table_names(lines, is_whole)
+    if names:
+        shown = ", ".join([*map(excerpt, names[:3]), *["..."][: len(names) > 3]])
+        return f"a table ({shown}) and is read as plain text: save its texts as .parquet or .jsonl, in a column 'text'"
+    return None
+
+
+def _are_json_lines(lines: list[str]) -> bool:
     try:
-        rows = [json.loads(line.decode("utf-8-sig", "surrogatepass"), parse_int=_number) for line in lines]
+        rows = [json.loads(line, parse_int=_number) for line in lines]
     except (ValueError, RecursionError):
         return False
     return bool(rows) and all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows)
+
+
+def _table_names(lines: list[str], are_whole: bool) -> list[str]:
+    """The names of a table's columns, none where the lines are no table. ``are_whole``: the file has no more of them."""
+    for delimiter in "\t,;|":
+        rows: list[list[str]] = []
+        try:
+            rows += itertools.islice(csv.reader(lines, delimiter=delimiter, strict=True), _ROWS_LOOKED_AT)
+            is_cut = not are_whole and len(rows) < _ROWS_LOOKED_AT
+        except csv.Error as error:
+            if are_whole or "end of data" not in str(error):  # of a row that is cut off inside quotation marks
+                continue
+            is_cut = False
+        rows = [row for row in (rows[:-1] if is_cut else rows) if row]
+        names = rows[0] if rows else []
+        # What writes a table with the rows' numbers leaves the first name empty.
+        are_names = len(set(names)) == len(names) > 1 and all(map(_COLUMN.fullmatch, names[names[0] == "" :]))
+        if are_names and len(rows) > 1 and all(len(row) == len(names) for row in rows):
+            return names
+    return []
 
 
 def has_separator(path: Path) -> bool:
@@ -243,10 +285,11 @@ def _json_lines(path: Path) -> Iterator[str | None]:
                 )
             try:
                 # A lone surrogate may stand as three bytes, too.
-                content = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogatepass")
+                content = line.decode("utf-8", "surrogatepass")
             except UnicodeDecodeError as error:
                 raise UserError(_not_text(path, position + error.start)) from error
             position += len(line)
+            content = without_mark(content) if number == 1 else content
             if not content or content.isspace():
                 continue
             try:
@@ -346,7 +389,7 @@ def _decoded(path: Path, begin: int, end: int | None) -> Iterator[str]:
                 raise UserError(_not_text(path, start + error.start)) from error
             if "\0" in text:
                 raise UserError(_not_text(path, start + len(text[: text.index("\0")].encode())))
-            yield text if position else text.removeprefix("\ufeff")
+            yield text if position else without_mark(text)
             position += len(chunk)
             if not chunk:
                 return

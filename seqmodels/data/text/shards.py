@@ -37,6 +37,7 @@ from seqmodels.data.text import encoders
 from seqmodels.data.text.readers import Piece
 from seqmodels.data.text.sources import Split
 from seqmodels.data.text.tokenizer import Tokenizer, digest
+from seqmodels.data.text.unicode import MARK
 from seqmodels.errors import UserError
 from seqmodels.escape import say
 from seqmodels.formats import json_text
@@ -163,6 +164,8 @@ class TokenStream:
     document_bytes: Int64[np.ndarray, " documents"]
     left_out: dict[str, int] = field(default_factory=dict)
     """Documents without text, by reason (`readers.NULL`, `readers.BLANK`, `readers.EMPTY_FILE`)."""
+    marked: int = 0
+    """Documents that have a byte order mark inside; not counted in entries of 2026-11-30 and before."""
     digest: str = ""
     """Of all numbers in the stream, ``format:digest``; those of one format are another for other tokens, documents or bytes."""
 
@@ -234,18 +237,32 @@ def _build(entry: Path, split: Split, tokenizer: Tokenizer, description: dict[st
     with _name_of_ones_own(entry) as building:
         building.mkdir()
         left_out: Counter[str] = Counter()
-        pieces = progress.over(split.pieces(left_out), f"tokenising {label}", split.text_bytes())
+        marked: list[int] = []
+        pieces = progress.over(_noting_marks(split.pieces(left_out), marked), f"tokenising {label}", split.text_bytes())
         others = encoders.processes_for(split.text_bytes(), tokenizer)
         totals, digests = _write(building, pieces, tokenizer, processes=others)
         if not totals["documents"]:
             raise UserError(f"the {label} holds no text")
         split.check_unchanged()
-        _write_manifest(building, {"description": description, "totals": totals, "left_out": dict(left_out), "digests": digests})
+        notes = {"left_out": dict(left_out), "marked": len(marked)}
+        _write_manifest(building, {"description": description, "totals": totals, **notes, "digests": digests})
         stream = _opened(building, description, tokenizer.vocab_size)  # before it has its name, which others may touch
         if stream is None:
             raise UserError(f"tokens written to '{entry.parent}' do not read back: set another data.cache_dir")
         _put_in_place(building, entry, description, tokenizer.vocab_size)
         return stream
+
+
+def _noting_marks(pieces: Iterable[Piece], marked: list[int]) -> Iterator[Piece]:
+    """The pieces; the numbers of the documents that have a byte order mark inside are added to ``marked``."""
+    number, is_marked = 0, False
+    for piece in pieces:
+        is_marked |= MARK in piece.text
+        if piece.ends:
+            if is_marked:
+                marked.append(number)
+            number, is_marked = number + 1, False
+        yield piece
 
 
 class _Shard:
@@ -354,7 +371,8 @@ def _opened(entry: Path, description: dict[str, Any], vocab_size: int, *, notify
             tokens = tokens.whole()
             if tokens.max() >= vocab_size:
                 raise ValueError(f"{_TOKENS} has the id {tokens.max()}, beyond the vocabulary of {vocab_size}")
-        return TokenStream(tokens, ends, text_bytes, manifest["left_out"], _digest_of_blocks(digests))
+        marked = manifest["marked"] if "marked" in manifest else 0
+        return TokenStream(tokens, ends, text_bytes, manifest["left_out"], marked, _digest_of_blocks(digests))
     except (OSError, Malformed, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno not in failures.OF_ANOTHER_KIND:
             raise UserError(f"cannot read the cached tokens '{error.filename or entry}': {error.strerror}") from error

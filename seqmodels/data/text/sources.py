@@ -381,12 +381,13 @@ def training_line(source: Source) -> str:
     )
 
 
-def json_lines_note(source: Source) -> str | None:
-    """What a person should know of plain text that is JSON lines, whose braces and escapes would be learnt; None: it is not."""
+def plain_text_note(source: Source) -> str | None:
+    """What a person should know of plain text that looks like rows, whose marks and names would be learnt; None: it does not."""
     for split in (source.train, source.validation):
         for file in split.files[:1]:
-            if readers.is_plain_text(file) and readers.looks_like_json_lines(file):
-                return f"'{file}' looks like JSON lines and is read as plain text: with the ending .jsonl, its texts are"
+            found = readers.looks_like(file) if readers.is_plain_text(file) else None
+            if found is not None:
+                return f"'{file}' looks like {found}"
     return None
 
 

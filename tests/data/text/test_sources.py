@@ -363,7 +363,29 @@ def test_an_address_is_said_to_be_one(name):
     ids=["lines", "long number", "one", "number", "texts", "braces", "first line", "deep", "empty", "latin 1"],
 )  # fmt: skip
 def test_plain_text_that_is_json_lines_is_said(tmp_path, content, is_said):
-    (tmp_path / "rows.txt").write_text(content, encoding="latin-1" if content == "\xff" else "utf-8")
-    source = sources.open_source(str(tmp_path / "rows.txt"), revision="", toy_documents=1)
-    note = sources.json_lines_note(sources.replace(source, validation=source.train))
+    note = noted(tmp_path, content, "latin-1" if content == "\xff" else "utf-8")
     assert bool(note) == is_said and (not is_said or "with the ending .jsonl" in note)
+
+
+def noted(tmp_path, content, encoding="utf-8"):
+    (tmp_path / "rows.txt").write_text(content, encoding=encoding, newline="")
+    source = sources.open_source(str(tmp_path / "rows.txt"), revision="", toy_documents=1)
+    return sources.plain_text_note(sources.replace(source, validation=source.train))
+
+
+@pytest.mark.parametrize(
+    "content, names",
+    [
+        ("text,label\r\nOnce upon a time,1\r\n\"He said: \"\"no\"\", and\nleft\",0\r\n", "'text', 'label'"),
+        ("\ufeffid\ttext\n1\tOnce, upon\n2\ta time\n", "'id', 'text'"), ("a;b;c;d\n1;2;3;4", "'a', 'b', 'c', ..."),
+        (",text,label\n0,Once,1\n", "'', 'text', 'label'"), ("id,text\n" + f'1,"{"word " * 9000}"\n' * 3, "'id', 'text'"),
+        ("Well, he said,\nno, she said,\n", None), ("Once upon a time,\nthere was a cat\n", None), ("a,b\n1,2,3\n", None),
+        ("a,b\n", None), ("a,a\n1,2\n", None), ('a,b\n1,"2\n', None), ("Rain; wind\nSnow; sun\n", None), ("", None),
+    ],
+    ids=["commas", "tabs", "semicolons", "numbered", "long", "prose", "a comma", "ragged", "row", "twice", "quote", "list", "empty"],
+)  # fmt: skip
+def test_plain_text_that_is_a_table_is_said(tmp_path, content, names):
+    note = noted(tmp_path, content)
+    assert (note is None) == (names is None) and (
+        names is None or f"looks like a table ({names}) and is read as plain text" in note
+    )

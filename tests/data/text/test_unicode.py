@@ -74,6 +74,22 @@ def test_rows_without_text_are_left_out_and_counted_in_every_format(tmp_path, ca
             assert len(made.train.document_ends) + len(made.validation.document_ends) == 3
 
 
+def test_a_byte_order_mark_begins_a_file_and_is_a_character_anywhere_else(tmp_path, capsys):
+    texts = ["\ufeffone of many", "two\ufeff of many", *(f"document {number}" for number in range(40))]
+    separator = "<|endoftext|>"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "x.parquet")
+    (tmp_path / "x.txt").write_text(separator.join(texts), encoding="utf-8-sig")
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in texts), encoding="utf-8-sig")
+    for name in ("x.txt", "x.jsonl", "x.parquet"):
+        for _ in range(2):  # from the text, then from the cache
+            made = prepared(tmp_path / name, tmp_path, "bytes")
+            assert made.tokenizer.decode(made.train.tokens[: made.train.document_ends[0] - 1]) == texts[0], name
+            assert made.train.marked == 1  # the second document is held out
+            said = capsys.readouterr().err
+            assert "data: 1 training documents have a byte order mark (U+FEFF) inside, which is kept" in said
+            assert "data: 1 validation documents have a byte order mark" in said
+
+
 def test_texts_of_white_space_and_empty_files_are_counted_too(tmp_path):
     (tmp_path / "a.txt").write_text("one<|endoftext|>\n<|endoftext|>  <|endoftext|>two<|endoftext|>\n")
     (tmp_path / "b.txt").write_text(" \n")
