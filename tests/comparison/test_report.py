@@ -204,3 +204,9 @@ def test_a_mixer_without_an_entry_is_cited_by_its_header(monkeypatch):
     finally:
         references.of_mixer.cache_clear()
     assert made.key == "gla_2312.06635" and "title = {Gated linear attention transformers" in made.bibtex
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(370, "370 s"), (3_720, "62 min"), (36_000, "10 h"), (400_000, "4.63 d")])
+def test_times_have_a_unit_that_suits_them(seconds, written):
+    unit, formatter = figures._time_unit(seconds)
+    assert formatter(seconds / unit) == written

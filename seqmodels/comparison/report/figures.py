@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
 
 from seqmodels.comparison import metric as metrics
 from seqmodels.comparison.report import labels
@@ -229,27 +229,29 @@ def _pareto(results: Mapping) -> list[Drawer]:
         return []
     seq_len = str(results["base"]["data"]["seq_len"])
     longest = str(max(results["comparison"]["contexts"]))
+    seconds = _training_seconds(results)
+    unit, in_unit = _time_unit(max(seconds(row) for row in rows.values()))
     costs = {
-        f"state of one sequence at {seq_len} tokens": (lambda row: row["cost"]["state_bytes"][seq_len], "B"),
-        "time to train, at the speed measured alone": (_training_seconds(results), "s"),
-        f"one decoded token after {int(longest):,}": (lambda row: row["cost"]["decode_seconds"][longest], "s"),
+        f"state of one sequence at {seq_len} tokens": (lambda row: row["cost"]["state_bytes"][seq_len], EngFormatter("B")),
+        "time to train, at the speed measured alone": (lambda row: seconds(row) / unit, in_unit),
+        f"one decoded token after {int(longest):,}": (lambda row: row["cost"]["decode_seconds"][longest], EngFormatter("s")),
     }
 
-    def drawer(title: str, cost: Callable[[Mapping], float], unit: str) -> Drawer:
+    def drawer(title: str, cost: Callable[[Mapping], float], formatter: Formatter) -> Drawer:
         def panel(into: Panel) -> None:
             for label, row in rows.items():
                 if cost(row) <= 0:
                     continue  # no state at all has no place on a logarithmic axis
                 found = row["quality"][metric.name]
                 into.point(label, cost(row), found["mean"], None if found["low"] is None else (found["low"], found["high"]))
-            _logarithmic(into.axes.set_xscale, into.axes.xaxis, EngFormatter(unit))
+            _logarithmic(into.axes.set_xscale, into.axes.xaxis, formatter)
             into.axes.set_xlabel(title)
             into.axes.set_ylabel(metric.title)
             into.axes.margins(x=0.15, y=0.1)
 
         return panel
 
-    return [drawer(title, cost, unit) for title, (cost, unit) in costs.items()]
+    return [drawer(title, *cost) for title, cost in costs.items()]
 
 
 def _curves(results: Mapping) -> list[Drawer]:
@@ -257,19 +259,20 @@ def _curves(results: Mapping) -> list[Drawer]:
     if not rows:
         return []
     metric = metrics.of(results)
-    scales: dict[str, tuple[Callable, str]] = {
-        "tokens of training": (lambda row: 1.0, ""),
-        "FLOPs of training": (lambda row: row["cost"]["flops_per_token"], ""),
-        "time, at the speed measured alone": (lambda row: 1.0 / row["cost"]["train_tokens_per_second"], "s"),
+    unit, in_unit = _time_unit(max(map(_training_seconds(results), rows.values())))
+    scales: dict[str, tuple[Callable, Formatter]] = {
+        "tokens of training": (lambda row: 1.0, EngFormatter()),
+        "FLOPs of training": (lambda row: row["cost"]["flops_per_token"], EngFormatter()),
+        "time, at the speed measured alone": (lambda row: 1.0 / row["cost"]["train_tokens_per_second"] / unit, in_unit),
     }
 
-    def drawer(title: str, per_token: Callable[[Mapping], float], unit: str) -> Drawer:
+    def drawer(title: str, per_token: Callable[[Mapping], float], formatter: Formatter) -> Drawer:
         def panel(into: Panel) -> None:
             for label, row in rows.items():
                 for curve in reversed(row["curves"]):  # the first seed last: the name stands at its end
                     into.line(label, np.array(curve["tokens"]) * per_token(row), curve[metric.curve])
             into.axes.set_xlabel(title)
-            into.axes.xaxis.set_major_formatter(EngFormatter(unit))
+            into.axes.xaxis.set_major_formatter(formatter)
             into.axes.set_ylabel("validation loss, nats per token" if metric.is_text else metric.title)
 
         return panel
@@ -412,6 +415,14 @@ def _training_seconds(results: Mapping) -> Callable[[Mapping], float]:
     base = results["base"]
     tokens = base["train"]["steps"] * base["data"]["batch_size"] * base["data"]["seq_len"]
     return lambda row: tokens / row["cost"]["train_tokens_per_second"]
+
+
+def _time_unit(longest: float) -> tuple[float, Formatter]:
+    """The unit, in seconds, that suits times of up to ``longest`` seconds, and how an axis in that unit writes its values."""
+    for seconds, name, least in ((86_400, "d", 3 * 86_400), (3_600, "h", 5 * 3_600), (60, "min", 600)):
+        if longest >= least:
+            return seconds, FuncFormatter(lambda time, _, name=name: f"{time:,.4g} {name}")
+    return 1, EngFormatter("s")
 
 
 def _logarithmic(set_scale: Callable, axis, formatter) -> None:
