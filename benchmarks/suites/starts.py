@@ -27,9 +27,11 @@ from benchmarks.timing import (
 from configs import tinystories
 from seqmodels import mixers, model
 from seqmodels.circumstances import circumstances
-from seqmodels.comparison import audit
+from seqmodels.comparison import audit, plan
 from seqmodels.config import RunConfig, from_config_dict
 from seqmodels.data import dataset
+from seqmodels.errors import UserError
+from seqmodels.pattern import split_outside_brackets
 from seqmodels.training import optimizer, step
 
 NO_MIXER = "no_mixer"
@@ -47,7 +49,9 @@ VALIDATION_BATCHES = 64
 def add_flags(parser: argparse.ArgumentParser) -> None:
     names = (NO_MIXER, *mixers.names())
     parser.add_argument("--source", default="toy", help="the text: a path, a hub id, or toy")
-    parser.add_argument("--mixers", type=names_out_of("mixer", names), default=",".join(names), help="whose models")
+    parser.add_argument(
+        "--mixers", type=_models, default=",".join(names), help="whose models; a pattern (lstm mlp) is a model of its layers"
+    )
     parser.add_argument("--starts", type=names_out_of("start", STARTS), default="equal,unscaled", help=f"of {', '.join(STARTS)}")
     parser.add_argument("--widths", type=lengths, default="64", help="of the residual stream")
     parser.add_argument("--repeats", type=positive, default=4, help="of the layers")
@@ -180,12 +184,31 @@ def run_config(row: dict, source: str) -> RunConfig:
     config = tinystories.get_config("attention")
     config.data.source, config.data.seq_len, config.data.batch_size = source, SEQ_LEN, BATCH_SIZE
     config.data.vocab_size = VOCAB_SIZE
-    config.model.pattern = "mlp" if row["mixer"] == NO_MIXER else mixers.pattern(row["mixer"])
+    config.model.pattern = _pattern(row["mixer"])
     config.model.d_model, config.model.repeats = row["width"], row["repeats"]
     config.model.mixers.mamba2.head_dim = 16
     config.model.update(STARTS[row["start"]])
     config.optim.learning_rate, config.train.steps, config.seed = row["learning_rate"], row["steps"], row["seed"]
     return from_config_dict(config)
+
+
+def _models(text: str) -> tuple[str, ...]:
+    """The type of --mixers: names and patterns, commas between them."""
+    names = tuple(dict.fromkeys(name.strip() for name in split_outside_brackets(text, ",")))
+    try:
+        for name in names:
+            _pattern(name)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return names
+
+
+def _pattern(name: str) -> str:
+    """The layers of a row's model."""
+    if name == NO_MIXER:
+        return "mlp"
+    [pattern] = plan.entries(name, {"model": {"pattern": "attention mlp"}}).values()
+    return pattern
 
 
 def _results_so_far(path: Path | None) -> dict:
