@@ -46,8 +46,9 @@ The starts compared here:
 OTHER_SETTINGS = """\
 ## Other settings
 
-After few steps at a low rate some mixers end above the model without one. The LSTM is the farthest: its layer has no MLP. A smaller LSTM
-with an MLP beside it, `lstm(hidden_size=36) mlp`, ends below. So does the LSTM alone after more steps or at a higher rate (the tables below).
+After few steps at a low rate some mixers end above the model without one. The LSTM is the farthest: its layer has no MLP.
+A smaller LSTM with an MLP beside it, `lstm(hidden_size=36) mlp`, ends below. So does the LSTM alone after more steps or at a
+higher rate. The tables below show it.
 """
 
 
