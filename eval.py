@@ -10,12 +10,6 @@ Needs only the run folder, and executes nothing of it: what is kept is kept wher
 extrapolation.png) into it; the last line of stdout is one JSON object.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 if __name__ == "__main__":  # ahead of imports that fail without the packages
     from seqmodels.packages import check_packages
 

@@ -13,12 +13,6 @@ command in each, under SLURM, Open MPI, a TPU slice or a Kubernetes job as it is
 --coordinator=HOST:PORT --num_processes=N --process_id=I (docs/scaling.md).
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 if __name__ == "__main__":  # ahead of the other imports: it may start the process again, and they take seconds
     from seqmodels.huge_pages import restart_with_huge_pages
     from seqmodels.packages import check_packages

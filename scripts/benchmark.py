@@ -33,12 +33,6 @@ The table goes to stdout, progress to stderr. Contenders take turns, and the fas
 the machine only ever adds time. CPU time (of all threads) is reported beside wall time for the same reason.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 if __name__ == "__main__":  # ahead of the other imports: it may start the process again, and they take seconds
     import sys
     from pathlib import Path

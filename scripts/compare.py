@@ -12,12 +12,6 @@ references.bib, figures/*.pdf. A comparison of text has a control, the same mode
 object.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 import contextlib
 import dataclasses
 import json

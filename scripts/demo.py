@@ -6,12 +6,6 @@ Two ordinary runs of train.py with configs/demo.py, one after the other, then on
 each. What was trained before is found again: a stopped demo goes on, a finished one is shown; --fresh begins anew.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 import dataclasses
 import json
 import shutil

@@ -5,12 +5,6 @@
 DIR gets config.json, model.safetensors and the tokenizer. What such a checkpoint has no place for is an error that names it.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 import sys
 from pathlib import Path
 

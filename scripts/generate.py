@@ -11,12 +11,6 @@ model knows at the end; the fourth goes on from there, as often and with as many
 --attention_plot=FILE.png draws what each token looked at.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 import argparse
 import contextlib
 import itertools

@@ -6,12 +6,6 @@ PATH_OR_ID is a folder with config.json and model.safetensors (and tokenizer.jso
 scripts/generate.py and eval.py --data=... then take the run folder as any other.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 import sys
 from pathlib import Path
 

@@ -12,12 +12,6 @@ the training step for all devices. --compile compiles it: for the devices asked 
 virtual ones). The last line of stdout is one JSON object.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 import json
 import resource
 import sys

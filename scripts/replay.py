@@ -8,12 +8,6 @@ makes it in every form that the mixers' ops have, in the run's dtype of activati
 one JSON object.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 import argparse
 import dataclasses
 import json

@@ -7,12 +7,6 @@ Each folder is a run folder or holds some, at any depth; nothing in them is chan
 stdout; in a terminal that is narrower than it, it is broken to fit. A folder that cannot be read gets a line that says why.
 """
 
-if __name__ == "__main__":  # ahead of every import: until `check_packages` Ctrl-C ends the process without a traceback
-    import _signal  # `signal` without the enumerations, whose import would be interrupted, too
-
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,13 +1,5 @@
 """seqmodels: which sequence architecture is better, by how much, and at what cost."""
 
-import _signal
-import sys
-
-# Of the console command this is the first import: until its `check_packages` Ctrl-C ends the process without a traceback.
-if sys.orig_argv[1:3] == ["-m", "seqmodels"] or any(text.endswith("/seqmodels") for text in sys.orig_argv[1:2]):
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
 from seqmodels import xla_cpu
 
 xla_cpu.ask_for_right_fusions()  # in time for a notebook that has not used JAX yet; later, the first op on a CPU warns

@@ -1,7 +1,6 @@
 """Huge pages for this process's memory, where the system gives them only on request."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -19,14 +18,10 @@ def restart_with_huge_pages() -> None:
     is as fast but held two to ten times the memory.)
 
     malloc reads this setting only when a process starts. Call it before importing what takes long; a
-    GLIBC_TUNABLES that is already set, to whatever, is left alone and means: no restart. Ctrl-C waits while Python starts again,
-    which would end with a traceback, and is delivered in this call then.
+    GLIBC_TUNABLES that is already set, to whatever, is left alone and means: no restart.
     """
     if "GLIBC_TUNABLES" in os.environ or not SYSTEM_SETTING.exists():
-        if os.environ.get("GLIBC_TUNABLES") == TUNABLE:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return
     if "[madvise]" in SYSTEM_SETTING.read_text():
         os.environ["GLIBC_TUNABLES"] = TUNABLE
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -50,25 +50,6 @@ def test_small_pages_are_gone():
     assert run(tunables=None) < small / 20
 
 
-def test_an_interrupt_while_python_starts_again_waits_for_it(tmp_path):
-    (tmp_path / "enabled").write_text("always [madvise] never\n")
-    program = f"""
-import os, pathlib, signal, time
-from seqmodels import huge_pages
-
-if "GLIBC_TUNABLES" in os.environ:
-    os.kill(os.getpid(), signal.SIGINT)  # as if it had come while Python started
-    time.sleep(0.1)
-    signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
-huge_pages.SYSTEM_SETTING = pathlib.Path({str(tmp_path / "enabled")!r})
-huge_pages.restart_with_huge_pages()
-print("on")
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\non\n", "")
-
-
 @pytest.mark.parametrize("setting", ["[always] madvise never\n", "always madvise [never]\n", None])
 def test_no_restart_where_it_would_not_help(monkeypatch, tmp_path, setting):
     path = tmp_path / "enabled"

@@ -41,36 +41,6 @@ def test_an_interrupt_while_packages_are_imported_is_no_traceback(raised, said):
     assert done.stderr.strip().splitlines()[-1:] == ([said] if said else [])
 
 
-INTERRUPT = """
-import os, signal, sys
-
-class InterruptAtFirstImport:
-    def find_spec(self, name, *_):
-        started = hasattr(sys.modules["__main__"], "__file__") and name not in ("_signal", "seqmodels")
-        if started or name == "seqmodels.xla_cpu":
-            os.kill(os.getpid(), signal.SIGINT)
-
-sys.meta_path.insert(0, InterruptAtFirstImport())
-"""
-
-
-@pytest.mark.parametrize("command", [*COMMANDS, "-m seqmodels", "seqmodels"])
-def test_an_interrupt_before_the_first_import_of_a_command_is_no_traceback(command, tmp_path):
-    if command == "seqmodels":  # as pip writes it
-        command = str(tmp_path / command)
-        Path(command).write_text("from seqmodels.__main__ import main\nmain()\n")
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPT)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child of a process that ignores it ignores it, too
-    try:
-        done = subprocess.run(
-            [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, timeout=300,
-            env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        )  # fmt: skip
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-
-
 STARTED = "from seqmodels.packages import check_packages; check_packages(); "
 
 
