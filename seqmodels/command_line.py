@@ -34,6 +34,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(**options, allow_abbrev=False)
+        if (name := packages.installed_name(sys.argv[0])) is not None:
+            self.prog = f"seqmodels {name}"
+
+    def format_help(self) -> str:
+        return packages.as_typed(super().format_help())
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
         """As argparse has it; but a flag that is not known is named first, and not one that is missing for that."""
@@ -136,6 +141,8 @@ def config_and_flags(
     except flags.UnrecognizedFlagError as error:
         flags_alone = ["config", *defaults]
         raise UserError(_unknown_flag(error.flagname, [*flags_alone, *_fields(argv)], flags_alone)) from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_type(error, argv)) from error
     except (flags.Error, OSError, SyntaxError) as error:
         first = error
         while first.__cause__ or first.__context__:
@@ -174,6 +181,8 @@ def _with_packaged_config(argv: Sequence[str]) -> list[str]:
                 known = [str(path.relative_to(packages.ROOT)) for path in sorted((packages.ROOT / "configs").rglob("*.py"))]
                 raise UserError(f"--config: there is no file {file}; {suggest.hint(file, known)}known: {', '.join(known)}")
             argv[index] = f"{option or ''}{packages.ROOT / file}{colon}{argument}"
+        elif file and not file.endswith(".py"):
+            raise UserError(f"--config: {file} is not a Python file (.py) with get_config()")
     return argv
 
 
@@ -200,8 +209,18 @@ def _unknown_field(error: Exception, argv: Sequence[str]) -> str:
     return f"{flag}: there is no field {name!r}; {hint}"
 
 
-def _fields(argv: Sequence[str]) -> list[str]:
-    """Every field of the config that --config names, as ``config.optim.learning_rate``; none where it cannot be read."""
+def _wrong_type(error: flags.IllegalFlagValueError, argv: Sequence[str]) -> str:
+    """absl says what Python's conversion said; this says the type of the field."""
+    message = str(error)
+    found = re.fullmatch(r"flag --([\w.]+)=(.*)", message.removesuffix(f": {error.__context__}"), re.DOTALL)
+    kinds = _fields(argv)
+    if found is None or found[1] not in kinds or kinds[found[1]] is type(None):
+        return message
+    return f"--{found[1]}={ranges.short_repr(found[2])} must be {kinds[found[1]].__name__}"
+
+
+def _fields(argv: Sequence[str]) -> dict[str, type]:
+    """Every field of the config that --config names, as ``config.optim.learning_rate``, with its type; none if it cannot be read."""
     files = [
         flag for before, flag in zip(argv, argv[1:])
         if flag.startswith("--config=") or "--config" in (before, flag)
@@ -209,17 +228,17 @@ def _fields(argv: Sequence[str]) -> list[str]:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[argv[0], *files])
 
-    def names(group: ConfigDict, prefix: str) -> Iterator[str]:
+    def fields(group: ConfigDict, prefix: str) -> Iterator[tuple[str, type]]:
         for name in group:
-            yield prefix + name
+            yield prefix + name, group.get_type(name)
             if group.get_type(name) is ConfigDict:
-                yield from names(group[name], f"{prefix}{name}.")
+                yield from fields(group[name], f"{prefix}{name}.")
 
     try:
         values([argv[0], *files])
-        return list(names(values["config"].value, "config."))
+        return dict(fields(values["config"].value, "config."))
     except (flags.Error, OSError, SyntaxError, AttributeError, UserError):
-        return []
+        return {}
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
-from seqmodels import channel_layers, fields, mixers, ranges, suggest
+from seqmodels import channel_layers, fields, mixers, packages, ranges, suggest
 from seqmodels.config import LAYER_KINDS, RunConfig
 from seqmodels.data import tasks
 from seqmodels.errors import UserError
@@ -64,7 +64,7 @@ def say_help(
         group_page: what is printed of a group.
     """
     text = group_page(asked) if asked else _help_page(doc, meanings, f"{', '.join(groups)}, all")
-    print(escape(text, "terminal"))
+    print(escape(packages.as_typed(text), "terminal"))
 
 
 def _help_page(doc: str, meanings: Mapping[str, str], groups: str) -> str:

@@ -35,11 +35,21 @@ def shell_command(argv: Sequence[str]) -> str:
     Args:
         argv: the file of one of the commands, and its flags.
     """
-    program = Path(argv[0])
-    names = {ROOT / file: name for name, file in COMMANDS.items()}
-    if IS_INSTALLED and program in names:
-        return shlex.join(["seqmodels", names[program], *argv[1:]])
-    return shlex.join(["python", *argv])
+    name = installed_name(argv[0])
+    return shlex.join(["python", *argv] if name is None else ["seqmodels", name, *argv[1:]])
+
+
+def installed_name(program: str) -> str | None:
+    """What ``seqmodels`` calls the command of a file, where the package is installed; None of other files, and in a clone."""
+    names = {ROOT / file: name for name, file in COMMANDS.items()} if IS_INSTALLED else {}
+    return names[Path(program)] if Path(program) in names else None
+
+
+def as_typed(text: str) -> str:
+    """A text with ``python FILE`` of the commands, as in a clone; with ``seqmodels NAME`` where the package is installed."""
+    for name, file in COMMANDS.items() if IS_INSTALLED else ():
+        text = text.replace(f"python {file}", f"seqmodels {name}")
+    return text
 
 
 def _without_interrupts(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

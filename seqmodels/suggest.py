@@ -53,7 +53,8 @@ def path_hint(path: str | os.PathLike[str], accepts: Callable[[Path], bool] = Pa
         while not path.parent.exists():
             path = path.parent
         beside = {each.name: each for each in itertools.islice(path.parent.iterdir(), MOST_BESIDE)}
-        near = nearest(path.name, (name for name, each in beside.items() if accepts(each)))
+        is_hidden = path.name.startswith(".")  # hidden files are not offered for one that is not
+        near = nearest(path.name, (name for name, each in beside.items() if name.startswith(".") == is_hidden and accepts(each)))
     except OSError:  # it cannot be looked at
         return ""
     return f"did you mean '{beside[near]}'? " if near else ""

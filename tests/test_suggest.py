@@ -54,6 +54,8 @@ def test_a_source_that_is_a_word(name):
 
 def test_what_cannot_be_looked_at_has_no_hint(place):
     (place / "gla").rename(place / "closed")
+    (place / ".notes.yaml").touch()
+    assert suggest.path_hint(place / "notes.yaml") == "" and suggest.path_hint(place / ".note.yaml")
     assert suggest.path_hint(place / "closd" / "x") == f"did you mean '{place / 'closed'}'? "
     assert (
         suggest.path_hint(place / ("x" * 300)) == ""

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmodels import config as config_lib
-from seqmodels import model, processes
+from seqmodels import model, packages, processes
 from seqmodels.config import MeshConfig, RunConfig
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -110,7 +110,8 @@ def record(
         if not group.is_first:
             return
         _save_about(folder, about | {"state_step": state_step, "step": state_step if evaluating else state_step + 1})
-        report(f"what happened is recorded in {folder}; python scripts/replay.py --workdir={workdir} finds the operation")
+        command = packages.as_typed(f"python scripts/replay.py --workdir={workdir}")
+        report(f"what happened is recorded in {folder}; {command} finds the operation")
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         report(f"the divergence could not be recorded in {folder}: {type(error).__name__}: {reason}")

@@ -13,6 +13,7 @@ from seqmodels import command_line, data, ranges
 from seqmodels.training import checkpoint
 from tests import odd_values
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "--config=configs/tinystories.py:attention"
 TINY = (
     "--config.data.source=toy", "--config.data.toy_documents=40", "--config.data.tokenizer=bytes",
@@ -48,11 +49,13 @@ def error_of(*argv):
         ([CONFIG, "--workdir={}", "stray"], "'stray' is not a flag"),
         ([CONFIG, "--workdir={}", "--config.train.stpes=3"], "steps"),
         ([CONFIG, "--workdir={}", "--config.trian.steps=3"], "train"),
-        ([CONFIG, "--workdir={}", "--config.train.steps=many"], "--config.train.steps=many"),
-        ([CONFIG, "--workdir={}", "--config.train.steps=1.5"], "--config.train.steps=1.5"),
-        ([CONFIG, "--workdir={}", "--config.optim.learning_rate=fast"], "--config.optim.learning_rate=fast"),
-        ([CONFIG, "--workdir={}", "--config.model.remat=perhaps"], "--config.model.remat=perhaps"),
+        ([CONFIG, "--workdir={}", "--config.train.steps=many"], "--config.train.steps='many' must be int"),
+        ([CONFIG, "--workdir={}", "--config.train.steps=1.5"], "--config.train.steps='1.5' must be int"),
+        ([CONFIG, "--workdir={}", "--config.optim.learning_rate=fast"], "--config.optim.learning_rate='fast' must be float"),
+        ([CONFIG, "--workdir={}", "--config.model.remat=perhaps"], "--config.model.remat='perhaps' must be bool"),
         (["--config=configs/nosuch.py", "--workdir={}"], "configs/nosuch.py"),
+        ([f"--config={ROOT / 'README.md'}", "--workdir={}"], "README.md is not a Python file (.py) with get_config()"),
+        ([f"--config={ROOT / 'configs'}", "--workdir={}"], "configs is not a Python file (.py) with get_config()"),
         (["--config=configs/tinystories.py:atention", "--workdir={}"], "did you mean 'attention'"),
         ([CONFIG, "--workdir={}", "--config.model.pattern=attention mpl"], "mpl"),
         ([CONFIG, "--workdir={}", "--config.train.steps=0"], "train.steps=0"),

@@ -8,8 +8,8 @@ import pytest
 
 import train
 from configs import base
-from scripts import compare, plan
-from seqmodels import config_help, ranges
+from scripts import compare, generate, plan
+from seqmodels import config_help, packages, ranges
 from seqmodels.config import flatten
 from seqmodels.errors import UserError
 
@@ -23,6 +23,20 @@ def shown(command, *flags):
 def test_a_switch_that_is_misspelt():
     with pytest.raises(UserError, match="--lowr is not a flag; did you mean --lower?"):
         shown(plan, "--config=configs/tinystories.py:gla", "--devices=v5e:4", "--lowr")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_examples_can_be_typed(monkeypatch, installed):
+    """An installed package has no ``python FILE``."""
+    monkeypatch.setattr(packages, "IS_INSTALLED", installed)
+    text = shown(train, "--help")
+    assert ("\n    seqmodels train --config=" in text) == installed and ("python train.py" in text) != installed
+    monkeypatch.setattr("sys.argv", [str(packages.ROOT / "scripts" / "generate.py"), "--help"])
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        generate.main()
+    text = printed.getvalue()
+    assert text.startswith("usage: seqmodels generate " if installed else "usage: generate.py ")
+    assert ("\n    seqmodels generate --workdir=" in text) == installed and ("python scripts/" in text) != installed
 
 
 @pytest.mark.parametrize("command", [train, compare, plan])
