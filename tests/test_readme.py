@@ -11,6 +11,13 @@ def test_it_is_read_in_two_minutes():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+def test_its_picture_is_legible_on_a_telephone():
+    """A page 390 pixels wide shows it at 358: of one panel (640 pixels of a PNG, 9 points) the text is then 11 pixels high."""
+    [picture] = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    data = (ROOT / picture).read_bytes()
+    assert data.startswith(b"\x89PNG") and int.from_bytes(data[16:20]) <= 640
+
+
 def test_the_map_is_complete():
     readme = (ROOT / "README.md").read_text()
     tree = readme[readme.index("## What lies where") :]

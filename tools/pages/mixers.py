@@ -1,4 +1,4 @@
-"""Writes docs/mixers.md from the mixers' own files, and the list of mixers in README.md and the table in docs/results.md.
+"""Writes docs/mixers.md from the mixers' own files, and the list, table and picture of README.md and the table in docs/results.md.
 
     python -m tools.pages.mixers
 
@@ -14,13 +14,14 @@ import jax
 
 from configs import tinystories
 from seqmodels import command_line, mixers, model, references
-from seqmodels.comparison.report import content
+from seqmodels.comparison.report import content, figures
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
 COMPARISON = ROOT / "docs" / "results" / "tinystories_small" / "results.json"
+PICTURE = ROOT / "docs" / "quality_by_state.png"  # of README.md
 BEGIN, END = "<!-- table: python -m tools.pages.mixers -->", "<!-- end of table -->"
 BEGIN_SHORT = "<!-- short table: python -m tools.pages.mixers -->"
 VOCAB_SIZE, SEQ_LEN = 4096, 256  # of configs/tinystories.py
@@ -29,9 +30,12 @@ GATE = "Table 1 of arXiv 2312.06635: "  # how a line of a mixer's header begins 
 
 def main() -> None:
     command_line.Parser(description=__doc__.splitlines()[0]).parse_args()
-    for path, text in pages(json.loads(COMPARISON.read_text())).items():
+    comparison = json.loads(COMPARISON.read_text())
+    for path, text in pages(comparison).items():
         atomic.write_text(path, text)
         print(f"wrote {path.relative_to(ROOT)}")
+    figures.draw_panel(comparison, "pareto", 0, PICTURE)
+    print(f"wrote {PICTURE.relative_to(ROOT)}")
 
 
 def pages(comparison: dict) -> dict[Path, str]:

@@ -91,6 +91,13 @@ def draw(results: Mapping, folder: Path, suffixes: Sequence[str] = SUFFIXES) -> 
     return drawn
 
 
+def draw_panel(results: Mapping, name: str, number: int, path: Path) -> None:
+    """Write one panel of a figure alone, as a PNG of `WIDTH` x `HEIGHT` inches, which a narrow screen shows legibly."""
+    with matplotlib.rc_context(STYLE):
+        figure, _ = render(results, [CHARTS[name].panels(results)[number]])
+        atomic.write_whole(path, functools.partial(_save, figure, suffix="png"))
+
+
 def highlighted(results: Mapping) -> dict[str, int]:
     """The mixers that figures name, each with the number of its colour: all of them, or the best, the first and the control."""
     order = list(results["mixers"])
