@@ -222,7 +222,9 @@ def prepare(config: DataConfig, *, seed: int, begun_with: Mapping[str, Any] | No
     )
     _say_what_was_left_out(stream, "training")
     few = validations.few_documents(len(validation.document_ends), "held out")
-    for what in (few, repeated.note(stream, validation), sources.plain_text_note(source)):
+    digests = {"train": stream.digest, "validation": held_out_digest}
+    again = repeated.note(repeated.known(config.cache_dir, stream, validation, digests))
+    for what in (few, again, sources.plain_text_note(source)):
         if what is not None:
             say(f"data: {what}")
     return Dataset(
@@ -231,7 +233,7 @@ def prepare(config: DataConfig, *, seed: int, begun_with: Mapping[str, Any] | No
         train=stream,
         validation=validation,
         train_batches=batches,
-        digests={"train": stream.digest, "validation": held_out_digest},
+        digests=digests,
         record=_record(line, source, stream, validation),
     )
 

@@ -53,15 +53,35 @@ def test_documents_that_are_twice_in_one_file(tmp_path, capsys):
     assert prepared(tmp_path, capsys, tmp_path / "text.jsonl") == []
 
 
-def test_of_many_documents_some_are_looked_at_and_of_a_long_text_its_beginning(monkeypatch):
+def test_the_answer_is_kept_and_counted_again_where_it_is_damaged(tmp_path, capsys, monkeypatch):
+    (tmp_path / "text.jsonl").write_text(lines(DOCUMENTS[:59] * 2))
+    said = prepared(tmp_path, capsys, tmp_path / "text.jsonl")
+    (kept,) = (tmp_path / "cache" / "repeated").iterdir()
+    whole, count, counted = kept.read_bytes(), repeated.count, []
+    monkeypatch.setattr(repeated, "count", lambda *both: counted.append(both) or count(*both))
+    assert prepared(tmp_path, capsys, tmp_path / "text.jsonl") == said and not counted
+    damaged = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(0, len(whole), 7)]
+    others = [b"", b"[]", b'{"answer": [], "digest": ""}', b'{"answer": [1, 2, 3, true], "digest": 1}', whole[:-9], b"\xff"]
+    for number, content in enumerate([*damaged, *others], start=1):
+        kept.write_bytes(content)
+        assert prepared(tmp_path, capsys, tmp_path / "text.jsonl") == said
+        assert len(counted) == number and kept.read_bytes() == whole
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.write_text("a file in its place")  # as a cache that cannot be written
+    assert prepared(tmp_path, capsys, tmp_path / "text.jsonl") == said
+    (tmp_path / "text.jsonl").write_text(lines(DOCUMENTS))
+    assert prepared(tmp_path, capsys, tmp_path / "text.jsonl") == []
+
+
+def test_of_many_documents_some_are_looked_at_and_what_is_not_searched_is_said(monkeypatch):
     draw = np.random.default_rng(0)
     tokens = draw.integers(0, 50_000, (3000, 8)).astype(np.uint16)
     ends = np.arange(8, 8 * 3000 + 1, 8)
     train = TokenStream(tokens.ravel(), ends, np.full(3000, 30))
     held_out = ValidationSet(tokens[::-1].ravel(), ends, np.full(3000, 30), 0, "x", "y", "stream")
-    assert repeated.count(train, held_out) == (500, 500)
-    monkeypatch.setattr(repeated, "_MOST_TOKENS", 8 * 1500)
-    found, looked_at = repeated.count(train, held_out)
-    assert looked_at == 500 and 240 <= found <= 260
-    monkeypatch.setattr(repeated, "_MOST_TOKENS", 7)
-    assert repeated.count(train, held_out) == (0, 500)
+    assert repeated.count(train, held_out) == (500, 500, 3000, 3000)
+    monkeypatch.setattr(repeated, "_MOST_COMPARED", 1500)
+    found = repeated.count(train, held_out)
+    assert found[1:] == (500, 1500, 3000) and 240 <= found.found <= 260
+    assert "in the training text (its first 1,500 of 3,000 documents), too" in repeated.note(found)
