@@ -28,7 +28,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import custom_derivatives, lax
 from jaxtyping import Array, Bool, Float
 
 from seqmodels.ops import kernels, sequence_parallel
@@ -173,7 +173,8 @@ def _forward(chunk_size, x, dt, A, B, C, state, reset):
     return (y[:, :steps], jnp.swapaxes(h, 1, 2)), starts
 
 
-def _chunked_forward(chunk_size, x, dt, A, B, C, state, reset):
+def _chunked_forward(chunk_size, *primals):
+    x, dt, A, B, C, state, reset = jax.tree.map(lambda primal: primal.value, primals)
     outputs, starts = _forward(chunk_size, x, dt, A, B, C, state, reset)
     return outputs, (x, dt, A, B, C, reset, starts)
 
@@ -183,9 +184,11 @@ def _chunked_backward(chunk_size, residuals, cotangents):
 
     d_x_t = dt_t (g_t . B_t),  d_B_t = g_t . (dt_t x_t),  d_C_t = h_t . d_y_t,  and with the exponent's own gradient
     w_t = g_t exp(dt_t A) h_{t-1}:  d_dt_t = A . w_t + x_t (g_t . B_t),  d_A = sum over t of dt_t w_t.
+
+    Where y was used for nothing (a device's first pass over its steps), C_t d_y_t and d_C_t are left out.
     """
     x, dt, A, B, C, reset, starts = residuals
-    d_y, d_final = cotangents
+    d_y, d_final = (None if isinstance(each, custom_derivatives.SymbolicZero) else each for each in cotangents)
     steps = x.shape[1]
     times, (x, dt, B, C, d_y, reset) = _whole_chunks(chunk_size, x, dt, B, C, d_y, reset)
     A_by_state = A.astype(jnp.float32).T
@@ -205,11 +208,15 @@ def _chunked_backward(chunk_size, residuals, cotangents):
         def step(carry, time_and_place):
             d_h, d_A, d_x, d_dt, d_B, d_C = carry
             t, place = time_and_place
-            x_t, dt_t, B_t, C_t, d_y_t = _float32(*(_at(array, t) for array in (x, dt, B, C, d_y)))
+            x_t, dt_t, B_t = _float32(*(_at(array, t) for array in (x, dt, B)))
             h_before = lax.dynamic_index_in_dim(before, place, axis=0, keepdims=False)
             decay = jnp.exp(dt_t[:, None, :] * A_by_state)
-            h = decay * h_before + (dt_t * x_t)[:, None, :] * B_t[:, :, None]
-            g = d_h + d_y_t[:, None, :] * C_t[:, :, None]
+            g = d_h
+            if d_y is not None:
+                C_t, d_y_t = _float32(_at(C, t), _at(d_y, t))
+                h = decay * h_before + (dt_t * x_t)[:, None, :] * B_t[:, :, None]
+                d_C = _put(d_C, jnp.einsum("bne,be->bn", h, d_y_t, precision=lax.Precision.HIGHEST), t)
+                g = d_h + d_y_t[:, None, :] * C_t[:, :, None]
             d_h = g * decay
             w = d_h * h_before
             d_A += w * dt_t[:, None, :]
@@ -217,22 +224,22 @@ def _chunked_backward(chunk_size, residuals, cotangents):
             d_x = _put(d_x, dt_t * written, t)
             d_dt = _put(d_dt, _sum_over_states(w, A_by_state) + x_t * written, t)
             d_B = _put(d_B, jnp.einsum("bne,be->bn", g, dt_t * x_t, precision=lax.Precision.HIGHEST), t)
-            d_C = _put(d_C, jnp.einsum("bne,be->bn", h, d_y_t, precision=lax.Precision.HIGHEST), t)
             return (_keep(d_h, reset, t), d_A, d_x, d_dt, d_B, d_C), None
 
         buffer = jnp.empty((len(places), *start.shape), jnp.float32)
         (_, before), _ = lax.scan(recompute, (start, buffer), (times, places))
         return lax.scan(step, carry, (times, places), reverse=True)
 
-    d_h = jnp.swapaxes(d_final, 1, 2)
+    d_h = jnp.zeros(starts.shape[1:], jnp.float32) if d_final is None else jnp.swapaxes(d_final, 1, 2)
     # d_A keeps its batch axis to the end: summed in every step, it would be an all-reduce per step across devices.
-    carry = (d_h, jnp.zeros_like(d_h), *(jnp.zeros_like(array) for array in (x, dt, B, C)))
+    by_time = (x, dt, B, None if d_y is None else C)
+    carry = (d_h, jnp.zeros_like(d_h), *jax.tree.map(jnp.zeros_like, by_time))
     (d_h, d_A, *by_time), _ = lax.scan(chunk, carry, (times, starts), reverse=True)
-    d_x, d_dt, d_B, d_C = (array[:, :steps] for array in by_time)
+    d_x, d_dt, d_B, d_C = jax.tree.map(lambda array: array[:, :steps], by_time)
     return d_x, d_dt, jnp.sum(d_A, axis=0).T.astype(A.dtype), d_B, d_C, jnp.swapaxes(d_h, 1, 2), None
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+_chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 
 
 def _whole_chunks(chunk_size: int, *arrays):
