@@ -17,6 +17,8 @@ BYTES = {
 }  # fmt: skip
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _CHAIN = re.compile(r'channel_id=\d+,.*chain_id="\d+"')
+_KNOWN = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_LIMIT = re.compile(r"ROOT .* compare\(.*[ %]([\w.\-]+)\), direction=LT")
 _ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\])")
 _CALLS = re.compile(r"(?:to_apply|calls|body|condition|branch_computations)=\{?%?([\w.\-]+)")
 
@@ -45,16 +47,18 @@ class Collective:
 def collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program but for those of single devices, each once, however often a loop runs it.
 
-    One that a TPU overlaps with computation is written several times, with one number of its chain.
+    One that a TPU overlaps with computation is written several times, with one number of its chain. Its reduce-scatter is a fusion
+    of that name, an all-reduce of which each device slices its part.
 
     Args:
       text: ``compiled.as_text()``.
     """
-    lines_of, name = collections.defaultdict(list), None
+    lines_of, results_of, name = collections.defaultdict(list), {}, None
     for line in text.splitlines():
         begins = re.match(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
         if begins:
             name = begins[1]
+            results_of[name] = line.rpartition("->")[2]
         elif line.startswith("}"):
             name = None
         elif name is not None:
@@ -66,9 +70,9 @@ def collectives(text: str) -> list[Collective]:
         runs[computation] += times
         in_loop |= {computation} if looped else set()
         for line in lines_of[computation]:
-            body, count = re.search(r" while\(", line), re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            repeats = int(count[1]) if body and count else 1
-            todo += [(name, times * repeats, looped or bool(body)) for name in _CALLS.findall(line)]
+            is_loop = " while(" in line
+            repeats = _repeats(line, lines_of) if is_loop else 1
+            todo += [(name, times * repeats, looped or is_loop) for name in _CALLS.findall(line)]
     found, chains = [], set()
     for computation, lines in lines_of.items():
         for line in lines:
@@ -76,9 +80,26 @@ def collectives(text: str) -> list[Collective]:
             if match and not _ALONE.search(line) and (chain is None or (match[2], chain[0]) not in chains):
                 chains.add(chain and (match[2], chain[0]))
                 nested = match[3] and (match[2] != "all-reduce" or match[1].startswith("(("))
-                shapes = _shapes(_results(match[1]) if nested else match[1])
-                found.append(Collective(match[2], shapes, computation in in_loop, runs[computation] or 1))
+                kind, results = match[2], _results(match[1]) if nested else match[1]
+                if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+                    kind, results = "reduce-scatter", results_of[computation]
+                found.append(Collective(kind, _shapes(results), computation in in_loop, runs[computation] or 1))
     return found
+
+
+def _repeats(line: str, lines_of: dict[str, list[str]]) -> int:
+    """How often a ``while`` runs its body; 1 where XLA does not say.
+
+    libtpu's compiler does not write what it knows; there it is the constant below which the condition wants the counter, which JAX's
+    loops count from 0 by 1.
+    """
+    known, condition = _KNOWN.search(line), re.search(r"condition=%?([\w.\-]+)", line)
+    if known or not condition:
+        return int(known[1]) if known else 1
+    inside = lines_of[condition[1]]
+    limit = next((match[1] for match in map(_LIMIT.search, inside) if match), None)
+    constants = (re.search(r"%?([\w.\-]+) = .* constant\((\d+)\)", each) for each in inside)
+    return next((int(match[2]) for match in constants if match and match[1] == limit), 1)
 
 
 def bytes_received(text: str) -> dict[str, int]:
