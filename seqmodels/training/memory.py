@@ -81,16 +81,21 @@ def check(config, graphdef, shapes: dict, mesh) -> Memory:
 
 
 def kept_for_backward(config, graphdef, params, rows: int) -> int:
-    """Bytes that the forward pass of so many rows keeps for the backward pass, the parameters themselves left out."""
-    tokens = jax.ShapeDtypeStruct((rows, config.data.seq_len), jnp.int32)
-    batch = {"inputs": tokens, "targets": tokens}
+    """Bytes that the forward pass of so many rows keeps for the backward pass.
+
+    Parameters and what is made of them alone are kept, too, some of them or in another dtype: they are left out by what twice as
+    many rows keep beyond it.
+    """
 
     def backward(params, batch):
         return jax.vjp(lambda params: step.loss_sum(graphdef, params, batch, None)[0], params)[1]
 
-    kept = jax.eval_shape(backward, params, batch)
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
-    return max(0, total - sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)))
+    def kept(rows):
+        tokens = jax.ShapeDtypeStruct((rows, config.data.seq_len), jnp.int32)
+        shapes = jax.eval_shape(backward, params, {"inputs": tokens, "targets": tokens})
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+    return kept(2 * rows) - kept(rows)
 
 
 def _refuse(needed: Memory, there: int, config) -> None:

@@ -28,6 +28,18 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_rows_and_falls_with_r
     assert 4 * stream <= kept(4, **{"model.remat": True}) < kept(4) / 3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_kept_does_not_depend_on_which_parameters_are(dtype):
+    """An embedding that is not the head is not kept; some parameters are kept in the compute dtype."""
+
+    def kept(tied):
+        changes = {"model.pattern": "mlp", "model.tie_embeddings": tied, "model.compute_dtype": dtype, "model.remat": True}
+        trainer = Trainer(tiny(**changes), 50_257)
+        return memory.kept_for_backward(trainer.config, trainer.graphdef, trainer._shapes["params"], 1)
+
+    assert kept(tied=False) == kept(tied=True) > 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [
