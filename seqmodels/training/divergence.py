@@ -64,7 +64,7 @@ class Diverged(UserError):
 
 
 def record(
-    workdir: Path, config: RunConfig, dataset, trainer: Trainer, diverged: Diverged, *,
+    workdir: Path, config: RunConfig, dataset, trainer: Trainer, diverged: Diverged, *, initial: tuple[int, str] | None,
     report: Callable[[str], None], writer: checkpoint.Writer, refresh: Callable[[], None], signals, group: processes.Group,
 ) -> None:  # fmt: skip
     """Write `<workdir>/divergence` for a run that diverged; an older one is replaced.
@@ -72,6 +72,7 @@ def record(
     Whatever goes wrong is reported, and takes nothing from the error that ended the run.
 
     Args:
+      initial: of a run that began with another's parameters: their step there, and their fingerprint.
       writer: of the run's checkpoints, which are waited for.
       refresh: called then, before they are read.
       signals: a `Signals`; a signal ends the replaying.
@@ -94,7 +95,7 @@ def record(
                 _save_batch(folder, dataset.train_batch(step - 1))
             _save_about(folder, about)
         with signals.interrupting():
-            found = _state_before(workdir, config, dataset, trainer, step, evaluating, report, group)
+            found = _state_before(workdir, config, dataset, trainer, step, evaluating, initial, report, group)
             if found is None:
                 report(
                     f"the steps up to {step}, made again from the newest checkpoint, are finite: the run was not "
@@ -127,15 +128,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _state_before(workdir, config, dataset, trainer, step, evaluating, report, group) -> tuple[dict, int, Mapping] | None:
+def _state_before(
+    workdir, config, dataset, trainer, step, evaluating, initial, report, group
+) -> tuple[dict, int, Mapping] | None:
     """The state before the step at which a number is not finite, how many steps it has done, and the step's batch."""
     restored = checkpoint.restore(workdir / "checkpoints", trainer.abstract_state(), report=report, group=group)
     done, state = (0, None) if restored is None else (restored.step, restored.state)
     if state is None:
-        if config.train.init_from is not None:
-            report("no checkpoint of the run is saved yet, and its first parameters are another run's: no state is recorded")
-            return None
         state = trainer.init()
+        if config.train.init_from is not None:
+            state["params"] = _first_params(config, dataset, trainer, initial, report, group)
     if done < step:
         report(f"making the {step - done} steps since step {done} again, to record the state before it went wrong")
     for number in range(done, step):
@@ -153,6 +155,23 @@ def _state_before(workdir, config, dataset, trainer, step, evaluating, report, g
             if not bool(jnp.isfinite(sums["loss"]).all()):
                 return state, step, batch
     return None
+
+
+def _first_params(config, dataset, trainer, initial, report, group) -> dict:
+    """The parameters that a run of ``train.init_from`` began with.
+
+    Raises:
+        UserError: they are not there any more.
+    """
+    if initial is None:
+        raise UserError(f"no checkpoint of the run is there, and its first parameters were those of {config.train.init_from}")
+    step, fingerprint = initial
+    found = run_folder.initial_params(
+        config, dataset.tokenizer, trainer.abstract_state()["params"], report, step=step, group=group
+    )
+    if found.fingerprint != fingerprint:
+        raise UserError(f"train.init_from={config.train.init_from} has other parameters at step {step} than the run began with")
+    return found.state["params"]
 
 
 def _is_finite(loss, gradient_norm) -> bool:

@@ -169,7 +169,7 @@ def train(config: RunConfig, workdir: str | os.PathLike, *, resume_learning_rate
         except Diverged as diverged:
             del run.state  # the device may not hold it twice
             divergence.record(
-                workdir, config, dataset, trainer, diverged,
+                workdir, config, dataset, trainer, diverged, initial=start.initial,
                 report=log.line, writer=writer, refresh=refresh, signals=signals, group=group,
             )  # fmt: skip
             raise
@@ -186,6 +186,9 @@ class _Start(NamedTuple):
     state: dict
     seconds: float  # trained so far
     record: dict  # that was saved with the state; empty for a new run
+    initial: tuple[int, str] | None = (
+        None  # of parameters that were taken from another run: their step there, and their fingerprint
+    )
 
 
 def _start(config: RunConfig, dataset, trainer: Trainer, workdir: Path, group: processes.Group) -> _Start:
@@ -240,12 +243,14 @@ def tokenizer_digest(dataset) -> str | None:
 def _begin(config: RunConfig, dataset, trainer: Trainer, workdir: Path, group: processes.Group) -> _Start:
     with phase("drawing the first parameters"):
         state = trainer.init()
+    initial = None
     if config.train.init_from is not None:
         abstract_params = trainer.abstract_state()["params"]
-        state["params"] = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say, group=group)
+        found = run_folder.initial_params(config, dataset.tokenizer, abstract_params, say, group=group)
+        state["params"], initial = found.state["params"], (found.step, found.fingerprint)
     if group.is_first:
         dataset.save(workdir)
-    return _Start(0, state, 0.0, {})
+    return _Start(0, state, 0.0, {}, initial)
 
 
 def _report_startup(

@@ -162,9 +162,10 @@ def initial_params(
     abstract_params: dict,
     report: Callable[[str], None],
     *,
+    step: int | None = None,
     group: processes.Group | None = None,
-) -> dict:
-    """The newest parameters in `config.train.init_from`, for a run that begins with them.
+) -> checkpoint.Restored:
+    """The newest parameters in `config.train.init_from`, or those of ``step``, for a run that begins with them: its state's "params".
 
     Args:
         config: of the new run; what its model has otherwise than the old one's is reported.
@@ -194,7 +195,7 @@ def initial_params(
             f"train.init_from={source} does not fit config.model: {name} is {next(shapes)} there and {next(shapes)} here; "
             f"--config=configs/from_run.py:{source} takes the model as it is"
         )
-    restored = checkpoint.restore(source / "checkpoints", {"params": abstract_params}, report=report, group=group)
+    restored = checkpoint.restore(source / "checkpoints", {"params": abstract_params}, step=step, report=report, group=group)
     if restored is None:
         raise UserError(f"train.init_from={source} holds no checkpoint yet")
     changes = [
@@ -203,7 +204,7 @@ def initial_params(
         if name.startswith("model.")
     ]
     report(f"beginning with the parameters of {source}, step {restored.step}{''.join(f'; {each}' for each in changes)}")
-    return restored.state["params"]
+    return restored
 
 
 def _shapes(params: dict) -> dict[str, tuple[int, ...]]:

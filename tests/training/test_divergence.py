@@ -200,6 +200,32 @@ def test_a_diverged_run_goes_on_with_a_lower_rate(diverged, tmp_path):
     assert config_lib.load(workdir / "config.json") == saved
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_that_began_with_another_s_parameters_is_recorded(tmp_path, small, monkeypatch, diverged, capsys, kept):
+    theirs = shutil.copytree(diverged[1], tmp_path / "theirs")
+
+    def change(state):
+        if not kept:  # their run has gone on, or they have removed it
+            shutil.rmtree(theirs / "checkpoints" / "4", ignore_errors=True)
+        return huge_kernel(state)
+
+    config = small(**{"train.init_from": str(theirs), "data.tokenizer": "bytes"})
+    poison(monkeypatch, 1, change)
+    with pytest.raises(loop.Diverged):
+        loop.train(config, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "not deterministic" not in said
+    if not kept:
+        assert re.search(r"could not be recorded in .*: UserError: no checkpoint of step 4 in .*theirs/checkpoints", said)
+        return
+    recorded = divergence.load(tmp_path / "run")
+    assert (recorded.about["step"], recorded.about["state_step"]) == (2, 1)
+    began = checkpoint.restore(theirs / "checkpoints", _abstract(theirs, config), step=4).state["params"]
+    ours = divergence._open(recorded, config, print)[1]["params"]
+    apart = [float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(began), strict=True)]
+    assert max(apart) <= 2 * config.optim.learning_rate, "one step from theirs; fresh parameters are far from them"
+
+
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path, small, monkeypatch):
     def overflow(state):  # the loss of this step is finite: the embedding of a byte that does not occur
         embedding = state["params"]["embedding"].at[0].set(jnp.inf)

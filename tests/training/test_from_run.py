@@ -92,7 +92,7 @@ def test_a_run_without_a_tokenizer_takes_any_that_fits(tmp_path):
     config = dataclasses.replace(theirs, train=dataclasses.replace(theirs.train, init_from=str(tmp_path / "run")))
     abstract = setup.abstract_state()["params"]
     params = run_folder.initial_params(config, LibraryTokenizer(word_tokenizer(90)), abstract, lambda line: None)
-    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, abstract)
+    assert jax.tree.map(np.shape, params.state["params"]) == jax.tree.map(lambda leaf: leaf.shape, abstract)
 
 
 def test_the_config_needs_a_run(tmp_path):
