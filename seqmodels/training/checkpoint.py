@@ -25,7 +25,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
@@ -380,13 +381,46 @@ def _check_files(directory: Path) -> None:
     def refuse(error: OSError) -> None:
         raise error
 
-    for parent, _, files in os.walk(directory, onerror=refuse):
+    for parent, folders, files in os.walk(directory, onerror=refuse):
+        linked = next((name for name in folders if os.path.islink(os.path.join(parent, name))), None)
+        if linked is not None:  # what is behind it would not be looked at
+            raise ValueError(f"{linked} is a symbolic link to a folder")
         for name in files:
             about = os.stat(os.path.join(parent, name))
             if not stat.S_ISREG(about.st_mode):
                 raise ValueError(f"{name} is not a regular file")
             if os.path.basename(parent) != _DATA_FOLDER and about.st_size > json_text.MOST_BYTES:
                 raise ValueError(f"{name} has {size(about.st_size)}")
+
+
+def _check_arrays(directory: Path, groups: Iterable[str]) -> None:
+    """Raises ValueError where the arrays of a step, of these groups, are stored otherwise than they are written: a part that is larger
+    than its array would be decompressed whole, whatever memory that takes."""
+    is_ocdbt = (directory / "state" / "manifest.ocdbt").exists()
+    base = {"driver": "file", "path": f"{directory / 'state'}/"}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": base} if is_ocdbt else base).result()
+    for name in store.list().result():
+        if re.split(rb"[./]", name, maxsplit=1)[0].decode("utf-8", "replace") not in groups:
+            continue
+        words, (_, _, last) = name.decode("utf-8", "replace"), name.rpartition(b"/")
+        if last == b".zarray":
+            _check_array(json_text.parse(bytes(store.read(name).result().value).decode(), words))
+        elif re.fullmatch(rb"\d+(\.\d+)*", last) is None:
+            raise ValueError(f"it has an array of another format, {words[:200]}")
+
+
+def _check_array(about: Any) -> None:
+    """Raises ValueError where an array is described otherwise than Orbax writes it."""
+    if not isinstance(about, dict) or not {"shape", "chunks", "compressor", "filters"} <= about.keys():
+        raise ValueError("the description of its arrays is damaged")
+    shape, parts, compressor = about["shape"], about["chunks"], about["compressor"]
+    are_lists = isinstance(shape, list) and isinstance(parts, list) and len(shape) == len(parts)
+    if not are_lists or not all(type(number) is int for number in shape + parts):
+        raise ValueError("the description of its arrays is damaged")
+    if any(not 0 < part <= max(length, 1) for part, length in zip(parts, shape, strict=True)):
+        raise ValueError(f"an array of {shape} is in parts of {parts}")
+    if about["filters"] or not (compressor is None or (isinstance(compressor, dict) and compressor.get("id") == "zstd")):
+        raise ValueError("its arrays are compressed by another method than they are written")
 
 
 def _check_record(record: Mapping) -> None:
@@ -438,6 +472,7 @@ def _obstacle_in(directory: Path) -> str | None:
 def _read_step(directory: Path, abstract_state: dict, check: Callable[[Mapping], None]) -> tuple[dict, dict]:
     """The record, checked and without its digest, and the arrays, under the names that they were saved with."""
     _check_files(directory)
+    _check_arrays(directory, abstract_state)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), **_without_barriers()) as checkpointer:
         record = dict(checkpointer.restore(directory, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record)
         if record.pop("digest") != json_text.digest(record) or record["step"] != int(directory.name):

@@ -54,9 +54,14 @@ def check_replaces_nothing(workdir: Path, names: Iterable[str], *, marks: Sequen
 
 
 def check_folders(workdir: Path) -> None:
-    """Raise UserError where one of `FOLDERS` would lead training out of the run folder."""
+    """Raise UserError where one of `FOLDERS` would lead training out of the run folder, or a step, which training deletes."""
     for name in FOLDERS:
         atomic.check_own_folder(workdir / name)
+    for name in FOLDERS[:2]:
+        steps = sorted(os.listdir(workdir / name)) if (workdir / name).exists() else []
+        for step in steps:
+            if os.path.islink(workdir / name / step):
+                atomic.check_own_folder(workdir / name / step)
 
 
 def is_locked(workdir: Path) -> bool:

@@ -13,7 +13,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow
 import pytest
+import tensorstore as ts
 
 from seqmodels.errors import UserError
 from seqmodels.formats import json_text
@@ -270,6 +272,37 @@ def test_what_is_no_file_in_a_checkpoint_is_not_waited_for(tmp_path, put, name):
     lines = []
     assert checkpoint.restore(tmp_path, ABSTRACT, report=lines.append).step == 10
     assert f"{path.name} is not a regular file" in lines[0]
+
+
+def test_an_array_in_parts_that_are_larger_than_it_is_not_decompressed(tmp_path):
+    """40 KiB would become a part of 1 GiB, of which the array takes its corner; here they become 10 MiB."""
+    write(tmp_path, (10, None), (20, None))
+    store = ts.KvStore.open({"driver": "ocdbt", "base": {"driver": "file", "path": f"{tmp_path / '20' / 'state'}/"}}).result()
+    about = json.loads(store.read(b"params.embedding/.zarray").result().value)
+    store.write(b"params.embedding/0.0", pyarrow.compress(bytes(4 * 40 << 16), codec="zstd", asbytes=True)).result()
+    changed = (
+        {"chunks": [1 << 16, 40]}, {"chunks": [0, 40]}, {"chunks": [70]}, {"shape": 3}, {"compressor": {"id": "blosc"}},
+        {"filters": [{"id": "x"}]},
+    )  # fmt: skip
+    for changes in changed:
+        store.write(b"params.embedding/.zarray", json.dumps(about | changes)).result()
+        lines = []
+        assert checkpoint.restore(tmp_path, ABSTRACT, report=lines.append).step == 10
+        assert re.search(
+            "20 cannot be restored: (an array of .70, 40. is in|its arrays are compressed|the description)", lines[0]
+        )
+
+
+def test_a_link_to_a_folder_in_a_step_is_damage_and_a_step_that_is_one_is_read(tmp_path):
+    write(tmp_path, (10, None), (20, None))
+    (tmp_path / "20" / "state").rename(tmp_path / "elsewhere")
+    (tmp_path / "20" / "state").symlink_to(tmp_path / "elsewhere")
+    lines = []
+    assert checkpoint.restore(tmp_path, ABSTRACT, report=lines.append).step == 10
+    assert "state is a symbolic link to a folder" in lines[0]
+    (tmp_path / "10").rename(tmp_path / "moved")
+    (tmp_path / "10").symlink_to(tmp_path / "moved")
+    assert_equal(checkpoint.restore(tmp_path, ABSTRACT, step=10).state, make_state(10))
 
 
 def test_a_file_of_a_checkpoint_that_is_too_large_is_not_read(tmp_path):

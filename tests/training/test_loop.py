@@ -119,6 +119,18 @@ def test_a_folder_of_the_run_that_is_a_link_is_refused(tmp_path, name):
         loop.train(tiny(), workdir)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints_broken"])
+def test_a_step_of_the_run_that_is_a_link_is_refused(tmp_path, name):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "run" / name / "10").mkdir(parents=True)
+    for step, target in (("20", tmp_path / "precious"), ("30.orbax-checkpoint-tmp-1", tmp_path / "nothing")):
+        link = tmp_path / "run" / name / step
+        link.symlink_to(target)
+        with pytest.raises(UserError, match=f"{name}/{step}' is a symbolic link"):
+            loop.train(tiny(), tmp_path / "run")
+        link.unlink()
+
+
 def test_outside_of_work_that_can_be_left_nothing_is_raised(signals):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.3)

@@ -21,7 +21,8 @@ from typing import Any, Final, NamedTuple
 from seqmodels import failures
 from seqmodels.data.text.unicode import well_formed, without_mark
 from seqmodels.errors import UserError
-from seqmodels.formats.limits import excerpt
+from seqmodels.formats import parquet_pages
+from seqmodels.formats.limits import excerpt, open_file, size
 
 SEPARATOR: Final = "<|endoftext|>"
 LONGEST_PIECE: Final = 1 << 20
@@ -50,6 +51,11 @@ _BEGINNINGS: Final = (
     (b"PAR1", "parquet: give it the ending .parquet"),
 )  # fmt: skip
 _CHUNK: Final = 1 << 20
+_MOST_PAGE: Final = 1 << 26
+_MOST_EXPANSION: Final = 64
+"""Of a page of parquet that is larger: text is compressed to a third, or a tenth."""
+_MOST_BATCH: Final = 1 << 28
+"""Bytes of rows that are read at once, unless one row has more."""
 _LONGEST_LINE: Final = 1 << 26
 """Bytes of a JSON line; a file without line ends is not read whole before it is refused."""
 _NEAR: Final = 1 << 16
@@ -259,10 +265,35 @@ def _parquet(path: Path) -> Iterator[str | None]:
     if not _holds_strings(kind):
         raise UserError(f"the column 'text' of '{path}' holds {kind}, not strings; convert it")
     try:
-        for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-            yield from batch.column(0).to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        for group in range(file.metadata.num_row_groups):
+            rows = _rows_at_a_time(path, file.metadata.row_group(group))
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=["text"]):
+                yield from batch.column(0).to_pylist()
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _not_read(path, error, "damaged") from error
+
+
+def _rows_at_a_time(path: Path, group: Any) -> int:
+    """How many rows of a row group are read at once, so that memory is bounded by what the file has, whatever it expands to: each row
+    may need a page of its own, or a value of the dictionary.
+
+    Raises:
+        UserError: a page expands beyond all text.
+        ValueError: its pages are damaged.
+    """
+    column = next(found for found in map(group.column, range(group.num_columns)) if found.path_in_schema == "text")
+    begin = min(place for place in (column.dictionary_page_offset, column.data_page_offset) if place)
+    with open_file(path) as file:
+        # Arrow reads so much further in files of an older writer, which left the dictionary's header out of the size.
+        pages = parquet_pages.pages(file, begin, begin + column.total_compressed_size + 100, column.num_values)
+    largest = 1
+    for page in pages:
+        if page.bytes > max(_MOST_PAGE, _MOST_EXPANSION * page.compressed):
+            raise UserError(f"'{path}' is not read: {page.compressed:,} bytes of it expand to {size(page.bytes)}")
+        largest = max(largest, page.bytes)
+    return max(1, min(1024, _MOST_BATCH // largest))
 
 
 def _holds_strings(kind: Any) -> bool:

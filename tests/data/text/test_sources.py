@@ -347,6 +347,23 @@ def test_what_the_hub_refuses_is_one_line(fake_hub, monkeypatch):
         sources.open_source("some/stories", revision="", toy_documents=1)
 
 
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_parquet_that_expands_beyond_all_text_is_not_read(tmp_path, monkeypatch, dictionary):
+    texts = ["a" * (1 << 21), *STORIES, "b" * (1 << 21)]
+    for codec in ("zstd", "gzip", "snappy"):
+        path = tmp_path / f"{codec}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, compression=codec, use_dictionary=dictionary)
+        assert documents(opened(path).train) == texts
+        with monkeypatch.context() as patch:
+            patch.setattr(readers, "_MOST_PAGE", 1 << 20)
+            patch.setattr(readers, "_MOST_EXPANSION", 15)  # snappy: 21
+            with pytest.raises(UserError, match=r"parquet' is not read: [\d,]+ bytes of it expand to [24].0 MiB$"):
+                list(opened(path).train.documents())
+        with monkeypatch.context() as patch:
+            patch.setattr(readers, "_MOST_BATCH", 1)
+            assert documents(opened(path).train) == texts, "a row at a time"
+
+
 @pytest.mark.parametrize("name", ["https://example.org/a.txt", "file:///tmp/a.txt", "s3://bucket/a", "hf://datasets/a/b"])
 def test_an_address_is_said_to_be_one(name):
     with pytest.raises(UserError, match="is an address, from which nothing is read: fetch it"):
