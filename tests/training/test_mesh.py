@@ -1,5 +1,7 @@
 """Laws of training on a mesh, read from programs compiled for eight virtual devices, and their numbers against one device's."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -78,6 +80,31 @@ def test_kernels_compute_on_a_mesh_what_they_do_on_one_device():
         np.testing.assert_allclose(row["loss"], plain["loss"], rtol=2e-5, err_msg=row["name"])
         most = 3e-5 * np.abs(plain["gradient"]).max()
         np.testing.assert_allclose(row["gradient"], plain["gradient"], rtol=0, atol=most, err_msg=row["name"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX's arrangement of devices reads of a TPU."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_last_axes_are_neighbours_and_data_alone_crosses_slices(slices):
+    """Whatever the order in which the runtime lists the chips: here row by row of 4 x 4, and by their numbers modulo 5."""
+    chips = [Chip(16 * s + i, (i % 4, i // 4, 0), s) for s in range(slices) for i in range(16)]
+    mesh = sharding._arranged(sorted(chips, key=lambda chip: chip.id % 5), [4 * slices, 2, 2, 1])
+    assert {chip.id for chip in mesh.flat} == set(range(16 * slices))
+    for group in mesh.reshape(4 * slices, 4):
+        assert len({chip.slice_index for chip in group}) == 1
+    for near, far in mesh.reshape(-1, 2):  # of ``tensor``
+        assert sum(abs(x - y) for x, y in zip(near.coords, far.coords)) == 1
 
 
 @pytest.mark.parametrize(
