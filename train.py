@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
             print(json.dumps({"step": diverged.step, "diverged": True}))
         raise
     except loop.Stopped as stopped:
-        say(f"{stopped}; to go on: {packages.shell_command(argv)}")
+        say(f"{stopped}; to go on: {packages.shell_command(argv)}", whole=True)
         sys.exit(stopped.exit_code)
     if is_first:
         print(json.dumps(summary))

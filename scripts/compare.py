@@ -42,7 +42,7 @@ from seqmodels.comparison.report import content
 from seqmodels.config import from_config_dict
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
-from seqmodels.escape import escape, say
+from seqmodels.escape import columns, escape, say
 from seqmodels.training import loop, run_folder
 
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             compare(planned, dataset, num_jobs, about)
         except loop.Stopped as stopped:
-            say(f"{stopped}; to go on: {packages.shell_command(argv)}")
+            say(f"{stopped}; to go on: {packages.shell_command(argv)}", whole=True)
             sys.exit(stopped.exit_code)
 
 
@@ -123,7 +123,7 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
     found = write_report(planned, vocab_size, about)
     for warning in found["warnings"]:
         say(f"warning: {warning}")
-    print(escape(content.terminal(found, screen.columns(sys.stderr)), "terminal"), file=sys.stderr)
+    print(escape(content.terminal(found, columns(sys.stderr)), "terminal"), file=sys.stderr)
     say(content.headline(found))
     say(f"report: {workdir / 'report.html'}")
     print(json.dumps({
@@ -158,7 +158,7 @@ def measure_starts(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset,
             candidate.folder.mkdir(parents=True, exist_ok=True)
             jobs.write_json(candidate.folder / jobs.START, known)
         summaries[candidate.label] = known["summary"]
-    print(escape(audit.table(summaries, screen.columns(sys.stderr)), "terminal"), file=sys.stderr)
+    print(escape(audit.table(summaries, columns(sys.stderr)), "terminal"), file=sys.stderr)
     controls = {candidate.label for candidate in planned.candidates if candidate.is_control}
     mixers = {label: summary for label, summary in summaries.items() if label not in controls}
     for difference in audit.differences(mixers, {}):
@@ -176,9 +176,10 @@ def write_frequent_pairs(dataset: data.Dataset | data.TaskDataset, workdir: Path
 
 def write_report(planned: plan.Plan, vocab_size: int, about: dict, *, is_final: bool = True) -> dict:
     """results.json and what is made of it; returns the results."""
-    found = results.gather(planned, vocab_size, about)
-    jobs.write_json(planned.workdir / "results.json", found)
-    report.write(found, planned.workdir, is_final=is_final)
+    with screen.phase("writing the report"):
+        found = results.gather(planned, vocab_size, about)
+        jobs.write_json(planned.workdir / "results.json", found)
+        report.write(found, planned.workdir, is_final=is_final)
     return found
 
 

@@ -23,7 +23,7 @@ import jax
 from seqmodels import command_line, run_list, screen
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
-from seqmodels.escape import escape, say
+from seqmodels.escape import columns, escape, say
 from seqmodels.evaluation import plots
 
 SORTS = ("name", "loss", "parameters", "tokens_per_second", "when")
@@ -50,7 +50,7 @@ def main() -> None:
     known = [run for run in runs if getattr(run, options.sort) not in (None, "")]
     known.sort(key=lambda run: getattr(run, options.sort))
     runs = known + [run for run in runs if run not in known]
-    print(escape(run_list.text(runs, options.format, screen.columns(sys.stdout)), "terminal"))
+    print(escape(run_list.text(runs, options.format, columns(sys.stdout)), "terminal"))
     if options.plot is not None:
         drawn = {run.name: run.rows for run in runs if run.rows}
         if not drawn:

@@ -1,8 +1,10 @@
 """Text that others wrote (a model, a checkpoint's config, a file name), made harmless for the place where it is shown."""
 
 import html
+import os
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TextIO
 
@@ -98,7 +100,25 @@ def html_table(title: str, rows: Mapping[str, object]) -> str:
     return f"<div><b>{escape(title, 'html')}</b><table>{cells}</table></div>"
 
 
-def say(line: str, stream: TextIO | None = None) -> None:
-    """Print one line, by default on stderr, whatever names are in it."""
-    if stream is not None or not _is_mute:
-        print(escape(line, "line"), file=sys.stderr if stream is None else stream, flush=True)
+def columns(stream: TextIO) -> int | None:
+    """Of the terminal that a stream is; None where it is none, or does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def say(line: str, stream: TextIO | None = None, *, whole: bool = False) -> None:
+    """Print one line, by default on stderr, whatever names are in it.
+
+    Args:
+        whole: it holds a command, which is copied as one line. Any other line is broken between words where a terminal is narrower.
+    """
+    if stream is None and _is_mute:
+        return
+    stream = sys.stderr if stream is None else stream
+    room, parts = columns(stream), [line]
+    if room is not None and not whole:
+        parts = textwrap.wrap(escape(line, "line"), room, break_long_words=False, break_on_hyphens=False) or [line]
+    for part in parts:
+        print(escape(part, "line"), file=stream, flush=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import re
 import sys
 import threading
@@ -38,14 +37,6 @@ def can_show(text: str, stream: TextIO) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def columns(stream: TextIO) -> int | None:
-    """Of the terminal that a stream is; None where it is none, or does not say."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or None
-    except (OSError, ValueError):
-        return None
 
 
 @contextlib.contextmanager

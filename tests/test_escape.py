@@ -3,6 +3,8 @@
 import ast
 import html.parser
 import json
+import os
+import termios
 import unicodedata
 from pathlib import Path
 
@@ -30,6 +32,21 @@ def test_nothing_that_a_terminal_obeys_is_left(medium):
         assert left <= (set("\n\t") if medium == "terminal" else set()), (text, shown)
         assert not set(shown) & set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
         shown.encode()  # no lone surrogate
+
+
+def test_a_line_is_broken_between_words_and_a_command_is_left_whole():
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 60))
+    sentence, command = "the machine was busy with other work " * 4, "python train.py " + "--config.train.steps=2000 " * 4
+    with open(theirs, "w") as stream, open(ours, "rb", buffering=0) as shown:
+        say(sentence.strip(), stream)
+        say(command.strip(), stream, whole=True)
+        text = b""
+        while text.count(b"\n") < 4:
+            text += shown.read(1000)
+    *lines, last, rest = text.decode().split("\r\n")
+    assert len(lines) == 3 and all(len(line) <= 60 for line in lines) and " ".join(lines) == sentence.strip()
+    assert (last, rest) == (command.strip(), "")
 
 
 def test_every_code_point_can_be_printed():

@@ -10,7 +10,8 @@ import pytest
 from seqmodels import screen
 from seqmodels.data import progress
 from seqmodels.data.text.readers import Piece
-from seqmodels.screen import columns, is_rewritable, phase, table
+from seqmodels.escape import columns
+from seqmodels.screen import is_rewritable, phase, table
 from tests.streams import ATerminal
 
 

@@ -25,7 +25,7 @@ from seqmodels.comparison import scores
 from seqmodels.comparison.plan import EXTENSION, Candidate, Plan, RunPlan
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
-from seqmodels.escape import escape, say
+from seqmodels.escape import columns, escape, say
 from seqmodels.formats import json_text
 from seqmodels.training import loop, run_folder
 
@@ -189,6 +189,7 @@ class Executor:
             self._display.line(f"complete: {', '.join(label for label in by_candidate if label in complete)}")
         if complete - self._complete or scored - self._scored:
             self._complete, self._scored = complete, scored
+            self._display.close()  # the report is written, which takes seconds and is said
             self._on_news()
         found = [job for jobs in by_candidate.values() for job in jobs]
         # With one process at a time a candidate is completed before the next begins; with several, what must run alone is last.
@@ -271,7 +272,7 @@ class Executor:
                 env=os.environ if self.jobs == 1 else {**SHARED_DEVICE, **os.environ},
             )  # fmt: skip
         if job.run is not None:
-            self._display.line(f"{job.name}: {packages.shell_command(job.argv)}")
+            self._display.line(f"{job.name}: {packages.shell_command(job.argv)}", whole=True)
         return _Child(job, process, time.monotonic(), _last_step(job.folder) if job.run is not None else 0)
 
     def _reap_finished(self) -> None:
@@ -325,14 +326,14 @@ class Executor:
         done = self._known.number_of_outcomes()
         total = max(done, len(self._all_runs()))
         parts = [f"{done}/{total} runs"]
+        left = self._seconds_left()
+        if left is not None:  # ahead of names, whose ends a narrow terminal cuts off
+            parts.append(f"about {_minutes(left)} to go")
         for child in self._children:
             step = f" step {_last_step(child.job.folder)}/{child.job.run.steps}" if child.job.run is not None else ""
             parts.append(child.job.name + step)
         if not self._children:
             parts.append("waiting for a run that goes on by itself")
-        left = self._seconds_left()
-        if left is not None:
-            parts.append(f"about {_minutes(left)} to go")
         return f"[{', '.join(parts)}]"
 
     def _all_runs(self) -> list[RunPlan]:
@@ -526,15 +527,15 @@ class Display:
             return
         self._next = time.monotonic() + self._seconds
         if self._is_terminal:
-            self._stream.write(f"\r\x1b[K{escape(text(), 'line')[: (screen.columns(self._stream) or 80) - 1]}")
+            self._stream.write(f"\r\x1b[K{escape(text(), 'line')[: (columns(self._stream) or 80) - 1]}")
             self._stream.flush()
         else:
             say(text(), self._stream)
 
-    def line(self, text: str) -> None:
-        """Something that stays."""
+    def line(self, text: str, *, whole: bool = False) -> None:
+        """Something that stays; ``whole`` as in `say`."""
         self._stream.write("\r\x1b[K" if self._is_terminal else "")
-        say(text, self._stream)
+        say(text, self._stream, whole=whole)
 
     def close(self) -> None:
         """Leave the terminal's line."""

@@ -31,7 +31,7 @@ from seqmodels.data import atomic
 from seqmodels.decoding import generate
 from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
-from seqmodels.escape import escape, say
+from seqmodels.escape import columns, escape, say
 from seqmodels.evaluation import perplexity
 from seqmodels.screen import phase
 from seqmodels.training import (
@@ -267,7 +267,7 @@ def _report_startup(
     if group.is_first:
         about = history.entry(config, dataset, trainer, step, forms)
         history.append(about, workdir)
-        for line in history.lines(about, workdir, config.train.steps, screen.columns(sys.stderr)):
+        for line in history.lines(about, workdir, config.train.steps, columns(sys.stderr)):
             say(line)
         if config.optim.warmup_steps > config.train.steps:
             say(

@@ -531,3 +531,12 @@ def test_the_line_of_progress_fits_the_terminal_that_it_is_written_to(term, monk
         stream.flush()
         text = shown.read(1000)
     assert text.count(b"x") == (60 if term == "xterm" else 100) and (b"\x1b" in text) == (term == "xterm")
+
+
+def test_a_narrow_terminal_shows_the_time_left(programs, monkeypatch):
+    """It cuts off what stands last, which is the name of a run."""
+    monkeypatch.setattr(jobs.Executor, "_seconds_left", lambda self: 311.0)
+    executor = jobs.Executor(
+        planned(programs), jobs=1, train=lambda run: [], worker="", vocab_size=VOCAB_SIZE, on_news=lambda: None
+    )
+    assert executor._estimate_line().startswith("[0/10 runs, about 0:05:11 to go, waiting")
