@@ -11,7 +11,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter
 
 from seqmodels import mixers, references
 from seqmodels.comparison import results
@@ -210,3 +212,18 @@ def test_a_mixer_without_an_entry_is_cited_by_its_header(monkeypatch):
 def test_times_have_a_unit_that_suits_them(seconds, written):
     unit, formatter = figures._time_unit(seconds)
     assert formatter(seconds / unit) == written
+
+
+@pytest.mark.parametrize(("low", "high"), [(12.9, 27.3), (21.0, 24.0), (100.0, 370.0), (2e3, 1e6)])
+def test_the_marks_of_a_logarithmic_axis_are_apart(low, high):
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(figures.WIDTH, figures.HEIGHT), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([low, high], [1.25, 2.25])
+        figures._logarithmic(axes.set_xscale, axes.xaxis, EngFormatter("s"))
+        axes.set_ylabel("bits per byte")
+        axes.margins(x=0.15)
+        figure.draw_without_rendering()
+        seen = [tick for tick in axes.xaxis.get_major_ticks() if axes.get_xlim()[0] <= tick.get_loc() <= axes.get_xlim()[1]]
+        boxes = [tick.label1.get_window_extent() for tick in seen]
+    assert 2 <= len(boxes) <= 8 and all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))

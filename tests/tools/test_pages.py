@@ -5,7 +5,7 @@ import json
 import pytest
 
 from seqmodels import mixers
-from seqmodels.comparison.report import content
+from seqmodels.comparison.report import content, html
 from tools.pages import comparisons, meshes, starts
 from tools.pages import mixers as page
 
@@ -43,6 +43,8 @@ def test_the_index_of_comparisons_is_current():
         folder = comparisons.FOLDER / name
         assert content.headline(found) in (folder / "report.md").read_text(encoding="utf-8").replace("\\", "")
         assert all((folder / each).is_file() for each in ("report.html", "table.tex", "figures/curves.pdf"))
+        report = (folder / "report.html").read_text(encoding="utf-8")
+        assert html._style() in report and html.SCRIPT in report, f"run python -m tools.pages.comparisons {name}"
 
 
 def test_the_page_of_the_meshes_is_current():

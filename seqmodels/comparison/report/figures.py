@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from seqmodels.comparison import metric as metrics
 from seqmodels.comparison.report import labels
@@ -432,10 +432,20 @@ def _time_unit(longest: float) -> tuple[float, Formatter]:
     return 1, EngFormatter("s")
 
 
+class _Marks(LogLocator):
+    """Of a logarithmic axis. Where fewer than two are seen, matplotlib takes linear ones, so many that their names overlap."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        found = super().tick_values(vmin, vmax)
+        mantissas = found / 10.0 ** np.floor(np.log10(np.maximum(found, 1e-300)))
+        are_round = np.isclose(mantissas[:, None], [1.0, 2.0, 5.0, 10.0]).any(axis=1)
+        return found if are_round.all() else MaxNLocator(4).tick_values(vmin, vmax)
+
+
 def _logarithmic(set_scale: Callable, axis, formatter) -> None:
     """A logarithmic axis; one that spans little has marks at 2 and 5 too, as less than a decade may hold no 1."""
     set_scale("log")
     low, high = axis.get_data_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0,), numticks=8))
+    axis.set_major_locator(_Marks(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0,), numticks=8))
     axis.set_major_formatter(formatter)
     axis.set_minor_formatter(NullFormatter())
