@@ -45,3 +45,10 @@ def test_everything_a_command_needs_is_in_the_wheel():
 def test_a_command_is_named_as_it_was_typed(monkeypatch, argv, installed, typed):
     monkeypatch.setattr(packages, "IS_INSTALLED", installed)
     assert packages.shell_command([argv[0].replace("ROOT", str(packages.ROOT)), *argv[1:]]) == typed
+
+
+def test_ci_runs_what_the_contributor_is_told_to():
+    """CONTRIBUTING.md: lint, test, test-tools (the walk on a text of one's own among them) and wheel; and the site."""
+    for file in (".github/workflows/test.yml", ".ci/run"):
+        made = set(re.findall(r"[a-z-]+", " ".join(re.findall(r"\bmake ([a-z -]+)", (ROOT / file).read_text()))))
+        assert made >= {"lint", "test", "test-tools", "wheel", "docs"}, file
