@@ -36,7 +36,7 @@ help:
 	@echo "make test-all   every test: also every form of every mixer with all its options under every law, and long sweeps"
 	@echo "make wheel      the package that pip installs, built and tried in a clean environment"
 	@echo "make docs       the documentation as a site, into site/; a dead link fails"
-	@echo "make drills     kills, damaged and hostile files, full disks, odd values (3 minutes; LONG=1: hours)"
+	@echo "make drills     kills, damaged and hostile files, full disks, odd values (5 minutes; LONG=1: hours)"
 	@echo "make benchmark  speed of a training step, against PyTorch where it is installed"
 	@echo "make aot        compiles the kernels and three training steps for TPU v5e, v6e and Hopper, on any machine"
 	@echo "make aot-test   the GPU kernels' tests (in an interpreter) and a few others on the versions of make aot"

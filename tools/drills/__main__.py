@@ -102,18 +102,27 @@ def record(name: str, part: str, row: dict) -> None:
 
 
 def table(results: dict) -> str:
-    """Tried, held and failed of the quick and of the long part."""
-    lines = ["| drill | what must hold | part | tried | held | failed | CPU seconds |", "|---|---|---|---|---|---|---|"]
+    """Tried, held and failed of the quick and of the long part, and which of them have not been run."""
+    lines = [
+        "| drill | what must hold | part | tried | held | failed | CPU seconds | measured |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    absent: dict[str, list[str]] = {"quick": [], "long": []}
     for name, drill in DRILLS.items():
         for part in ("quick", "long"):
-            if part in results and name in results[part]:
+            if name not in (results[part] if part in results else ()):
+                absent[part].append(name)
+            else:
                 row = results[part][name]
                 note = f" ({row['left_out']})" if row["left_out"] else ""
                 what = " ".join(drill.__doc__.split())
                 lines.append(
                     f"| `{name}` | {what} | {part} | {row['tried']:,}{note} | {row['held']:,} | {len(row['failed']):,} | "
-                    f"{row['cpu_seconds']:,.0f} |"
+                    f"{row['cpu_seconds']:,.0f} | {row['date'][:10]} |"
                 )
+    for part, names in absent.items():
+        if names:
+            lines += ["", f"Not run yet, {part} part: {', '.join(f'`{name}`' for name in names)}."]
     return "\n".join(lines) + "\n"
 
 
