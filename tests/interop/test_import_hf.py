@@ -211,6 +211,20 @@ def test_a_zero_and_a_null_are_not_read_as_absent(kind):
                 fields_set(kind, entry, None)
 
 
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("llama", {"num_hidden_layers": 10**9}), ("llama", {"num_hidden_layers": 60_000}), ("llama", {"vocab_size": 2**24}),
+        ("llama", {"intermediate_size": 2**20}), ("mamba", {"state_size": 2**20}), ("mamba", {"num_hidden_layers": 10**6}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_model_larger_than_its_tensors_is_refused_before_memory_is_asked_for(tmp_path, kind, changes):
+    with pytest.raises(UserError, match="config.json|tensors hold") as error:
+        checkpoint.read(copy_of(kind, tmp_path / kind, **changes))
+    assert "\n" not in str(error.value)
+
+
 def test_falcons_intermediate_size_counts():
     theirs = config_of("falcon_mamba") | {"expand": 16, "intermediate_size": 192}
     ((_, mixer),) = table.read_config(kinds.load("falcon_mamba"), theirs).mixers
