@@ -121,11 +121,7 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
     measure_starts(planned, dataset, about["training_data"])
     executor.run()
     found = write_report(planned, vocab_size, about)
-    for warning in found["warnings"]:
-        say(f"warning: {warning}")
-    print(escape(content.terminal(found, columns(sys.stderr)), "terminal"), file=sys.stderr)
-    say(content.headline(found))
-    say(f"report: {workdir / 'report.html'}")
+    # Ahead of what a person reads, which is to stand last on a terminal.
     print(json.dumps({
         "report": str(planned.workdir / "report.html"),
         "mixers": {
@@ -135,7 +131,12 @@ def compare(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, num_jo
             for label, row in found["mixers"].items()
         },
         "warnings": found["warnings"],
-    }))  # fmt: skip
+    }), flush=True)  # fmt: skip
+    for warning in found["warnings"]:
+        say(f"warning: {warning}")
+    print(escape(content.terminal(found, columns(sys.stderr)), "terminal"), file=sys.stderr)
+    say(content.headline(found))
+    say(f"report: {workdir / 'report.html'}")
 
 
 def measure_starts(planned: plan.Plan, dataset: data.Dataset | data.TaskDataset, training_data: str) -> None:
