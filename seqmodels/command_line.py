@@ -18,7 +18,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from seqmodels import failures, object_store, packages, ranges, suggest
+from seqmodels import failures, object_store, packages, processes, ranges, suggest
 from seqmodels.config import DEFAULT_COMPILATION_CACHE_DIR, RUN_FILES
 from seqmodels.data import atomic
 from seqmodels.errors import UserError
@@ -285,9 +285,13 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _skip_teardown(code: int) -> None:
-    """Let the process end with this status when its threads have ended, ahead of what libraries and Python take down at exit: what a
-    signal has interrupted in XLA may crash there, and the status would be SIGSEGV's."""
-    atexit.register(os._exit, code)
+    """Let the process end with this status when its threads have ended, ahead of what libraries and Python take down at exit.
+
+    What a signal has interrupted in XLA may crash there, and the status would be SIGSEGV's. Several processes leave together instead,
+    by JAX's teardown, or by what `processes.Group` has registered where they do not.
+    """
+    if not processes.has_others():
+        atexit.register(os._exit, code)
 
 
 class _Ended(BaseException):

@@ -108,6 +108,11 @@ def _scheduler_has_several() -> bool:
     return False
 
 
+def has_others() -> bool:
+    """Whether this process is one of several."""
+    return distributed.global_state.client is not None and distributed.global_state.num_processes > 1
+
+
 class _ExitMessage:
     """A child that prints a line if this process ends without `cancel`: aborted or killed it can print none itself."""
 

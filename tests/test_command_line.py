@@ -123,6 +123,14 @@ def test_a_command_that_a_signal_stopped_ends_before_the_teardown(at_exit, code,
     assert end.value.code == code and at_exit == expected
 
 
+def test_one_of_several_processes_leaves_as_the_others_do(at_exit, monkeypatch):
+    """It would be reported as killed, and the others ended by JAX."""
+    monkeypatch.setattr(command_line.processes, "has_others", lambda: True)
+    with pytest.raises(SystemExit):
+        command_line.run(lambda: sys.exit(143))
+    assert at_exit == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_with_one_line_and_leaves_no_half_written_file(number, tmp_path, capsys, at_exit):
     def main():

@@ -119,6 +119,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(story):
     assert not any("{" in out for _, out, _ in story["stopped"])  # Gloo says a line there
     first, second = (err for _, _, err in story["stopped"])
     assert "SIGTERM; to go on: python train.py" in first
+    assert "error:" not in first + second
     assert "step 1" in first and "step 1" not in second  # one process speaks
     assert story["stopped_at"] >= 2
 
