@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "meshes.json"
 PAGE = ROOT / "docs" / "meshes.md"
 
+LAW = 1.1
+"""Times the FLOPs of a device with ``data`` alone."""
+
 FIGURES = {
     "FLOPs": (lambda row: row["flops"], lambda value: f"{value / 1e6:,.1f} M"),
     "temporaries": (lambda row: row["temporary_bytes"], lambda value: f"{value / 1024:,.0f} KiB"),
@@ -27,11 +30,13 @@ INTRODUCTION = """\
 # What a device of a mesh does
 
 Made by `python -m tools.pages.meshes` from `benchmarks/results/meshes.json`, which holds each row's commit and which this command
-wrote:
+writes, row by row (`--mixers` and `--meshes` choose):
 
 ```
-XLA_FLAGS=--xla_force_host_platform_device_count=8 {command}
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/benchmark.py --suite=meshes --out=benchmarks/results/meshes.json
 ```
+
+{commits}
 
 One training step of one block (what replaces attention and an MLP in the mixer's paper), width {width}, {batch_size} rows of {seq_len}
 tokens, float32, compiled for eight virtual devices of a CPU. FLOPs, bytes of temporaries and bytes that collectives result in are of
@@ -55,7 +60,7 @@ def page(results: dict) -> str:
     rows = {(row["mixer"], row["mesh"]): row for row in results["rows"]}
     before = {(row["mixer"], row["mesh"]): row for row in results["before"]}
     first = results["rows"][0]
-    lines = INTRODUCTION.format(command=results["command"], **first).splitlines()
+    lines = INTRODUCTION.format(commits=commits(results["rows"]), **first).splitlines()
     lines += ["", "## Now", "", *table(rows, rows)]
     lines += ["", *BEFORE.format(commit=results["before"][0]["commit"]).splitlines(), "", *table(before, rows)]
     loops, gathered = (sum(bool(row[name]) for row in rows.values()) for name in ("in_loops", "rematerialisations"))
@@ -64,9 +69,33 @@ def page(results: dict) -> str:
         "## Laws",
         "",
         f"Of the {len(rows)} programs of today {loops} have a collective in a loop, and of {gathered} XLA says that it gathered "
-        f"an array whole for want of a better way. Every device has {whole(rows)} bytes of parameters whole: vectors.",
+        f"an array whole for want of a better way. Every device has {whole(rows)} bytes of parameters whole: vectors, and on "
+        f"`fsdp` the query, key and value kernels of `mlstm`, whose blocks of 4 x 4 do not divide over eight. {most(rows)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def commits(rows: list[dict]) -> str:
+    """Of which commit the rows of which mixers are."""
+    mixers_of = {}
+    for row in rows:
+        mixers_of.setdefault(row["commit"], {})[f"`{row['mixer']}`"] = None
+    newest, *others = sorted(mixers_of, key=lambda commit: -len(mixers_of[commit]))
+    older = "".join(f", those of {', '.join(mixers_of[commit])} at {commit}" for commit in others)
+    return f"Rows were counted at commit {newest}{older}."
+
+
+def most(rows: dict) -> str:
+    """Where a device does most beside what it does with ``data``, and all who do more than the law of tests/training/test_mesh.py."""
+    times = {(mixer, mesh): row["flops"] / rows[mixer, "data"]["flops"] for (mixer, mesh), row in rows.items()}
+    (mixer, mesh), largest = max(times.items(), key=lambda each: each[1])
+    beyond = [f"`{mixer}` on `{mesh}`" for (mixer, mesh), value in times.items() if value > LAW]
+    rest = (
+        f"More than {LAW}: {', '.join(beyond)}; [Scaling](scaling.md) says why."
+        if beyond
+        else f"None does more than {LAW} times."
+    )
+    return f"The most FLOPs are {largest:.2f} times those with `data`: `{mixer}` on `{mesh}`. {rest}"
 
 
 def whole(rows: dict) -> str:
