@@ -134,7 +134,6 @@ log.close()
 
 
 def test_weights_and_biases_offline(tmp_path):
-    pytest.importorskip("wandb")
     settings = {"WANDB_MODE": "offline", "WANDB_CONFIG_DIR": str(tmp_path), "WANDB_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", USE, tmp_path], capture_output=True, text=True, env=os.environ | settings)
     assert done.returncode == 0, done.stderr
