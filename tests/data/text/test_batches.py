@@ -10,6 +10,7 @@ import pytest
 from seqmodels.data.text.batches import PackedDocuments, ShuffledRows, Windows, feistel, pack, train_batches
 from seqmodels.data.text.shards import TokenStream
 from seqmodels.errors import UserError
+from tests.data.text.work import Counted, most_of_a_batch
 
 END = 999
 
@@ -80,6 +81,28 @@ def test_a_far_step_costs_no_more_than_a_near_one():
     batches = windows(count=10_001)
     assert batches(10**12)["inputs"].shape == (3, 10)
     assert packed()(10**12)["inputs"].shape == (4, 10)
+
+
+@pytest.mark.parametrize("packing", ["windows", "documents"])
+def test_a_batch_costs_the_same_whatever_the_number_of_documents(packing):
+    """Once the order of its epoch is there: that is drawn once, and above 2^24 rows is no array."""
+
+    def cost(documents):
+        stream = TokenStream(
+            tokens=np.tile(np.array([1, 2, END], np.uint16), documents),
+            document_ends=np.arange(3, 3 * documents + 1, 3),
+            document_bytes=np.full(documents, 7),
+        )
+        batches = train_batches(stream, packing=packing, seq_len=32, batch_size=8, end_of_text=END, seed=0)
+        arrays = {name: Counted(value) for name, value in vars(batches).items() if isinstance(value, np.ndarray)}
+        vars(batches).update(arrays)
+        batches(0)
+        last = batches.rows_per_epoch // 8 - 1
+        return most_of_a_batch((batches(step) for step in (1, last // 2, last)), arrays.values())
+
+    (read, allocated), (read_of_many, allocated_of_many) = cost(1_000), cost(250_000)
+    assert read_of_many <= read
+    assert allocated_of_many < 2 * allocated
 
 
 def documents_in(batch, row):

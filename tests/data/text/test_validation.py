@@ -9,6 +9,7 @@ from seqmodels import data
 from seqmodels.data.text import validation
 from seqmodels.data.text.validation import ValidationSet
 from seqmodels.errors import UserError
+from tests.data.text.work import Counted, most_of_a_batch
 
 END = 9
 TOKENS = [1, 2, 3, END, END, 4, 5, 6, 7, 8, END, 1, END]
@@ -42,6 +43,24 @@ def test_every_token_is_a_target_once_in_order(batch_size, seq_len):
     assert not flat["bytes"][count:].any()
     assert flat["bytes"].sum() == pytest.approx(sum(BYTES), rel=1e-12)
     assert len(batches) == -(-count // (batch_size * seq_len))
+
+
+@pytest.mark.parametrize("packing", ["windows", "documents"])
+def test_a_batch_costs_the_same_whatever_the_number_of_documents(packing):
+    """Every batch, wherever it lies; a search among the documents alone takes eight halvings more."""
+
+    def cost(documents):
+        arrays = {
+            "tokens": Counted(np.tile(np.array([1, 2, END], np.uint16), documents)),
+            "document_ends": Counted(np.arange(3, 3 * documents + 1, 3)),
+            "document_bytes": Counted(np.full(documents, 7)),
+        }
+        held_out = dataclasses.replace(example(packing), **arrays)
+        return most_of_a_batch(held_out.batches(4, 256), arrays.values())
+
+    (read, allocated), (read_of_many, allocated_of_many) = cost(1_000), cost(250_000)
+    assert read_of_many <= read + 2 * 8, "two searches"
+    assert allocated_of_many < 2 * allocated
 
 
 def test_documents_that_some_tokens_are_of():
