@@ -26,6 +26,7 @@ _BOTH = ("tensor", "fsdp")
 RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"(^|/)embedding$", ("tensor", "fsdp")),
     (r"conv_kernel$", (None, _BOTH)),  # a convolution's taps stay together
+    (r"(query|key|value)_kernel$", (_BOTH, None, None)),  # mLSTM's blocks on a diagonal; other mixers' have two dimensions
     (r"(A_log|_real|_imag|shift_B|shift_C)$", (_BOTH, None)),  # channels x states
     (r"mix_in$", ("fsdp", None)),  # RWKV's low rank
     (r"mix(_out)?$", (None, "fsdp")),

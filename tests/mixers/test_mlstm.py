@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 
+from seqmodels import ops
 from seqmodels.errors import UserError
 from seqmodels.mixers import mlstm
+from seqmodels.training import sharding
 from tests.goldens import Golden, golden_forms, load
 from tests.mixers.goldens import (
     assert_layer,
@@ -69,6 +72,22 @@ def test_layer_of_the_authors(implementation):
 def test_logits_of_a_checkpoint(implementation):
     network, arrays = checkpoint_model("hf/xlstm", implementation=implementation, chunk_size=16)
     assert_logits(network, arrays, 5e-5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "on_a_device"),
+    [
+        ((16, 4, 4), [(8, 4, 4), (2, 3, 8, 4)]),
+        ((1, 64, 64), [(1, 64, 64), (1, 3, 1, 64)]),
+    ],  # one block: rows lie on ``tensor``, too
+)
+def test_a_device_multiplies_by_its_own_blocks(blocks, on_a_device):
+    """XLA gets no product to partition: it summed other blocks' gradients where the blocks lie on ``tensor`` and ``fsdp``."""
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 3, 64), blocks))
+    with ops.on_mesh(AbstractMesh((2, 2, 2, 1), sharding.AXES)):
+        traced = jax.make_jaxpr(mlstm.block_diagonal)(x, kernel)
+    (placed,) = [each for each in traced.eqns if each.primitive.name == "shard_map"]
+    assert [each.aval.shape for each in placed.params["jaxpr"].invars] == on_a_device
 
 
 def test_initialisation_of_v1():

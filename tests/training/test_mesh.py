@@ -115,6 +115,7 @@ def test_the_last_axes_are_neighbours_and_data_alone_crosses_slices(slices):
         ("embedding", (64, 32), ("tensor", "fsdp")),
         ("embedding", (51, 32), (None, ("tensor", "fsdp"))),  # a vocabulary that does not divide
         ("layers/0_x/layer/conv_kernel", (4, 4, 64), (None, None, ("tensor", "fsdp"))),
+        ("layers/0_x/layer/query_kernel", (4, 16, 4, 4), (None, ("tensor", "fsdp"), None, None)),  # blocks on a diagonal
         ("layers/0_x/layer/A_log", (4, 64, 16), (None, ("tensor", "fsdp"), None)),
         ("layers/0_x/layer/A_log", (8, 8), (None, None)),  # one number a head, stacked over the layers
         ("layers/0_x/layer/mix_out", (4, 5, 8, 64), (None, None, None, "fsdp")),
