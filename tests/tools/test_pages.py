@@ -50,3 +50,13 @@ def test_the_index_of_comparisons_is_current():
 def test_the_page_of_the_meshes_is_current():
     results = json.loads(meshes.RESULTS.read_text(encoding="utf-8"))
     assert meshes.PAGE.read_text(encoding="utf-8") == meshes.page(results), "run python -m tools.pages.meshes"
+
+
+@pytest.mark.parametrize("figure", meshes.LAWS)
+def test_the_page_of_the_meshes_names_what_breaks_a_law(figure):
+    rows = {(row["mixer"], row["mesh"]): row for row in json.loads(meshes.RESULTS.read_text(encoding="utf-8"))["rows"]}
+    assert f"None is above {meshes.LAWS[figure]}." in meshes.most(rows, figure)
+    name = {"FLOPs": "flops", "temporaries": "temporary_bytes"}[figure]
+    rows["gla", "fsdp"] = rows["gla", "fsdp"] | {name: 2 * rows["gla", "data"][name]}
+    said = meshes.most(rows, figure)
+    assert said.startswith(f"The most {figure} are 2.00 times") and f"Above {meshes.LAWS[figure]}: `gla` on `fsdp`;" in said

@@ -89,6 +89,7 @@ def measure(mixer: str, vocab_size: int) -> list[dict]:
         whole = [each for each in found if any(size and size % ROWS == 0 for _, shape in each.shapes for size in shape)]
         rows.append({
             "mixer": mixer, "mesh": name, "flops": compiled.cost_analysis()["flops"],
+            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
             "loss": difference(reference[0], loss), "hidden": difference(reference[1], hidden),
             "correct": difference(reference[3], correct),
             "gradient": max(errors.values()), "gradient_of": max(errors, key=errors.get),
