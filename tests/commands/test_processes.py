@@ -24,6 +24,8 @@ TINY = {
     "train.sample_every_steps": 0,
 }  # fmt: skip
 FAST = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+MOST_SECONDS = 60
+"""From a signal to the end of all processes: none waits for another that has gone, which once took 8.5 minutes."""
 
 pytestmark = pytest.mark.tools
 
@@ -91,16 +93,18 @@ def story(tmp_path_factory):
 
     running = Processes(argv)
     running.wait_for_rows(workdir, 5)
+    begun = time.monotonic()
     running.children[1].send_signal(signal.SIGTERM)
     stopped = running.end()
+    seconds = {"stopped": time.monotonic() - begun}
     stopped_at = checkpoint.steps(workdir / "checkpoints")[-1]
 
     running = Processes(argv)
     running.wait_for_rows(workdir, 2 * stopped_at + 3)
-    running.children[1].kill()
     begun = time.monotonic()
+    running.children[1].kill()
     killed = running.end()
-    seconds = time.monotonic() - begun
+    seconds["killed"] = time.monotonic() - begun
 
     steps = checkpoint.steps(workdir / "checkpoints")[-1] + 2
     summary = loop.train(*train.parse(arguments(folder, steps)))
@@ -122,6 +126,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(story):
     assert "error:" not in first + second
     assert "step 1" in first and "step 1" not in second  # one process speaks
     assert story["stopped_at"] >= 2
+    assert story["seconds"]["stopped"] < MOST_SECONDS
 
 
 def test_a_killed_process_ends_the_others_with_a_line(story):
@@ -130,7 +135,7 @@ def test_a_killed_process_ends_the_others_with_a_line(story):
     for text in (err, last_words):  # where JAX was faster it has aborted process 0; the line is the same
         line = text.splitlines()[-1]
         assert re.match("error: .*another process of (this|the) run .*; start all processes again with the same command", line)
-    assert story["seconds"] < 60
+    assert story["seconds"]["killed"] < MOST_SECONDS
 
 
 def test_a_run_goes_on_with_another_number_of_processes(story, tmp_path):
