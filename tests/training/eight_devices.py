@@ -52,7 +52,8 @@ def compile_gradient(graphdef, shapes, mesh, batch: dict):
 
     places, rows = sharding.tree_shardings(shapes, mesh), NamedSharding(mesh, sharding.BATCH)
     whole = NamedSharding(mesh, PartitionSpec())
-    jitted = jax.jit(gradient, in_shardings=(places, rows), out_shardings=((whole, (rows, whole)), places | {"weights": rows}))
+    # Hidden states lie where the model has them: told to give rows, XLA would split rows all through it.
+    jitted = jax.jit(gradient, in_shardings=(places, rows), out_shardings=((whole, (None, whole)), places | {"weights": rows}))
     lowered = jitted.lower(shapes, batch)
     with hlo.compiler_messages() as messages:
         compiled = lowered.compile(compiler_options=compiler_options())
