@@ -100,19 +100,20 @@ def compilations() -> list[str]:
 
 
 def many_tokens(place: Place) -> Count:
-    """Tokens generated from one text, by several calls that go on from each other."""
+    """Tokens generated from one text, by calls that go on from each other where a text has ended: memory and open files."""
     reference(place)
-    tokens, calls = place.some(600, 100_000), 12
+    tokens, parts = place.some(600, 100_000), 12
 
     def main() -> None:
         from seqmodels.run import load_run
 
         run, seen = load_run(place.folder / "reference"), []
         state = run.read("Once upon a time")
-        for call in range(calls):
-            text, state = run.continue_from(state, max_tokens=tokens // calls, seed=call)
+        for part in range(parts):
+            while len(state.tokens) < tokens * (part + 1) // parts:
+                _, state = run.continue_from(state, max_tokens=tokens // parts, seed=len(state.tokens))
             assert all(0 <= token < run.trainer.vocab_size for token in state.tokens)
-            seen.append((call, *usage()))
+            seen.append((part, *usage()))
         print(json.dumps([seen, len(state.tokens)]))
 
     ended = in_child(main, seconds=7200)
@@ -120,6 +121,7 @@ def many_tokens(place: Place) -> Count:
     count.record(ended.code == 0, f"exit status {ended.code}: {ended.err[-200:]}")
     if ended.code == 0:
         seen, read = json.loads(ended.out.splitlines()[-1])
+        count.record(read >= tokens, f"{read:,} tokens of {tokens:,}")
         _record_growth(count, seen, f"{read:,} tokens")
     return count
 
