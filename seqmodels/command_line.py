@@ -141,14 +141,14 @@ def config_and_flags(
     except flags.UnrecognizedFlagError as error:
         flags_alone = ["config", *defaults]
         raise UserError(_unknown_flag(error.flagname, [*flags_alone, *_fields(argv)], flags_alone)) from error
-    except flags.IllegalFlagValueError as error:
-        raise UserError(_wrong_type(error, argv)) from error
     except (flags.Error, OSError, SyntaxError) as error:
         first = error
         while first.__cause__ or first.__context__:
             first = first.__cause__ or first.__context__
         if "Error whilst parsing config file" in str(error):
             raise first from None  # what get_config raised: a UserError, or a bug with its own traceback
+        if isinstance(error, flags.IllegalFlagValueError):
+            raise UserError(_wrong_type(error, argv)) from error
         line = str(first if isinstance(error, OSError) else error).splitlines()[-1].strip()
         raise UserError(f"--config: {line}" if isinstance(error, (OSError, SyntaxError)) else line) from error
     if positional:
