@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh
 
 from seqmodels import ops
+from seqmodels.config import MeshConfig
 from seqmodels.errors import UserError
 from seqmodels.mixers import mlstm
 from seqmodels.training import sharding
@@ -84,7 +84,7 @@ def test_logits_of_a_checkpoint(implementation):
 def test_a_device_multiplies_by_its_own_blocks(blocks, on_a_device):
     """XLA gets no product to partition: it summed other blocks' gradients where the blocks lie on ``tensor`` and ``fsdp``."""
     x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 3, 64), blocks))
-    with ops.on_mesh(AbstractMesh((2, 2, 2, 1), sharding.AXES)):
+    with ops.on_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), 8)):
         traced = jax.make_jaxpr(mlstm.block_diagonal)(x, kernel)
     (placed,) = [each for each in traced.eqns if each.primitive.name == "shard_map"]
     assert [each.aval.shape for each in placed.params["jaxpr"].invars] == on_a_device
