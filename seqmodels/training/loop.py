@@ -186,9 +186,7 @@ class _Start(NamedTuple):
     state: dict
     seconds: float  # trained so far
     record: dict  # that was saved with the state; empty for a new run
-    initial: tuple[int, str] | None = (
-        None  # of parameters that were taken from another run: their step there, and their fingerprint
-    )
+    initial: tuple[int, str] | None = None  # of another run's parameters that it began with: their step and fingerprint
 
 
 def _start(config: RunConfig, dataset, trainer: Trainer, workdir: Path, group: processes.Group) -> _Start:

@@ -20,7 +20,8 @@ from seqmodels.training import checkpoint
 LOCK_NAME = ".lock"  # held by the process that trains
 OUTCOME_NAME = "outcome.json"  # what became of a run of a comparison, its summary among it
 
-FOLDERS = ("checkpoints", "checkpoints_broken", "divergence", "tensorboard", "wandb")  # that training makes, and deletes in
+FOLDERS_OF_STEPS = ("checkpoints", "checkpoints_broken")
+FOLDERS = (*FOLDERS_OF_STEPS, "divergence", "tensorboard", "wandb")  # that training makes, and deletes in
 
 
 @contextlib.contextmanager
@@ -57,7 +58,7 @@ def check_folders(workdir: Path) -> None:
     """Raise UserError where one of `FOLDERS` would lead training out of the run folder, or a step, which training deletes."""
     for name in FOLDERS:
         atomic.check_own_folder(workdir / name)
-    for name in FOLDERS[:2]:
+    for name in FOLDERS_OF_STEPS:
         steps = sorted(os.listdir(workdir / name)) if (workdir / name).exists() else []
         for step in steps:
             if os.path.islink(workdir / name / step):

@@ -237,15 +237,15 @@ def _build(entry: Path, split: Split, tokenizer: Tokenizer, description: dict[st
     with _name_of_ones_own(entry) as building:
         building.mkdir()
         left_out: Counter[str] = Counter()
-        marked: list[int] = []
-        pieces = progress.over(_noting_marks(split.pieces(left_out), marked), f"tokenising {label}", split.text_bytes())
+        notes: Counter[str] = Counter()
+        pieces = progress.over(_counting_marks(split.pieces(left_out), notes), f"tokenising {label}", split.text_bytes())
         others = encoders.processes_for(split.text_bytes(), tokenizer)
         totals, digests = _write(building, pieces, tokenizer, processes=others)
         if not totals["documents"]:
             raise UserError(f"the {label} holds no text")
         split.check_unchanged()
-        notes = {"left_out": dict(left_out), "marked": len(marked)}
-        _write_manifest(building, {"description": description, "totals": totals, **notes, "digests": digests})
+        counts = {"left_out": dict(left_out), "marked": notes["marked"]}
+        _write_manifest(building, {"description": description, "totals": totals, **counts, "digests": digests})
         stream = _opened(building, description, tokenizer.vocab_size)  # before it has its name, which others may touch
         if stream is None:
             raise UserError(f"tokens written to '{entry.parent}' do not read back: set another data.cache_dir")
@@ -253,15 +253,14 @@ def _build(entry: Path, split: Split, tokenizer: Tokenizer, description: dict[st
         return stream
 
 
-def _noting_marks(pieces: Iterable[Piece], marked: list[int]) -> Iterator[Piece]:
-    """The pieces; the numbers of the documents that have a byte order mark inside are added to ``marked``."""
-    number, is_marked = 0, False
+def _counting_marks(pieces: Iterable[Piece], counts: Counter[str]) -> Iterator[Piece]:
+    """The pieces; the documents that have a byte order mark inside are counted as ``marked``."""
+    is_marked = False
     for piece in pieces:
         is_marked |= MARK in piece.text
         if piece.ends:
-            if is_marked:
-                marked.append(number)
-            number, is_marked = number + 1, False
+            counts["marked"] += is_marked
+            is_marked = False
         yield piece
 
 
