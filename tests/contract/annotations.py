@@ -82,7 +82,7 @@ def disagreements(names: list[str], everything: bool) -> list[str]:
                 trace_mixer(case, dtype)
             except NotImplementedError:
                 continue
-            except jaxtyping.TypeCheckError as error:
+            except (jaxtyping.TypeCheckError, jaxtyping.AnnotationError) as error:
                 found.append(f"{case.name} {case.implementation} {jnp.dtype(dtype).name}: {error}")
     try:
         if not names:

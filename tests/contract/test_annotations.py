@@ -10,7 +10,7 @@ import pytest
 from seqmodels import mixers, shapes
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS_OF_MIXERS = 4  # programs that take eight CPU seconds each; the first is in make test
+PARTS_OF_MIXERS = 4  # programs that take eight CPU seconds each
 PARTS = ("mixers", "channel_layers", "layers", "ops", "model.py")
 
 
@@ -20,11 +20,13 @@ def trace(*arguments):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.tools) for part in range(1, PARTS_OF_MIXERS))])
+@pytest.mark.tools
+@pytest.mark.parametrize("part", range(PARTS_OF_MIXERS))
 def test_mixers_are_as_annotated(part):
     trace(*mixers.names()[part::PARTS_OF_MIXERS])
 
 
+@pytest.mark.tools
 def test_a_model_is_as_annotated():
     trace()
 
@@ -35,6 +37,7 @@ def test_every_form_is_as_annotated(name):
     trace(name, "--all")
 
 
+@pytest.mark.tools
 def test_a_wrong_annotation_is_found():
     """A mixer whose call says that it halves the width."""
     program = (

@@ -183,10 +183,10 @@ class Walk:
         kernel: Callable,
         inputs: dict[str, tuple[str, Array]],
         outputs: dict[str, tuple[str, DTypeLike]],
-        state: Float[Array, "B H/n rows columns"],
+        state: Float[Array, "B b rows columns"],
         *,
         interpret,
-    ) -> tuple[Float[Array, "B H/n rows columns"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "B b rows columns"], dict[str, Array]]:
         """Runs ``kernel(states, **refs)`` over all chunks, with one ref for each input and output, by name.
 
         Args:

@@ -158,7 +158,7 @@ def _own(start_log_mask, pairs, shape, read_before):
 # ---- heads side by side
 
 
-def states(state: Float[Array, "B H K V"], heads: Heads) -> Float[Array, "B b V n*K"]:
+def states(state: Float[Array, "B H K V"], heads: Heads) -> Float[Array, "B b V nK"]:
     """States as the kernel wants them: transposed, those of heads side by side in one row of lanes."""
     batch, _, channels, width = state.shape
     return jnp.moveaxis(state.reshape(batch, -1, heads.abreast, channels, width), 4, 2).reshape(
@@ -166,14 +166,14 @@ def states(state: Float[Array, "B H K V"], heads: Heads) -> Float[Array, "B b V 
     )
 
 
-def of_states(x: Float[Array, "B b V n*K"], heads: Heads) -> Float[Array, "B H K V"]:
+def of_states(x: Float[Array, "B b V nK"], heads: Heads) -> Float[Array, "B H K V"]:
     """The backward pass of ``states``."""
     batch, _, width, _ = x.shape
     x = x.reshape(batch, -1, width, heads.abreast, heads.channels)
     return jnp.moveaxis(x, 2, 4).reshape(batch, -1, heads.channels, width)
 
 
-def _one_each(x: Float[Array, "R n*X"], count: int, dtype: DTypeLike) -> Float[Array, "n*R n*X"]:
+def _one_each(x: Float[Array, "R nX"], count: int, dtype: DTypeLike) -> Float[Array, "nR nX"]:
     """Below each other copies of x of which each has one head's lanes, and zeros."""
     if count == 1:
         return x.astype(dtype)
@@ -189,7 +189,7 @@ def _only(x, head, count):
     return jnp.where((lane >= head * size) & (lane < (head + 1) * size), x, 0.0)
 
 
-def _lanes_of_groups(ref, heads: Heads, first: int) -> Float[Array, "C n*K"]:
+def _lanes_of_groups(ref, heads: Heads, first: int) -> Float[Array, "C nK"]:
     """q or k of the heads side by side from ``first`` on; those of one group see the same."""
     if heads.repeats == 1:
         return ref[:, first * heads.channels : (first + heads.abreast) * heads.channels].astype(jnp.float32)
@@ -200,7 +200,7 @@ def _lanes(first: int, heads: Heads, each: int) -> slice:
     return slice(first * each, (first + heads.abreast) * each)
 
 
-def _alike(x: Float[Array, "C n*K"], heads: Heads) -> Float[Array, "C n*C"]:
+def _alike(x: Float[Array, "C nK"], heads: Heads) -> Float[Array, "C nC"]:
     """Of each head its row's sum, on the diagonal."""
     steps = x.shape[0]
     pairs = pairs_of(steps)
@@ -237,7 +237,7 @@ def forward(states, q, k, v, o, decays, start_log_mask=None, starts=None, *, hea
         states[block] = state * jnp.exp(sums.total[0, :1]) + _outer(v_b.astype(operand), written, count, dot)
 
 
-def _outer(values: Float[Array, "C n*V"], rows: Float[Array, "C n*K"], count: int, dot) -> Float[Array, "V n*K"]:
+def _outer(values: Float[Array, "C nV"], rows: Float[Array, "C nK"], count: int, dot) -> Float[Array, "V nK"]:
     """values^T rows of each head."""
     found = dot(values, rows, 0, 0).reshape(count, -1, rows.shape[1])
     return sum(_only(found[head], head, count) for head in range(count))
@@ -344,7 +344,7 @@ def d_sums(
     leaving: Float[Array, "C X"],
     by_level: list[Float[Array, "C X"]],
     kept: Float[Array, "1 X"],
-    ones: Float[Array, "C 4C"],
+    ones: Float[Array, "C 4*C"],
     precision,
 ) -> Float[Array, "C X"]:
     """The gradient of log decays that are read after the step's own, from exponentials of their sums times their cotangents.
@@ -369,7 +369,7 @@ def d_sums(
     return (found.reshape(-1, _REGISTER, found.shape[1]) + total).reshape(found.shape)
 
 
-def within_registers(pairs: Pairs, read_before) -> Float[Array, "C 4C"]:
+def within_registers(pairs: Pairs, read_before) -> Float[Array, "C 4*C"]:
     """For steps t and i of one register, ones where the decay of t is part of what i reads of it, of what is left of it after i,
     of the one or the other by the half of four steps that i is in, and of two."""
     level, column = pairs.level, pairs.column
