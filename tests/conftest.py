@@ -20,7 +20,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 NEW_OBJECTS = 300_000  # between two collections of garbage; Python's 700 cost a tenth of the time to trace and compile
 MOST_MAPPINGS = 20_000  # above, programs are released at the end of a module; a module makes a few thousand
 # Folders whose tests have the marker `tools`.
-TOOLS = tuple(Path(__file__).parent / folder for folder in ("benchmarks", "tools", "ops/kernels"))
+TOOLS = tuple(Path(__file__).parent / folder for folder in ("benchmarks", "tools", "ops/kernels", "interop"))
 # Folders of which hardly a program is compiled twice (6 of 417 in tests/mixers): to keep them takes 4 % of their time.
 ONCE = tuple(Path(__file__).parent / folder for folder in ("contract", "ops", "mixers"))
 KEPT_SECONDS = 0.1  # of compiling: a program that takes longer is kept for the session
@@ -154,12 +154,19 @@ def keep_programs(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def release_programs():
-    """Every compiled program holds memory mappings, of which a process may have 65,530: thousands of tests reach that."""
+    """Every compiled program holds memory mappings, of which a process may have 65,530: thousands of tests reach that.
+
+    What a module leaves stays to the end, or until then. A collection of garbage, which some tests ask for, need not look through it:
+    of all that thousands of tests leave, one takes a second.
+    """
     yield
     if _mappings() > MOST_MAPPINGS:
         import jax
 
+        gc.unfreeze()
         jax.clear_caches()
+    gc.collect()
+    gc.freeze()
 
 
 def _mappings() -> int:

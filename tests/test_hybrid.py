@@ -13,6 +13,8 @@ from seqmodels.config import from_config_dict
 from seqmodels.errors import UserError
 from tests.programs import fast_jit
 
+pytestmark = pytest.mark.tools
+
 
 def counts(letters):
     return collections.Counter(hybrid.pattern(letters).split())

@@ -76,6 +76,7 @@ def test_unstacked_state_is_the_same_step():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), after, stacked)
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_remat_changes_memory_not_mathematics(repeats):
     config, params, _ = build(repeats=repeats)
@@ -132,7 +133,7 @@ def test_sizes_that_do_not_fit():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("d_model", [64, 1024])
+@pytest.mark.parametrize("d_model", [64, pytest.param(1024, marks=pytest.mark.tools)])
 def test_the_untrained_model_guesses_at_random(d_model, tied):
     """A tied head sees the token's own embedding in the stream; at no width does it begin by repeating the token."""
     _, _, network = build(

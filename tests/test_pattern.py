@@ -50,6 +50,7 @@ def test_options_belong_to_their_layer():
     assert bytes_of[0] < bytes_of[2]
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("layers", ["attention(window=4) mlp attention mlp", "attention+mamba2 mlp", "hgrn2+hgrn2 mlp hgrn2"])
 def test_decoding_is_the_model_that_was_trained(layers):
     _, _, network = build(layers, **{"model.repeats": 2})

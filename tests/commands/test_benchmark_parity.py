@@ -16,6 +16,8 @@ from seqmodels.errors import UserError
 from seqmodels.interop import checkpoint, table
 from tests.goldens import load
 
+pytestmark = pytest.mark.tools
+
 SIZES = {"steps": 3, "batch_size": 2, "seq_len": 16, "seed": 0}
 LLAMA, MAMBA2 = load("hf/llama").directory, load("hf/mamba2").directory
 

@@ -124,6 +124,7 @@ def test_the_run_folder_is_forbidden(tmp_path):
     assert "Permission denied" in error_of(CONFIG, f"--workdir={tmp_path / 'run'}", *TINY)
 
 
+@pytest.mark.tools
 def test_no_space_left(tmp_path, monkeypatch):
     """For rows, and for a checkpoint: what is there stays, and the run goes on later."""
     argv = [CONFIG, f"--workdir={tmp_path / 'run'}", f"--config.data.cache_dir={tmp_path / 'data'}", *TINY,

@@ -15,6 +15,8 @@ import seqmodels
 import train
 from seqmodels.training import loop
 
+pytestmark = pytest.mark.tools
+
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "goldens" / "text" / "llama"
 WRITTEN = json.loads((GOLDEN / "written.json").read_text())

@@ -16,6 +16,8 @@ from seqmodels import mixers, references
 from seqmodels.training import loop
 from tests.configs import tiny
 
+pytestmark = pytest.mark.tools
+
 ROOT = Path(__file__).parents[2]
 HEAD = '''"""Leaky average: each channel of the state fades at a rate read from the token.
 

@@ -156,6 +156,7 @@ def test_killed_three_times(reference, tmp_path, seed):
     assert_goes_on(reference, tmp_path, argv, lambda argv: finish(argv)[0])
 
 
+@pytest.mark.tools
 def test_what_a_run_says_and_leaves(reference):
     workdir, summary, err, _ = reference
     assert {"step", "validation_loss", "perplexity", "bits_per_byte", "tokens_per_second", "parameters",
@@ -241,6 +242,7 @@ def test_a_run_of_another_config_is_refused(reference, tmp_path):
         train_here(argv)
 
 
+@pytest.mark.tools
 def test_more_steps_only_where_the_schedule_allows(reference, tmp_path, capsys):
     """A run may be extended when the steps done would have had the same learning rates."""
     workdir, _ = copy_of(reference, tmp_path)
@@ -260,6 +262,7 @@ def test_more_steps_only_where_the_schedule_allows(reference, tmp_path, capsys):
         train_here(arguments(workdir, reference[0].parent))
 
 
+@pytest.mark.tools
 def test_a_loss_that_is_not_finite_stops_and_is_not_saved(reference, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     argv = arguments(workdir, reference[0].parent)
@@ -279,6 +282,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(reference, tmp_path, m
     assert_same_run(workdir, reference[0])
 
 
+@pytest.mark.tools
 def test_a_signal_during_an_evaluation_leaves_it_for_later(reference, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     argv = arguments(workdir, reference[0].parent)

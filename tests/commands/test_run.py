@@ -227,6 +227,7 @@ def test_generate_streams_and_writes_batches(trained, run, tmp_path):
     assert "tokens/s" in done.stderr
 
 
+@pytest.mark.tools
 def test_a_prompt_with_half_a_character_is_continued(trained, tmp_path, monkeypatch, capsys):
     options = (f"--workdir={trained[0]}", "--max_tokens=3", "--temperature=0")
     assert in_process(monkeypatch, "scripts/generate.py", *options, "--prompt=caf\udcc3 \ud83d") == 0
@@ -248,6 +249,7 @@ def test_generate_continues_a_file_of_prompts(trained, run, tmp_path, monkeypatc
     assert [row["continuation"] for row in rows] == continuations
 
 
+@pytest.mark.tools
 def test_many_prompts_are_written_batch_by_batch(trained, run, tmp_path, monkeypatch, capsys):
     """Five at most two at a time: three batches, each in the file before the next is begun, and the texts of one batch."""
     prompts = ["Once upon", "One day", "A dog", "Ben", "The end"]
@@ -270,6 +272,7 @@ def test_many_prompts_are_written_batch_by_batch(trained, run, tmp_path, monkeyp
     assert [row["continuation"] for row in rows] == real(run, prompts, max_tokens=6)
 
 
+@pytest.mark.tools
 def test_a_state_is_saved_and_gone_on_from(trained, run, tmp_path, monkeypatch, capsys):
     """From the command line: the text is what the state's text and the new prompt would have given."""
     state = tmp_path / "begun.npz"
@@ -287,6 +290,7 @@ def test_a_state_is_saved_and_gone_on_from(trained, run, tmp_path, monkeypatch, 
     assert capsys.readouterr().out == run.generate(begun, max_tokens=6, temperature=0) + "\n"
 
 
+@pytest.mark.tools
 def test_what_the_text_looked_at_is_drawn(trained, tmp_path, monkeypatch, capsys):
     options = (f"--workdir={trained[0]}", "--max_tokens=2", "--prompt=Once", f"--attention_plot={tmp_path / 'looked.png'}")
     assert in_process(monkeypatch, "scripts/generate.py", *options) == 0

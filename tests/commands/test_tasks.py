@@ -59,6 +59,7 @@ def run(trained):
     return seqmodels.load_run(trained[0])
 
 
+@pytest.mark.tools
 def test_scores_of_a_comparison(run):
     """Example by example what run.evaluate() says of all, and halves that make it up."""
     scored, whole = scores.score(run), run.evaluate()

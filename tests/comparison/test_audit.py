@@ -13,6 +13,8 @@ from seqmodels.comparison import audit
 from seqmodels.config import model_config
 from tests.programs import fast_jit
 
+pytestmark = pytest.mark.tools
+
 VOCAB_SIZE = 40
 TOKENS = np.random.default_rng(0).integers(VOCAB_SIZE, size=(2, 12))
 

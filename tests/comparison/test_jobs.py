@@ -19,6 +19,8 @@ from seqmodels.data.text import validation
 from seqmodels.errors import UserError
 from seqmodels.training import loop
 
+pytestmark = pytest.mark.tools
+
 VOCAB_SIZE = 64
 LINKS = dict.fromkeys(mixers.names(), "mixer.py")
 

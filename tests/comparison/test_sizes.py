@@ -35,6 +35,7 @@ def matched(name: str, quantity: str = "params", pattern: str | None = None, **o
     return found
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("name", mixers.names())
 def test_parameters_of_every_mixer(name):
     """Either matched, near the base; or an error that names the closest sizes and by how much they miss."""

@@ -62,8 +62,14 @@ SUBJECTS = {
         (*OUTSIDE_MIXERS, laws.state_size),
     ),
 }
+IN_MAKE_TEST = ("tied", "untied")  # the others are in `make test-tools`
 PARAMETERS = [
-    pytest.param(builder, law, id=f"{name}-{law.name}", marks=pytest.mark.xdist_group(f"model-{name}"))
+    pytest.param(
+        builder,
+        law,
+        id=f"{name}-{law.name}",
+        marks=[pytest.mark.xdist_group(f"model-{name}"), *(() if name in IN_MAKE_TEST else (pytest.mark.tools,))],
+    )
     for name, (builder, measures) in SUBJECTS.items()
     for law in laws.LAWS
     if law.measure in measures

@@ -76,7 +76,9 @@ def greedy_by_full_passes(network, count):
     return continuations
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(
+    "pattern", [*PATTERNS[:2], *(pytest.param(pattern, marks=pytest.mark.tools) for pattern in PATTERNS[2:])]
+)
 def test_greedy_stepping_is_the_argmax_of_full_forward_passes(pattern):
     network = small_network(pattern)
     draw = sampler(temperature=0.0)
@@ -97,6 +99,7 @@ def test_end_of_text_ends_a_row_and_no_other(network):
         assert list(stream(*network, PROMPTS[1], draw, max_tokens=12)) == whole[1][: len(cut[1]) + 1]
 
 
+@pytest.mark.tools
 def test_ids_that_are_no_tokens_are_not_written(network):
     is_token = np.arange(VOCABULARY) % 3 > 0
     for temperature in (0.0, 1.0, 1e6):
@@ -112,6 +115,7 @@ def test_the_seed_decides_and_streaming_agrees(network):
     assert list(stream(*network, PROMPTS[0], sampler(top_k=20, top_p=0.95), max_tokens=12)) == first[0]
 
 
+@pytest.mark.tools
 def test_a_list_may_be_decoded_in_parts(network):
     whole = generate(*network, PROMPTS, sampler(), max_tokens=12)
     assert generate(*network, PROMPTS[2:], sampler(first_row=2), max_tokens=12) == whole[2:]

@@ -14,6 +14,8 @@ from seqmodels.evaluation import decode
 from tests.decoding.test_generate import VOCABULARY, sampler, small_network
 from tests.eight_devices import on_eight_devices
 
+pytestmark = pytest.mark.tools
+
 TEXT = [int(n) for n in np.random.default_rng(3).integers(0, VOCABULARY, 21)]
 NAME = "these parameters"
 
@@ -177,7 +179,6 @@ def test_states_are_equal_where_their_numbers_are(network, state):
     assert state != dataclasses.replace(state, logits=state.logits + 1)
 
 
-@pytest.mark.tools
 def test_a_state_goes_on_where_the_parameters_are():
     rows = on_eight_devices("tests.decoding.moved_states")
     assert rows == [[1, True, True], [0, True, True]]

@@ -13,6 +13,8 @@ from seqmodels.mixers import attention
 from tests.configs import tiny
 from tests.programs import fast_jit
 
+pytestmark = pytest.mark.tools
+
 
 @pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2, "window": 3, "qk_norm": True}], ids=str)
 def test_weights_times_values_are_the_layer(options):

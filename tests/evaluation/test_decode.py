@@ -12,6 +12,8 @@ from seqmodels.evaluation.perplexity import state_bytes
 from tests.configs import tiny
 from tests.programs import fast_jit
 
+pytestmark = pytest.mark.tools
+
 VOCAB = 50
 
 

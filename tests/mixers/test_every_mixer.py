@@ -66,6 +66,7 @@ def test_default_config_works_at_any_multiple_of_32(mixer):
         assert kernel.shape[1] == d_model, "the model scales this projection with depth"
 
 
+@pytest.mark.tools
 def test_initialisation_follows_the_key(mixer):
     once_more = programs.initialiser(lambda rngs: make(mixer, 32, rngs))
     first, again, other = initialiser(mixer)(0), once_more(0), initialiser(mixer)(1)
@@ -79,6 +80,7 @@ def test_every_matrix_says_whether_it_is_decayed(mixer):
     assert mask["output_kernel"]
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("implementation", ["recurrent", None])
 def test_a_batch_may_have_no_rows_and_a_sequence_has_a_step(mixer, implementation):
     """Traced, with gradients, from a state and over marks: shapes follow the input, and a length of 0 is one line."""

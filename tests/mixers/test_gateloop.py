@@ -94,6 +94,7 @@ def test_the_recurrence_written_out(implementation, heads):
 # -- the singular point -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("heads", [4, 32])
 def test_gradients_where_the_gate_is_exactly_zero(heads):
     """A head with z = 0 at every step, where arg z has no derivative: its own gradient is zero, as in torch."""

@@ -66,6 +66,7 @@ def test_bounds_grow_with_depth_from_zero():
         told = told.next_layer()
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("mixer", ["hgrn", "hgrn2"])
 def test_every_layer_among_others_has_its_own_bound(mixer):
     """Depth counts layers of the kind over positions and repeats, in training and in one-token steps."""

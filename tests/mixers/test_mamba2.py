@@ -69,6 +69,7 @@ def test_scan_of_transformers(name, implementation):
         assert_close(found, golden[f"grad_{key}"], 5e-6, f"gradient of {key}")
 
 
+@pytest.mark.tools
 def test_a_limit_holds_in_every_step():
     """One step at a time is one call, limits and all (transformers' single step forgets them)."""
     config = mamba2.Config(dt_smallest=0.5, dt_largest=0.6)

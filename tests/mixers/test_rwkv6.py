@@ -147,6 +147,7 @@ def test_initialisation():
     assert np.array_equal(params["head_scale"], np.ones((4, 64)))
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_initialisation_in_a_model_goes_by_depth(repeats):
     """A model of L blocks has the published values of blocks 0 .. L - 1; one block is the first, not 0/0."""

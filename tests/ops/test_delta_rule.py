@@ -325,6 +325,7 @@ def test_bfloat16_inputs_keep_a_float32_state(form):
         assert relative_error(grad, expected[name]) < (TOLERANCE if name in wide else 4e-3), name
 
 
+@pytest.mark.tools
 def test_transformations_agree_with_the_plain_gradient():
     inputs = sample(steps=21, decay="channel")
     reset = marks(inputs, (5,), ())
@@ -343,6 +344,7 @@ def test_transformations_agree_with_the_plain_gradient():
         assert relative_error(mapped[name][:, 0], plain[name]) < TOLERANCE
 
 
+@pytest.mark.tools
 def test_differentiating_twice():
     inputs = sample(steps=9, decay="channel", batch=1)
 

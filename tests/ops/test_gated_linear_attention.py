@@ -265,6 +265,7 @@ def test_bfloat16_inputs_keep_a_float32_state(form):
     assert relative_error(grads["log_decay"], expected["log_decay"]) < TOLERANCE
 
 
+@pytest.mark.tools
 def test_transformations_agree_with_the_plain_gradient():
     inputs = sample(steps=21, decay="channel", bonus=True)
     reset = marks(inputs, (5,), ())
@@ -416,6 +417,7 @@ def check_one(steps, chunk_size, groups, repeats, marked, together, seed, **sign
     assert max(found.values()) < 1e-5, found
 
 
+@pytest.mark.tools
 @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(**{name: strategy for name, strategy in SWEEP.items()})
 def test_a_sweep_of_small_shapes(**choice):

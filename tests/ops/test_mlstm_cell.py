@@ -185,6 +185,7 @@ def gates_at_300(case):
     return inputs
 
 
+@pytest.mark.tools
 @every_form
 def test_gates_at_300(form):
     """Finite and right, although exp(300) and exp(-m) are not; m is known to 2e-5 there, so that h is to 1e-4."""

@@ -12,10 +12,9 @@ from tests.eight_devices import on_eight_devices
 from tests.ops.sequence_parallel_program import WITH_NAN, T, cases
 from tests.programs import matrix_products
 
-# A summary of states, and keys that go round; the others are tests of tools.
-FIRST = ("decay per channel", "softmax_attention")
-OTHERS = tuple(name for name in cases(T) if name not in FIRST)
-NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.tools) for name in OTHERS)]
+pytestmark = pytest.mark.tools
+
+NAMES = tuple(cases(T))
 EIGHT_OVER_TIME = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1, sequence=8), 8)
 
 

@@ -421,6 +421,7 @@ def test_cost_is_what_is_seen(T):
         assert cost(window=128) > 7 * 16 * T * 128
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("max_row_keys", [module.MAX_ROW_KEYS, 0], ids=["rows", "tiles"])
 @pytest.mark.parametrize("heads_at_once", [1, 2, 4, 5])
 def test_a_few_heads_at_a_time_are_all_of_them(heads_at_once, max_row_keys, monkeypatch):

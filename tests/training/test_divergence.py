@@ -20,6 +20,8 @@ from seqmodels.training import checkpoint, divergence, loop
 from seqmodels.training.first_nonfinite import first_finding
 from tests.configs import tiny
 
+pytestmark = pytest.mark.tools
+
 SMALL = {
     "data.toy_documents": 50, "data.seq_len": 16, "data.batch_size": 4, "model.pattern": "mlp", "model.repeats": 2,
     "train.steps": 8, "train.checkpoint_every_steps": 2, "train.eval_every_steps": 100, "train.sample_every_steps": 0,

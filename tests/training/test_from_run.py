@@ -18,6 +18,8 @@ from tests.commands.test_errors import CONFIG, error_of
 from tests.goldens import load
 from tests.interop.test_import_hf import copy_of, word_tokenizer
 
+pytestmark = pytest.mark.tools
+
 # Nothing is learnt: what comes out is what went in.
 STANDSTILL = {
     "optim.learning_rate": 1e-30, "optim.weight_decay": 0.0, "train.steps": 1, "train.sample_every_steps": 0,

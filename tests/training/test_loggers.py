@@ -15,6 +15,8 @@ from seqmodels.training import loggers, loop
 from seqmodels.training.profile import Profiler
 from tests.configs import tiny
 
+pytestmark = pytest.mark.tools
+
 
 def summaries(directory):
     for path in sorted(directory.glob("events*")):

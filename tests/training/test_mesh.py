@@ -13,11 +13,11 @@ from seqmodels.training import scale, sharding
 from tests.configs import tiny
 from tests.eight_devices import on_eight_devices
 
+pytestmark = pytest.mark.tools
+
 SPLIT = [mesh for mesh in MESHES if mesh != "one"]
-# Attention, with a vocabulary that divides over no mesh. The others are tests of tools.
-FIRST = ("attention:51",)
-OTHERS = tuple(name for name in mixers.names() if name not in (*FIRST, "attention"))
-NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.tools) for name in OTHERS)]
+# Attention has a vocabulary that divides over no mesh.
+NAMES = ["attention:51", *(name for name in mixers.names() if name != "attention")]
 # Times the FLOPs of data parallelism. Every device of ``tensor`` makes RWKV's five blends of the stream, whose low-rank products are
 # a fifth of the layer's at this width; split, each of the five would be gathered.
 MOST = {mesh: 1.1 for mesh in SPLIT}
@@ -52,9 +52,7 @@ def test_a_device_does_its_share(rows, mixer):
         assert (row["whole_batch"], row["in_loops"], row["rematerialisations"]) == ([], [], []), mesh
 
 
-@pytest.mark.parametrize(
-    ("steps", "mixer"), [(4096, "hgrn"), *(pytest.param(65536, name, marks=pytest.mark.tools) for name in ("hgrn", "mamba2"))]
-)
+@pytest.mark.parametrize(("steps", "mixer"), [(4096, "hgrn"), (65536, "hgrn"), (65536, "mamba2")])
 def test_eight_devices_train_on_a_long_text(steps, mixer):
     """With time split over them, each holds about an eighth, and what they exchange is no longer than the state."""
     (row,) = on_eight_devices("tests.training.sequence_program", str(steps), mixer)
@@ -72,7 +70,6 @@ def test_a_length_that_does_not_divide_is_refused():
         scale.abstract_trainer(config, 48, config.mesh)
 
 
-@pytest.mark.tools
 def test_kernels_compute_on_a_mesh_what_they_do_on_one_device():
     """Each device runs a kernel for its rows and channels; the gradient of what all share is summed over them."""
     plain, *others = on_eight_devices("tests.training.kernels_program")

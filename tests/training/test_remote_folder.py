@@ -14,6 +14,8 @@ from seqmodels.training.remote_folder import COMMIT, Mirror
 from tests.configs import tiny
 from tests.stores import Killed, Requests, watched
 
+pytestmark = pytest.mark.tools
+
 
 @pytest.fixture
 def url(tmp_path):

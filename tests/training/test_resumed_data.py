@@ -16,6 +16,8 @@ from seqmodels.errors import UserError
 from seqmodels.training import loop
 from tests.configs import tiny
 
+pytestmark = pytest.mark.tools
+
 WORDS = [f"w{number}" for number in range(40)]
 
 

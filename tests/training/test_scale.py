@@ -13,6 +13,8 @@ from seqmodels.training import memory, scale
 from seqmodels.training.state import Trainer
 from tests.configs import tiny
 
+pytestmark = pytest.mark.tools
+
 PIECES = 64
 
 
