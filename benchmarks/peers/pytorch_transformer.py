@@ -1,6 +1,6 @@
 """The PyTorch model that benchmark.py measures against: the same Transformer, written the usual PyTorch way.
 
-RMSNorm before each layer, attention with rotary positions through ``F.scaled_dot_product_attention``, a gated MLP,
+RMSNorm after the embedding and before each layer, attention with rotary positions through ``F.scaled_dot_product_attention``, a gated MLP,
 tied embeddings, AdamW with clipping. Same widths, so the same number of parameters and of multiplications.
 """
 
@@ -65,10 +65,10 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, hidden, seq_len) for _ in range(repeats))
-        self.norm = nn.RMSNorm(d_model, eps=1e-5)
+        self.embedding_norm, self.norm = (nn.RMSNorm(d_model, eps=1e-5) for _ in range(2))
 
     def forward(self, inputs, targets):
-        x = self.embedding(inputs)
+        x = self.embedding_norm(self.embedding(inputs))
         for block in self.blocks:
             x = block(x)
         return self.loss(self.norm(x), targets)

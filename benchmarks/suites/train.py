@@ -193,7 +193,7 @@ def measure_parts(names, d_model, repeats, sizes, rounds, has_torch) -> list[dic
     """Forward and backward of each part alone, times how often a step has it."""
     progress(f"parts of the step at width {d_model}")
     counts = {name: repeats * mixers.pattern(name).split().count(name) for name in names} | {
-        "mlp": repeats, "norm": 2 * repeats + 1, "embedding": 1, "loss": 1, "optimizer": 1,
+        "mlp": repeats, "norm": 2 * repeats + 2, "embedding": 1, "loss": 1, "optimizer": 1,
     }  # fmt: skip
     ours = our_parts(names, d_model, repeats, sizes)
     theirs = pytorch_parts(d_model, repeats, sizes) if has_torch else {}
