@@ -1,45 +1,34 @@
-"""The verdicts of known_truths.py follow from the rows; the picture can be drawn from part of them."""
+"""The verdicts on what the literature says follow from the comparisons, and docs/tasks.md has them."""
 
-import shlex
+import pytest
 
-import train
-from tools import known_truths
-
-
-def row(*accuracies, segments, state_bytes=64):
-    return {
-        "accuracy": sum(accuracies) / len(accuracies), "accuracy_by_segment": dict(zip(segments, accuracies)),
-        "state_bytes": state_bytes,
-    }  # fmt: skip
+from tools.pages import known_truths
 
 
-PAIRS, TOKENS = [f"length 64, {pairs} pairs" for pairs in (2, 16)], ["length 20", "length 40"]
+def test_the_table_is_current():
+    assert known_truths.PAGE.read_text(encoding="utf-8") == known_truths.page(), "run python -m tools.pages.known_truths"
 
 
-def test_verdicts(tmp_path):
-    rows = {
-        "mqar_small": row(0.999, segments=["length 32, 4 pairs"]),
-        "pairs_attention": row(1.0, 0.9, segments=PAIRS),
-        "pairs_linear_attention_16_heads": row(0.9, 0.8, segments=PAIRS),
-        "pairs_linear_attention_4_heads": row(0.9, 0.95, segments=PAIRS),
-        "parity_lstm": row(1.0, 1.0, segments=TOKENS),
-        "parity_mamba": row(0.99, 0.76, segments=TOKENS),
+@pytest.mark.parametrize("truth", [*known_truths.RECALL, *known_truths.PARITY], ids=lambda truth: truth.statement)
+def test_what_is_stated_can_fail(truth):
+    """No statement holds of models that all know everything, or that all guess."""
+    verdicts = {level: truth.holds(*[level] * len(truth.of)) for level in (1.0, 0.01)}
+    assert not all(verdicts.values())
+
+
+def test_a_verdict_is_of_the_means_over_seeds_by_size():
+    found = {
+        "mixers": {
+            "lstm": {"quality": {"by_segment": [["length 40", 40, 1.0], ["length 80", 80, 0.995]]}},
+            "attention": {"quality": {"by_segment": [["length 40", 40, 0.8], ["length 80", 80, 0.6]]}},
+            "mamba": {"quality": {"by_segment": [["length 40", 40, 0.7], ["length 80", 80, 0.6]]}},
+            "not yet": {"quality": None},
+        }
     }
-    assert list(known_truths.verdicts(rows).values()) == [True, False, False, True, None, False, None]
-    guesses = rows | {"pairs_linear_attention_16_heads": row(0.5, 1 / 16, segments=PAIRS)}
-    assert list(known_truths.verdicts(guesses).values())[1:3] == [False, True], "one of K is no recall"
-    binds = rows | {"pairs_linear_attention_16_heads": row(0.9, 0.2, segments=PAIRS)}
-    assert list(known_truths.verdicts(binds).values())[1:3] == [True, True]
-    assert list(known_truths.verdicts({}).values()) == [None] * 7
-    for rows_there in (rows, {}):
-        known_truths.draw(rows_there, tmp_path / "picture.png")
-        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_every_run_has_a_config_that_train_takes(tmp_path):
-    """And the command that is written down is the one that is run."""
-    for probe in known_truths.RUNS.values():
-        argv = ["train.py", f"--config={probe.config}", *probe.flags, f"--workdir={tmp_path}"]
-        config, _ = train.parse(argv)
-        assert shlex.split(f"{probe.command} --workdir={tmp_path}")[1:] == argv
-        assert config.data.synthetic_task is not None
+    measured = known_truths.accuracies(found)
+    assert measured["lstm", 80] == 0.995 and len(measured) == 6
+    rows = known_truths.verdicts(known_truths.PARITY, measured, "tokens")
+    assert [row[-1] for row in rows] == ["yes", "no", "yes", "yes"]
+    assert rows[1][2] == "attention 0.800 of 40 tokens"
+    recall = known_truths.accuracies({"mixers": {"gla": {"quality": {"by_segment": [["length 64, 16 pairs", 64, 0.5]]}}}})
+    assert recall == {("gla", 16): 0.5}
