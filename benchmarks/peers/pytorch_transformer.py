@@ -1,7 +1,8 @@
 """The PyTorch model that benchmark.py measures against: the same Transformer, written the usual PyTorch way.
 
-RMSNorm after the embedding and before each layer, attention with rotary positions through ``F.scaled_dot_product_attention``, a gated MLP,
-tied embeddings, AdamW with clipping. Same widths, so the same number of parameters and of multiplications.
+RMSNorm after the embedding and before each layer, attention with rotary positions through
+``F.scaled_dot_product_attention``, a gated MLP, tied embeddings, AdamW with clipping. Same widths, so the same number of
+parameters and of multiplications.
 """
 
 from collections.abc import Callable
