@@ -31,7 +31,7 @@ PYTEST := -m pytest -n $(JOBS) --dist loadgroup
 .PHONY: help docs demo test test-newest test-tools test-slow test-all drills lint wheel benchmark aot aot-test aot-venv aot-python gpu gpu-test gpu-benchmark clean
 help:
 	@echo "make demo       train softmax and linear attention side by side on built-in stories (minutes)"
-	@echo "make test       the mathematics, and every part of the package once;  make lint"
+	@echo "make test       mixers, ops, data, training, commands;  make lint"
 	@echo "make test-tools  rarer cases, comparisons, other libraries' checkpoints, benchmarks, pages, kernels in their interpreter"
 	@echo "make test-newest  a few of them with the newest packages, on Python 3.12"
 	@echo "make test-all   every test: also every form of every mixer with all its options under every law, and long sweeps"

@@ -30,13 +30,10 @@ def _formal_language(task):
 
 def _parity_small(config):
     """The parity of every prefix, trained to 40 tokens, tested to 80: with a label on the last token alone an LSTM needs longer."""
-    config.data.task = "parity"
+    _formal_language("parity")(config)
     config.data.tasks.parity.every, config.data.tasks.parity.test_lengths = True, (10, 20, 40, 80)
-    config.data.seq_len, config.data.batch_size = 40, 64
-    config.model.d_model = 32
-    config.model.mixers.attention.num_heads = 1
-    config.train.steps = 1_000
-    config.optim.learning_rate, config.optim.warmup_steps, config.optim.final_fraction = 5e-3, 100, 1e-3
+    config.data.batch_size, config.model.d_model, config.train.steps = 64, 32, 1_000
+    config.optim.learning_rate, config.optim.warmup_steps = 5e-3, 100
 
 
 def _group_word(group, elements, tests=()):

@@ -25,6 +25,7 @@ from tests.contract.cases import D_MODEL, all_cases, context  # noqa: E402
 
 BATCH, STEPS, CAPACITY = 2, 12, 20
 VOCAB_SIZE = 50
+UNMET = (jaxtyping.TypeCheckError, jaxtyping.AnnotationError)  # an array is not as annotated; an annotation cannot be read
 PATTERN = "attention(window=4) mlp attention+mamba2 rwkv_channel_mix hgrn2 mlp"
 
 
@@ -32,7 +33,7 @@ def trace_mixer(case, dtype) -> None:
     """Training on documents, and reading on from a state, of one form of a mixer.
 
     Raises:
-      jaxtyping.TypeCheckError: an annotation does not hold.
+      UNMET: an annotation does not hold.
       NotImplementedError: there is no such form.
     """
     network = nnx.eval_shape(lambda: case.build.make(nnx.Rngs(params=0), case.implementation, jnp.dtype(dtype)))
@@ -54,7 +55,7 @@ def trace_mixer(case, dtype) -> None:
 
 
 def trace_model() -> None:
-    """Everything that a language model does, with layers of every kind. Raises TypeCheckError."""
+    """Everything that a language model does, with layers of every kind. Raises UNMET."""
     config = tiny(**START | {"model.pattern": PATTERN, "model.dropout": 0.1}).model
     graphdef, params = model.graphdef(config, VOCAB_SIZE), model.param_shapes(config, VOCAB_SIZE)
     tokens, reset = (jax.ShapeDtypeStruct((BATCH, STEPS), dtype) for dtype in (jnp.int32, jnp.bool_))
@@ -82,12 +83,12 @@ def disagreements(names: list[str], everything: bool) -> list[str]:
                 trace_mixer(case, dtype)
             except NotImplementedError:
                 continue
-            except (jaxtyping.TypeCheckError, jaxtyping.AnnotationError) as error:
+            except UNMET as error:
                 found.append(f"{case.name} {case.implementation} {jnp.dtype(dtype).name}: {error}")
     try:
         if not names:
             trace_model()
-    except jaxtyping.TypeCheckError as error:
+    except UNMET as error:
         found.append(f"{PATTERN}: {error}")
     return found
 

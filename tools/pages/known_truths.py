@@ -22,7 +22,7 @@ BEGIN = "<!-- table: python -m tools.pages.known_truths -->"
 HEADS = ("statement", "source", "measured", "holds")
 # Linear attention without a feature map, in heads of 4 x 4 and of 16 x 16 at width 64.
 SMALL_STATE, LARGE_STATE = "linear_attention_16_heads", "linear_attention_4_heads"
-PAIRS = (2, 4, 16)  # the fewest, those of the first statement, the most of configs/recall.py:mqar_sweep
+FEWEST, FEW, MOST = 2, 4, 16  # pairs of configs/recall.py:mqar_sweep
 TRAINED, LONGER = 40, 80  # tokens of configs/state_tracking.py:parity_small
 # Right at random from token 41 on, and everywhere before: the mean over 80 prefixes.
 AT_RANDOM = 0.75
@@ -43,22 +43,22 @@ class Truth:
 
 RECALL = (
     Truth(
-        f"Two layers of attention solve associative recall of {PAIRS[1]} pairs", "2312.04927", (("attention", PAIRS[1]),),
+        f"Two layers of attention solve associative recall of {FEW} pairs", "2312.04927", (("attention", FEW),),
         lambda accuracy: accuracy > 0.99,
     ),
     Truth(
         "Linear attention whose state is small recalls few pairs, fewer of more pairs, and fewer than attention", "2402.18668",
-        ((SMALL_STATE, PAIRS[0]), (SMALL_STATE, PAIRS[2]), ("attention", PAIRS[2])),
+        ((SMALL_STATE, FEWEST), (SMALL_STATE, MOST), ("attention", MOST)),
         # A model that has learnt which tokens are values, and no more, answers one of K questions right.
         lambda few, many, attention: few > 0.75 and few - many > 0.2 and attention - many > 0.2,
     ),
     Truth(
-        "With a larger state it recalls more", "2402.18668", ((SMALL_STATE, PAIRS[2]), (LARGE_STATE, PAIRS[2])),
+        "With a larger state it recalls more", "2402.18668", ((SMALL_STATE, MOST), (LARGE_STATE, MOST)),
         lambda small, large: large - small > 0.2,
     ),
     Truth(
         "The delta rule recalls as many pairs as attention, a sum with a fixed decay (RetNet) does not", "2406.06484",
-        (("deltanet", PAIRS[2]), ("attention", PAIRS[2]), ("retnet", PAIRS[2])),
+        (("deltanet", MOST), ("attention", MOST), ("retnet", MOST)),
         lambda delta, attention, retnet: attention - delta < 0.05 and delta - retnet > 0.2,
     ),
 )  # fmt: skip
