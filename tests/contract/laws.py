@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,39 @@ def finite(tree: Pytree) -> bool:
 # -- what the laws are applied to -------------------------------------------------------------------------------
 
 
+class SharedJit:
+    """`fast_jit` that compiles a program once, whichever subject has it: the default form is one of the named ones.
+
+    Programs are the same if their texts are, which hold all constants, and their arguments and results. One lives as long as a
+    subject that has called it.
+    """
+
+    compiled: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+    def __init__(self, function: Callable):
+        self._jit = fast_jit(function, keep_unused=True)  # a text without an argument does not say which one is left out
+        self._programs = {}
+
+    def trace(self, *arguments):
+        return self._jit.trace(*arguments)
+
+    def __call__(self, *arguments):
+        leaves, treedef = jax.tree.flatten(arguments)
+        signature = treedef, *map(jax.typeof, leaves)
+        if signature not in self._programs:
+            self._programs[signature] = self._find(*arguments)
+        return self._programs[signature](*arguments)
+
+    def _find(self, *arguments):
+        traced = self.trace(*arguments)
+        lowered = traced.lower()
+        key = lowered.as_text(), lowered.in_tree, lowered.out_tree, *traced.jaxpr.in_avals, *traced.jaxpr.out_avals
+        program = self.compiled.get(key)
+        if program is None:
+            program = self.compiled[key] = lowered.compile()
+        return program
+
+
 class Subject:
     """A built mixer (or language model) with its parameters, and its compiled calls.
 
@@ -123,9 +157,9 @@ class Subject:
         self.sample = sample
         self.batch_axis = batch_axis
         self.context = context
-        self._call = fast_jit(self._apply)
-        self._steps = fast_jit(self._scan_steps)
-        self._pullback = fast_jit(self._differentiate)
+        self._call = SharedJit(self._apply)
+        self._steps = SharedJit(self._scan_steps)
+        self._pullback = SharedJit(self._differentiate)
 
     def _apply(self, params, inputs, state, reset):
         return nnx.merge(self.graphdef, params)(inputs, state, reset=reset)

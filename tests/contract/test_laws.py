@@ -3,6 +3,7 @@
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -78,6 +79,24 @@ def test_a_refusal_needs_words():
     assert laws.refusal(case(mutants.DecayMixer, implementation="chunked")) is None
     with pytest.raises(laws.ContractBroken):
         laws.refusal(case(mutants.DecayMixer, "refuses without a word", "pallas"))
+
+
+def test_the_same_program_is_compiled_once_and_no_other_is_taken_for_it():
+    def program(value, argument=0, scale=1.0):
+        table = np.full(300, value, np.float32)
+        return laws.SharedJit(lambda *x: x[argument] * table * scale)
+
+    x = np.ones(300, np.float32), np.full(300, 2, np.float32)
+    first = program(3)
+    assert first(*x)[0] == 3 and len(first._programs) == 1
+    with jax.no_tracing():
+        assert first(*x)[0] == 3
+    again, other_value, other_argument = program(3), program(4), program(3, argument=1)
+    assert [each(*x)[0] for each in (again, other_value, other_argument)] == [3, 4, 6]
+    (one,), (two,) = first._programs.values(), again._programs.values()
+    assert one is two
+    strong, weak = laws.SharedJit(lambda x: np.float32(1)), laws.SharedJit(lambda x: 1.0)
+    assert [each(x[0]).weak_type for each in (strong, weak)] == [False, True]
 
 
 def test_error_is_relative_to_the_leaf_and_never_forgives_nan():
