@@ -11,7 +11,7 @@ from tests import goldens
 from tests.ops import forms
 from tests.ops.forms import DEFAULT, assert_a_cut_changes_nothing, cotangents_for, marks, options, traced_for
 from tests.ops.judge import relative_error
-from tests.products import product
+from tests.products import product, rest_in_tools
 from tests.programs import fast_jit
 
 FORMS = ("recurrent", "chunked", "chunked_together")
@@ -19,6 +19,7 @@ FORMS = ("recurrent", "chunked", "chunked_together")
 TOLERANCE = 5e-6
 
 every_form = pytest.mark.parametrize("form", FORMS)
+default_form = pytest.mark.parametrize("form", rest_in_tools(FORMS, DEFAULT))  # the others are in `make test-tools`
 
 
 def evaluate(form):
@@ -167,7 +168,7 @@ DECAYS = {
 }
 
 
-@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT)
+@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT, rest_is_rare=True)
 def test_decays_of_any_strength(form, kind):
     inputs = sample(steps=64, batch=1, decay=kind)
     shape = inputs["log_decay"].shape
@@ -177,7 +178,7 @@ def test_decays_of_any_strength(form, kind):
         assert max(found.values()) < 1e-5, (strength, found)
 
 
-@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT)
+@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT, rest_is_rare=True)
 def test_small_gate_gradients_keep_their_digits(form, kind):
     # At -20 a step they are 1e-9 of the products they are made of: a difference of those would have no correct digit.
     inputs = sample(steps=64, batch=1, decay=kind)
@@ -245,13 +246,13 @@ def test_any_length_and_any_chunk_size(steps, chunk_size):
     assert relative_error(found_state, state) < TOLERANCE
 
 
-@every_form
+@default_form
 def test_carrying_the_state_over_a_cut_changes_nothing(form):
     inputs = sample(steps=37, decay="channel")
     assert_a_cut_changes_nothing(evaluate(form), inputs, ("q", "k", "v", "beta", "log_decay"), TOLERANCE)
 
 
-@every_form
+@default_form
 def test_no_state_is_a_state_of_zeros(form):
     inputs = sample(steps=19, decay="head")
     zeros = inputs | {"state": np.zeros_like(inputs["state"])}
@@ -275,7 +276,7 @@ ACCIDENTS = {
 }
 
 
-@every_form
+@default_form
 def test_an_accident_stays_in_its_document_and_head(form):
     for value in (np.nan, np.inf):
         check_accidents(form, value)
@@ -308,7 +309,7 @@ def check_accidents(form, value):
             np.testing.assert_array_equal(got, clean, err_msg=f"{accident}, d {moved}")
 
 
-@every_form
+@default_form
 def test_bfloat16_inputs_keep_a_float32_state(form):
     inputs = sample(steps=37, decay="channel")
     wide = ("log_decay", "state", "beta")

@@ -12,7 +12,7 @@ from seqmodels.ops.diagonal_ssm import diagonal_ssm, discretise, kernel
 from tests import goldens
 from tests.ops.forms import DEFAULT, assert_a_cut_changes_nothing, cotangents_for, marks
 from tests.ops.judge import distance, relative_error
-from tests.products import product
+from tests.products import product, rest_in_tools
 from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "parallel", "chunked")
@@ -21,6 +21,7 @@ NAMES = ("u", "dA_minus_1", "dB", "C", "state")
 TOLERANCE = 1e-5
 
 every_form = pytest.mark.parametrize("form", FORMS)
+default_form = pytest.mark.parametrize("form", rest_in_tools(FORMS, DEFAULT))  # the others are in `make test-tools`
 
 
 def normal(rng, shape):
@@ -142,7 +143,7 @@ def test_values_states_and_gradients(form, rule):
     assert max(found.values()) < TOLERANCE, found
 
 
-@product("form", FORMS, "steps", [1, 7, 16, 37], always=DEFAULT)
+@product("form", FORMS, "steps", [1, 7, 16, 37], always=DEFAULT, rest_is_rare=True)
 def test_any_length_with_documents(form, steps):
     inputs = sample(steps=steps)
     rows = [[t for t in row if t < steps] for row in ((5, 16, 17), (0, 30, 36))]
@@ -186,13 +187,13 @@ def test_the_kernel_keeps_its_digits_at_4096_steps(rule):
 # ---- time
 
 
-@every_form
+@default_form
 def test_carrying_the_state_over_a_cut_changes_nothing(form):
     inputs = sample(steps=37)
     assert_a_cut_changes_nothing(evaluate(form), inputs, ("u",), TOLERANCE)
 
 
-@product("form", FORMS, "documents", [False, True], always=DEFAULT)
+@product("form", FORMS, "documents", [False, True], always=DEFAULT, rest_is_rare=True)
 def test_causality(form, documents):
     """Exactly zero gradients to later inputs; to the rounding of an FFT where there is one."""
     inputs = sample(steps=37)
@@ -256,7 +257,7 @@ def test_a_state_that_nothing_reads_reaches_no_gradient(form):
 # ---- widths, memory, mistakes
 
 
-@every_form
+@default_form
 def test_narrow_inputs_are_summed_in_float32(form):
     inputs = sample(steps=37)
     narrow = jax.tree.map(jnp.asarray, inputs) | {"u": jnp.asarray(inputs["u"], jnp.bfloat16)}

@@ -20,13 +20,14 @@ from tests.ops.forms import (
     traced_for,
 )
 from tests.ops.judge import gradients, relative_error, run
-from tests.products import product
+from tests.products import product, rest_in_tools
 from tests.programs import fast_jit
 
 # float32 against float64, relative to the largest value; measured 4e-7 or less at these lengths
 TOLERANCE = 5e-6
 
 every_form = pytest.mark.parametrize("form", FORMS)
+default_form = pytest.mark.parametrize("form", rest_in_tools(FORMS, DEFAULT))  # the others are in `make test-tools`
 
 
 def sample(
@@ -100,7 +101,7 @@ DECAYS = {
 }
 
 
-@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT)
+@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT, rest_is_rare=True)
 def test_decays_of_any_strength(form, kind):
     # A closed gate followed by open ones is where clipped exponents are wrong by up to 0.98, and a shut one where
     # differences of cumulative sums are.
@@ -112,7 +113,7 @@ def test_decays_of_any_strength(form, kind):
         assert max(found.values()) < 1e-5, (strength, found)
 
 
-@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT)
+@product("form", FORMS, "kind", ["head", "channel"], always=DEFAULT, rest_is_rare=True)
 def test_small_gate_gradients_keep_their_digits(form, kind):
     # At -20 a step the gradients are 1e-9 of the products they come from: the textbook q d_q - k d_k has no correct digit.
     inputs = sample(steps=64, batch=1, decay=kind)
@@ -171,13 +172,13 @@ def test_any_length_and_any_chunk_size(steps, chunk_size):
     assert relative_error(found_state, state) < TOLERANCE
 
 
-@every_form
+@default_form
 def test_carrying_the_state_over_a_cut_changes_nothing(form):
     inputs = sample(steps=37, decay="channel")
     assert_a_cut_changes_nothing(evaluate(form), inputs, ("q", "k", "v", "log_decay"), TOLERANCE)
 
 
-@every_form
+@default_form
 def test_no_state_is_a_state_of_zeros(form):
     inputs = sample(steps=19, decay="head")
     inputs.pop("state")
@@ -187,7 +188,7 @@ def test_no_state_is_a_state_of_zeros(form):
     assert relative_error(state, expected_state) < TOLERANCE
 
 
-@every_form
+@default_form
 def test_a_decay_of_minus_infinity_forgets_like_a_reset(form):
     inputs = sample(steps=37, decay="channel")
     reset = marks(inputs, (5, 16), (30,))
@@ -210,7 +211,7 @@ ACCIDENTS = {
 }
 
 
-@product("form", FORMS, "bonus", [False, True], always=DEFAULT)
+@product("form", FORMS, "bonus", [False, True], always=DEFAULT, rest_is_rare=True)
 def test_an_accident_stays_in_its_document_and_head(form, bonus):
     for value in (np.nan, np.inf):
         check_accidents(form, sample(steps=37, decay="channel", value_decay=True, bonus=bonus), value)
@@ -247,7 +248,7 @@ def check_accidents(form, inputs, value):
             )
 
 
-@every_form
+@default_form
 def test_bfloat16_inputs_keep_a_float32_state(form):
     inputs = sample(steps=37, decay="channel")
     narrow = {name: x if name in ("log_decay", "state") else jnp.asarray(x, jnp.bfloat16) for name, x in inputs.items()}

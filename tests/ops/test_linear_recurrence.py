@@ -14,7 +14,7 @@ from seqmodels.ops.linear_recurrence import linear_recurrence
 from tests import goldens
 from tests.ops.forms import DEFAULT, assert_a_cut_changes_nothing, marks
 from tests.ops.judge import distance, relative_error
-from tests.products import product
+from tests.products import product, rest_in_tools
 from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "chunked")
@@ -22,6 +22,7 @@ FORMS = ("recurrent", "associative", "chunked")
 TOLERANCE = 5e-6
 
 every_form = pytest.mark.parametrize("form", FORMS)
+default_form = pytest.mark.parametrize("form", rest_in_tools(FORMS, DEFAULT))  # the others are in `make test-tools`
 
 
 def sample(*, steps, batch=2, channels=(5,), is_complex=False, low=-3.0, seed=0):
@@ -144,7 +145,7 @@ DECAYS = {
 }
 
 
-@every_form
+@default_form
 def test_decays_of_any_strength(form):
     inputs = sample(steps=64)
     for strength, draw in DECAYS.items():
@@ -153,7 +154,7 @@ def test_decays_of_any_strength(form):
         assert max(found.values()) < TOLERANCE, (strength, found)
 
 
-@every_form
+@default_form
 def test_a_closed_gate_forgets_like_a_reset(form):
     inputs = sample(steps=37)
     reset = marks(inputs, (5, 16), (30,))
@@ -164,13 +165,13 @@ def test_a_closed_gate_forgets_like_a_reset(form):
 # ---- time
 
 
-@product("form", FORMS, "is_complex", [False, True], always=DEFAULT)
+@product("form", FORMS, "is_complex", [False, True], always=DEFAULT, rest_is_rare=True)
 def test_carrying_the_state_over_a_cut_changes_nothing(form, is_complex):
     inputs = sample(steps=37, is_complex=is_complex)
     assert_a_cut_changes_nothing(evaluate(form), inputs, ("a", "b"), TOLERANCE)
 
 
-@every_form
+@default_form
 def test_packed_documents_are_separate_documents(form):
     inputs = sample(steps=37, batch=1)
     packed_h, packed_state = evaluate(form)(inputs, marks(inputs, (17,)))
@@ -180,7 +181,7 @@ def test_packed_documents_are_separate_documents(form):
     assert distance(packed_state, state) < TOLERANCE
 
 
-@every_form
+@default_form
 def test_gradients_to_later_inputs_are_exactly_zero(form):
     inputs = sample(steps=37)
     cotangents = np.zeros_like(inputs["b"]), np.zeros_like(inputs["state"])
@@ -203,7 +204,7 @@ ACCIDENTS = {
 }
 
 
-@product("form", FORMS, "is_complex", [False, True], always=DEFAULT)
+@product("form", FORMS, "is_complex", [False, True], always=DEFAULT, rest_is_rare=True)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_accident_stays_in_its_document_and_channel(form, value, is_complex):
     inputs = sample(steps=37, is_complex=is_complex)
@@ -231,7 +232,7 @@ def test_an_accident_stays_in_its_document_and_channel(form, value, is_complex):
 # ---- dtypes, transformations, cost
 
 
-@every_form
+@default_form
 def test_narrow_inputs_keep_a_float32_state(form):
     inputs = {name: jnp.asarray(x, jnp.bfloat16) if name != "state" else x for name, x in sample(steps=37).items()}
     cotangents = (jnp.asarray(cotangents_for(sample(steps=37))[0], jnp.bfloat16), np.ones_like(inputs["state"]))
@@ -246,7 +247,7 @@ def test_narrow_inputs_keep_a_float32_state(form):
         assert relative_error(gradient, expected[name]) < 4e-3
 
 
-@every_form
+@default_form
 def test_one_complex_input_makes_everything_complex(form):
     inputs = sample(steps=9) | {"a": sample(steps=9, is_complex=True)["a"]}
     h, state = evaluate(form)(inputs, None)

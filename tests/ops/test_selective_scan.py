@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from seqmodels.ops.selective_scan import selective_scan
 from tests import goldens
-from tests.ops.forms import assert_a_cut_changes_nothing, cotangents_for, marks
+from tests.ops.forms import DEFAULT, assert_a_cut_changes_nothing, cotangents_for, marks
 from tests.ops.judge import relative_error
+from tests.products import rest_in_tools
 from tests.programs import fast_jit
 
 FORMS = ("recurrent", "associative", "chunked")
@@ -21,6 +22,7 @@ CHUNK_SIZE = 8
 TOLERANCE = 5e-6
 
 every_form = pytest.mark.parametrize("form", FORMS)
+default_form = pytest.mark.parametrize("form", rest_in_tools(FORMS, DEFAULT))  # the others are in `make test-tools`
 
 
 def sample(*, steps, batch=2, channels=4, states=3, most=2.0, seed=0):
@@ -161,7 +163,7 @@ EXPONENTS = {
 }
 
 
-@every_form
+@default_form
 def test_decays_of_any_strength(form):
     inputs = sample(steps=64, batch=1)
     inputs["A"] = np.full_like(inputs["A"], -1.0) * np.linspace(0.5, 1.0, 3, dtype=np.float32)
@@ -174,13 +176,13 @@ def test_decays_of_any_strength(form):
 # ---- time
 
 
-@every_form
+@default_form
 def test_carrying_the_state_over_a_cut_changes_nothing(form):
     inputs = sample(steps=37)
     assert_a_cut_changes_nothing(evaluate(form), inputs, ("x", "dt", "B", "C"), TOLERANCE)
 
 
-@every_form
+@default_form
 def test_packed_documents_are_separate_documents(form):
     inputs = sample(steps=37, batch=1)
     packed_y, packed_state = evaluate(form)(inputs, marks(inputs, (17,)))
@@ -245,7 +247,7 @@ def test_an_accident_stays_in_its_document(form, value):
 # ---- dtypes, transformations, cost
 
 
-@every_form
+@default_form
 def test_narrow_inputs_keep_a_float32_state(form):
     inputs = {name: x if name in ("A", "state") else jnp.asarray(x, jnp.bfloat16) for name, x in sample(steps=37).items()}
     cotangents = cotangents_for(inputs)

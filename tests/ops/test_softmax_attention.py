@@ -12,7 +12,7 @@ from seqmodels.ops.softmax_attention import Cache, init_cache, softmax_attention
 from seqmodels.ops.softmax_attention.tiles import Tiles
 from tests.goldens import golden_forms, load
 from tests.ops.forms import DEFAULT
-from tests.products import product
+from tests.products import product, rest_in_tools
 from tests.programs import fast_jit, matrix_products
 
 # The package exports the function under the name of its module.
@@ -27,17 +27,17 @@ COMPILED = {
 }
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=rest_in_tools(FORMS, DEFAULT))
 def attend(request, monkeypatch):
-    """softmax_attention in one of its forms."""
+    """softmax_attention in one of its forms; where a test does not name them, the default one is in `make test`."""
     if request.param == "tiles":
         monkeypatch.setattr(module, "MAX_ROW_KEYS", 0)
     return COMPILED[request.param]
 
 
-def of_every_form(names, values, forms=tuple(FORMS)):
+def of_every_form(names, values, forms=tuple(FORMS), **options):
     """Parameters of a test that `attend`s; see `product`."""
-    return product("attend", forms, names, values, always=DEFAULT, indirect=("attend",))
+    return product("attend", forms, names, values, always=DEFAULT, indirect=("attend",), **options)
 
 
 def draw(seed, T, *, batch=B, heads=H, groups=G, key_dim=K, value_dim=V, dtype=jnp.float32):
@@ -154,6 +154,7 @@ def test_long_sequences_loop_over_tiles():
         ([33, 1, 33], 5, True),
         ([70, 11, 1], 75, True),
     ],
+    rest_is_rare=True,
 )
 def test_split(lengths, window, with_reset, attend):
     """Pieces with a carried ring = one call, whatever was read before; the window's ring wraps around many times."""
@@ -166,7 +167,7 @@ def test_split(lengths, window, with_reset, attend):
     assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, cache)
 
 
-@of_every_form("window", [None, 6])
+@of_every_form("window", [None, 6], rest_is_rare=True)
 def test_no_cache_is_an_empty_ring_that_can_be_carried_on(window, attend):
     """Without room to spare, what is carried on is a window, or the tokens since a reset."""
     T = 11
@@ -231,6 +232,7 @@ def gradient_of_the_recurrent_form(T, window, with_reset):
     "T, window, with_reset",
     [(1, None, True), (13, 7, False), (70, None, False), (70, None, True), (70, 7, True), (70, 100, False)],
     forms=("parallel", "chunked", "tiles"),
+    rare=((1, None, True), (70, None, False), (70, 100, False)),
 )
 def test_gradients(T, window, with_reset, attend):
     """Those of the recurrent form."""
@@ -239,7 +241,7 @@ def test_gradients(T, window, with_reset, attend):
         close(one, other, 1e-5)
 
 
-@of_every_form("window", [None, 20])
+@of_every_form("window", [None, 20], rest_is_rare=True)
 def test_causality_is_exact(window, attend):
     T, t = 80, 41
     q, k, v = draw(8, T)
@@ -254,7 +256,7 @@ def test_causality_is_exact(window, attend):
         assert np.all(np.any(x_bar, axis=(2, 3)) == ((np.arange(T) >= oldest) & (np.arange(T) <= t)))
 
 
-@of_every_form("window", [None, 6])
+@of_every_form("window", [None, 6], rest_is_rare=True)
 def test_nan_stays_in_its_document(window, attend):
     """Around a bad key in the ring, a bad value and a bad query, other documents have what clean inputs give."""
     T = 24
@@ -347,7 +349,7 @@ def test_a_ring_of_another_dtype(attend):
     close(o, definition(q, k, v), 0.01)
 
 
-@of_every_form("dtype", [jnp.float32, jnp.bfloat16])
+@of_every_form("dtype", [jnp.float32, jnp.bfloat16], rest_is_rare=True)
 def test_large_scores_stay_finite(dtype, attend):
     inputs = (30 * x for x in draw(16, 70, dtype=dtype))
     for x in jax.tree.leaves(pulled(lambda q, k, v: attend(q, k, v)[0])(*inputs)):
