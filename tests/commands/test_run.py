@@ -218,13 +218,25 @@ def test_eval_ends_with_one_json_line(trained, run, tmp_path):
     assert (tmp_path / "moved" / "loss_by_position.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_generate_streams_and_writes_batches(trained, run, tmp_path):
-    options = (f"--workdir={trained[0]}", "--max_tokens=12", "--seed=3")
-    done = command("scripts/generate.py", *options, "--prompt=Once upon a time", cwd=tmp_path)
+def generate_here(monkeypatch, capsys, *arguments, cwd):
+    monkeypatch.chdir(cwd)
+    assert in_process(monkeypatch, "scripts/generate.py", *arguments) == 0
+    return capsys.readouterr()
+
+
+def generate_as_a_process(monkeypatch, capsys, *arguments, cwd):
+    done = command("scripts/generate.py", *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("generate", [generate_here, pytest.param(generate_as_a_process, marks=pytest.mark.tools)])
+def test_generate_streams(trained, run, tmp_path, monkeypatch, capsys, generate):
+    options = (f"--workdir={trained[0]}", "--max_tokens=12", "--seed=3", "--prompt=Once upon a time")
+    out, err = generate(monkeypatch, capsys, *options, cwd=tmp_path)
     story = run.generate("Once upon a time", max_tokens=12, seed=3)
-    assert done.stdout == escape("Once upon a time" + story, "terminal") + "\n"
-    assert "tokens/s" in done.stderr
+    assert out == escape("Once upon a time" + story, "terminal") + "\n"
+    assert "tokens/s" in err
 
 
 @pytest.mark.tools
