@@ -62,6 +62,7 @@ def test_the_whole_config_refuses_what_its_part_does(field):
         assert (odd_values.made(case) is None) >= (odd_values.made_alone(case) is None), str(case)
 
 
+@pytest.mark.tools
 def test_two_steps():
     cases = {str(case): case for case in odd_values.cases("optim.learning_rate")}
     assert odd_values.two_steps(cases["optim.learning_rate=nan"]) == "refused"

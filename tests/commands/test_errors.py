@@ -166,6 +166,7 @@ def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
         command_line.run(lambda: train.main(["train.py", CONFIG, f"--workdir={tmp_path}", *TINY]))
 
 
+@pytest.mark.tools
 def test_as_a_person_sees_it(tmp_path):
     """Once as a child process: one line, exit code 1, from any directory."""
     script = Path(train.__file__)

@@ -61,6 +61,7 @@ def test_every_mixer_starts_alike_at_every_size(name, d_model, repeats):
     check(name, d_model, repeats)
 
 
+@pytest.mark.tools
 def test_without_the_rule_mixers_start_unlike():
     """The older start, which the law exists for: attention's token is drowned where Mamba's is not."""
     shares = {}

@@ -12,6 +12,7 @@ from seqmodels.decoding.generate import generate, pad_prompts
 from seqmodels.decoding.sampling import Sampler, Sampling
 from seqmodels.errors import UserError
 from tests.configs import layer_configs
+from tests.products import rest_in_tools
 from tests.programs import fast_jit
 
 
@@ -76,9 +77,7 @@ def greedy_by_full_passes(network, count):
     return continuations
 
 
-@pytest.mark.parametrize(
-    "pattern", [*PATTERNS[:2], *(pytest.param(pattern, marks=pytest.mark.tools) for pattern in PATTERNS[2:])]
-)
+@pytest.mark.parametrize("pattern", rest_in_tools(PATTERNS, ("attention mlp",)))
 def test_greedy_stepping_is_the_argmax_of_full_forward_passes(pattern):
     network = small_network(pattern)
     draw = sampler(temperature=0.0)
@@ -89,14 +88,15 @@ def test_greedy_stepping_is_the_argmax_of_full_forward_passes(pattern):
     assert list(stream(*network, PROMPTS[1], draw, max_tokens=12)) == expected[1]
 
 
-def test_end_of_text_ends_a_row_and_no_other(network):
+@pytest.mark.parametrize("count", rest_in_tools((1, 2), (2,)))
+def test_end_of_text_ends_a_row_and_no_other(network, count):
     whole = generate(*network, PROMPTS, sampler(temperature=0.0), max_tokens=12)
-    for ends in ((whole[1][4],), (whole[1][4], whole[2][2])):
-        cut = [row[: min([row.index(end) for end in ends if end in row], default=12)] for row in whole]
-        assert len(cut[1]) <= 4
-        draw = sampler(temperature=0.0, ends=ends)
-        assert generate(*network, PROMPTS, draw, max_tokens=12) == cut
-        assert list(stream(*network, PROMPTS[1], draw, max_tokens=12)) == whole[1][: len(cut[1]) + 1]
+    ends = (whole[1][4], whole[2][2])[:count]
+    cut = [row[: min([row.index(end) for end in ends if end in row], default=12)] for row in whole]
+    assert len(cut[1]) <= 4
+    draw = sampler(temperature=0.0, ends=ends)
+    assert generate(*network, PROMPTS, draw, max_tokens=12) == cut
+    assert list(stream(*network, PROMPTS[1], draw, max_tokens=12)) == whole[1][: len(cut[1]) + 1]
 
 
 @pytest.mark.tools

@@ -256,6 +256,7 @@ def test_one_complex_input_makes_everything_complex(form):
     assert distance(h, expected_h) < TOLERANCE
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("form", ["chunked"])
 def test_transformations_agree_with_the_plain_gradient(form):
     inputs = sample(steps=21)
@@ -282,6 +283,7 @@ def test_transformations_agree_with_the_plain_gradient(form):
     assert relative_error(through_layers(form), through_layers("recurrent")) < TOLERANCE
 
 
+@pytest.mark.tools
 def test_differentiating_twice():
     inputs = sample(steps=9, batch=1)
 

@@ -263,6 +263,7 @@ def test_narrow_inputs_keep_a_float32_state(form):
         assert relative_error(gradient, expected[name]) < (4e-3 if gradient.dtype == jnp.bfloat16 else TOLERANCE), name
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("form", ["chunked"])
 def test_transformations_agree_with_the_plain_gradient(form):
     inputs = sample(steps=21)
@@ -294,6 +295,7 @@ def test_transformations_agree_with_the_plain_gradient(form):
     assert relative_error(through_layers(form), through_layers("recurrent")) < TOLERANCE
 
 
+@pytest.mark.tools
 def test_differentiating_twice():
     inputs = sample(steps=9, batch=1)
 
