@@ -236,6 +236,7 @@ def test_mistakes_of_train(tmp_path, flags, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.tools
 def test_compression_is_read_off_the_last_position(tmp_path):
     """All labels come from one vector: whatever token changes, every position knows of it."""
     config = copying.get_config("compression")

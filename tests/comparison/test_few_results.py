@@ -68,6 +68,7 @@ def check(found: dict) -> str:
     return lead
 
 
+@pytest.mark.tools
 def test_no_document_was_scored(published, tmp_path):
     """Means over nothing are null; figures and pages are made of the rest."""
     found = made_up(published, ["gla", "mamba"])

@@ -66,6 +66,7 @@ def test_flops(name):
     matched(name, "flops")
 
 
+@pytest.mark.tools
 def test_state_bytes():
     """A window's state does not grow with MLPs: width and repeats have to do it."""
     found = matched("linear_attention", "state_bytes", **{"model.mixers.attention.window": 16})
