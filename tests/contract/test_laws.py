@@ -83,7 +83,7 @@ def test_a_refusal_needs_words():
 
 def test_the_same_program_is_compiled_once_and_no_other_is_taken_for_it():
     def program(value, argument=0, scale=1.0):
-        table = np.full(300, value, np.float32)
+        table = np.arange(300, dtype=np.float32) + value  # not one number, which a text may say in short
         return laws.SharedJit(lambda *x: x[argument] * table * scale)
 
     x = np.ones(300, np.float32), np.full(300, 2, np.float32)
