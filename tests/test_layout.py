@@ -202,6 +202,7 @@ def test_nothing_depends_on_where_it_was_written():
     assert not [str(path) for path in files if elsewhere in path.read_text()]
 
 
+@pytest.mark.tools
 def test_importing_does_nothing():
     """Importing every module touches no device (there is none to touch here), warns of nothing, prints nothing."""
     without = (

@@ -156,6 +156,7 @@ def _chunk_scan_backward(prepare, chunk_size, precision, schedule, residuals, co
             d_ends, d_state = schedule.passes.backward(
                 chunks, d_split_outputs, d_state, precision=precision, interpret=schedule.interpret
             )
+        starts = starts.astype(jnp.float32)  # a kernel's may have the products' dtype
         _, pull = jax.vjp(lambda chunk_inputs: run(chunk_inputs, starts), split_inputs)
         (d_split_inputs,) = pull((d_split_outputs, d_ends))
         d_inputs = jax.tree.map(lambda d: _join(d, chunk_size), d_split_inputs)

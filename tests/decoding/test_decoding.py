@@ -21,9 +21,8 @@ PATTERNS = {name: name for name in mixers.names()} | {
     "hybrid": "mamba2 attention gated_deltanet mlp",
 }
 # What carries a state through a model is the same code for all, and that a mixer decodes is a law of its contract: a nonlinear
-# recurrence, a channel layer's state and three mixers in one model, one of them with a cache, are in `make test`, the others are
-# tests of tools.
-FIRST = ("lstm", "rwkv6", "hybrid")
+# recurrence, a channel layer's state and a cache are in `make test`, the others are tests of tools.
+FIRST = ("lstm", "rwkv6", "attention")
 NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.tools) for name in PATTERNS if name not in FIRST)]
 PROMPTS = [[int(n) for n in np.random.default_rng(length).integers(0, VOCABULARY, length)] for length in LENGTHS]
 GREEDY = Sampler(Sampling(temperature=0.0), jax.random.key(0))
