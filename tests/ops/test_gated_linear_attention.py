@@ -415,7 +415,8 @@ def check_one(steps, chunk_size, groups, repeats, marked, together, seed, **sign
     expected = gradients(tape, *cotangents)
     found = {name: relative_error(grads[name], expected[name]) for name in inputs}
     found |= {"o": relative_error(o, expected_o), "final state": relative_error(state, expected_state)}
-    assert max(found.values()) < 1e-5, found
+    # A decay's gradient is a sum over its head's state; of a few numbers that cancel rounding is more.
+    assert all(error < (1e-4 if "decay" in name else 1e-5) for name, error in found.items()), found
 
 
 @pytest.mark.tools
