@@ -18,7 +18,9 @@ from seqmodels.data.atomic import write_whole
 AT_LEAST_TURNS = 2
 
 
-def take_turns(contenders: dict[str, Callable], rounds: int, seconds: float = math.inf) -> dict[str, dict[str, float]]:
+def take_turns(
+    contenders: dict[str, Callable], rounds: int, seconds: float = math.inf, *, steady: bool = False
+) -> dict[str, dict[str, float]]:
     """Milliseconds of one call of each, after one to warm up: the least wall time, its median, the least CPU time.
 
     The call to warm up never counts, however long it took: a gradient that needs 2 GiB took three to six times as long
@@ -28,6 +30,9 @@ def take_turns(contenders: dict[str, Callable], rounds: int, seconds: float = ma
       contenders: name -> a call that waits for its result.
       rounds: turns of each.
       seconds: a contender whose turns have taken so long gets no further one, beyond the first ``AT_LEAST_TURNS``.
+      steady: each turn is two calls, of which the second counts, as steps of a training run follow each other. XLA frees its
+        temporaries after each step, and a virtual machine may give idle memory back to its host: after a pause of a second a
+        step took 404, 871 and 362 ms, the three after each of them 350 to 420. PyTorch keeps its memory.
     """
     for call in contenders.values():
         call()
@@ -36,6 +41,8 @@ def take_turns(contenders: dict[str, Callable], rounds: int, seconds: float = ma
         for name, call in contenders.items():
             if turn >= AT_LEAST_TURNS and sum(walls[name]) >= 1e3 * seconds:
                 continue
+            if steady:
+                call()
             cpu, wall = time.process_time(), time.perf_counter()
             call()
             walls[name].append(1e3 * (time.perf_counter() - wall))

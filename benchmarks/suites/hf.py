@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> dict:
 def measure(name: str, sizes: dict, rounds: int, seconds: float) -> list[dict]:
     """Training steps of both in turns, a row each."""
     shape = {each: sizes[each] for each in ("batch_size", "seq_len")}
-    ours = Training(name, sizes["d_model"], sizes["layers"], **shape)
+    ours = Training(name, sizes["d_model"], sizes["layers"], embedding_norm=False, **shape)
     from benchmarks.peers.pytorch_transformer import by_threads
 
     theirs = hugging_face_trainer(name, sizes, shape)
@@ -66,7 +66,7 @@ def measure(name: str, sizes: dict, rounds: int, seconds: float) -> list[dict]:
         THEIRS: sum(parameter.numel() for parameter in theirs.model.parameters()),
     }
     assert parameters[OURS] == parameters[THEIRS], f"{name}: not the same model: {parameters} parameters"
-    times = take_turns({OURS: ours.step} | by_threads(THEIRS, theirs.step), rounds, seconds)
+    times = take_turns({OURS: ours.step} | by_threads(THEIRS, theirs.step), rounds, seconds, steady=True)
     best = min((side for side in times if side != OURS), key=lambda side: times[side]["wall_ms"])
     tokens = shape["batch_size"] * shape["seq_len"]
     print(

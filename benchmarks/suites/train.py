@@ -74,8 +74,9 @@ def parse_shape(shape: str) -> tuple[int, int]:
 class Training:
     """One training step of ``repeats`` times the pattern on one random batch; ``step()`` waits for it."""
 
-    def __init__(self, pattern: str, d_model: int, repeats: int, *, batch_size: int, seq_len: int):
+    def __init__(self, pattern: str, d_model: int, repeats: int, *, batch_size: int, seq_len: int, embedding_norm: bool = True):
         config = base.get_config()
+        config.model.embedding_norm = embedding_norm
         config.model.pattern = pattern
         config.model.d_model, config.model.repeats = d_model, repeats
         config.data.batch_size, config.data.seq_len = batch_size, seq_len
@@ -150,7 +151,7 @@ def measure_throughput(names, d_model, repeats, sizes, options, has_torch) -> li
             progress("compiling PyTorch's model")
             compiled = pytorch_trainer(d_model, repeats, sizes, compiled=True).step
             contenders |= pytorch_transformer.by_threads(PYTORCH_COMPILED, compiled)
-    times = take_turns(contenders, options.rounds)
+    times = take_turns(contenders, options.rounds, steady=True)
     best = min((times[name] for name in times if name not in flops), key=lambda each: each["wall_ms"], default=None)
     tokens = sizes["batch_size"] * sizes["seq_len"]
     print(f"\ntraining step, width {d_model}, {repeats} repeats, B {sizes['batch_size']}, T {sizes['seq_len']}")
@@ -197,7 +198,8 @@ def measure_parts(names, d_model, repeats, sizes, rounds, has_torch) -> list[dic
     }  # fmt: skip
     ours = our_parts(names, d_model, repeats, sizes)
     theirs = pytorch_parts(d_model, repeats, sizes) if has_torch else {}
-    times = take_turns(ours | {f"{PYTORCH} {name}": run for name, run in theirs.items()}, rounds)
+    contenders = ours | {f"{PYTORCH} {name}": run for name, run in theirs.items()}
+    times = take_turns(contenders, rounds, steady=True)
     print(f"\nparts of that step at width {d_model}, forward and backward, alone")
     print(f"  {'':24s} {'ms':>8s} {'CPU ms':>8s} {'times':>6s} {'ms a step':>10s}  PyTorch: ms, CPU ms")
     rows = []
