@@ -249,6 +249,8 @@ def test_turns(monkeypatch):
     assert calls == {"fast": 5, "slow": 3}
     assert times["fast"] == {"wall_ms": 0.0, "median_wall_ms": 0.0, "cpu_ms": 0.0, "turns": 4}
     assert times["slow"] == {"wall_ms": 125.0, "median_wall_ms": 125.0, "cpu_ms": 250.0, "turns": 2}
+    times = timing.take_turns({"slow": contenders["slow"]}, rounds=4, steady=True)
+    assert calls["slow"] == 3 + 1 + 2 * 4 and times["slow"]["turns"] == 4
 
 
 def suite(monkeypatch, *arguments):
