@@ -56,13 +56,13 @@ def rotary(
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-def _cos_and_sin(angle: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """Both, on a CPU by a loop.
+def _cos_and_sin(angle: Float[Array, "#B T 1 pairs"]) -> tuple[Float[Array, "#B T 1 pairs"], Float[Array, "#B T 1 pairs"]]:
+    """Both, of several steps on a CPU by a loop.
 
     XLA's CPU compiler fuses a cosine into what reads it, barrier or not: it is computed for every row of the batch, every head
     and every use (a fifth of the time of the attention layer). What a loop returns is not fused.
     """
-    if target.device() != "cpu":
+    if target.device() != "cpu" or angle.shape[1] == 1:
         return jnp.cos(angle), jnp.sin(angle)
     cos, sin = lax.map(lambda is_sine: jnp.where(is_sine, jnp.sin(angle), jnp.cos(angle)), jnp.array([False, True]))
     return cos, sin
