@@ -22,7 +22,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 # `make test` fails if a test takes more CPU time, fixtures and child processes included (10 is the aim: CONTRIBUTING.md);
 # `make test-slow` starts no test after so many minutes.
-CPU_LIMIT ?= 30
+CPU_LIMIT ?= 20
 MINUTES_SLOW ?= 600
 # `make test-tools` and `make aot-test`, each
 MINUTES_TOOLS ?= 600

@@ -119,6 +119,13 @@ def reference(tmp_path_factory):
     return folder / "run", json.loads(out.splitlines()[-1]), err, seconds
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The same in this process: (its folder, its summary)."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder / "run", train_here(arguments(folder / "run", folder))
+
+
 def kill(reference, folder, stages, *, seed):
     """Kill a run at each of the stages, at a random time as it starts or as it trains; the command line that goes on."""
     workdir, rng = folder / "run", random.Random(seed)
@@ -194,20 +201,20 @@ def test_a_signal_saves_and_says_how_to_go_on(reference, tmp_path, number, code)
     assert_same_run(workdir, reference[0])
 
 
-def copy_of(reference, tmp_path):
-    shutil.copytree(reference[0], tmp_path / "run")
-    return tmp_path / "run", arguments(tmp_path / "run", reference[0].parent)
+def copy_of(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    return tmp_path / "run", arguments(tmp_path / "run", finished[0].parent)
 
 
-def test_a_finished_run_trains_nothing(reference, tmp_path, monkeypatch):
-    workdir, argv = copy_of(reference, tmp_path)
+def test_a_finished_run_trains_nothing(finished, tmp_path, monkeypatch):
+    workdir, argv = copy_of(finished, tmp_path)
     monkeypatch.setattr(loop._Run, "train_one_step", None)
-    assert train_here(argv) == reference[1]
-    assert_same_run(workdir, reference[0])
+    assert train_here(argv) == finished[1]
+    assert_same_run(workdir, finished[0])
 
 
-def test_a_damaged_checkpoint_costs_one_interval(reference, tmp_path, capsys):
-    workdir, argv = copy_of(reference, tmp_path)
+def test_a_damaged_checkpoint_costs_one_interval(finished, tmp_path, capsys):
+    workdir, argv = copy_of(finished, tmp_path)
     newest = workdir / "checkpoints" / str(STEPS)
     file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
@@ -216,56 +223,56 @@ def test_a_damaged_checkpoint_costs_one_interval(reference, tmp_path, capsys):
     train_here(argv)
     err = capsys.readouterr().err
     assert re.search(rf"checkpoints/{STEPS} cannot be restored", err) and f"step {STEPS - 5} instead" in err
-    assert_same_run(workdir, reference[0])
+    assert_same_run(workdir, finished[0])
 
 
-def test_nothing_to_restore_is_not_a_fresh_start(reference, tmp_path):
-    workdir, argv = copy_of(reference, tmp_path)
+def test_nothing_to_restore_is_not_a_fresh_start(finished, tmp_path):
+    workdir, argv = copy_of(finished, tmp_path)
     for step in checkpoint.steps(workdir / "checkpoints"):
         shutil.rmtree(workdir / "checkpoints" / str(step) / "state")
     with pytest.raises(UserError, match="none of the checkpoints"):
         train_here(argv)
-    assert rows_of(workdir) == rows_of(reference[0])
+    assert rows_of(workdir) == rows_of(finished[0])
 
 
-def test_what_only_reports_may_change(reference, tmp_path):
-    workdir, _ = copy_of(reference, tmp_path)
-    argv = arguments(workdir, reference[0].parent, train__log_every_steps=7, train__checkpoint_every_steps=11)
-    assert train_here(argv) == reference[1]
+def test_what_only_reports_may_change(finished, tmp_path):
+    workdir, _ = copy_of(finished, tmp_path)
+    argv = arguments(workdir, finished[0].parent, train__log_every_steps=7, train__checkpoint_every_steps=11)
+    assert train_here(argv) == finished[1]
     assert json.loads((workdir / "config.json").read_text())["train"]["log_every_steps"] == 7
 
 
-def test_a_run_of_another_config_is_refused(reference, tmp_path):
-    workdir, _ = copy_of(reference, tmp_path)
-    argv = arguments(workdir, reference[0].parent, model__d_model=64, optim__beta1=0.5)
+def test_a_run_of_another_config_is_refused(finished, tmp_path):
+    workdir, _ = copy_of(finished, tmp_path)
+    argv = arguments(workdir, finished[0].parent, model__d_model=64, optim__beta1=0.5)
     with pytest.raises(UserError, match="config: model.d_model 32 -> 64, optim.beta1 0.9 -> 0.5; choose"):
         train_here(argv)
 
 
 @pytest.mark.tools
-def test_more_steps_only_where_the_schedule_allows(reference, tmp_path, capsys):
+def test_more_steps_only_where_the_schedule_allows(finished, tmp_path, capsys):
     """A run may be extended when the steps done would have had the same learning rates."""
-    workdir, _ = copy_of(reference, tmp_path)
+    workdir, _ = copy_of(finished, tmp_path)
     longer = {"train__steps": STEPS + 10, "train__eval_every_steps": 40}
-    argv = arguments(workdir, reference[0].parent, **longer)
+    argv = arguments(workdir, finished[0].parent, **longer)
     with pytest.raises(UserError, match="learning rates of the 30 steps .*--config.optim.decay_steps=30"):
         train_here(argv)
-    argv = arguments(workdir, reference[0].parent, optim__decay_steps=STEPS, **longer)
+    argv = arguments(workdir, finished[0].parent, optim__decay_steps=STEPS, **longer)
     assert train_here(argv)["step"] == STEPS + 10
     assert "train.steps 30 -> 40: the run goes on to step 40" in capsys.readouterr().err
     # It is the run that would have been.
     whole = tmp_path / "whole"
-    train_here(arguments(whole, reference[0].parent, optim__decay_steps=STEPS, **longer))
+    train_here(arguments(whole, finished[0].parent, optim__decay_steps=STEPS, **longer))
     (_, extended), (_, straight) = last_arrays(workdir), last_arrays(whole)
     assert all(extended[name].tobytes() == straight[name].tobytes() for name in straight)
     with pytest.raises(UserError, match="less than the 40 steps done"):
-        train_here(arguments(workdir, reference[0].parent))
+        train_here(arguments(workdir, finished[0].parent))
 
 
 @pytest.mark.tools
-def test_a_loss_that_is_not_finite_stops_and_is_not_saved(reference, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(finished, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    argv = arguments(workdir, reference[0].parent)
+    argv = arguments(workdir, finished[0].parent)
     train_one_step = loop._Run.train_one_step
 
     def poisoned(run):
@@ -279,20 +286,20 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(reference, tmp_path, m
     assert checkpoint.steps(workdir / "checkpoints") == [5, 10]
     monkeypatch.undo()
     train_here(argv)
-    assert_same_run(workdir, reference[0])
+    assert_same_run(workdir, finished[0])
 
 
 @pytest.mark.tools
-def test_a_signal_during_an_evaluation_leaves_it_for_later(reference, tmp_path, monkeypatch):
+def test_a_signal_during_an_evaluation_leaves_it_for_later(finished, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    argv = arguments(workdir, reference[0].parent)
+    argv = arguments(workdir, finished[0].parent)
     monkeypatch.setattr(loop.perplexity, "evaluate", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(loop.Stopped):
         train_here(argv)
     assert checkpoint.steps(workdir / "checkpoints") == [5, 10] and (10, "validation") not in rows_of(workdir)
     monkeypatch.undo()
     train_here(argv)
-    assert_same_run(workdir, reference[0])
+    assert_same_run(workdir, finished[0])
 
 
 def test_a_second_signal_ends_the_process_at_once(monkeypatch):
@@ -312,16 +319,16 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch):
 
 
 @pytest.mark.tools
-def test_another_number_of_devices_goes_on(reference, tmp_path):
+def test_another_number_of_devices_goes_on(finished, tmp_path):
     """A run begun on two devices, parameters split over them, ends on one."""
-    workdir, folder = tmp_path / "run", reference[0].parent
+    workdir, folder = tmp_path / "run", finished[0].parent
     fewer = {"optim__decay_steps": STEPS, "train__sample_every_steps": 0}
     begun = arguments(workdir, folder, train__steps=5, mesh__fsdp=2, **fewer)
     finish(begun, XLA_FLAGS="--xla_force_host_platform_device_count=2")
     train_here(arguments(workdir, folder, train__steps=9, **fewer))
-    rows, reference_rows = rows_of(workdir), rows_of(reference[0])
+    rows, finished_rows = rows_of(workdir), rows_of(finished[0])
     for step in range(1, 10):
-        assert rows[step, "train"]["loss"] == pytest.approx(reference_rows[step, "train"]["loss"], rel=1e-4)
+        assert rows[step, "train"]["loss"] == pytest.approx(finished_rows[step, "train"]["loss"], rel=1e-4)
 
 
 HOLDER = """
@@ -333,9 +340,9 @@ with open(sys.argv[1], "a") as file:
 """
 
 
-def test_one_process_per_folder(reference, tmp_path):
+def test_one_process_per_folder(finished, tmp_path):
     """That a run holds its lock, `test_a_signal_saves_and_says_how_to_go_on` says."""
-    workdir, argv = copy_of(reference, tmp_path)
+    workdir, argv = copy_of(finished, tmp_path)
     holder = [sys.executable, "-c", HOLDER, workdir / run_folder.LOCK_NAME]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout.readline() == "held\n"
