@@ -30,9 +30,9 @@ def take_turns(
       contenders: name -> a call that waits for its result.
       rounds: turns of each.
       seconds: a contender whose turns have taken so long gets no further one, beyond the first ``AT_LEAST_TURNS``.
-      steady: each turn is two calls, of which the second counts, as steps of a training run follow each other. XLA frees its
-        temporaries after each step, and a virtual machine may give idle memory back to its host: after a pause of a second a
-        step took 404, 871 and 362 ms, the three after each of them 350 to 420. PyTorch keeps its memory.
+      steady: each turn is two calls, of which the second counts, as steps of a training run follow each other. After a pause of
+        a second a step took 404, 871 and 362 ms, the three after each of them 350 to 420. The longest spent 672 ms in the
+        system: XLA frees its temporaries after each step, and a virtual machine may give idle memory back to its host.
     """
     for call in contenders.values():
         call()
