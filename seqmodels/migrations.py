@@ -94,5 +94,20 @@ def _choose_short_conv(values: dict[str, Any]) -> None:
     _add(values, {"model.short_conv": "own"})
 
 
-MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (_number_the_versions, _report_elsewhere, _stream, _choose_short_conv)
+def _narrow_the_lstm(values: dict[str, Any]) -> None:
+    """Up to version 4 an LSTM stood without an MLP: by default it had the parameters of attention and MLP together, 12 D^2."""
+    model = values.get("model")
+    mixers = model.get("mixers") if isinstance(model, dict) else None
+    lstm = mixers.get("lstm") if isinstance(mixers, dict) else None
+    if isinstance(lstm, dict) and lstm.get("hidden_size") is None and type(model.get("d_model")) is int:
+        lstm["hidden_size"] = 4 * round(model["d_model"] * ((25 + 192) ** 0.5 - 5) / 8 / 4)
+
+
+MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (
+    _number_the_versions,
+    _report_elsewhere,
+    _stream,
+    _choose_short_conv,
+    _narrow_the_lstm,
+)
 VERSION = len(MIGRATIONS)

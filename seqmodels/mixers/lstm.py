@@ -13,12 +13,12 @@ State: h and c, 2 E numbers in float32.
 Numerical trap: none in the values: sigmoid and tanh bound everything. The price is in time: the steps follow one another,
 with a small matrix product in each, on every device.
 
-Parameters: 4 D E + 4 E^2 + 4 E + E D. The default E, about 1.22 D, makes this the 12 D^2 of attention and an MLP together: an
-LSTM stands alone in its layer, since its memory is its width.
+Parameters: 4 D E + 4 E^2 + 4 E + E D. The default E, about 0.55 D, makes this the 4 D^2 of attention.
 
-Deviations from the paper: a residual layer with a projection y = h W_o and the norm before it, as every mixer here; one bias
-where torch adds two. Initialised like Keras's LSTM: Glorot's uniform W_x, orthogonal W_h, forget bias 1 (Jozefowicz et al.
-2015, section 4).
+Deviations from the paper: a residual layer with a projection y = h W_o and the norm before it, as every mixer here, and an MLP
+after it, as in the sLSTM blocks of xLSTM (arXiv 2405.04517, section 2.4): a wider LSTM of as many parameters without MLPs learns
+less (docs/starts.md). One bias where torch adds two. Initialised like Keras's LSTM: Glorot's uniform W_x, orthogonal W_h, forget
+bias 1 (Jozefowicz et al. 2015, section 4).
 """
 
 import dataclasses
@@ -33,19 +33,17 @@ from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.lstm import LSTMState, lstm
 from seqmodels.ranges import Checked, Size
 
-PATTERN = "lstm"
-
 
 @dataclasses.dataclass(frozen=True)
 class Config(Checked, where="model.mixers.lstm"):
-    hidden_size: Size | None = None  # E; None: about 1.22 d_model, the parameters of attention and MLP together
+    hidden_size: Size | None = None  # E; None: about 0.55 d_model, the parameters of attention
     forget_bias: float = 1.0  # initial bias of the forget gates; the larger, the longer a new network remembers
     implementation: Implementation | None = None  # recurrent or None: no other form exists
 
 
 def default_hidden_size(d_model: int) -> int:
-    """The multiple of 4 nearest to the E that solves 5 D E + 4 E^2 = 12 D^2."""
-    return 4 * round(d_model * ((25 + 192) ** 0.5 - 5) / 8 / 4)
+    """The multiple of 4 nearest to the E that solves 5 D E + 4 E^2 = 4 D^2."""
+    return 4 * round(d_model * ((25 + 64) ** 0.5 - 5) / 8 / 4)
 
 
 State = LSTMState
