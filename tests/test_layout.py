@@ -188,12 +188,11 @@ def test_forbidden_idioms():
         if begins(name, "tests"):
             continue
         for node in ast.walk(parsed(path, path.read_text())):
-            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
                 reads_environment = ast.unparse(node.func.value) == "os.environ"
-                assert reads_environment or len(node.args) + len(node.keywords) < 2, f"{where}: .get with a default"
+                assert reads_environment or len(node.args) + len(node.keywords) < 2, f"{path}:{node.lineno}: .get with a default"
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nnx":
-                assert node.attr not in forbidden, f"{where}: nnx.{node.attr}"
+                assert node.attr not in forbidden, f"{path}:{node.lineno}: nnx.{node.attr}"
 
 
 def test_nothing_depends_on_where_it_was_written():
