@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from seqmodels.model import LanguageModel, ModelConfig
 from tests.configs import layer_configs
 from tests.contract import laws
+from tests.programs import build
 
 HYBRID = "attention mlp linear_attention mlp"
 VOCAB = 50
@@ -32,7 +32,7 @@ class Builder:
             compute_dtype=dtype.name,
             **layer_configs(self.pattern, implementation=implementation),
         )
-        model = LanguageModel(config, VOCAB, rngs=nnx.Rngs(params=0))
+        model = build(lambda rngs: LanguageModel(config, VOCAB, rngs=rngs))
         return laws.Subject(model, sample_tokens, batch_axis=1)
 
 
