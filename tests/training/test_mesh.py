@@ -22,7 +22,7 @@ NAMES = ["attention:51", *(name for name in mixers.names() if name != "attention
 # a fifth of the layer's at this width; split, each of the five would be gathered.
 MOST = {mesh: 1.1 for mesh in SPLIT}
 MOST_OF_RWKV = MOST | {"data x fsdp x tensor": 1.3}
-MOST_TEMPORARIES = 1.6  # times the bytes of data parallelism; most have RWKV-6 with ``tensor``, 1.54, and the LSTM, 1.49
+MOST_TEMPORARIES = 1.6  # times the bytes of data parallelism; most has RWKV-6 with ``tensor``, 1.54
 
 
 @pytest.fixture(scope="module")
