@@ -252,11 +252,11 @@ def with_caches(config: RunConfig, *, cache_dir: str, compilation_cache_dir: str
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted names of the fields in which two configs differ, with the value in each (None: absent)."""
+    """Dotted names of the fields in which two configs differ, with the value in each (None: absent); the pattern first."""
     flat_old, flat_new = flatten(to_dict(old)), flatten(to_dict(new))
     return {
         name: (flat_old.get(name), flat_new.get(name))
-        for name in sorted(flat_old.keys() | flat_new.keys())
+        for name in sorted(flat_old.keys() | flat_new.keys(), key=lambda name: (name != "model.pattern", name))
         if name not in flat_old or name not in flat_new or flat_old[name] != flat_new[name]
     }
 

@@ -97,10 +97,17 @@ def _choose_short_conv(values: dict[str, Any]) -> None:
 def _narrow_the_lstm(values: dict[str, Any]) -> None:
     """Up to version 4 an LSTM stood without an MLP: by default it had the parameters of attention and MLP together, 12 D^2."""
     model = values.get("model")
-    mixers = model.get("mixers") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or type(model.get("d_model")) is not int:
+        return
+    width = 4 * round(model["d_model"] * ((25 + 192) ** 0.5 - 5) / 8 / 4)
+    mixers = model.get("mixers")
     lstm = mixers.get("lstm") if isinstance(mixers, dict) else None
-    if isinstance(lstm, dict) and lstm.get("hidden_size") is None and type(model.get("d_model")) is int:
-        lstm["hidden_size"] = 4 * round(model["d_model"] * ((25 + 192) ** 0.5 - 5) / 8 / 4)
+    if width <= 0:
+        return
+    if isinstance(lstm, dict) and lstm.get("hidden_size") is None:
+        lstm["hidden_size"] = width
+    if isinstance(model.get("pattern"), str):
+        model["pattern"] = re.sub(r"(\blstm\([^()]*\bhidden_size\s*=\s*)None\b", rf"\g<1>{width}", model["pattern"])
 
 
 MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (

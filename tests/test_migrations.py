@@ -11,7 +11,7 @@ import pytest
 
 from seqmodels import config, migrations, model
 from seqmodels.errors import UserError
-from seqmodels.training import checkpoint
+from seqmodels.training import checkpoint, loop
 from tests.configs import tiny
 
 RUN_CONFIGS = sorted((Path(__file__).parent / "run_configs").glob("*.json"))
@@ -32,7 +32,8 @@ def test_the_config_of_an_old_run_is_still_read(path):
         assert now.pop("model.pattern") == then.pop("model.pattern").replace(" mlp", " rwkv_channel_mix")
         assert now["model.channel_layers.rwkv_channel_mix.hidden"] == then["model.mlp_hidden"] == 112
         then = {name: value for name, value in then.items() if name not in MOVED}
-    then.pop("version", None)
+    for name in ("version", "digest"):
+        then.pop(name, None)
     then = {MOVED[name] if name in MOVED else name: value for name, value in then.items()}
     then.pop(None, None)
     if "model.mixers.lstm.hidden_size" in then:
@@ -69,8 +70,46 @@ def test_a_version_that_is_not_known_is_a_mistake(tmp_path, version):
         config.load(path)
 
 
+def test_an_lstm_without_an_mlp_keeps_its_width_and_goes_on(tmp_path):
+    """Version 4's default had the parameters of an MLP as well; the same command asks for today's, and is told so."""
+    former = config.to_dict(tiny(**{"model.pattern": "lstm"})) | {"version": 4}
+    assert former["model"]["mixers"]["lstm"]["hidden_size"] is None
+    (tmp_path / "config.json").write_text(json.dumps(former))
+    own = "--config.model.mixers.lstm.hidden_size=40"
+    with pytest.raises(UserError, match=rf"hidden_size 40 -> None; .* or go on as it was, with {own}$"):
+        loop._check_config(tiny(**{"model.pattern": "lstm"}), tmp_path)
+    with pytest.raises(
+        UserError, match=rf"config: model.pattern 'lstm' -> 'lstm mlp', .* with --config.model.pattern=lstm {own}$"
+    ):
+        loop._check_config(tiny(**{"model.pattern": "lstm mlp"}), tmp_path)
+    as_it_was = tiny(**{"model.pattern": "lstm", "model.mixers.lstm.hidden_size": 40})
+    assert loop._check_config(as_it_was, tmp_path) == as_it_was
+
+
+@pytest.mark.parametrize(
+    ("pattern", "migrated"),
+    [
+        ("lstm(hidden_size=None)", "lstm(hidden_size=40)"),
+        ("mlp lstm(forget_bias=0.0, hidden_size = None) mlstm", "mlp lstm(forget_bias=0.0, hidden_size = 40) mlstm"),
+        ("lstm(hidden_size=12) lstm", "lstm(hidden_size=12) lstm"),
+    ],
+)
+def test_the_width_of_an_lstm_in_a_pattern(pattern, migrated):
+    model = {"d_model": 32, "pattern": pattern, "mixers": {"lstm": {"hidden_size": None}}}
+    now = migrations.up_to_date({"version": 4, "model": model})["model"]
+    assert now == {"d_model": 32, "pattern": migrated, "mixers": {"lstm": {"hidden_size": 40}}}
+
+
 def test_migrations_leave_odd_values_to_the_config(tmp_path):
-    for odd in ({}, {"model": 1}, {"model": {"mixers": []}}, {"model": {"mlp_kind": [], "mlp_hidden": 0, "mlp_activation": {}}}):
+    lstm = {"pattern": "lstm", "mixers": {"lstm": {"hidden_size": None}}}
+    odd_models = (
+        1,
+        {"mixers": []},
+        lstm | {"d_model": 0},
+        lstm | {"d_model": 1e9},
+        {"mlp_kind": [], "mlp_hidden": 0, "mlp_activation": {}},
+    )
+    for odd in ({}, *({"model": each} for each in odd_models)):
         path = tmp_path / "config.json"
         path.write_text(json.dumps(odd))
         with pytest.raises(UserError):

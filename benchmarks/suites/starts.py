@@ -4,7 +4,7 @@ Every mixer, and a model of MLPs alone that sees no other token, at a size that 
 the token and each layer's output enter the residual stream (config.model.embedding_norm and branch_rms). Of each run: the
 validation loss at the end, the loss after one token of context, where there is nothing to mix, and what the untrained model
 does to the stream. Results are written after each row to --out; a row that stands there already is not trained again.
-tools/pages/starts.py makes docs/results/starts.md of them.
+tools/pages/starts.py makes docs/starts.md of them.
 """
 
 import argparse
@@ -50,7 +50,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     names = (NO_MIXER, *mixers.names())
     parser.add_argument("--source", default="toy", help="the text: a path, a hub id, or toy")
     parser.add_argument(
-        "--mixers", type=_models, default=",".join(names), help="whose models; a pattern (lstm mlp) is a model of its layers"
+        "--mixers",
+        type=_models,
+        default=",".join(names),
+        help="whose models; a pattern is a model of its layers, as in a comparison",
     )
     parser.add_argument("--starts", type=names_out_of("start", STARTS), default="equal,unscaled", help=f"of {', '.join(STARTS)}")
     parser.add_argument("--widths", type=lengths, default="64", help="of the residual stream")

@@ -43,7 +43,7 @@ class Config(Checked, where="model.mixers.lstm"):
 
 def default_hidden_size(d_model: int) -> int:
     """The multiple of 4 nearest to the E that solves 5 D E + 4 E^2 = 4 D^2."""
-    return 4 * round(d_model * ((25 + 64) ** 0.5 - 5) / 8 / 4)
+    return max(4, 4 * round(d_model * ((25 + 64) ** 0.5 - 5) / 8 / 4))
 
 
 State = LSTMState

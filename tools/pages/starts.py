@@ -30,7 +30,8 @@ FEWEST_RANKED = 5  # mixers, of which a rank correlation says something
 INTRODUCTION = """\
 # How models start, and what it does to a ranking
 
-Made by `python -m tools.pages.starts` from `benchmarks/results/starts.json`, which holds each row's commit. The command:
+Made by `python -m tools.pages.starts` from `benchmarks/results/starts.json`, which holds each row's commit. The command, with
+`--starts`, `--widths`, `--repeats`, `--rates`, `--steps` and `--seeds` for the other rows (`--help` says what they are):
 
 ```
 {command}
@@ -39,7 +40,8 @@ Made by `python -m tools.pages.starts` from `benchmarks/results/starts.json`, wh
 A comparison is of architectures only if its models start alike. Until November 2026 the embedding started with deviation 0.02
 and entered the residual stream unscaled, while layers added vectors of rms 0.02 to 0.5, depending on the mixer: the token
 was lost in what they added. The order of losses was mostly the order in which mixers left the plateau that this made.
-The starts compared here:
+The starts compared here (`embedding_norm`: the embedding passes a norm before the first layer; `branch_rms`: the rms with which each
+layer's output enters the stream; None: as the initial values have it):
 
 | start | `model.embedding_norm` | `model.branch_rms` |
 |---|---|---|
@@ -48,22 +50,25 @@ The starts compared here:
 OTHER_SETTINGS = """\
 ## Other settings
 
-The model without a mixer has MLPs alone, so it is smaller than the others (139,520 parameters where attention's has 172,416, at
-width 64 with 2 repeats). A second MLP in the mixer's place, `mlp(hidden=85) mlp`, makes it as large: then it ends at 4.070 nats
-after 200 steps instead of 4.079, and at 3.563 after 800 instead of 3.568. After 200 steps linear attention is 0.064 nats above it
-(0.0297 bits per byte, standard error 0.0018 over five seeds), the other mixers at most 0.03 nats; after 800 steps all are at least 0.10 nats below it.
+After few steps at a low rate some mixers end above the model without one. That model has MLPs alone, so it is smaller than the
+others (139,520 parameters where attention's has 172,416, at width 64 with 2 repeats). A second MLP in the mixer's place,
+`mlp(hidden=85) mlp`, is a control of their size. It ends at 4.070 nats after 200 steps instead of 4.079, and at 3.563 after 800
+instead of 3.568. Linear attention is the farthest above this control after 200 steps, by 0.064 nats (0.030 bits per byte, standard
+error 0.002 over five seeds); the other mixers are at most 0.03 nats above it. After 800 steps all are at least 0.10 nats below it.
 
-Until December 2026 the LSTM stood alone in its layer, 1.22 times as wide as the stream, in place of attention and an MLP. So it was
-0.19 nats (0.09 bits per byte) above the control after 200 steps. An LSTM of attention's size with an MLP after it, as in the sLSTM
-blocks of xLSTM, is below it, and below the wide one in every table here, by 0.07 to 0.27 nats. The wide one is in the tables as
-`lstm(hidden_size=76)` (156 and 312 at the larger widths). Closing its forget gates does not mend it: their bias of 1 (Jozefowicz
-et al. 2015) makes its outputs of past tokens as much as of the present one, and with -3 it is still 0.05 nats above the control.
+Until December 2026 the LSTM stood alone in its layer, 1.22 times as wide as the stream, in place of attention and an MLP: in the
+tables it is `alone=lstm(hidden_size=76)`, 156 and 312 at the larger widths. After 200 steps it was 0.18 nats (0.08 bits per byte)
+above the control of its size. An LSTM of attention's size with an MLP after it, as in the sLSTM blocks of xLSTM, is 0.04 nats below
+this control, and 0.07 to 0.27 nats below the wide LSTM in every table that has both. What the width does and what the MLP does was
+not measured apart. Forget gates that start closed help the wide LSTM at first: with a bias of -3 in place of 1 (Jozefowicz et al.
+2015) it is 0.05 nats above the control after 200 steps. After 800 steps a bias of 0 or -1 is 0.06 nats better than 1, and 0.10
+worse than the LSTM with an MLP.
 
-At width 256 DFW and GateLoop end above it at 0.008, and below at 0.003. Neither norms what its heads read out, a product of
-queries, keys and values, and one step of AdamW changes the output of a wide projection more than that of a narrow one. Both have
-such a norm as an option, `dfw(head_norm=True) mlp` and `gateloop(output_norm=True) mlp`: with it the loss after one token is
-within the range of the other mixers, and DFW ends 0.02 nats above the control instead of 0.50, GateLoop 0.08 instead of 0.12.
-What keeps GateLoop above it at this rate is not known.
+At width 256 and a learning rate of 0.008 DFW and GateLoop end above the model without a mixer; at 0.003 they end below it. Neither
+norms what its heads read out, a product of queries, keys and values, and one step of AdamW changes the output of a wide projection
+more than that of a narrow one. Both have such a norm as an option, `dfw(head_norm=True) mlp` and `gateloop(output_norm=True) mlp`:
+with it the loss after one token is within the range of the other mixers, and DFW ends 0.02 nats above the model without a mixer
+instead of 0.50, GateLoop 0.08 instead of 0.12. What keeps GateLoop above it at this rate is not known.
 """
 
 
@@ -98,6 +103,7 @@ def page(results: dict) -> str:
     lines += [
         f"Width {MAIN['width']}, {MAIN['repeats']} repeats, {MAIN['steps']} steps of 8 x 128 tokens of TinyStories, 1,024 tokens "
         f"in the vocabulary, learning rate {MAIN['learning_rate']:g}, one seed but where more are named. "
+        "Repeats are of the pattern's layers. An empty cell was not measured. "
         "Validation loss in nats per token; in brackets the loss after one token of context, where there is nothing to mix; "
         "the token's share is the part of the "
         "untrained stream's variance that its embedding explains, after the first and the last layer.",
