@@ -95,6 +95,7 @@ def opening(results: dict, source: str) -> list[str]:
         f"{sizes['tokens']} tokens are decoded greedily by the loop that `scripts/generate.py` runs, and the fastest run counts. "
         "`attention_window` sees 256 tokens.",
         "",
+        *([results["note"], ""] if "note" in results else []),  # of the writer of the results, by hand
         f"![time and state against context]({PAGE.with_suffix('.png').name})",
         "",
     ]
