@@ -508,13 +508,13 @@ def _check_config(config: RunConfig, workdir: Path) -> RunConfig:
         for name, (before, after) in config_lib.differences(old, config).items()
         if name not in RESUMABLE_FIELDS
     }
-    fixed = [name for name in changes if name not in HORIZON_FIELDS]
-    if fixed:
-        more = f" and {len(fixed) - 5} more" if len(fixed) > 5 else ""
+    if any(name not in HORIZON_FIELDS for name in changes):
         own = config_lib.flatten(config_lib.to_dict(old))
-        # What the run has not are options of layers that it has not.
-        flags = [f"--config.{name}={own[name]}" for name in fixed if name in own]
-        go_on = f", or go on as it was, with {shlex.join(flags)}" if len(flags) <= 5 else ""  # a default may have changed
+        # What the run has not are options of layers, or of a task, that it has not: the pattern or the task tells of them.
+        fixed = [name for name in changes if name not in HORIZON_FIELDS and name in own]
+        more = f" and {len(fixed) - 5} more" if len(fixed) > 5 else ""
+        flags = shlex.join(f"--config.{name}={own[name]}" for name in fixed)
+        go_on = "" if more else f", or go on as it was, with {flags}"  # a default may have changed
         raise UserError(
             f"{workdir} holds a run of another config: {', '.join(changes[name] for name in fixed[:5])}{more}; "
             f"choose another --workdir to begin anew{go_on}"
