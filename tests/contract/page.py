@@ -23,8 +23,9 @@ the rows `recurrent` and `default` of every mixer again, and of the other rows t
 called `pallas` are the TPU's kernels in their interpreter: `make test-tools` measures those of {kernels}.
 
 Each mixer of `seqmodels/mixers`, in each implementation, against each law of the contract (`tests/contract/laws.py`): the worst
-relative error seen, on three rows of up to 49 tokens at width 32, on a CPU in float32 (0 is exactly zero). `default` is what a
-config gets that names no implementation. A form that a mixer does not have is refused with the reason given below its table.
+relative error seen, on three rows of up to 49 tokens (63 before December 2026) at width 32, on a CPU in float32 (0 is exactly
+zero). `default` is what a config gets that names no implementation. A form that a mixer does not have is
+refused with the reason given below its table.
 
 | law | bound | what it says |
 |---|---|---|
